@@ -1,0 +1,43 @@
+"""Parse `mypt COMMAND ...`, run the command's module, turn user errors into one message and an exit code."""
+
+import argparse
+import importlib
+import sys
+
+from mypt.errors import MyPTError
+
+# In the order in which a newcomer meets them.
+COMMANDS = ("prepare", "plan", "presets", "train", "evaluate", "generate", "inspect")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mypt",
+        description="Train GPT models from scratch and adapt them to a domain without losing what they knew.",
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module = importlib.import_module(f"mypt.cli.{name}")
+        command = subparsers.add_parser(
+            name, help=module.HELP, description=module.HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns 0 (done), 1 (a check failed) or 2 (bad input)."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except MyPTError as error:
+        if args.debug:
+            raise
+        print(f"mypt {args.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of a pipe (`mypt generate | head`) went away: nothing was lost.
+        sys.stderr.close()
+        return 0

@@ -1,0 +1,26 @@
+"""Tables for people: rich on a terminal, aligned plain text when piped."""
+
+import sys
+
+
+def print_table(title: str, columns: list[str], rows: list[list[object]]) -> None:
+    """Print `rows` under `columns`; the first column is left-aligned, the others right-aligned."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=title or None, title_justify="left")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in cells:
+            table.add_row(*map(escape, row))
+        Console().print(table)
+        return
+    if title:
+        print(title)
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    for row in [columns, *cells]:
+        first, *rest = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        print("  ".join([first, *rest]).rstrip())

@@ -1,0 +1,29 @@
+"""Errors that a user can act on: every message says what was given, what was expected and what to do next."""
+
+
+class MyPTError(Exception):
+    """Bad input or a refused request; the command line prints it without a traceback and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class RecipeError(MyPTError):
+    """A recipe that cannot be read: unknown key, wrong type, missing value."""
+
+
+class DataError(MyPTError):
+    """Text, a dataset directory or a token stream that cannot be used as asked."""
+
+
+class TokenizerError(MyPTError):
+    """A tokenizer that is missing, damaged or does not belong to the data or the model."""
+
+
+class CheckpointError(MyPTError):
+    """A run folder or a checkpoint that is missing, incomplete or belongs to another run."""
+
+
+class CheckFailed(MyPTError):
+    """The input was fine and the answer is no: a declined question, a check that did not pass."""
+
+    exit_code = 1

@@ -1,0 +1,1 @@
+"""The only code that knows the on-disk format of token shards."""
