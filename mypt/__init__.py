@@ -1,0 +1,45 @@
+"""MyPT: train GPT models from scratch and adapt them to a domain without losing what they knew.
+
+Names are imported on first use; `import mypt` itself costs milliseconds and makes transformers' Auto classes know
+the model type `mypt`.
+"""
+
+import importlib
+
+from .models import auto
+
+_MODULE_OF = {
+    "MyPTConfig": "mypt.models.configuration_mypt",
+    "MyPTModel": "mypt.models.modeling_mypt",
+    "MyPTForCausalLM": "mypt.models.modeling_mypt",
+    "MyPTForSequenceClassification": "mypt.models.modeling_mypt",
+    "preset_config": "mypt.models.presets",
+    "calculate_dataset_coverage": "mypt.planning.coverage",
+    "prepare_dataset": "mypt.shards.prepare",
+    "ShardStream": "mypt.streams.shard_stream",
+    "CoverageCallback": "mypt.training.callbacks.coverage",
+    "ForgettingCallback": "mypt.training.callbacks.forgetting",
+    "load_tokenizer": "mypt.tokenization.load",
+    "load_recipe": "mypt.recipe",
+    "build_trainer": "mypt.training.build",
+}
+
+__all__ = ["__version__", *_MODULE_OF]
+
+
+def __getattr__(name: str):
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mypt")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'mypt' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    value = globals()[name] = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+auto.install()

@@ -22,5 +22,7 @@ def print_table(title: str, columns: list[str], rows: list[list[object]]) -> Non
         print(title)
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for row in [columns, *cells]:
-        first, *rest = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        first, *rest = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         print("  ".join([first, *rest]).rstrip())

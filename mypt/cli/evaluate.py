@@ -1,0 +1,46 @@
+"""`mypt evaluate MODEL ... --data NAME=DIR ...`: exact losses on whole evaluation splits."""
+
+import argparse
+import json
+
+from mypt.cli.table import print_table
+
+HELP = "exact loss, perplexity and bits per byte of one or several models on whole evaluation splits"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="run or checkpoint folder or hub id; changes are against the first"
+    )
+    parser.add_argument("--data", nargs="+", required=True, metavar="NAME=DIR", help="dataset directories by name")
+    parser.add_argument("--split", choices=("val", "train"), default="val", help="which split of each directory")
+    parser.add_argument("--block-size", type=int, help="context in tokens (default: the models' shortest context)")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows evaluated at once")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from mypt.evaluation.compare import compare, parse_data
+
+    scores = compare(
+        args.models, parse_data(args.data), split=args.split, block_size=args.block_size, batch_size=args.batch_size
+    )
+    if args.json:
+        print(json.dumps([asdict(score) for score in scores], indent=1))
+        return
+    columns = ["model", "data", "tokens", "nats/token", "perplexity", "bits/byte", "change"]
+    rows = [
+        [
+            score.model,
+            score.data,
+            f"{score.tokens:,}",
+            f"{score.loss:.4f} +/- {score.standard_error:.4f}",
+            f"{score.perplexity:.2f}",
+            f"{score.bits_per_byte:.4f}",
+            "" if score.delta is None else f"{score.delta:+.4f} +/- {score.delta_error:.4f}",
+        ]
+        for score in scores
+    ]
+    print_table("", columns, rows)

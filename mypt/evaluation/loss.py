@@ -1,0 +1,82 @@
+"""The one evaluator: loss summed per window over a whole split, so that every token weighs the same."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mypt.streams.eval_windows import EvalWindows
+
+
+@dataclass(frozen=True)
+class WindowLosses:
+    """Summed negative log-likelihood (nats) and number of targets of each window; float64 (n,) and int64 (n,)."""
+
+    sums: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """Mean nats per token over all windows."""
+        return float(self.sums.sum() / self.tokens.sum())
+
+    @property
+    def standard_error(self) -> float:
+        """Of `loss`, over windows (ratio estimator)."""
+        return ratio_standard_error(self.sums, self.tokens)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite when that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def bits_per_byte(self, bytes_per_token: float) -> float:
+        """Nats per token -> bits per UTF-8 byte, which compares models with different tokenizers."""
+        return self.loss / math.log(2) / bytes_per_token
+
+    def delta(self, baseline: "WindowLosses") -> tuple[float, float]:
+        """Change of the loss since `baseline` on the same windows, and its paired standard error, both in nats."""
+        difference = self.sums - baseline.sums
+        return float(difference.sum() / self.tokens.sum()), ratio_standard_error(difference, self.tokens)
+
+
+def ratio_standard_error(sums: np.ndarray, tokens: np.ndarray) -> float:
+    """Standard error of sum(sums) / sum(tokens) with windows as the sampling unit (Cochran 1977, section 2.11).
+
+    0 for a single window, whose spread cannot be known.
+    """
+    n = len(sums)
+    if n < 2:
+        return 0.0
+    residual = sums - sums.sum() / tokens.sum() * tokens
+    return float(math.sqrt(n / (n - 1) * np.square(residual).sum()) / tokens.sum())
+
+
+@torch.no_grad()
+def window_losses(
+    model: torch.nn.Module, windows: EvalWindows, batch_size: int = 8, rank: int = 0, world_size: int = 1, progress=None
+) -> WindowLosses:
+    """Evaluate any causal LM whose output has `.logits` (batch, T, vocabulary).
+
+    Each rank takes every world_size-th window; the sums are added up over the default process group, so that all
+    ranks return the same. `progress`, if given, is called with the number of windows done in each batch.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    sums = torch.zeros(len(windows), dtype=torch.float64)
+    for indices in windows.batches(batch_size, rank, world_size):
+        inputs, targets = (tensor.to(device) for tensor in windows.gather(indices))
+        logits = model(input_ids=inputs, use_cache=False).logits  # (batch, T, vocabulary)
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        sums[torch.from_numpy(indices)] = losses.view_as(targets).sum(dim=1, dtype=torch.float64).cpu()
+        if progress:
+            progress(len(indices))
+    model.train(was_training)
+    if world_size > 1:
+        summed = sums.to(device)
+        torch.distributed.all_reduce(summed)
+        sums = summed.cpu()
+    return WindowLosses(sums.numpy(), windows.lengths)

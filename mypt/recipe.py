@@ -1,0 +1,252 @@
+"""One YAML file per run: sections as dataclasses, names checked, overrides applied, the resolved copy written back."""
+
+import ast
+import difflib
+import importlib.util
+import math
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from mypt.errors import RecipeError
+from mypt.yaml12 import dump_yaml, load_yaml
+
+RESOLVED_NAME = "recipe.yaml"
+
+# TrainingArguments that would break a promise of this package, with the way that keeps it.
+REFUSED_TRAINING_KEYS = {
+    "label_smoothing_factor": "Trainer applies it without shifting the labels of a model that it does not ship",
+    "auto_find_batch_size": "a batch size found at run time changes the sample order; set per_device_train_batch_size",
+    "resume_from_checkpoint": "use `mypt train --resume`, which finds the last complete checkpoint",
+    "hub_token": "a recipe is no place for a secret; use `hf auth login` or the HF_TOKEN variable",
+    "remove_unused_columns": "it would drop shift_labels, the targets of every window; it is always false",
+    "load_best_model_at_end": "OUT holds the final model and OUT/best the best one, both, always",
+    "ignore_data_skip": "the stream starts at its exact sample; it is always true",
+    "eval_on_start": "the step-0 baseline is always measured",
+    "metric_for_best_model": "the best checkpoint has the lowest target loss with every guard within its tolerance",
+    "greater_is_better": "the best checkpoint has the lowest eval_constrained_loss",
+}
+
+
+@dataclass
+class ModelSection:
+    """What is trained: a preset (with any MyPTConfig field changed) or an existing model."""
+
+    preset: str = "modern-tiny"
+    init_from: str | None = None
+    dtype: str | None = None
+    config: dict = field(default_factory=dict)  # MyPTConfig fields given beside the keys above
+
+
+@dataclass
+class TokenizerSection:
+    """The tokenizer of a text source; dataset directories bring their own."""
+
+    name: str = "bpe"
+    vocab_size: int | str = "auto"
+    min_vocab_size: int = 5_000
+    max_vocab_size: int = 50_000
+    train_examples: int = 10_000
+    retrain: bool = False
+
+
+@dataclass
+class DataSection:
+    """What is trained on and what is evaluated; `train` is {source: weight}, `eval` {name: source}."""
+
+    train: dict = field(default_factory=dict)
+    eval: dict = field(default_factory=dict)
+    block_size: int | None = None
+    val_fraction: float = 0.1
+    val_split: str = "tail"
+    document_mask: bool = False
+    text_column: str = "text"
+
+
+@dataclass
+class CoverageSection:
+    """How often the data is seen: a target in passes, and what happens below one pass."""
+
+    target: float | None = None
+    confirm: bool = True
+    strict: bool = False
+
+
+@dataclass
+class ForgettingSection:
+    """Which evaluation set is being learned, which are guarded, and what a loss on a guarded one triggers."""
+
+    target: str | None = None
+    guard: list | None = None
+    tolerance: float = 0.05
+    action: str = "warn"
+    eval_windows: int | str = 1_000
+    time_budget: float = 0.1
+
+
+@dataclass
+class OptimizerSection:
+    """The optimizer and the shape of the learning rate over the run."""
+
+    name: str | None = None
+    schedule: str = "wsd"
+    cooldown: float = 0.2
+    momentum: float = 0.95
+    ns_steps: int = 5
+
+
+@dataclass
+class Recipe:
+    """A run's settings. `training` holds the given TrainingArguments by name."""
+
+    model: ModelSection = field(default_factory=ModelSection)
+    tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
+    data: DataSection = field(default_factory=DataSection)
+    coverage: CoverageSection = field(default_factory=CoverageSection)
+    forgetting: ForgettingSection = field(default_factory=ForgettingSection)
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    training: dict = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """The recipe as plain YAML sections; `load_recipe` of it gives this recipe again."""
+        content = asdict(self)
+        content["model"] |= content["model"].pop("config")
+        return content
+
+
+CHOICES = {
+    ("data", "val_split"): ("hash", "tail"),
+    ("forgetting", "action"): ("warn", "stop"),
+    ("optimizer", "schedule"): ("wsd", "linear", "cosine", "constant"),
+}
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe file, or the resolved recipe of a run folder, and apply `--section.key=value` overrides.
+
+    Raises RecipeError for a missing file, broken YAML, an unknown key (with the nearest name) or a value of the
+    wrong type.
+    """
+    path = Path(path)
+    path = path / RESOLVED_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise RecipeError(f"recipe {path} does not exist; pass a YAML file such as recipes/pretrain.yaml")
+    try:
+        content = load_yaml(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} holds {type(content).__name__}, expected sections such as `model:` and `data:`")
+    for override in overrides or []:
+        _apply_override(content, override)
+    return parse_recipe(content)
+
+
+def save_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Write the resolved recipe, so that a run can be repeated from its folder alone."""
+    Path(path).write_text(dump_yaml(recipe.to_dict()), encoding="utf-8")
+
+
+def parse_recipe(content: dict) -> Recipe:
+    """Plain sections -> Recipe. Raises RecipeError as `load_recipe` does."""
+    sections = {section.name: section.type for section in fields(Recipe)}
+    for name in content:
+        if name not in sections:
+            raise RecipeError(_unknown("recipe section", name, sections))
+    recipe = Recipe()
+    for name, section_type in sections.items():
+        values = content.get(name) or {}
+        if not isinstance(values, dict):
+            raise RecipeError(f"recipe section {name!r} is {values!r}, expected keys and values below it")
+        if name == "training":
+            recipe.training = _check_training(values)
+        else:
+            setattr(recipe, name, _parse_section(name, section_type, values))
+    return recipe
+
+
+def _parse_section(name: str, section_type: type, values: dict):
+    values = dict(values)
+    types_by_key = typing.get_type_hints(section_type)
+    if name == "model":
+        types_by_key.pop("config")
+        config_fields = class_fields("mypt.models.configuration_mypt", "MyPTConfig")
+        extra = {key: values.pop(key) for key in list(values) if key in config_fields and key not in types_by_key}
+        known = [*types_by_key, *config_fields]
+    else:
+        extra, known = {}, list(types_by_key)
+    if name == "data":
+        values = _normal_data(values)
+    for key, value in values.items():
+        if key not in types_by_key:
+            raise RecipeError(_unknown(f"key in recipe section {name!r}:", key, known))
+        values[key] = _checked(f"{name}.{key}", value, types_by_key[key])
+        choices = CHOICES.get((name, key))
+        if choices and value not in choices:
+            raise RecipeError(f"{name}.{key} is {value!r}, expected one of: {', '.join(choices)}")
+    return section_type(**values, config=extra) if name == "model" else section_type(**values)
+
+
+def _normal_data(values: dict) -> dict:
+    """One source as a string means the mixture {source: 1}; weights must be positive numbers."""
+    if isinstance(values.get("train"), str):
+        values["train"] = {values["train"]: 1.0}
+    for source, weight in (values.get("train") or {}).items():
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < math.inf:
+            raise RecipeError(f"data.train weight of {source!r} is {weight!r}, expected a positive number")
+    return values
+
+
+def _checked(key: str, value, expected):
+    """`value` if it is of the annotated type (a whole number also serves as a float)."""
+    options = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+    if isinstance(value, int) and not isinstance(value, bool) and float in options and int not in options:
+        return float(value)
+    if not any(isinstance(value, option) and not (option is int and isinstance(value, bool)) for option in options):
+        names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping",
+                 list: "a list", types.NoneType: "null"}  # fmt: skip
+        wanted = " or ".join(names[option] for option in options)
+        raise RecipeError(f"{key} is {value!r}, expected {wanted}")
+    return value
+
+
+def _check_training(values: dict) -> dict:
+    known = class_fields("transformers.training_args", "TrainingArguments")
+    for key, value in values.items():
+        if key not in known:
+            raise RecipeError(_unknown("key in recipe section 'training':", key, known))
+        if key in REFUSED_TRAINING_KEYS:
+            raise RecipeError(f"training.{key} is refused: {REFUSED_TRAINING_KEYS[key]}")
+        if key.endswith("_strategy") and value == "epoch":
+            raise RecipeError(f"training.{key}: epoch is refused: a token stream has no epoch end; use steps")
+    return dict(values)
+
+
+def _unknown(what: str, name: str, known) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known)[:20])}"
+    return f"unknown {what} {name!r}; {hint}"
+
+
+def _apply_override(content: dict, override: str) -> None:
+    name, equals, value = override.removeprefix("--").partition("=")
+    section, dot, key = name.partition(".")
+    if not override.startswith("--") or not equals or not dot or not key:
+        raise RecipeError(f"override {override!r} is not understood, expected --section.key=value")
+    if not isinstance(content.setdefault(section, {}) or {}, dict):
+        raise RecipeError(f"override {override!r}: recipe section {section!r} holds no keys")
+    content[section] = (content[section] or {}) | {key: load_yaml(value)}
+
+
+@cache
+def class_fields(module: str, class_name: str) -> tuple[str, ...]:
+    """Annotated field names of a class, read from its source: importing transformers would take seconds."""
+    package, _, submodule = module.rpartition(".")
+    root = Path(importlib.util.find_spec(package).submodule_search_locations[0])
+    tree = ast.parse((root / f"{submodule}.py").read_text(encoding="utf-8"))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
+    return tuple(node.target.id for node in body if isinstance(node, ast.AnnAssign))

@@ -1,0 +1,1 @@
+"""Token windows in an exact, seeded order, as torch datasets."""

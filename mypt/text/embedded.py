@@ -1,0 +1,116 @@
+"""Real text found on any machine with Python: its documentation prose as *general*, its source code as *domain*.
+
+`python -m mypt.text.embedded DIR` writes DIR/general.jsonl and DIR/domain.jsonl and prints their overlap.
+"""
+
+import ast
+import inspect
+import json
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+SKIPPED_PACKAGES = {
+    "pydoc_data",
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "lib2to3",
+    "__pycache__",
+}
+LONG_DOCSTRING = 200  # characters; shorter ones are mostly one-line labels
+LONG_LINE = 40  # characters from which a shared line is more than a shared phrase
+
+
+def write_embedded_corpus(directory: str | Path) -> dict[str, int | float]:
+    """Write both corpora, one JSON document a line. Returns counts and the share of general lines found in domain."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    sources = [path.read_text(encoding="utf-8", errors="replace") for path in _stdlib_files()]
+    trees = [(source, _parse(source)) for source in sources]
+    general = [*_topics(), *dict.fromkeys(doc for _, tree in trees if tree for doc in _long_docstrings(tree))]
+    domain = [without_docstrings(source, tree) for source, tree in trees if tree]
+    for name, documents in (("general", general), ("domain", domain)):
+        lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents if text.strip())
+        (directory / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return {
+        "general_documents": len(general),
+        "general_bytes": sum(len(text.encode()) for text in general),
+        "domain_documents": len(domain),
+        "domain_bytes": sum(len(text.encode(errors="replace")) for text in domain),
+        "overlap": overlap(general, domain),
+    }
+
+
+def overlap(general: list[str], domain: list[str]) -> float:
+    """Share of the long lines of `general` that also stand in `domain`, word for word."""
+    seen = {line.strip() for text in domain for line in text.splitlines()}
+    lines = [line.strip() for text in general for line in text.splitlines() if len(line.strip()) >= LONG_LINE]
+    return sum(line in seen for line in lines) / max(1, len(lines))
+
+
+def _topics() -> list[str]:
+    """The language reference as plain text, a topic a document; an interpreter without pydoc_data has none."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return []
+    return [text for _, text in sorted(topics.items())]
+
+
+def _stdlib_files() -> Iterator[Path]:
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        if not SKIPPED_PACKAGES.intersection(path.relative_to(root).parts[:-1]):
+            yield path
+
+
+def _parse(source: str) -> ast.Module | None:
+    """The syntax tree, or None for a file that is not meant to parse."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ast.parse(source)
+        except (SyntaxError, ValueError):
+            return None
+
+
+def _documented(tree: ast.Module) -> Iterator[ast.Expr]:
+    """The docstring statement of the module and of every class and function that has one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                yield first
+
+
+def _long_docstrings(tree: ast.Module) -> Iterator[str]:
+    for statement in _documented(tree):
+        text = inspect.cleandoc(statement.value.value)
+        if len(text) >= LONG_DOCSTRING:
+            yield text
+
+
+def without_docstrings(source: str, tree: ast.Module) -> str:
+    """The source with every docstring cut out, so that no documentation prose hides in the code."""
+    lines = source.splitlines()
+    for statement in sorted(_documented(tree), key=lambda node: node.lineno, reverse=True):
+        # A docstring that shares its first line with code (`def f(): "doc"`) stays: cutting it would cut the code.
+        if lines[statement.lineno - 1][: statement.col_offset].strip() == "":
+            del lines[statement.lineno - 1 : statement.end_lineno]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    counts = write_embedded_corpus(sys.argv[1])
+    for corpus in ("general", "domain"):
+        print(f"{corpus}: {counts[f'{corpus}_documents']:,} documents, {counts[f'{corpus}_bytes'] / 1e6:.1f} MB")
+    print(f"overlap: {counts['overlap']:.2%} of general's lines of {LONG_LINE} characters or more also stand in domain")

@@ -1,0 +1,1 @@
+"""Tokenizers that are plain `tokenizer.json` files, which AutoTokenizer loads."""

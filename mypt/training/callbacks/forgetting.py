@@ -1,0 +1,249 @@
+"""Measure every evaluation set against its step-0 baseline; say, record and act when a guarded one gets worse."""
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.utils import logging
+
+from mypt.errors import CheckpointError, MyPTError
+from mypt.evaluation.loss import WindowLosses, window_losses
+from mypt.streams.eval_windows import EvalWindows
+from mypt.training.callbacks.curves import plot_forgetting
+
+BASELINE_NAME = "forgetting_baseline.safetensors"
+REPORT_NAME = "forgetting.json"
+# A set whose loss rose by more than this many tolerances, and by more than two standard errors, is in this state.
+THRESHOLDS = (("critical", 4.0), ("warning", 2.0), ("watch", 1.0))
+ACTED_ON = ("warning", "critical")
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One evaluation set at one step: loss and change since step 0 in nats per token, with standard errors."""
+
+    loss: float
+    standard_error: float
+    bits_per_byte: float
+    delta: float
+    delta_error: float
+    state: str  # target, healthy, watch, warning, critical; other for a set that is neither target nor guard
+
+
+def judge(delta: float, delta_error: float, tolerance: float) -> str:
+    """State of a guarded set whose loss changed by `delta` nats, measured with standard error `delta_error`."""
+    if not delta > 2 * delta_error:
+        return "healthy"
+    return next((state for state, times in THRESHOLDS if delta > times * tolerance), "healthy")
+
+
+class ForgettingCallback(TrainerCallback, ExportableState):
+    """Track forgetting of any causal LM in any HF Trainer.
+
+    eval_sets: {name: EvalWindows}. target: the set being learned (default the first). guard: sets to be kept
+    (default all others). tolerance: nats per token. action: `warn`, or `stop` when a guarded set reaches `warning`.
+    Writes forgetting.json, forgetting.png and forgetting_baseline.safetensors (per-window sums, so that every later
+    delta is paired) to the trainer's output_dir; the history also lives in trainer_state.json and survives a resume.
+    time_budget: share of wall time for evaluation; beyond it the end of the run says which eval_steps would keep it.
+    """
+
+    def __init__(
+        self,
+        eval_sets: dict[str, EvalWindows],
+        *,
+        target: str | None = None,
+        guard: list[str] | None = None,
+        tolerance: float = 0.05,
+        action: str = "warn",
+        time_budget: float = 0.1,
+    ):
+        self.eval_sets = eval_sets
+        self.target = target or next(iter(eval_sets))
+        self.guard = [name for name in eval_sets if name != self.target] if guard is None else guard
+        for name in (self.target, *self.guard):
+            if name not in eval_sets:
+                raise MyPTError(f"forgetting names the set {name!r}; data.eval has: {', '.join(eval_sets)}")
+        self.tolerance = tolerance
+        self.action = action
+        self.time_budget = time_budget
+        self.history: list[dict] = []  # {"step", "sets": {name: Reading as dict}, "constrained_loss"}
+        self.stopped_at: int | None = None
+        self._baseline: dict[str, WindowLosses] = {}
+        self._seconds = 0.0
+        self._started = time.monotonic()
+
+    # ---- HF's events ----
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"history": self.history, "stopped_at": self.stopped_at}}
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self.history = list(saved["attributes"]["history"])
+        self._started = time.monotonic()
+        if self.history:
+            self._baseline = self._load_baseline(Path(args.output_dir))
+        else:
+            self.measure(model, args, state)
+            if state.is_world_process_zero:
+                self._save_baseline(Path(args.output_dir))
+                self._write(Path(args.output_dir))
+
+    def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
+        if not self.history or self.history[-1]["step"] != state.global_step:  # a stock Trainer evaluated by itself
+            self.measure(model, args, state)
+        if state.is_world_process_zero:
+            self._write(Path(args.output_dir))
+        worst = [name for name, reading in self.history[-1]["sets"].items() if reading["state"] in ACTED_ON]
+        if worst and self.action == "stop" and not control.should_training_stop:
+            self.stopped_at = state.global_step
+            control.should_training_stop = control.should_save = True
+            self._say(state, f"stopping: {', '.join(worst)} lost more than the tolerance of {self.tolerance:g} nats")
+        return control
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            plot_forgetting(self.report(), Path(args.output_dir) / "forgetting.png")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        plot_forgetting(self.report(), Path(args.output_dir) / "forgetting.png")
+        share = self._seconds / max(time.monotonic() - self._started, 1e-9)
+        if share > self.time_budget and len(self.history) > 2:
+            steps = math.ceil(state.eval_steps * share / self.time_budget)
+            self._say(state, f"evaluation took {share:.0%} of the time; training.eval_steps: {steps} would take "
+                             f"{self.time_budget:.0%}")  # fmt: skip
+
+    # ---- measuring ----
+
+    def measure(self, model: torch.nn.Module, args, state) -> dict[str, float]:
+        """Evaluate every set now. Returns the metrics to log: `eval_<name>_loss`, `forgetting/<name>_delta`, ...
+
+        The first measurement of a run is its baseline. All ranks must call it together.
+        """
+        began = time.monotonic()
+        readings, metrics = {}, {}
+        for name, windows in self.eval_sets.items():
+            losses = window_losses(model, windows, args.per_device_eval_batch_size, args.process_index, args.world_size)
+            if not math.isfinite(losses.loss):
+                raise MyPTError(
+                    f"the loss on {name} is {losses.loss} at step {state.global_step}: the model is broken; "
+                    "lower training.learning_rate and go on from the last checkpoint with --resume"
+                )
+            baseline = self._baseline.setdefault(name, losses)
+            readings[name] = self._read(name, losses, baseline)
+            metrics[f"eval_{name}_loss"] = losses.loss
+            metrics[f"forgetting/{name}_delta"] = readings[name].delta
+        metrics["eval_constrained_loss"] = self._constrained(readings)
+        sets = {name: vars(reading) for name, reading in readings.items()}
+        self.history.append(
+            {"step": state.global_step, "sets": sets, "constrained_loss": metrics["eval_constrained_loss"]}
+        )
+        self._say(state, human_line(state.global_step, readings))
+        self._seconds += time.monotonic() - began
+        return metrics
+
+    def _read(self, name: str, losses: WindowLosses, baseline: WindowLosses) -> Reading:
+        delta, error = losses.delta(baseline)
+        state = "target" if name == self.target else "other"
+        if name in self.guard:
+            state = judge(delta, error, self.tolerance)
+        bits = losses.bits_per_byte(self.eval_sets[name].bytes_per_token)
+        return Reading(losses.loss, losses.standard_error, bits, delta, error, state)
+
+    def _constrained(self, readings: dict[str, Reading]) -> float:
+        """The target's loss if every guard is within the tolerance, else 1000 + the worst violation in nats."""
+        worst = max((readings[name].delta - self.tolerance for name in self.guard), default=0.0)
+        return readings[self.target].loss if worst <= 0 else 1000 + worst
+
+    # ---- files ----
+
+    def _save_baseline(self, directory: Path) -> None:
+        tensors = {f"{name}.sums": losses.sums for name, losses in self._baseline.items()}
+        tensors |= {f"{name}.tokens": losses.tokens for name, losses in self._baseline.items()}
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, directory / BASELINE_NAME, metadata=self._fingerprints())
+
+    def _load_baseline(self, directory: Path) -> dict[str, WindowLosses]:
+        path = directory / BASELINE_NAME
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing: without it no change can be measured; restore it to resume")
+        with safe_open(path, "np") as file:
+            if file.metadata() != self._fingerprints():
+                raise CheckpointError(
+                    f"{path} was measured on other evaluation sets than data.eval names now; a baseline is only "
+                    "comparable on the same windows: restore data.eval, or start a new run"
+                )
+            return {
+                name: WindowLosses(file.get_tensor(f"{name}.sums"), file.get_tensor(f"{name}.tokens"))
+                for name in self.eval_sets
+            }
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {
+            name: f"{windows.reader.fingerprint} block {windows.block_size} windows {len(windows)}"
+            for name, windows in self.eval_sets.items()
+        }
+
+    def report(self) -> dict:
+        """The contents of forgetting.json: settings, every measurement, the verdict."""
+        return {
+            "target": self.target,
+            "guard": self.guard,
+            "tolerance": self.tolerance,
+            "action": self.action,
+            "stopped_at": self.stopped_at,
+            "history": self.history,
+            "verdict": verdict(self.history, self.target, self.guard, self.tolerance),
+        }
+
+    def _write(self, directory: Path) -> None:
+        (directory / REPORT_NAME).write_text(json.dumps(self.report(), indent=1), encoding="utf-8")
+
+    def _say(self, state, line: str) -> None:
+        if state.is_world_process_zero:
+            say(line)
+
+
+def say(line: str) -> None:
+    """Print a line above the progress bar, if there is one."""
+    from tqdm.auto import tqdm
+
+    tqdm.write(line)
+
+
+def human_line(step: int, readings: dict[str, Reading]) -> str:
+    """`step 100: domain 2.15 | general 2.89 (+0.04 +/- 0.01, healthy)`"""
+    parts = []
+    for name, reading in readings.items():
+        part = f"{name} {reading.loss:.2f}"
+        if reading.state not in ("target", "other"):
+            part += f" ({reading.delta:+.2f} +/- {reading.delta_error:.2f}, {reading.state})"
+        parts.append(part)
+    return f"step {step}: " + " | ".join(parts)
+
+
+def verdict(history: list[dict], target: str, guard: list[str], tolerance: float) -> str:
+    """One sentence on the last measurement, with a suggestion where a guarded set lost too much."""
+    last = history[-1]["sets"]
+    gain = f"{target} {last[target]['delta']:+.2f} nats"
+    if not guard:
+        return f"{gain}; no guarded set."
+    lines = [f"{name} {last[name]['delta']:+.2f} ({last[name]['state']})" for name in guard]
+    lost = [name for name in guard if last[name]["state"] in ("watch", *ACTED_ON)]
+    if not lost:
+        return f"kept: {gain}, {', '.join(lines)}; every guarded set is within {tolerance:g} nats or the noise."
+    return (
+        f"forgetting: {gain}, {', '.join(lines)}. Give {', '.join(lost)} a share of data.train (5 to 25% replay), "
+        "or lower the learning rate."
+    )

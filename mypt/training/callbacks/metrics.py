@@ -1,0 +1,35 @@
+"""Keep every logged number in metrics.jsonl and draw loss.png."""
+
+import json
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from mypt.training.callbacks.curves import plot_loss
+
+METRICS_NAME = "metrics.jsonl"
+
+
+class MetricsCallback(TrainerCallback):
+    """One JSON line per log entry in the trainer's output_dir.
+
+    A resume first rewrites the file from the checkpoint's history, so that steps that are trained again come once.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / METRICS_NAME
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history), encoding="utf-8")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            with open(Path(args.output_dir) / METRICS_NAME, "a", encoding="utf-8") as file:
+                file.write(json.dumps({**logs, "step": state.global_step}) + "\n")
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            plot_loss(state.log_history, Path(args.output_dir) / "loss.png")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.on_save(args, state, control)

@@ -1,0 +1,87 @@
+"""The model that a recipe asks for: a preset with random weights, or an existing checkpoint."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
+
+from mypt.errors import CheckpointError, RecipeError, TokenizerError
+from mypt.models.modeling_mypt import MyPTForCausalLM
+from mypt.models.presets import preset_config, preset_dimensions
+from mypt.recipe import ModelSection
+from mypt.tokenization.load import load_tokenizer, tokenizer_hash
+from mypt.training.data import RunData
+
+VOCABULARY_MULTIPLE = 64
+
+
+def default_block_size(section: ModelSection) -> int | None:
+    """The preset's context length; None for an existing model, whose config decides."""
+    if section.init_from:
+        return None
+    return section.config.get("max_position_embeddings") or _preset(section)["max_position_embeddings"]
+
+
+def build_model(section: ModelSection, data: RunData, block_size: int | None, seed: int) -> PreTrainedModel:
+    """A model for the data's tokenizer.
+
+    Raises RecipeError for fields that do not fit together, TokenizerError for a checkpoint of another tokenizer and
+    CheckpointError for one that cannot be loaded.
+    """
+    if section.init_from:
+        model = _load(section, data)
+    else:
+        set_seed(seed)
+        model = MyPTForCausalLM(_config(section, data, block_size))
+        if section.dtype:
+            model.to(getattr(torch, section.dtype))
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if block_size and limit and block_size > limit:
+        raise RecipeError(f"data.block_size {block_size} is longer than the model's {limit} positions; lower it")
+    return model
+
+
+def _preset(section: ModelSection) -> dict:
+    try:
+        return preset_dimensions(section.preset)
+    except ValueError as error:
+        raise RecipeError(f"model.preset: {error}") from None
+
+
+def _config(section: ModelSection, data: RunData, block_size: int | None):
+    vocabulary = len(data.tokenizer)
+    overrides = {"vocab_size": -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE} | section.config
+    if overrides["vocab_size"] < vocabulary:
+        raise RecipeError(
+            f"model.vocab_size {overrides['vocab_size']} is below the tokenizer's {vocabulary}; remove it"
+        )
+    if block_size and block_size > _preset(section)["max_position_embeddings"]:
+        overrides.setdefault("max_position_embeddings", block_size)
+    eos = data.tokenizer.eos_token_id
+    overrides |= {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}
+    try:
+        return preset_config(section.preset, **overrides)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"model: {' '.join(str(error).split())}") from None
+
+
+def _load(section: ModelSection, data: RunData) -> PreTrainedModel:
+    source = section.init_from
+    if section.config:
+        raise RecipeError(
+            f"model.{next(iter(section.config))} cannot be changed together with model.init_from: {source} decides"
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=section.dtype or torch.float32)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"model.init_from {source} cannot be loaded: {str(error).splitlines()[0]}") from None
+    if Path(source, "tokenizer.json").is_file() and tokenizer_hash(load_tokenizer(source)) != data.tokenizer_hash:
+        raise TokenizerError(
+            f"model.init_from {source} has another tokenizer than the data: prepare the data with --tokenizer {source}"
+        )
+    if model.config.vocab_size < len(data.tokenizer):
+        raise TokenizerError(
+            f"model.init_from {source} knows {model.config.vocab_size} tokens, the data's tokenizer has "
+            f"{len(data.tokenizer)}; prepare the data with --tokenizer {source}"
+        )
+    return model

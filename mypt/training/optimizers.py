@@ -1,0 +1,131 @@
+"""Muon for hidden matrices and AdamW for everything else, in one Optimizer that HF Trainer builds."""
+
+import torch
+from torch import nn
+from torch.optim.adamw import adamw
+
+# Coefficients of the quintic Newton-Schulz iteration (Jordan 2024, "Muon").
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, muon: bool) -> list[dict]:
+    """Trainable parameters by treatment.
+
+    Hidden matrices: Muon if asked, weight decay. Embeddings and the output head: AdamW without decay. Norms, biases
+    and other vectors: AdamW without decay.
+    """
+    outside = {id(parameter) for parameter in _embedding_parameters(model)}
+    matrices, rest = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (matrices if parameter.ndim == 2 and id(parameter) not in outside else rest).append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay, "muon": muon},
+        {"params": rest, "weight_decay": 0.0, "muon": False},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _embedding_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Weights of every embedding table, and of the head whether or not it is tied to one."""
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return tables if head is None else [*tables, head.weight]
+
+
+def muon_factory():
+    """The form in which HF Trainer takes an optimizer that groups parameters itself: called with the whole model."""
+    return build_muon_adamw
+
+
+def build_muon_adamw(model: nn.Module, weight_decay: float, muon: bool = True, **defaults) -> "MuonAdamW":
+    return MuonAdamW(parameter_groups(model, weight_decay, muon), **defaults)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon on groups with `muon=True`, AdamW (Loshchilov & Hutter 2019) on the others.
+
+    Muon's orthogonalised update is scaled by 0.2 * sqrt(max(rows, columns)), which gives it the root mean square of an
+    AdamW update (Liu et al. 2025, 2502.16982), so that one learning rate and one weight decay serve both.
+    """
+
+    def __init__(self, params, lr: float, betas=(0.9, 0.95), eps: float = 1e-8, momentum: float = 0.95,
+                 ns_steps: int = 5):  # fmt: skip
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "momentum": momentum, "ns_steps": ns_steps, "muon": False,
+                    "weight_decay": 0.0}  # fmt: skip
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                (self._muon if group["muon"] else self._adamw)(parameters, group)
+        return loss
+
+    def _muon(self, parameters: list[nn.Parameter], group: dict) -> None:
+        by_shape: dict[tuple, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+            by_shape.setdefault((parameter.shape, parameter.device), []).append(parameter)
+        for (shape, _), members in by_shape.items():
+            # Nesterov momentum: the gradient, moved towards its running mean.
+            updates = torch.stack([p.grad.lerp(self.state[p]["momentum_buffer"], group["momentum"]) for p in members])
+            updates = orthogonalize(updates, group["ns_steps"])  # (members, rows, columns)
+            scale = 0.2 * max(shape) ** 0.5
+            for parameter, update in zip(members, updates.to(members[0].dtype).unbind(), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"] * scale)
+
+    def _adamw(self, parameters: list[nn.Parameter], group: dict) -> None:
+        states = [self.state[parameter] for parameter in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        adamw(
+            parameters,
+            [parameter.grad for parameter in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def orthogonalize(matrices: torch.Tensor, steps: int) -> torch.Tensor:
+    """Replace each matrix U S V^T of (n, rows, columns) by about U V^T, with `steps` Newton-Schulz iterations.
+
+    Runs in bfloat16 where the hardware multiplies it fast, else in float32; returns that dtype.
+    """
+    a, b, c = _NEWTON_SCHULZ
+    x = matrices.to(_matmul_dtype(matrices.device))
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def _matmul_dtype(device: torch.device) -> torch.dtype:
+    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+    return torch.bfloat16 if fast else torch.float32

@@ -1,0 +1,110 @@
+"""The run folder: whose run it is, where a resume starts, and the files that a finished run leaves at its top."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint
+from mypt.errors import CheckpointError
+
+ENVIRONMENT_NAME = "environment.json"
+BEST_NAME = "best"
+# Everything in a checkpoint but these belongs to the model and goes to OUT and OUT/best.
+_TRAINER_FILES = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "pytorch_model_fsdp")
+
+
+def run_hash(identity: dict) -> str:
+    """sha256 of what makes a run this run: data, model, seed, block size, optimizer."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def claim(run: Path, identity: dict, resume: bool) -> tuple[Path | None, list[str]]:
+    """Take the folder for this run. Returns the checkpoint to go on from (None: start) and lines to print.
+
+    Raises CheckpointError if the folder holds another run (naming what differs), or this one without `resume`.
+    """
+    path = run / ENVIRONMENT_NAME
+    if run.exists() and not run.is_dir():
+        raise CheckpointError(f"training.output_dir {run} is a file; name a folder")
+    if not path.exists() and checkpoints(run):
+        raise CheckpointError(f"{run} holds checkpoints of a run that mypt did not start; choose another output_dir")
+    if path.exists():
+        _compare(run, json.loads(path.read_text(encoding="utf-8"))["identity"], identity)
+        if checkpoints(run) and not resume:
+            raise CheckpointError(
+                f"{run} already holds checkpoints of this run; add --resume to go on, or choose another "
+                "training.output_dir"
+            )
+    return last_complete_checkpoint(run)
+
+
+def _compare(run: Path, recorded: dict, identity: dict) -> None:
+    differing = [key for key in identity if recorded.get(key) != identity[key]]
+    if differing:
+        details = "; ".join(
+            f"{key}: {_short(recorded.get(key))} there, {_short(identity[key])} now" for key in differing
+        )
+        raise CheckpointError(
+            f"{run} holds another run ({details}); these cannot change on a resume: restore them, or choose another "
+            "training.output_dir"
+        )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def record(run: Path, identity: dict) -> None:
+    """Write environment.json: the run's identity, the versions and the machine that it started on."""
+    run.mkdir(parents=True, exist_ok=True)
+    names = ("mypt", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+    content = {
+        "run": run_hash(identity),
+        "identity": identity,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in names},
+        "machine": {"platform": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
+    }
+    path = run / ENVIRONMENT_NAME
+    if not path.exists():
+        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def set_aside_incomplete(run: Path, checkpoint: Path | None) -> None:
+    """Rename half-written checkpoints newer than the one resumed from, so that a later save cannot mix with them."""
+    for path in checkpoints(run):
+        if checkpoint is None or int(path.name.rpartition("-")[2]) > int(checkpoint.name.rpartition("-")[2]):
+            aside = path.with_name(f"incomplete-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+
+
+def publish(run: Path, best_checkpoint: str | None) -> Path:
+    """Copy the model of the last checkpoint to OUT and that of the best one to OUT/best; safe to repeat.
+
+    Returns the last checkpoint. Raises CheckpointError if there is no complete one.
+    """
+    last, _ = last_complete_checkpoint(run)
+    if last is None:
+        raise CheckpointError(f"{run} holds no complete checkpoint: nothing was trained")
+    _copy_model(last, run)
+    if best_checkpoint is not None:
+        # The run folder may have moved since: the checkpoint's name is what counts.
+        best = run / Path(best_checkpoint).name
+        if best.is_dir():
+            _copy_model(best, run / BEST_NAME)
+    return last
+
+
+def _copy_model(checkpoint: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for path in checkpoint.iterdir():
+        if path.is_file() and not path.name.startswith(_TRAINER_FILES):
+            temporary = target / f"{path.name}.tmp"
+            shutil.copyfile(path, temporary)
+            os.replace(temporary, target / path.name)
