@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which split of each directory")
     parser.add_argument("--block-size", type=int, help="context in tokens (default: the models' shortest context)")
     parser.add_argument("--batch-size", type=int, default=8, help="windows evaluated at once")
+    parser.add_argument(
+        "--guard", nargs="+", default=[], metavar="NAME", help="sets whose change is judged as forgetting"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -25,12 +28,17 @@ def run(args: argparse.Namespace) -> None:
     from mypt.evaluation.compare import compare, parse_data
 
     scores = compare(
-        args.models, parse_data(args.data), split=args.split, block_size=args.block_size, batch_size=args.batch_size
+        args.models,
+        parse_data(args.data),
+        split=args.split,
+        block_size=args.block_size,
+        batch_size=args.batch_size,
+        guard=args.guard,
     )
     if args.json:
         print(json.dumps([asdict(score) for score in scores], indent=1))
         return
-    columns = ["model", "data", "tokens", "nats/token", "perplexity", "bits/byte", "change"]
+    columns = ["model", "data", "tokens", "nats/token", "perplexity", "bits/byte", "change", "forgetting"]
     rows = [
         [
             score.model,
@@ -40,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
             f"{score.perplexity:.2f}",
             f"{score.bits_per_byte:.4f}",
             "" if score.delta is None else f"{score.delta:+.4f} +/- {score.delta_error:.4f}",
+            score.state or "",
         ]
         for score in scores
     ]

@@ -31,9 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns 0 (done), 1 (a check failed) or 2 (bad input)."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and not hasattr(args, "overrides"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    args.overrides = rest  # --section.key=value, checked against the recipe's names
+    if rest:
+        if not hasattr(args, "overrides"):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.overrides = rest  # --section.key=value, checked against the recipe's names
     try:
         return args.run(args) or 0
     except MyPTError as error:

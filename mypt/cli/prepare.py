@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--source", nargs="+", required=True, metavar="PATH_OR_GLOB", help="text, .jsonl(.gz) or .parquet files")
     add("--out", required=True, metavar="DIR", help="dataset directory to make")
     add("--tokenizer", default="bpe", help="bpe (trained on the text), char, gpt2, a directory or a hub id")
-    add("--vocab-size", type=_size, default="auto", metavar="N|auto", help="ids of a bpe tokenizer")
+    add("--vocab-size", type=_ids_or_auto, default="auto", metavar="N|auto", help="ids of a bpe tokenizer")
     add("--min-vocab-size", type=int, default=5000, metavar="N", help="lower bound of an automatic vocabulary, ids")
     add("--max-vocab-size", type=int, default=50_000, metavar="N", help="upper bound of an automatic vocabulary, ids")
     add(
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens-per-shard", type=int, default=10_000_000, metavar="N", help="tokens in a shard file")
     add("--val-fraction", type=float, default=0.1, metavar="F", help="share of the text held out as val; 0 for none")
     add("--val-split", choices=("hash", "tail"), default="hash", help="val documents: by hash, or the end of the text")
-    # The defaults of these two depend on the files and on --val-split, so the help says them itself.
+    # Where a default depends on the files or on another flag, the help says it itself.
     add(
         "--document",
         choices=("file", "block", "line"),
@@ -51,10 +51,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from mypt.shards.prepare import prepare_dataset
 
-    options = vars(args)
-    command = {"command", "run", "debug", "json", "source", "no_filter", "no_dedup"}
-    passed = {name: value for name, value in options.items() if name not in command}
-    manifest = prepare_dataset(args.source, filter=not args.no_filter, dedup=not args.no_dedup, **passed)
+    chosen = {name: getattr(args, name) for name in ("document", "normalize", "max_documents") if hasattr(args, name)}
+    manifest = prepare_dataset(
+        args.source,
+        args.out,
+        args.tokenizer,
+        vocab_size=args.vocab_size,
+        min_vocab_size=args.min_vocab_size,
+        max_vocab_size=args.max_vocab_size,
+        tokenizer_train_examples=args.tokenizer_train_examples,
+        retrain=args.retrain,
+        text_column=args.text_column,
+        tokens_per_shard=args.tokens_per_shard,
+        val_fraction=args.val_fraction,
+        val_split=args.val_split,
+        filter=not args.no_filter,
+        dedup=not args.no_dedup,
+        lowercase=args.lowercase,
+        seed=args.seed,
+        **chosen,
+    )
     if args.json:
         splits = {
             name: {
@@ -92,5 +108,5 @@ def _print_report(out: str, manifest) -> None:
     print(f"next          mypt plan --tokens {manifest.splits['train'].tokens}")
 
 
-def _size(text: str) -> int | str:
+def _ids_or_auto(text: str) -> int | str:
     return text if text == "auto" else int(text)

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from mypt.errors import CheckpointError, MyPTError, TokenizerError
 from mypt.evaluation.loss import WindowLosses, window_losses
+from mypt.evaluation.verdict import judge
 from mypt.streams.eval_windows import EvalWindows
 from mypt.tokenization.load import load_tokenizer, tokenizer_hash
 
@@ -26,16 +27,27 @@ class Score:
     tokens: int
     delta: float | None
     delta_error: float | None
+    state: str | None  # of a guarded set: healthy, watch, warning or critical
 
 
 def compare(
-    models: list[str], data: dict[str, str], *, split: str = "val", block_size: int | None = None, batch_size: int = 8
+    models: list[str],
+    data: dict[str, str],
+    *,
+    split: str = "val",
+    block_size: int | None = None,
+    batch_size: int = 8,
+    guard: list[str] | None = None,
 ) -> list[Score]:
     """Exact loss of every model on every `{name: dataset directory}`, over the whole split.
 
     block_size: context in tokens; default the shortest among the models' contexts, so that all see the same windows.
+    guard: sets whose change is judged as forgetting.
     Raises CheckpointError for a model that cannot be loaded, TokenizerError if its tokenizer is not the data's.
     """
+    for name in guard or []:
+        if name not in data:
+            raise MyPTError(f"--guard names {name!r}, --data has: {', '.join(data)}")
     loaded = {path: load_for_evaluation(path) for path in dict.fromkeys(models)}
     if block_size is None:
         block_size = min(model.config.max_position_embeddings for model in loaded.values())
@@ -47,7 +59,7 @@ def compare(
             for name, windows in sets.items():
                 _require_tokenizer(path, model, name, windows)
                 losses = window_losses(model, windows, batch_size, progress=bar.update)
-                scores.append(_score(path, name, losses, windows, baselines.get(name)))
+                scores.append(_score(path, name, losses, windows, baselines.get(name), name in (guard or [])))
                 baselines.setdefault(name, losses)
     return scores
 
@@ -77,7 +89,9 @@ def _require_tokenizer(path: str, model: torch.nn.Module, name: str, windows: Ev
         )
 
 
-def _score(path: str, name: str, losses: WindowLosses, windows: EvalWindows, baseline: WindowLosses | None) -> Score:
+def _score(
+    path: str, name: str, losses: WindowLosses, windows: EvalWindows, baseline: WindowLosses | None, guarded: bool
+) -> Score:
     delta, error = losses.delta(baseline) if baseline else (None, None)
     return Score(
         model=path,
@@ -89,6 +103,7 @@ def _score(path: str, name: str, losses: WindowLosses, windows: EvalWindows, bas
         tokens=int(losses.tokens.sum()),
         delta=delta,
         delta_error=error,
+        state=judge(delta, error) if guarded and baseline else None,
     )
 
 

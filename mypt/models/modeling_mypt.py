@@ -25,7 +25,17 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mypt import MyPTConfig
 
-NORMS = {"rmsnorm": nn.RMSNorm, "layernorm": nn.LayerNorm}
+
+class MyPTRMSNorm(nn.RMSNorm):
+    """`x / rms(x) * weight` over the last axis (Zhang 2019, 1910.07467), in the dtype of `x`."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # Under autocast the weight is float32 beside bfloat16 heads, which torch's fused kernel refuses.
+        weight = self.weight.to(hidden_states.dtype)
+        return nn.functional.rms_norm(hidden_states, self.normalized_shape, weight, self.eps)
+
+
+NORMS = {"rmsnorm": MyPTRMSNorm, "layernorm": nn.LayerNorm}
 
 
 class MyPTRotaryEmbedding(nn.Module):
@@ -106,8 +116,8 @@ class MyPTAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_output_bias)
         self.o_proj.is_residual = True
-        self.q_norm = nn.RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = MyPTRMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = MyPTRMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(
         self,

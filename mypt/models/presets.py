@@ -83,7 +83,7 @@ def _complete(dimensions: dict[str, Any]) -> dict[str, Any]:
         "head_dim": width // max(1, heads),
         "intermediate_size": gated if dimensions["mlp_gated"] else 4 * width,
     }
-    return derived | dimensions
+    return dimensions | {field: value for field, value in derived.items() if field not in dimensions}
 
 
 def _preset(family: dict, layers: int, heads: int, key_value_heads: int, width: int, block: int) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def preset_dimensions(name: str, **overrides: Any) -> dict[str, Any]:
 
 
 def preset_config(name: str, **overrides: Any) -> "MyPTConfig":
-    """The configuration of preset `name`; any MyPTConfig field, `attn_implementation` and `num_labels` can be overridden.
+    """The configuration of preset `name`; overrides: any MyPTConfig field, `attn_implementation`, `num_labels`.
 
     Raises:
         ValueError: an unknown preset or field (with the nearest name), or values that do not fit together.

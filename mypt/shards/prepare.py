@@ -5,32 +5,30 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mypt.errors import DataError, MyPTError
+from mypt.shards.encoding import divide, encode_parts
 from mypt.shards.format import DTYPES, SPLITS, Manifest, Split, dtype_for
 from mypt.shards.settings import PrepareSettings
-from mypt.shards.split import FEWEST_FOR_HASH, Part, hashed_to_val, split_at, tail_cut
-from mypt.shards.staging import STAGING, previous_manifest, publish, refuse_full_disk
+from mypt.shards.staging import STAGING, previous_manifest, publish, write_error
 from mypt.shards.survey import Reading, Survey, choose_units, survey
 from mypt.shards.writer import ShardWriter
 from mypt.text.sources import SourceFile, find_files, fingerprint
 from mypt.tokenization.bpe import TextSample, train_bpe_tokenizer
 from mypt.tokenization.char import build_char_tokenizer
-from mypt.tokenization.encode import encode_documents
 from mypt.tokenization.load import largest_id, load_tokenizer, save_tokenizer, tokenizer_hash
 from mypt.tokenization.vocab_size import choose_vocab_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_BATCH_CHARACTERS = 1_000_000
 _TRAINING_KEY = "mypt_training"  # in tokenizer_config.json: the settings and the text that made the tokenizer
 
 Say = Callable[[str], object]
@@ -70,7 +68,7 @@ def prepare_dataset(
     A directory that already holds the same is returned at once unless `retrain`. The returned `report` also has
     `notes`, `seconds` and `mb_per_second` (10^6 bytes of text), which are not written.
     Raises DataError for unusable sources, settings, splits or a full disk, and TokenizerError for the tokenizer;
-    `out` is then as it was.
+    what `out` held is then untouched.
     """
     started = time.perf_counter()
     name, loaded = str(tokenizer), None
@@ -115,7 +113,10 @@ def prepare_dataset(
     seen, loaded = _survey(reading, settings, loaded, key, say, progress)
     manifest = _write_staged(out, reading, settings, seen, loaded, prints, say, progress)
     manifest.report["tokenizer"] = name
-    publish(out, manifest)
+    try:
+        publish(out, manifest)
+    except OSError as error:
+        raise write_error(error, out, needed=1e6) from None
     seconds = time.perf_counter() - started
     manifest.report |= {"notes": notes, "seconds": seconds, "mb_per_second": seen.bytes / 1e6 / seconds}
     return manifest
@@ -191,7 +192,7 @@ def _write_staged(
     progress: bool,
 ) -> Manifest:
     """The second pass: everything but the metadata, in the staging directory."""
-    is_val, parts = _divide(reading, settings, seen, say)
+    is_val, parts = divide(reading, settings, seen, say)
     sources = {
         name: {"name": name, "documents": 0, "bytes": 0, "tokens": 0, "xxh3_128": prints[name]} for name in prints
     }
@@ -203,13 +204,16 @@ def _write_staged(
         save_tokenizer(tokenizer, staging)
         with _bar("tokenising", seen.bytes, progress) as bar:
             writers = {split: ShardWriter(staging, split, dtype, settings.tokens_per_shard) for split in SPLITS}
-            splits = _encode(parts, tokenizer, writers, sources, bar.update)
-    except OSError as error:
+            splits = encode_parts(parts, tokenizer, writers, sources, bar.update)
+        _require_text(splits, settings)
+    except (OSError, MyPTError) as error:
         for split in SPLITS:
             shutil.rmtree(staging / split, ignore_errors=True)
-        refuse_full_disk(error, out, seen.bytes, sources.values(), DTYPES[dtype].itemsize)
-        raise
-    _require_text(splits, settings)
+        if isinstance(error, MyPTError):
+            raise
+        done, tokens = (sum(source[count] for source in sources.values()) for count in ("bytes", "tokens"))
+        needed = DTYPES[dtype].itemsize * (tokens * seen.bytes / done if done else seen.bytes)
+        raise write_error(error, out, needed) from None
     kept = seen.hashes[seen.keep & is_val], seen.hashes[seen.keep & ~is_val]
     tokens, text_bytes = sum(s.tokens for s in splits.values()), sum(s.bytes for s in splits.values())
     report = {
@@ -238,75 +242,6 @@ def _write_staged(
         settings=settings.deciding(),
         report=report,
     )
-
-
-def _divide(
-    reading: Reading, settings: PrepareSettings, seen: Survey, say: Say
-) -> tuple[np.ndarray, Iterator[tuple[str, Part]]]:
-    """Which documents are val, bool (documents,), and lazily the parts of all that are kept, each with its source.
-
-    For a split by tail the array is filled while the parts are read.
-    """
-    documents, fraction = int(seen.keep.sum()), settings.val_fraction
-    by_hash = settings.val_split == "hash" or fraction == 0
-    if by_hash and fraction and documents < FEWEST_FOR_HASH:
-        say(f"only {documents} documents: val is the tail of the text rather than a share of the documents")
-        by_hash = False
-    if by_hash:
-        is_val = hashed_to_val(seen.hashes, fraction)
-        parts = ((doc.source, Part(SPLITS[int(is_val[i])], doc.text, True)) for i, doc, _ in seen.kept(reading))
-        return is_val, parts
-    is_val = np.zeros(len(seen.hashes), dtype=bool)
-    cut = tail_cut(sum(len(doc.text) for _, doc, _ in seen.kept(reading)), fraction)
-
-    def divided() -> Iterator[tuple[str, Part]]:
-        start = 0
-        for i, doc, _ in seen.kept(reading):
-            parts = split_at(doc.text, start, cut)
-            is_val[i] = parts[0].split == "val"
-            yield from ((doc.source, part) for part in parts)
-            start += len(doc.text)
-
-    return is_val, divided()
-
-
-def _encode(
-    parts: Iterator[tuple[str, Part]],
-    tokenizer: PreTrainedTokenizerFast,
-    writers: dict[str, ShardWriter],
-    sources: dict[str, dict[str, Any]],
-    advance: Callable[[int], object],
-) -> dict[str, Split]:
-    """Encode and write all parts; adds their counts to `sources`."""
-    eos = np.array([tokenizer.eos_token_id], dtype=np.uint32)
-    try:
-        for batch in _batches(parts):
-            encoded = encode_documents(tokenizer, [part.text for _, part in batch])
-            for (source, part), ids in zip(batch, encoded, strict=True):
-                ids = np.concatenate((ids, eos)) if part.ended else ids
-                text_bytes = len(part.text.encode())
-                writers[part.split].write(ids, text_bytes)
-                counts = sources[source]
-                counts["documents"] += part.ended
-                counts["bytes"] += text_bytes
-                counts["tokens"] += len(ids)
-                advance(text_bytes)
-        return {split: writer.close() for split, writer in writers.items()}
-    finally:
-        for writer in writers.values():
-            writer.abandon()
-
-
-def _batches(parts: Iterator[tuple[str, Part]]) -> Iterator[list[tuple[str, Part]]]:
-    batch, characters = [], 0
-    for source, part in parts:
-        batch.append((source, part))
-        characters += len(part.text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _require_text(splits: dict[str, Split], settings: PrepareSettings) -> None:

@@ -3,9 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from mypt.errors import DataError, MyPTError
 from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, read_manifest, write_manifest
@@ -43,11 +41,7 @@ def previous_manifest(out: Path, settings: PrepareSettings, prints: list[str]) -
 def publish(out: Path, manifest: Manifest) -> None:
     """Replace what `out` held by the staged files. All that needs space is written before the old metadata goes."""
     staging = out / STAGING
-    try:
-        write_manifest(staging, manifest)
-    except OSError as error:
-        refuse_full_disk(error, out, 0, [], 0)
-        raise
+    write_manifest(staging, manifest)
     (out / METADATA_NAME).unlink(missing_ok=True)
     for split in SPLITS:
         (out / split).mkdir(exist_ok=True)
@@ -60,17 +54,12 @@ def publish(out: Path, manifest: Manifest) -> None:
     shutil.rmtree(staging)
 
 
-def refuse_full_disk(
-    error: OSError, out: Path, text_bytes: int, sources: Iterable[dict[str, Any]], itemsize: int
-) -> None:
-    """Turn an error of a full disk into one that says what is needed; returns for any other error."""
+def write_error(error: OSError, out: Path, needed: float) -> DataError:
+    """What to tell the user when `out` cannot be written, `needed` being about the bytes that it takes."""
     if error.errno not in _DISK_FULL:
-        return
-    sources = list(sources)
-    done, tokens = sum(s["bytes"] for s in sources), sum(s["tokens"] for s in sources)
-    needed = round(tokens * itemsize * text_bytes / done) if done else text_bytes * itemsize
+        return DataError(f"cannot write {out}: {error.strerror}; check its permissions or choose another --out")
     free = shutil.disk_usage(out).free
-    raise DataError(
+    return DataError(
         f"no room to write {out} ({error.strerror}): about {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are "
         f"free; make room or choose another --out"
-    ) from None
+    )

@@ -33,7 +33,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
         tokenizer = _from_cache(name) or _from_hub(name)
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise TokenizerError(f"tokenizer {name} has no tokenizer.json form; choose one with a fast tokenizer")
-    return _with_eos(tokenizer)
+    return _completed(tokenizer)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | Path) -> None:
@@ -143,7 +143,10 @@ def _gpt2_from_package() -> PreTrainedTokenizerFast | None:
     return GPT2Tokenizer(vocab=vocabulary, merges=merges)
 
 
-def _with_eos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+def _completed(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    for volatile in ("is_local", "local_files_only", "name_or_path"):
+        # Where it was loaded from is no part of it: saved again it gives the same files.
+        tokenizer.init_kwargs.pop(volatile, None)
     if tokenizer.eos_token is None:
         tokenizer.add_special_tokens({"eos_token": EOS})
     if tokenizer.pad_token is None:

@@ -7,8 +7,6 @@ from mypt.errors import TokenizerError
 BYTES_PER_TOKEN = 4.0  # of English text and a vocabulary of this order
 TOKENS_PER_PARAMETER = 20  # Hoffmann 2022 (2203.15556)
 PASSES = 3.5  # the coverage that this project recommends
-# Under Zipf's law, 100 uses of the average id leave about 10 for the rarest: enough to learn an embedding from.
-USES_PER_ID = 100
 MULTIPLE = 64
 
 
@@ -27,7 +25,8 @@ def optimal_vocab_size(non_vocabulary_parameters: float, hidden_size: float) -> 
 def choose_vocab_size(text_bytes: int, minimum: int = 5000, maximum: int = 50_000) -> VocabSize:
     """The vocabulary for a corpus of `text_bytes` UTF-8 bytes and a model as large as this corpus can feed.
 
-    The user's bounds win over every other reason. Raises TokenizerError if they contradict each other.
+    The data needs no bound of its own: the model is the one that it can feed, and training a BPE stops where no pair
+    occurs twice. The user's bounds win over every other reason. Raises TokenizerError if they contradict each other.
     """
     if not 0 < minimum <= maximum:
         raise TokenizerError(
@@ -43,9 +42,6 @@ def choose_vocab_size(text_bytes: int, minimum: int = 5000, maximum: int = 50_00
         f"{parameters:,.0f} parameters, width {hidden_size:.0f} ({TOKENS_PER_PARAMETER} tokens per parameter)",
         f"the optimal vocabulary of such a model is {size:,.0f} (Tao 2024)",
     ]
-    if (limit := tokens / USES_PER_ID) < size:
-        size = limit
-        reasons.append(f"the text uses no more than {size:,.0f} ids {USES_PER_ID} times on average")
     size = round(size / MULTIPLE) * MULTIPLE
     if size < minimum:
         size = minimum
@@ -55,4 +51,5 @@ def choose_vocab_size(text_bytes: int, minimum: int = 5000, maximum: int = 50_00
         reasons.append(f"lowered to the upper bound of {maximum:,}")
     else:
         reasons.append(f"rounded to {size:,}, a multiple of {MULTIPLE}")
+    reasons.append(f"an id is used about {tokens / size:,.0f} times on average")
     return VocabSize(size, reasons)

@@ -39,6 +39,7 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
     run = Path(recipe.training["output_dir"])
     seed = recipe.training.get("seed", 42)
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     data = resolve_data(recipe)
     block_size = recipe.data.block_size or default_block_size(recipe.model)
     model = build_model(recipe.model, data, block_size, seed)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from mypt.errors import DataError, RecipeError, TokenizerError
+from mypt.errors import DataError, RecipeError
 from mypt.recipe import Recipe
 from mypt.shards.format import METADATA_NAME, read_manifest
 from mypt.shards.prepare import prepare_dataset
-from mypt.tokenization.load import load_tokenizer
+from mypt.tokenization.load import load_tokenizer, require_same_tokenizer
 
 
 @dataclass
@@ -43,11 +43,7 @@ def resolve_data(recipe: Recipe) -> RunData:
         }
     first = next(iter(manifests))
     for directory, manifest in manifests.items():
-        if manifest.tokenizer_hash != manifests[first].tokenizer_hash:
-            raise TokenizerError(
-                f"{directory} was prepared with another tokenizer than {first}: prepare it again with "
-                f"--tokenizer {first}"
-            )
+        require_same_tokenizer(first, manifests[first].tokenizer_hash, directory, manifest.tokenizer_hash)
     return RunData(train, named, load_tokenizer(first), manifests[first].tokenizer_hash)
 
 

@@ -9,7 +9,7 @@ from mypt.errors import CheckpointError, RecipeError, TokenizerError
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config, preset_dimensions
 from mypt.recipe import ModelSection
-from mypt.tokenization.load import load_tokenizer, tokenizer_hash
+from mypt.tokenization.load import largest_id, load_tokenizer, require_same_tokenizer, tokenizer_hash
 from mypt.training.data import RunData
 
 VOCABULARY_MULTIPLE = 64
@@ -49,8 +49,9 @@ def _preset(section: ModelSection) -> dict:
 
 
 def _config(section: ModelSection, data: RunData, block_size: int | None):
-    vocabulary = len(data.tokenizer)
-    overrides = {"vocab_size": -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE} | section.config
+    vocabulary = largest_id(data.tokenizer) + 1
+    padded = -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    overrides = {"vocab_size": padded, "unpadded_vocab_size": vocabulary} | section.config
     if overrides["vocab_size"] < vocabulary:
         raise RecipeError(
             f"model.vocab_size {overrides['vocab_size']} is below the tokenizer's {vocabulary}; remove it"
@@ -75,13 +76,13 @@ def _load(section: ModelSection, data: RunData) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=section.dtype or torch.float32)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"model.init_from {source} cannot be loaded: {str(error).splitlines()[0]}") from None
-    if Path(source, "tokenizer.json").is_file() and tokenizer_hash(load_tokenizer(source)) != data.tokenizer_hash:
+    if Path(source, "tokenizer.json").is_file():
+        own = tokenizer_hash(load_tokenizer(source))
+        require_same_tokenizer(f"model.init_from {source}", own, "the data", data.tokenizer_hash)
+    vocabulary = largest_id(data.tokenizer) + 1
+    if model.config.vocab_size < vocabulary:
         raise TokenizerError(
-            f"model.init_from {source} has another tokenizer than the data: prepare the data with --tokenizer {source}"
-        )
-    if model.config.vocab_size < len(data.tokenizer):
-        raise TokenizerError(
-            f"model.init_from {source} knows {model.config.vocab_size} tokens, the data's tokenizer has "
-            f"{len(data.tokenizer)}; prepare the data with --tokenizer {source}"
+            f"model.init_from {source} knows {model.config.vocab_size} tokens, the data's tokenizer has {vocabulary}; "
+            f"prepare the data with --tokenizer {source}"
         )
     return model

