@@ -41,7 +41,7 @@ def inspect_checkpoint(path: Path) -> dict:
     if checkpoints(path) or (path / "recipe.yaml").is_file():
         kind = "run"
     saved, state = _last_state(path)
-    model_folder = path if (path / "config.json").is_file() else saved or next(iter(checkpoints(path)[::-1]), path)
+    model_folder = path if (path / "config.json").is_file() else saved or [path, *checkpoints(path)][-1]
     config = _read_json(model_folder / "config.json")
     if config is None:
         raise CheckpointError(f"{model_folder} holds no config.json: name a run folder or a checkpoint folder")
@@ -98,7 +98,9 @@ def _weights(folder: Path) -> tuple[dict | None, list[str]]:
     missing = sorted(set(index.get("weight_map", {}).values()) - {file.name for file in files})
     problems = [f"{name} is missing" for name in missing]
     if not files:
-        return None, problems or ["there are no safetensors weights"]
+        if not problems and not any(folder.glob("pytorch_model*.bin")):
+            problems.append("there are no weights")
+        return None, problems
     dtypes: dict[str, int] = {}
     tensors = 0
     for file in files:
@@ -132,17 +134,19 @@ def _tokenizer(folder: Path) -> dict | None:
     content = _read_json(folder / "tokenizer.json")
     if content is None:
         return None
-    settings = _read_json(folder / "tokenizer_config.json") or {}
-    vocabulary = content["model"]["vocab"]  # {token: id}; Unigram: [[token, score], ...] in the order of ids
-    ids = set(vocabulary.values()) if isinstance(vocabulary, dict) else set(range(len(vocabulary)))
-    ids |= {token["id"] for token in content.get("added_tokens", ())}
-    eos = settings.get("eos_token")
-    return {
-        "type": content["model"].get("type"),
-        "ids": len(ids),
-        "largest_id": max(ids),
-        "eos_token": eos["content"] if isinstance(eos, dict) else eos,
-    }
+    eos = (_read_json(folder / "tokenizer_config.json") or {}).get("eos_token")
+    try:
+        vocabulary = content["model"]["vocab"]  # {token: id}; Unigram: [[token, score], ...] in the order of ids
+        ids = set(vocabulary.values()) if isinstance(vocabulary, dict) else set(range(len(vocabulary)))
+        ids |= {token["id"] for token in content["added_tokens"]}
+        return {
+            "type": content["model"]["type"],
+            "ids": len(ids),
+            "largest_id": max(ids),
+            "eos_token": eos["content"] if isinstance(eos, dict) else eos,
+        }
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'tokenizer.json'} is damaged ({error!r}); restore it") from error
 
 
 def _last_state(path: Path) -> tuple[Path | None, dict | None]:
@@ -196,10 +200,15 @@ def _forgetting(run: Path, kind: str, state: dict | None) -> dict | None:
 def _recipe(path: Path) -> dict | None:
     """The resolved recipe of the run folder that `path` is, or lies in."""
     file = next((folder / "recipe.yaml" for folder in (path, path.parent) if (folder / "recipe.yaml").is_file()), None)
+    if file is None:
+        return None
     try:
-        return load_yaml(file.read_text(encoding="utf-8")) if file else None
+        content = load_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(section, dict) for section in content.values()):
+        raise CheckpointError(f"{file} is no resolved recipe: sections with keys and values were expected; restore it")
+    return content
 
 
 def _disagreements(report: dict) -> list[str]:

@@ -84,10 +84,8 @@ def _print_dataset(report: dict) -> None:
     print()
     sources = [[s["name"], *_numbers(s["documents"], s["bytes"], s["tokens"])] for s in report["sources"]]
     print_table("", ["source", "documents", "bytes of text", "tokens"], sources)
-    print()
-    print_table("", ["setting", "value"], [[name, _plain(value)] for name, value in report["settings"].items()])
-    print()
-    print_table("", ["while preparing", "count"], [[name, _plain(value)] for name, value in report["report"].items()])
+    _pairs("settings", report["settings"])
+    _pairs("while preparing", report["report"])
     print()
     _print_files(report)
     for window in report.get("windows", ()):
@@ -99,7 +97,9 @@ def _print_dataset(report: dict) -> None:
 
 def _print_checkpoint(report: dict) -> None:
     model, weights = report["model"], report["weights"]
-    print(f"{report['path']}: {report['kind']}" + (" folder" if report["kind"] != "model" else ""))
+    print(f"{report['path']}: {report['kind']}")
+    if report["model_path"] != report["path"]:
+        _line("model", f"of {report['model_path']}; the run has not finished")
     _line("architecture", f"{model['architecture']} ({model['model_type']})")
     heads = f"{model['heads']} heads"
     if model["kv_heads"] not in (None, model["heads"]):
@@ -107,9 +107,9 @@ def _print_checkpoint(report: dict) -> None:
     _line("shape", f"{model['layers']} layers x {heads} x {model['width']}, context {model['context']} tokens")
     if weights:
         dtypes = ", ".join(weights["dtypes"])
-        _line("weights", f"{weights['parameters']:,} parameters, {dtypes}, {_size(weights['bytes'])}")
+        _line("weights", f"{weights['parameters']:,} parameters in {dtypes}, {_size(weights['bytes'])}")
     if tokenizer := report["tokenizer"]:
-        padded = f" (the model has {model['vocabulary']:,})"
+        padded = f" (padded to {model['vocabulary']:,})" if model["vocabulary"] != tokenizer["ids"] else ""
         _line("tokenizer", f"{tokenizer['type']}, {tokenizer['ids']:,} ids{padded}, EOS {tokenizer['eos_token']}")
     if progress := report["progress"]:
         _print_progress(progress)
@@ -123,11 +123,11 @@ def _print_checkpoint(report: dict) -> None:
     if report["forgetting"]:
         _print_forgetting(report["forgetting"])
     if report["recipe"]:
-        rows = [
-            [f"{s}.{k}", _plain(v)] for s, keys in report["recipe"].items() for k, v in keys.items() if v is not None
-        ]
-        print()
-        print_table("", ["setting", "value"], rows)
+        sections = {name: report["recipe"].get(name, {}) for name in ("model", "data", "optimizer", "training")}
+        _pairs(
+            "settings, from recipe.yaml",
+            {f"{s}.{k}": v for s, keys in sections.items() for k, v in keys.items() if v not in (None, {})},
+        )
     if report["checkpoints"]:
         rows = [[entry["name"], entry["missing"] or "complete"] for entry in report["checkpoints"]]
         print()
@@ -142,7 +142,10 @@ def _print_progress(progress: dict) -> None:
         rate = f", learning rate {progress['learning_rate']:.2e}" if progress["learning_rate"] is not None else ""
         _line("training", f"loss {progress['loss']:.4f} nats/token at step {progress['logged_at_step']:,}{rate}")
     if progress["best_checkpoint"]:
-        _line("best", f"{progress['best_checkpoint']} ({progress['best_metric']:.4f})")
+        # eval_constrained_loss: the target's loss, or 1,000 + the worst excess over the forgetting tolerance
+        metric = progress["best_metric"]
+        excess = f"a guarded set is {metric - 1_000:.4f} nats/token beyond its tolerance"
+        _line("best", f"{progress['best_checkpoint']}, " + (excess if metric >= 1_000 else f"loss {metric:.4f}"))
 
 
 def _print_forgetting(forgetting: dict) -> None:
@@ -175,6 +178,13 @@ def _line(name: str, value: str) -> None:
     print(f"{name:<14}{value}")
 
 
+def _pairs(title: str, values: dict) -> None:
+    width = max(map(len, values), default=0) + 2
+    print(f"\n{title}")
+    for name, value in values.items():
+        print(f"  {name:<{width}}{_plain(value)}")
+
+
 def _numbers(*values: int) -> list[str]:
     return [f"{value:,}" for value in values]
 
@@ -186,6 +196,8 @@ def _figure(value: float | None) -> str:
 def _plain(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {_plain(entry)}" for name, entry in value.items()) or "none"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
     if isinstance(value, float):
         return f"{value:g}"
     return str(value)

@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> None:
     for table in plan_rows(result):
         print()
         print_table(*table)
-    print("\n".join(_last_words(result, "" if args.memory else " (this machine's main memory; --memory for a GPU's)")))
+    for words in _last_words(result, "" if args.memory else " (this machine's main memory; --memory for a GPU's)"):
+        print(f"\n{words}")
 
 
 def _settings(args: argparse.Namespace) -> tuple[dict, dict, list[str]]:
@@ -65,8 +66,9 @@ def _settings(args: argparse.Namespace) -> tuple[dict, dict, list[str]]:
     known, steps, notes = _read_target(args)
     if args.tokens:
         known["sources"] = [{"name": "data", "tokens": args.tokens}]
-    if args.params and "dimensions" not in known:
-        known["parameters"] = args.params
+    if args.params and "dimensions" in known:
+        raise MyPTError(f"--params {args.params:,}: {args.target} has a number of parameters already; leave one out")
+    known["parameters"] = args.params
     given = {
         "batch_size": args.batch_size,
         "block_size": args.block_size,
@@ -82,6 +84,11 @@ def _settings(args: argparse.Namespace) -> tuple[dict, dict, list[str]]:
         if name not in known:
             known[name] = default
             notes.append(f"no --{name.replace('_', '-')} given: {default} assumed")
+    dimensions, block_size = known.get("dimensions"), known["block_size"]
+    if dimensions and block_size > dimensions["max_position_embeddings"]:
+        limit = dimensions["max_position_embeddings"]
+        notes.append(f"the model has {limit:,} positions, fewer than the block size: planned with {block_size:,}")
+        known["dimensions"] = dimensions | {"max_position_embeddings": block_size}
     if "sources" not in known:
         notes.append("the size of the data is not known: give --tokens to plan coverage")
     return {"accumulation": 1, "optimizer": "muon", "sources": None} | known, steps, notes
@@ -249,7 +256,7 @@ def _main_memory() -> int | None:
 def _last_words(result: dict, which_memory: str) -> list[str]:
     words = []
     if "advice" in result.get("memory", {}):
-        words.append(f"\nMemory{which_memory}: {result['memory']['advice']}")
+        words.append(f"Memory{which_memory}: {result['memory']['advice']}")
     if "compute_optimal_tokens" in result["training"] and "coverage" not in result:
         words.append(f"Compute-optimal training data: about {result['training']['compute_optimal_tokens']:,} tokens")
     return words

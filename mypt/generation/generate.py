@@ -90,7 +90,7 @@ def _room(model: PreTrainedModel, ids: list[int], max_new_tokens: int) -> int:
 def _arguments(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, settings: GenerationSettings, room: int
 ) -> dict:
-    """For transformers' `generate`; every sampling setting explicit, or a model's own defaults would come through."""
+    """For transformers' `generate`; every sampling setting is given, None too, or the model's own would count."""
     padded = range(largest_id(tokenizer) + 1, model.config.get_text_config().vocab_size)
     suppressed = {*(model.generation_config.suppress_tokens or ()), *padded}
     arguments = {
@@ -103,11 +103,7 @@ def _arguments(
     }
     if settings.greedy:
         return arguments
-    return arguments | {
-        "temperature": settings.temperature,
-        "top_k": settings.top_k or 0,
-        "top_p": settings.top_p or 1.0,
-    }
+    return arguments | {"temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p}
 
 
 def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> set[int]:

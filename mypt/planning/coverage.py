@@ -117,7 +117,7 @@ def planned_steps(
             f"coverage.target, {coverage_target:g} passes over the data"
         )
     return steps_for_coverage(OPTIMAL, total_tokens, tokens_per_step), (
-        f"the recommended {OPTIMAL:g} passes over the data (training.max_steps would decide otherwise)"
+        f"the recommended {OPTIMAL:g} passes over the data, since no length is given"
     )
 
 

@@ -41,6 +41,7 @@ def default_arguments(parameters: int, steps: int, evaluates: bool) -> dict:
         "max_grad_norm": 1.0,
         "adam_beta1": 0.9,
         "adam_beta2": 0.95,
+        "use_cpu": not torch.accelerator.is_available(),
         "bf16": multiplies_bfloat16(),
         "logging_steps": max(1, min(50, steps // 20)),
         "eval_strategy": "steps" if evaluates else "no",

@@ -89,6 +89,12 @@ def test_a_preset(plan):
     assert result["notes"] == []
 
 
+def test_a_longer_block_lengthens_the_preset(plan):
+    result = plan("tiny", "--tokens", "15M", "--block-size", "512")
+    assert result["parameters"]["positions"] == 512 * 192
+    assert any("128 positions" in note for note in result["notes"])
+
+
 def test_a_recipe_with_its_data(plan, recipe, dataset):
     path = recipe(f"""
 model: {{preset: modern-nano, num_hidden_layers: 2}}
@@ -153,6 +159,7 @@ def test_a_checkpoint(plan, tmp_path):
         (["modern-tinny"], "modern-tiny"),
         (["nowhere.yaml"], "nowhere.yaml"),
         (["."], "config.json"),
+        (["tiny", "--params", "5M"], "--params 5,000,000"),
         (["tiny", "--training.max_steps=3"], "--training.max_steps=3"),
     ],
 )

@@ -64,6 +64,16 @@ def test_weights_gradients_and_optimizer_states_are_exact(name, overrides, optim
     assert estimate["optimizer"] == sum(state.nbytes for state in states)
 
 
+def test_autocast_halves_activations_and_adds_a_copy_of_the_weights():
+    dimensions = preset_dimensions("modern-tiny")
+    plain, mixed = (
+        training_memory(dimensions, micro_batch_size=4, block_size=1024, compute_dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert (2 * mixed["activations"], 2 * mixed["weights"]) == (plain["activations"], 3 * plain["weights"])
+    assert (mixed["gradients"], mixed["optimizer"]) == (plain["gradients"], plain["optimizer"])
+
+
 def test_the_cache_of_keys_and_values_is_exact():
     config = tiny("modern-tiny", {})
     model = MyPTForCausalLM(config).eval()

@@ -46,6 +46,13 @@ def test_one_pass_of_a_small_enough_model_is_the_plain_law():
     assert predicted_loss(parameters, tokens, 10 * tokens) == pytest.approx(plain)
 
 
+def test_parameters_beyond_the_data_are_worth_at_most_six_times_the_optimum():
+    """One parameter per (B / A)^(1 / 0.3527) = e^(1.05 / 0.3527) = 19.63 tokens, and 1 + 5.31 times as many at most."""
+    assert effective_parameters(1e15, 19.63e9) == pytest.approx(6.31e9, rel=1e-3)
+    limit = math.exp(0.6255) + math.exp(6.255) / 6.31e9**0.3527 + math.exp(7.305) / 19.63e9**0.3527
+    assert predicted_loss(1e15, 19.63e9, 19.63e9) == pytest.approx(limit, rel=1e-4)
+
+
 def test_fresh_data_is_never_worse_than_repeated():
     losses = [predicted_loss(1e9, 1e11, 1e11 / epochs) for epochs in (1, 2, 4, 16, 64)]
     assert losses == sorted(losses)

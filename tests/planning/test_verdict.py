@@ -27,6 +27,7 @@ def one(tokens, **more):
         (1_000_000_000, 4.0, None, "note", "the band is good, but 1-3x"),
         (1_000_000_000, 0.1, 5_000_000, "good", "enough for this model"),
         (1_000_000_000, 0.1, 500_000_000, "warning", "too few"),
+        (5_000_000, 1.5, 350_000_000, "note", "although the band is below optimal"),
         (50_000_000, 3.0, 350_000_000, "note", "large for this data"),
         (1_000_000_000, 4.5, 11_000_000, "good", "3-5x for 11M parameters"),
     ],
@@ -77,6 +78,17 @@ def test_a_mixture_counts_each_source_by_its_share():
     assert (seen["main"], seen["coverage"], seen["verdict"]["level"]) == ("law", 3.0, "good")
     assert seen["recommended_steps"]["2x"] == 1_334  # 1,000,000 tokens of law at 750 a step
     assert seen["scaling"]["effective_tokens"] < seen["scaling"]["tokens_viewed"] == 2_000_000
+
+
+def test_only_tokens_that_are_seen_count_as_unique():
+    def loss(size_of_the_rest):
+        sources = [
+            {"name": "law", "tokens": 10**8, "weight": 3},
+            {"name": "web", "tokens": size_of_the_rest, "weight": 1},
+        ]
+        return assess(sources, 10**5, 4_000, parameters={"total": 10**9})["scaling"]["predicted_loss"]
+
+    assert loss(10**8) == loss(10**11) != loss(10**7)
 
 
 def test_bad_input_is_refused():

@@ -1,0 +1,191 @@
+"""The report agrees with the model itself, and damage is named."""
+
+import json
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from mypt import MyPTConfig, MyPTForCausalLM
+from mypt.checkpoints.inspect import inspect_checkpoint, is_checkpoint, read_header
+from mypt.errors import CheckpointError
+from mypt.tokenization.char import build_char_tokenizer
+from mypt.tokenization.load import save_tokenizer
+
+SMALL = {
+    "vocab_size": 320,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+CLASSIC = {
+    "position_embedding_type": "learned",
+    "norm_type": "layernorm",
+    "mlp_gated": False,
+    "qk_norm": False,
+    "attention_bias": True,
+    "attention_output_bias": True,
+    "mlp_bias": True,
+    "max_position_embeddings": 24,
+}
+UNTIED = {"tie_word_embeddings": False, "lm_head_bias": True, "num_key_value_heads": 1}
+
+
+@pytest.fixture
+def save(tmp_path):
+    def saved(dtype=torch.float32, folder=tmp_path / "model", shard_size="50GB", **changes):
+        model = MyPTForCausalLM(MyPTConfig(**SMALL | changes)).to(dtype)
+        model.save_pretrained(folder, max_shard_size=shard_size)
+        return folder, model
+
+    return saved
+
+
+@pytest.mark.parametrize("changes", [{}, CLASSIC, UNTIED], ids=["modern", "classic", "untied"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_counts_and_dtype_are_the_models_own(save, changes, dtype):
+    folder, model = save(dtype, **changes)
+    report = inspect_checkpoint(folder)
+    assert report["problems"] == []
+    assert report["parameters"]["total"] == report["weights"]["parameters"] == model.num_parameters()
+    assert report["parameters"]["non_embedding"] == model.num_parameters(exclude_embeddings=True)
+    assert report["weights"]["dtypes"] == {str(dtype).removeprefix("torch."): model.num_parameters()}
+    assert report["model"] | {"config": None} == {
+        "architecture": "MyPTForCausalLM",
+        "model_type": "mypt",
+        "layers": 2,
+        "heads": 2,
+        "kv_heads": changes.get("num_key_value_heads", 2),
+        "width": 16,
+        "context": changes.get("max_position_embeddings", 1024),
+        "vocabulary": 320,
+        "config": None,
+    }
+
+
+def test_files_are_listed_with_their_sizes(save):
+    folder, _ = save()
+    (folder / "sub").mkdir()
+    files = {entry["name"]: entry["bytes"] for entry in inspect_checkpoint(folder)["files"]}
+    assert files == {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    assert {"config.json", "model.safetensors"} <= set(files)
+
+
+def test_weights_in_several_files_are_added_up_and_a_missing_one_is_named(save):
+    folder, model = save(shard_size="20KB")
+    files = sorted(folder.glob("model-*.safetensors"))
+    assert len(files) > 1
+    assert inspect_checkpoint(folder)["weights"]["parameters"] == model.num_parameters()
+    files[-1].unlink()
+    problems = inspect_checkpoint(folder)["problems"]
+    assert problems[0] == f"{files[-1].name} is missing"
+    assert "the weights hold" in problems[1]
+
+
+def test_another_family_is_described_from_its_own_names(tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=3, n_head=2, n_positions=20))
+    model.save_pretrained(tmp_path)
+    report = inspect_checkpoint(tmp_path)
+    assert [report["model"][name] for name in ("layers", "heads", "width", "context", "vocabulary")] == [
+        3,
+        2,
+        16,
+        20,
+        50,
+    ]
+    assert report["parameters"] is None
+    assert report["weights"]["parameters"] == model.num_parameters()
+    assert report["problems"] == []
+
+
+def test_a_config_that_is_not_the_weights_own_is_a_problem(save):
+    folder, model = save()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    (problem,) = inspect_checkpoint(folder)["problems"]
+    per_layer = 4 * 16 * 16 + 3 * 16 * 32 + 2 * 16 + 2 * 8
+    counts = model.num_parameters(), model.num_parameters() + per_layer
+    assert f"the weights hold {counts[0]:,} parameters, the config means {counts[1]:,}" in problem
+
+
+def test_the_tokenizer_is_described_and_must_fit(save):
+    folder, _ = save()
+    assert inspect_checkpoint(folder)["tokenizer"] is None
+    save_tokenizer(build_char_tokenizer("abc"), folder)
+    report = inspect_checkpoint(folder)
+    assert report["tokenizer"] == {"type": "BPE", "ids": 260, "largest_id": 259, "eos_token": "<|endoftext|>"}
+    assert report["problems"] == []
+    save_tokenizer(build_char_tokenizer(map(chr, range(40, 120))), folder)
+    assert inspect_checkpoint(folder)["problems"] == ["the tokenizer gives ids up to 336, the model knows 320"]
+
+
+def test_the_header_is_safetensors_own(save):
+    folder, _ = save()
+    header, whole = read_header(folder / "model.safetensors")
+    weights = load_file(folder / "model.safetensors")
+    assert whole and {name: entry["shape"] for name, entry in header.items()} == {
+        name: list(tensor.shape) for name, tensor in weights.items()
+    }
+
+
+def test_weights_cut_short_are_a_problem(save):
+    folder, _ = save()
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    assert inspect_checkpoint(folder)["problems"] == ["model.safetensors does not have the length that its header says"]
+
+
+@pytest.mark.parametrize("content", [b"", b"short", struct.pack("<Q", 10**12) + b"{}", struct.pack("<Q", 2) + b"[]"])
+def test_what_is_no_safetensors_file_is_one_error(save, content):
+    folder, _ = save()
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is no whole safetensors file"):
+        inspect_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_damaged_json_is_one_error(save, name, content):
+    folder, _ = save()
+    (folder / name).write_text(content)
+    with pytest.raises(CheckpointError, match=f"{name} (is damaged|holds list)"):
+        inspect_checkpoint(folder)
+
+
+def test_a_folder_without_weights_says_so(save):
+    folder, _ = save()
+    (folder / "model.safetensors").unlink()
+    report = inspect_checkpoint(folder)
+    assert report["weights"] is None and report["problems"] == ["there are no weights"]
+
+
+def test_an_interrupted_save_is_a_problem(save, tmp_path):
+    folder, _ = save(folder=tmp_path / "checkpoint-5")
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 5, "max_steps": 9, "log_history": []}))
+    report = inspect_checkpoint(folder)
+    assert report["kind"] == "checkpoint" and report["progress"]["step"] == 5
+    assert report["problems"] == ["not complete, a resume would skip it: rng_state.pth is missing or cut short"]
+
+
+def test_what_counts_as_a_checkpoint(save, tmp_path):
+    folder, _ = save()
+    assert is_checkpoint(folder)
+    assert not is_checkpoint(tmp_path)
+    (tmp_path / "checkpoint-7").mkdir()
+    assert is_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"checkpoint-7 holds no config\.json"):
+        inspect_checkpoint(tmp_path)
+
+
+def test_torch_is_not_imported(save):
+    folder, _ = save()
+    program = (
+        "import sys; from pathlib import Path; from mypt.checkpoints.inspect import inspect_checkpoint; "
+        f"inspect_checkpoint(Path({str(folder)!r})); print({{'torch', 'transformers'}} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"

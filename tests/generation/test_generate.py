@@ -1,0 +1,214 @@
+"""What `generate` promises: exact continuation, reproducible drawing, honest ends."""
+
+import math
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from mypt import MyPTConfig, MyPTForCausalLM
+from mypt.errors import MyPTError, TokenizerError
+from mypt.generation.generate import generate, prompt_ids
+from mypt.generation.settings import GenerationSettings
+from mypt.tokenization.char import build_char_tokenizer
+
+LETTERS = "abcdefgh"
+CONTEXT = 48
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_char_tokenizer(LETTERS)
+
+
+def make_model(tokenizer, **changes):
+    """A model whose random weights are large, so that its distributions are far from uniform."""
+    torch.manual_seed(0)
+    config = MyPTConfig(
+        vocab_size=320,  # the tokenizer has 265
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.5,
+        **changes,
+    )
+    return MyPTForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return make_model(tokenizer)
+
+
+def letters_only(model, tokenizer, **biases):
+    """The same model with a head that can only give the eight letters, and those of `biases` as asked."""
+    head = torch.nn.Linear(16, 320)
+    torch.nn.init.normal_(head.weight, std=0.3, generator=torch.Generator().manual_seed(1))
+    torch.nn.init.constant_(head.bias, -1e4)
+    for letter in LETTERS:
+        head.bias.data[tokenizer.convert_tokens_to_ids(letter)] = biases.get(letter, 0.0)
+    model.lm_head = head
+    return model
+
+
+@pytest.fixture(scope="module")
+def speller(tokenizer):
+    return letters_only(make_model(tokenizer, tie_word_embeddings=False), tokenizer)
+
+
+def run(model, tokenizer, prompt="abc", on_text=None, **settings):
+    return generate(
+        model, tokenizer, prompt, GenerationSettings(**{"max_new_tokens": 20, "seed": 3} | settings), on_text
+    )
+
+
+@torch.no_grad()
+def greedy_by_hand(model, ids: list[int], steps: int) -> list[int]:
+    """The likeliest id each time, from the whole text anew: no cache, no transformers' generate."""
+    for _ in range(steps):
+        ids = [*ids, int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())]
+    return ids
+
+
+def test_greedy_is_the_likeliest_token_each_time(speller, tokenizer):
+    expected = tokenizer.decode(greedy_by_hand(speller, tokenizer("abc").input_ids, 20))
+    completion = run(speller, tokenizer, greedy=True)
+    assert completion.prompt + completion.text == expected
+    assert (completion.prompt_tokens, completion.tokens, completion.finish) == (3, 20, "length")
+
+
+def test_top_k_1_and_a_tiny_top_p_are_greedy(speller, tokenizer):
+    greedy = run(speller, tokenizer, greedy=True).text
+    assert run(speller, tokenizer, top_k=1, temperature=5.0).text == greedy
+    assert run(speller, tokenizer, top_p=1e-6, temperature=1.0).text == greedy
+
+
+def test_a_seed_decides_the_text_and_leaves_the_global_state_alone(speller, tokenizer):
+    state = torch.get_rng_state()
+    first = run(speller, tokenizer, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(7)
+    assert run(speller, tokenizer, seed=5) == first
+    assert len({run(speller, tokenizer, seed=seed).text for seed in range(5)}) == 5
+
+
+def test_drawing_follows_the_tempered_distribution(tokenizer):
+    # The last bias wins by log 3 against one other letter: 3 to 1, at temperature 1/2 it is 9 to 1.
+    model = letters_only(make_model(tokenizer, tie_word_embeddings=False), tokenizer, a=math.log(3))
+    for letter in LETTERS[2:]:
+        model.lm_head.bias.data[tokenizer.convert_tokens_to_ids(letter)] = -1e4
+    torch.nn.init.zeros_(model.lm_head.weight)
+    for temperature, share in ((1.0, 0.75), (0.5, 0.9)):
+        text = "".join(
+            run(model, tokenizer, temperature=temperature, max_new_tokens=45, seed=seed).text for seed in range(12)
+        )
+        assert set(text) == {"a", "b"}
+        error = math.sqrt(share * (1 - share) / len(text))
+        assert abs(text.count("a") / len(text) - share) < 4 * error
+
+
+def test_model_defaults_do_not_come_through(speller, tokenizer):
+    before = run(speller, tokenizer, temperature=3.0)
+    saved = speller.generation_config
+    try:
+        speller.generation_config = type(saved)(
+            top_k=1, top_p=0.01, temperature=0.1, do_sample=False, use_cache=False, max_length=5
+        )
+        assert run(speller, tokenizer, temperature=3.0) == before
+    finally:
+        speller.generation_config = saved
+
+
+def test_each_step_computes_one_token_whatever_the_model_was_saved_with(tokenizer):
+    model = letters_only(make_model(tokenizer, tie_word_embeddings=False, use_cache=False), tokenizer)
+    model.generation_config.use_cache = False
+    lengths = []
+    model.model.embed_tokens.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    run(model, tokenizer, "abc", max_new_tokens=5)
+    assert lengths == [3, 1, 1, 1, 1]
+
+
+def test_the_pieces_are_the_text(model, tokenizer):
+    pieces = []
+    completion = run(model, tokenizer, on_text=pieces.append, temperature=2.0, max_new_tokens=40)
+    assert "".join(pieces) == completion.text and len(pieces) > 1 and all(pieces)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_padded_ids_are_never_chosen(tokenizer, greedy):
+    """Their logits are the highest by far; of the real ones `a` is."""
+    model = make_model(tokenizer, tie_word_embeddings=False, lm_head_bias=True)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    model.lm_head.bias.data[tokenizer.convert_tokens_to_ids("a")] = 50.0
+    model.lm_head.bias.data[len(tokenizer) :] = 100.0
+    assert run(model, tokenizer, greedy=greedy).text == "a" * 20
+
+
+def test_generation_ends_with_the_text(tokenizer):
+    model = letters_only(make_model(tokenizer, tie_word_embeddings=False), tokenizer)
+    model.lm_head.bias.data[tokenizer.eos_token_id] = 1e4
+    completion = run(model, tokenizer)
+    assert (completion.text, completion.tokens, completion.finish) == ("", 1, "eos")
+    # An end that the model was saved with counts, too.
+    model.lm_head.bias.data[tokenizer.eos_token_id] = -1e4
+    model.lm_head.bias.data[tokenizer.convert_tokens_to_ids("h")] = 1e4
+    model.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids("h")]
+    assert run(model, tokenizer).finish == "eos"
+
+
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_the_context_is_used_to_its_end_and_not_beyond(tokenizer, positions):
+    changes = {"position_embedding_type": positions, "tie_word_embeddings": False}
+    model = letters_only(make_model(tokenizer, **changes), tokenizer)
+    completion = run(model, tokenizer, "a" * 40, max_new_tokens=100)
+    assert (completion.tokens, completion.finish) == (CONTEXT - 40, "context")
+    assert run(model, tokenizer, "a" * (CONTEXT - 1)).tokens == 1
+    with pytest.raises(MyPTError, match=f"prompt has {CONTEXT} tokens and the model's context ends at {CONTEXT}"):
+        run(model, tokenizer, "a" * CONTEXT)
+
+
+def test_exactly_as_many_as_the_context_holds_is_no_early_end(speller, tokenizer):
+    assert run(speller, tokenizer, "a" * 40, max_new_tokens=CONTEXT - 40).finish == "length"
+
+
+def test_an_empty_prompt_starts_a_document(speller, tokenizer):
+    assert prompt_ids(tokenizer, "") == [tokenizer.eos_token_id]
+    expected = greedy_by_hand(speller, [tokenizer.eos_token_id], 20)
+    assert run(speller, tokenizer, "", greedy=True).text == tokenizer.decode(expected[1:])
+
+
+def test_special_tokens_in_a_prompt_are_plain_text(tokenizer):
+    ids = prompt_ids(tokenizer, "a<|endoftext|>")
+    assert tokenizer.eos_token_id not in ids
+    assert tokenizer.decode(ids) == "a<|endoftext|>"
+
+
+def test_what_a_tokenizer_begins_with_comes_first(tokenizer):
+    from tokenizers import processors
+
+    beginning = build_char_tokenizer(LETTERS)
+    bos = beginning.convert_tokens_to_ids("<0x01>")
+    beginning.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<0x01> $A", special_tokens=[("<0x01>", bos)]
+    )
+    assert prompt_ids(beginning, "ab") == [bos, *tokenizer("ab").input_ids]
+    assert prompt_ids(beginning, "") == [bos]
+
+
+def test_a_tokenizer_of_another_model_is_refused(tokenizer):
+    small = MyPTForCausalLM(
+        MyPTConfig(vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    )
+    with pytest.raises(TokenizerError, match="the model knows 100 ids"):
+        run(small, tokenizer)
+
+
+def test_other_causal_lms_generate_too(tokenizer):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=320, n_embd=16, n_layer=1, n_head=2, n_positions=CONTEXT, initializer_range=0.5)
+    gpt2 = GPT2LMHeadModel(config).eval()
+    completion = run(gpt2, tokenizer, max_new_tokens=100, seed=1)
+    assert completion.finish in ("eos", "context")
+    assert completion == run(gpt2, tokenizer, max_new_tokens=100, seed=1)
