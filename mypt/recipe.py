@@ -4,6 +4,7 @@ import ast
 import difflib
 import importlib.util
 import math
+import re
 import types
 import typing
 from dataclasses import asdict, dataclass, field, fields
@@ -118,11 +119,28 @@ class Recipe:
         return content
 
 
+# Words that a key may hold, and the smallest and largest number.
 CHOICES = {
+    ("model", "dtype"): ("float32", "bfloat16", "float16"),
+    ("tokenizer", "vocab_size"): ("auto",),
     ("data", "val_split"): ("hash", "tail"),
     ("forgetting", "action"): ("warn", "stop"),
+    ("forgetting", "eval_windows"): ("all",),
     ("optimizer", "schedule"): ("wsd", "linear", "cosine", "constant"),
 }
+RANGES = {
+    ("data", "block_size"): (1, math.inf),
+    ("forgetting", "tolerance"): (0, math.inf),
+    ("forgetting", "eval_windows"): (1, math.inf),
+    ("forgetting", "time_budget"): (0.001, 1),
+    ("optimizer", "cooldown"): (0, 1),
+    ("optimizer", "momentum"): (0, 1),
+    ("optimizer", "ns_steps"): (1, math.inf),
+}
+
+_TYPES = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "list": list, "None": types.NoneType}
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping",
+          list: "a list", types.NoneType: "null"}  # fmt: skip
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -159,59 +177,64 @@ def parse_recipe(content: dict) -> Recipe:
             raise RecipeError(_unknown("recipe section", name, sections))
     recipe = Recipe()
     for name, section_type in sections.items():
-        values = content.get(name) or {}
+        values = {} if content.get(name) is None else content[name]
         if not isinstance(values, dict):
             raise RecipeError(f"recipe section {name!r} is {values!r}, expected keys and values below it")
         if name == "training":
             recipe.training = _check_training(values)
         else:
             setattr(recipe, name, _parse_section(name, section_type, values))
+    _check_sources(recipe.data)
     return recipe
 
 
 def _parse_section(name: str, section_type: type, values: dict):
-    values = dict(values)
-    types_by_key = typing.get_type_hints(section_type)
+    known = {key: typing.get_args(hint) or (hint,) for key, hint in typing.get_type_hints(section_type).items()}
+    config_fields = {}
     if name == "model":
-        types_by_key.pop("config")
+        del known["config"]
         config_fields = class_fields("mypt.models.configuration_mypt", "MyPTConfig")
-        extra = {key: values.pop(key) for key in list(values) if key in config_fields and key not in types_by_key}
-        known = [*types_by_key, *config_fields]
-    else:
-        extra, known = {}, list(types_by_key)
-    if name == "data":
-        values = _normal_data(values)
+        known = config_fields | known
+    if name == "data" and isinstance(values.get("train"), str):
+        values = values | {"train": {values["train"]: 1.0}}
+    checked = {}
     for key, value in values.items():
-        if key not in types_by_key:
+        if key not in known:
             raise RecipeError(_unknown(f"key in recipe section {name!r}:", key, known))
-        values[key] = _checked(f"{name}.{key}", value, types_by_key[key])
-        choices = CHOICES.get((name, key))
-        if choices and value not in choices:
-            raise RecipeError(f"{name}.{key} is {value!r}, expected one of: {', '.join(choices)}")
-    return section_type(**values, config=extra) if name == "model" else section_type(**values)
+        checked[key] = _checked(f"{name}.{key}", value, known[key])
+        _check_value(name, key, checked[key])
+    config = {key: checked.pop(key) for key in [*checked] if key in config_fields}
+    return section_type(**checked, config=config) if name == "model" else section_type(**checked)
 
 
-def _normal_data(values: dict) -> dict:
-    """One source as a string means the mixture {source: 1}; weights must be positive numbers."""
-    if isinstance(values.get("train"), str):
-        values["train"] = {values["train"]: 1.0}
-    for source, weight in (values.get("train") or {}).items():
-        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < math.inf:
-            raise RecipeError(f"data.train weight of {source!r} is {weight!r}, expected a positive number")
-    return values
-
-
-def _checked(key: str, value, expected):
-    """`value` if it is of the annotated type (a whole number also serves as a float)."""
-    options = typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+def _checked(key: str, value, options: tuple[type, ...]):
+    """`value` if it is of one of the types (a whole number also serves as a float)."""
     if isinstance(value, int) and not isinstance(value, bool) and float in options and int not in options:
         return float(value)
     if not any(isinstance(value, option) and not (option is int and isinstance(value, bool)) for option in options):
-        names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping",
-                 list: "a list", types.NoneType: "null"}  # fmt: skip
-        wanted = " or ".join(names[option] for option in options)
-        raise RecipeError(f"{key} is {value!r}, expected {wanted}")
+        raise RecipeError(f"{key} is {value!r}, expected {' or '.join(_WORDS[option] for option in options)}")
     return value
+
+
+def _check_value(section: str, key: str, value) -> None:
+    choices, (low, high) = CHOICES.get((section, key)), RANGES.get((section, key), (-math.inf, math.inf))
+    if choices and isinstance(value, str) and value not in choices:
+        raise RecipeError(f"{section}.{key} is {value!r}, expected one of: {', '.join(choices)}")
+    if isinstance(value, int | float) and not low <= value <= high:
+        limits = f"{low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}"
+        raise RecipeError(f"{section}.{key} is {value!r}, expected {limits}")
+
+
+def _check_sources(data: DataSection) -> None:
+    """Sources are paths or names, weights positive numbers."""
+    for source, weight in data.train.items():
+        if not isinstance(source, str):
+            raise RecipeError(f"data.train names the source {source!r}, expected {{path: weight}}")
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < math.inf:
+            raise RecipeError(f"data.train weight of {source!r} is {weight!r}, expected a positive number")
+    for name, source in data.eval.items():
+        if not isinstance(name, str) or not isinstance(source, str):
+            raise RecipeError(f"data.eval holds {name!r}: {source!r}, expected {{name: path}}")
 
 
 def _check_training(values: dict) -> dict:
@@ -223,6 +246,7 @@ def _check_training(values: dict) -> dict:
             raise RecipeError(f"training.{key} is refused: {REFUSED_TRAINING_KEYS[key]}")
         if key.endswith("_strategy") and value == "epoch":
             raise RecipeError(f"training.{key}: epoch is refused: a token stream has no epoch end; use steps")
+        _checked(f"training.{key}", value, known[key])
     return dict(values)
 
 
@@ -239,14 +263,27 @@ def _apply_override(content: dict, override: str) -> None:
         raise RecipeError(f"override {override!r} is not understood, expected --section.key=value")
     if not isinstance(content.setdefault(section, {}) or {}, dict):
         raise RecipeError(f"override {override!r}: recipe section {section!r} holds no keys")
-    content[section] = (content[section] or {}) | {key: load_yaml(value)}
+    try:
+        content[section] = (content[section] or {}) | {key: load_yaml(value)}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 @cache
-def class_fields(module: str, class_name: str) -> tuple[str, ...]:
-    """Annotated field names of a class, read from its source: importing transformers would take seconds."""
+def class_fields(module: str, class_name: str) -> dict[str, tuple[type, ...]]:
+    """Annotated fields of a class and their types, read from its source: importing transformers would take seconds.
+
+    `dict[str, Any] | None` gives (dict, NoneType); enums and classes, which YAML cannot hold, are left out.
+    """
     package, _, submodule = module.rpartition(".")
     root = Path(importlib.util.find_spec(package).submodule_search_locations[0])
     tree = ast.parse((root / f"{submodule}.py").read_text(encoding="utf-8"))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
-    return tuple(node.target.id for node in body if isinstance(node, ast.AnnAssign))
+    annotations = {node.target.id: ast.unparse(node.annotation) for node in body if isinstance(node, ast.AnnAssign)}
+    return {name: _plain_types(text) for name, text in annotations.items() if not text.startswith("ClassVar")}
+
+
+def _plain_types(annotation: str) -> tuple[type, ...]:
+    names = re.sub(r"\bLiteral\[.*?\]", "str", annotation)
+    names = re.sub(r"\[.*?\]", "", names).split(" | ")
+    return tuple(_TYPES[name] for name in names if name in _TYPES)

@@ -38,15 +38,26 @@ def _construct_int(loader: yaml.Loader, node: yaml.Node) -> int:
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
+def _represent_str(dumper: yaml.Dumper, text: str) -> yaml.Node:
+    # PyYAML folds these line breaks away in every style but the escaped one.
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
 for _class in (_Loader, _Dumper):
     for _tag, _pattern, _first in _SCALARS:
         _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Dumper.add_representer(str, _represent_str)
 
 
 def load_yaml(text: str):
     """Parse one document into plain Python values. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (TypeError, ValueError, RecursionError) as error:
+        # A mapping as a key, `!!int x`, a number of thousands of digits, brackets nested too deep.
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from None
 
 
 def dump_yaml(value) -> str:

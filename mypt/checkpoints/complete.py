@@ -30,27 +30,26 @@ def last_complete_checkpoint(run: str | Path) -> tuple[Path | None, list[str]]:
 def what_is_missing(checkpoint: Path) -> str | None:
     """Why a resume cannot use this checkpoint, or None if it is whole.
 
-    Whole means: the trainer state parses, the weights and the optimizer state have their full length, and the random
+    Whole means: every JSON file parses, the weights and the optimizer state have their full length, and the random
     state of every process that took part is there. An interrupted save fails one of these.
     """
     try:
         state = read_state(checkpoint)
     except (OSError, ValueError) as error:
         return f"{STATE_NAME} cannot be read ({type(error).__name__}); the save was interrupted"
-    weights = sorted(checkpoint.glob("*.safetensors"))
-    index = checkpoint / "model.safetensors.index.json"
-    named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
-    if not weights or not named <= {path.name for path in weights}:
-        return "it holds no weights, or only some of them"
-    for path in weights:
-        if not _safetensors_is_whole(path):
-            return f"{path.name} is shorter than its header says"
+    for path in sorted({checkpoint / "config.json", *checkpoint.glob("*.json")}):
+        if not _is_json(path):
+            return f"{path.name} is missing or cut short"
+    for name in _weight_files(checkpoint):
+        if not _safetensors_is_whole(checkpoint / name):
+            return f"{name} is missing or shorter than its header says"
     stream = state.get("stateful_callbacks", {}).get("CoverageCallback", {}).get("attributes", {})
     world_size = stream.get("settings", {}).get("world_size", 1)
     names = ["rng_state.pth"] if world_size <= 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
     names.append("scheduler.pt")
     if not any((checkpoint / name).exists() for name in ("optimizer_0", "optimizer.bin")):
         names.append("optimizer.pt")
+    names += sorted({path.name for pattern in ("*.pt", "*.pth") for path in checkpoint.glob(pattern)} - {*names})
     for name in names:
         # torch.save writes a zip archive, whose directory comes last
         if not zipfile.is_zipfile(checkpoint / name):
@@ -66,16 +65,30 @@ def read_state(checkpoint: Path) -> dict:
     return state
 
 
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _weight_files(checkpoint: Path) -> list[str]:
+    """The file, or the files that the index of a large model names."""
+    index = checkpoint / "model.safetensors.index.json"
+    if index.exists():
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    shards = sorted(path.name for path in checkpoint.glob("model-*-of-*.safetensors"))
+    return [index.name, *shards] if shards else ["model.safetensors"]
+
+
 def _safetensors_is_whole(path: Path) -> bool:
     """safetensors: 8 bytes of header length, the JSON header, then the tensors at the offsets that it names."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            return False
-        (length,) = struct.unpack("<Q", prefix)
-        if 8 + length > size:
-            return False
-        header = json.loads(file.read(length))
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return size == 8 + length + max(ends, default=0)
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if 8 + length <= os.path.getsize(path) else None
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, struct.error, AttributeError, LookupError, TypeError):
+        return False
+    return os.path.getsize(path) == 8 + length + max(ends, default=0)

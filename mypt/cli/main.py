@@ -1,6 +1,7 @@
 """Parse `mypt COMMAND ...`, run the command's module, turn user errors into one message and an exit code."""
 
 import argparse
+import errno
 import importlib
 import sys
 
@@ -46,3 +47,11 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of a pipe (`mypt generate | head`) went away: nothing was lost.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if args.debug or error.errno != errno.ENOSPC:
+            raise
+        print(f"mypt {args.command}: the disk is full ({error.filename or error}); free some space", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"mypt {args.command}: interrupted", file=sys.stderr)
+        return 130

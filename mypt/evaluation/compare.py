@@ -1,15 +1,16 @@
 """Several models on the same evaluation sets: exact losses, and what changed from the first model to the others."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM
 
-from mypt.errors import CheckpointError, MyPTError, TokenizerError
+from mypt.errors import MyPTError, TokenizerError
 from mypt.evaluation.loss import WindowLosses, window_losses
 from mypt.evaluation.verdict import judge
+from mypt.generation.load import load_model
 from mypt.streams.eval_windows import EvalWindows
 from mypt.tokenization.load import load_tokenizer, tokenizer_hash
 
@@ -42,15 +43,17 @@ def compare(
     """Exact loss of every model on every `{name: dataset directory}`, over the whole split.
 
     block_size: context in tokens; default the shortest among the models' contexts, so that all see the same windows.
-    guard: sets whose change is judged as forgetting.
-    Raises CheckpointError for a model that cannot be loaded, TokenizerError if its tokenizer is not the data's.
+    guard: sets whose change is judged as forgetting. The models compute in float32.
+    Raises CheckpointError for a model that cannot be loaded, TokenizerError if its tokenizer is not the data's,
+    DataError for a damaged directory, MyPTError for a context that is too long and for a loss that is no number.
     """
     for name in guard or []:
         if name not in data:
             raise MyPTError(f"--guard names {name!r}, --data has: {', '.join(data)}")
-    loaded = {path: load_for_evaluation(path) for path in dict.fromkeys(models)}
-    if block_size is None:
-        block_size = min(model.config.max_position_embeddings for model in loaded.values())
+    if batch_size < 1:
+        raise MyPTError(f"--batch-size is {batch_size}, expected 1 window or more")
+    loaded = {path: load_model(path).float() for path in dict.fromkeys(models)}
+    block_size = _common_block_size(loaded, block_size)
     sets = {name: EvalWindows(directory, split, block_size=block_size) for name, directory in data.items()}
     scores, baselines = [], {}
     total = len(loaded) * sum(len(windows) for windows in sets.values())
@@ -59,26 +62,29 @@ def compare(
             for name, windows in sets.items():
                 _require_tokenizer(path, model, name, windows)
                 losses = window_losses(model, windows, batch_size, progress=bar.update)
+                if not math.isfinite(losses.loss):
+                    raise MyPTError(f"the loss of {path} on {name} is {losses.loss}: its weights are broken")
                 scores.append(_score(path, name, losses, windows, baselines.get(name), name in (guard or [])))
                 baselines.setdefault(name, losses)
     return scores
 
 
-def load_for_evaluation(path: str) -> torch.nn.Module:
-    """A causal LM in float32 on the best device at hand, in eval mode. Raises CheckpointError."""
-    if Path(path).is_dir() and not Path(path, "config.json").is_file():
-        raise CheckpointError(f"{path} holds no config.json: name a run folder or a checkpoint folder")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"model {path} cannot be loaded: {str(error).splitlines()[0]}") from None
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+def _common_block_size(models: dict[str, torch.nn.Module], asked: int | None) -> int:
+    contexts = {path: getattr(model.config, "max_position_embeddings", None) for path, model in models.items()}
+    shortest = min((path for path in contexts if contexts[path]), key=contexts.get, default=None)
+    block_size = asked if asked is not None else contexts.get(shortest)
+    if block_size is None:
+        raise MyPTError(f"model {next(iter(models))} names no longest context; give --block-size in tokens")
+    if block_size < 1 or (shortest and block_size > contexts[shortest]):
+        limit = f"1 to {contexts[shortest]} tokens, the context of {shortest}" if shortest else "1 token or more"
+        raise MyPTError(f"--block-size is {block_size}, expected {limit}")
+    return block_size
 
 
 def _require_tokenizer(path: str, model: torch.nn.Module, name: str, windows: EvalWindows) -> None:
     manifest = windows.reader.manifest
-    own = Path(path, "tokenizer.json")
-    if own.is_file() and tokenizer_hash(load_tokenizer(path)) != manifest.tokenizer_hash:
+    has_tokenizer = not Path(path).is_dir() or Path(path, "tokenizer.json").is_file()
+    if has_tokenizer and tokenizer_hash(load_tokenizer(path)) != manifest.tokenizer_hash:
         raise TokenizerError(
             f"model {path} has another tokenizer than the data of {name}; prepare the text with --tokenizer {path}"
         )
@@ -113,4 +119,7 @@ def parse_data(arguments: list[str]) -> dict[str, str]:
     for argument, (name, equals, directory) in zip(arguments, pairs, strict=True):
         if not (name and equals and directory):
             raise MyPTError(f"--data {argument} is not understood, expected NAME=DIR such as general=data/general")
-    return {name: directory for name, _, directory in pairs}
+    data = {name: directory for name, _, directory in pairs}
+    if len(data) < len(pairs):
+        raise MyPTError(f"--data gives a name twice: {', '.join(arguments)}; each set needs a name of its own")
+    return data

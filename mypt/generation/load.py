@@ -75,4 +75,4 @@ def _from_pretrained(name: str, trust_remote_code: bool, *, local: bool) -> PreT
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

@@ -88,7 +88,7 @@ class ShardStream(torch.utils.data.IterableDataset):
         owners, local = self.mixture.locate(samples)
         starts = np.empty(len(samples), np.int64)
         for index, source in enumerate(self.sources):
-            rows = owners == index
+            rows = np.flatnonzero(owners == index)
             starts[rows] = window_starts(local[rows], source.tokens, self.block_size, self.seed)
         return owners, starts
 
@@ -96,9 +96,8 @@ class ShardStream(torch.utils.data.IterableDataset):
         inputs = np.empty((len(starts), self.block_size), np.int64)
         targets = np.empty_like(inputs)
         positions = np.empty_like(inputs) if self.document_mask else None
-        for index in np.unique(owners):
-            rows = owners == index
-            reader = self.readers[index]
+        for index, reader in enumerate(self.readers):
+            rows = slice(None) if len(self.readers) == 1 else np.flatnonzero(owners == index)
             window = reader.gather(starts[rows], self.block_size + 1)  # (rows, B + 1), uint16 or uint32
             inputs[rows], targets[rows] = window[:, :-1], window[:, 1:]
             if positions is not None:

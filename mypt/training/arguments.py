@@ -50,6 +50,7 @@ def default_arguments(parameters: int, steps: int, evaluates: bool) -> dict:
         "save_steps": every,
         "save_total_limit": 3,
         "dataloader_num_workers": 0,
+        "ddp_find_unused_parameters": False,
         "report_to": "none",
         # Trainer writes this into the model's config; false would make every loaded checkpoint generate slowly.
         "use_cache": True,

@@ -154,8 +154,8 @@ def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream):
             f"{'bfloat16 autocast' if args.bf16 else str(model.dtype).removeprefix('torch.')} on {args.device}, "
             f"{recipe.optimizer.name}, learning rate {args.learning_rate:g}"
         )
-    defaults = ("learning_rate", "max_steps", "warmup_steps", "logging_steps", "eval_steps", "save_steps", "bf16", "use_cpu")
-    recipe.training |= {name: getattr(args, name) for name in defaults} | {"max_steps": steps}
+    chosen = ("learning_rate", "max_steps", "warmup_steps", "logging_steps", "eval_steps", "save_steps", "bf16", "use_cpu")
+    recipe.training |= {name: getattr(args, name) for name in chosen}
     recipe.training.pop("num_train_epochs", None)
     return steps, args
 
@@ -218,4 +218,5 @@ def _optimizer(recipe: Recipe, args):
         "eps": args.adam_epsilon,
         "momentum": recipe.optimizer.momentum,
         "ns_steps": recipe.optimizer.ns_steps,
+        "bfloat16": args.bf16,
     }

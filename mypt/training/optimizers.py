@@ -47,12 +47,15 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Muon's orthogonalised update is scaled by 0.2 * sqrt(max(rows, columns)), which gives it the root mean square of an
     AdamW update (Liu et al. 2025, 2502.16982), so that one learning rate and one weight decay serve both.
+    bfloat16: orthogonalise in that dtype, faster where the hardware has it; float32 keeps runs on different layouts
+    equal to the last few bits.
     """
 
     def __init__(self, params, lr: float, betas=(0.9, 0.95), eps: float = 1e-8, momentum: float = 0.95,
-                 ns_steps: int = 5):  # fmt: skip
+                 ns_steps: int = 5, bfloat16: bool = False):  # fmt: skip
+        # `fused` tells load_state_dict to put each step count on its parameter's device, where fused AdamW needs it.
         defaults = {"lr": lr, "betas": betas, "eps": eps, "momentum": momentum, "ns_steps": ns_steps, "muon": False,
-                    "weight_decay": 0.0}  # fmt: skip
+                    "bfloat16": bfloat16, "weight_decay": 0.0, "fused": True}  # fmt: skip
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -79,7 +82,8 @@ class MuonAdamW(torch.optim.Optimizer):
         for (shape, _), members in by_shape.items():
             # Nesterov momentum: the gradient, moved towards its running mean.
             updates = torch.stack([p.grad.lerp(self.state[p]["momentum_buffer"], group["momentum"]) for p in members])
-            updates = orthogonalize(updates, group["ns_steps"])  # (members, rows, columns)
+            dtype = torch.bfloat16 if group["bfloat16"] else torch.float32
+            updates = orthogonalize(updates, group["ns_steps"], dtype)  # (members, rows, columns)
             scale = 0.2 * max(shape) ** 0.5
             for parameter, update in zip(members, updates.to(members[0].dtype).unbind(), strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
@@ -110,13 +114,13 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
-def orthogonalize(matrices: torch.Tensor, steps: int) -> torch.Tensor:
+def orthogonalize(matrices: torch.Tensor, steps: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Replace each matrix U S V^T of (n, rows, columns) by about U V^T, with `steps` Newton-Schulz iterations.
 
-    Runs in bfloat16 where the hardware multiplies it fast, else in float32; returns that dtype.
+    Runs in `dtype` and returns it.
     """
     a, b, c = _NEWTON_SCHULZ
-    x = matrices.to(_matmul_dtype(matrices.device))
+    x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -124,8 +128,3 @@ def orthogonalize(matrices: torch.Tensor, steps: int) -> torch.Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x
-
-
-def _matmul_dtype(device: torch.device) -> torch.dtype:
-    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
-    return torch.bfloat16 if fast else torch.float32

@@ -31,4 +31,7 @@ def train(recipe: Recipe, *, resume: bool = False, assume_yes: bool = False) -> 
         )
         if trainer.forgetting:
             print(trainer.forgetting.report()["verdict"])
+    # A process that leaves while another still writes would take the whole launch down.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
     return run

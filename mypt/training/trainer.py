@@ -2,14 +2,19 @@
 
 import math
 import os
+import shutil
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mypt.errors import CheckpointError, MyPTError
+
+# A full disk in the words of Python and safetensors, and of torch.save, which does not pass the reason on.
+DISK_FULL = ("No space left", "PytorchStreamWriter failed", "file write failed")
 
 
 class MyPTTrainer(Trainer):
@@ -62,9 +67,11 @@ class MyPTTrainer(Trainer):
             self._refuse_loss(self._tr_loss.item())
         try:
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError) as error:
-            if "No space left" not in str(error) and "file write failed" not in str(error):
+        except Exception as error:
+            if not any(words in str(error) for words in DISK_FULL):
                 raise
+            half = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            shutil.rmtree(half, ignore_errors=True)
             raise CheckpointError(
                 f"no room on the disk to save step {self.state.global_step} in {self.args.output_dir}; earlier "
                 "checkpoints are untouched: free some space and run the same command with --resume"

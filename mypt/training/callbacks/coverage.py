@@ -1,6 +1,7 @@
 """Say before training how often the data will be seen, ask when it is too little, keep the ledger of what was seen."""
 
 import json
+import os
 import select
 import sys
 from dataclasses import asdict
@@ -21,7 +22,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
     """Coverage of each training source, for any HF Trainer.
 
     sources: name, tokens and weight of each. block_size: targets per sample. parameters: {"total", "non_embedding"}
-    of the model, for the verdict. confirm: ask below one pass. strict: stop below one pass. assume_yes: never ask.
+    of the model, for the verdict. confirm: ask below one pass. strict: stop below one pass. assume_yes: do not ask.
     The number of the next sample lives in trainer_state.json; everything seen follows from it. Writes coverage.json.
     Raises CheckFailed on the answer no, or below one pass with `strict`.
     """
@@ -57,10 +58,13 @@ class CoverageCallback(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": attributes}
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self._batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        # A checkpoint made without this callback says only how many steps there were.
+        self.next_sample, self.events, self.settings = state.global_step * self._batch, [], {}
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())["attributes"]
-        self.next_sample, self.events = saved["next_sample"], list(saved["events"])
-        self._batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        self._note_changes(args, state, saved["settings"])
+        if state.global_step:
+            self.next_sample, self.events = saved["next_sample"], list(saved["events"])
+        self._note_changes(args, state, saved["settings"] if state.global_step else {})
         planned = self.next_sample + (state.max_steps - state.global_step) * self._batch
         below = [seen.name for seen in self._main(planned) if seen.coverage < 1]
         refusal = [None]
@@ -97,7 +101,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
         self.settings = {
             "max_steps": state.max_steps,
             "learning_rate": args.learning_rate,
-            "schedule": f"{args.lr_scheduler_type!s} {json.dumps(args.lr_scheduler_kwargs or {}, sort_keys=True)}",
+            "schedule": f"{args.lr_scheduler_type.value} {json.dumps(args.lr_scheduler_kwargs or {}, sort_keys=True)}",
             "warmup_steps": args.warmup_steps,
             "per_device_train_batch_size": args.per_device_train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
@@ -130,11 +134,9 @@ class CoverageCallback(TrainerCallback, ExportableState):
 
     def _refusal(self) -> str | None:
         """Why training must not start below one pass, or None. Asks on a terminal; never waits without one."""
-        if self.assume_yes:
-            return None
         if self.strict:
             return "the data would be seen less than once and coverage.strict is true; raise training.max_steps"
-        if not self.confirm:
+        if self.assume_yes or not self.confirm:
             return None
         answer = _answer("The model will not see all of the data once. Continue anyway? (y/n) ")
         if answer is None:
@@ -149,17 +151,18 @@ class CoverageCallback(TrainerCallback, ExportableState):
 
 
 def _answer(question: str) -> str | None:
-    """The user's line on a terminal, or a line that is already piped in; None when there is neither."""
-    if sys.stdin is None or sys.stdin.closed:
-        return None
-    if sys.stdin.isatty():
-        try:
-            return input(question)
-        except EOFError:
-            return ""
+    """The user's line on a terminal, or what is already piped in; None when there is neither. Never waits for a pipe."""
     try:
-        waiting = select.select([sys.stdin], [], [], 0)[0]
-    except (OSError, ValueError):  # a stand-in without a file descriptor
+        descriptor = sys.stdin.fileno()
+        if not os.isatty(descriptor):
+            waiting = select.select([descriptor], [], [], 0)[0]
+            text = os.read(descriptor, 1_024).decode(errors="replace") if waiting else ""
+            return text.partition("\n")[0] if text else None
+        if os.tcgetpgrp(descriptor) != os.getpgrp():
+            return None  # in the background: reading the terminal would stop the process
+    except (AttributeError, OSError, ValueError):  # no standard input, closed, or not for reading (nohup)
         return None
-    line = sys.stdin.readline() if waiting else ""
-    return line if line else None
+    try:
+        return input(question)
+    except EOFError:
+        return ""

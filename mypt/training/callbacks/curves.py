@@ -27,7 +27,8 @@ def plot_loss(log_history: list[dict], path: Path) -> None:
         if points:
             label = "train" if key == "loss" else key.removeprefix("eval_").removesuffix("_loss")
             axes.plot(*zip(*points, strict=True), label=label, linewidth=1, marker="." if key != "loss" else None)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     figure.savefig(path)
 
 

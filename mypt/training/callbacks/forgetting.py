@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -20,6 +20,7 @@ from mypt.training.callbacks.curves import plot_forgetting
 
 BASELINE_NAME = "forgetting_baseline.safetensors"
 REPORT_NAME = "forgetting.json"
+ACTIONS = ("warn", "stop")
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,12 @@ class ForgettingCallback(TrainerCallback, ExportableState):
 
     eval_sets: {name: EvalWindows}. target: the set being learned (default the first). guard: sets to be kept
     (default all others). tolerance: nats per token. action: `warn`, or `stop` when a guarded set reaches `warning`.
+    eval_steps: measure every so many steps, and at the last; None: whenever the Trainer itself evaluates.
+    time_budget: share of wall time for evaluation; beyond it the end of the run says which eval_steps would keep it
+    (0: it does not).
     Writes forgetting.json, forgetting.png and forgetting_baseline.safetensors (per-window sums, so that every later
     delta is paired) to the trainer's output_dir; the history also lives in trainer_state.json and survives a resume.
-    time_budget: share of wall time for evaluation; beyond it the end of the run says which eval_steps would keep it.
+    Raises MyPTError for names or an action that do not exist, CheckpointError for a resume without its baseline.
     """
 
     def __init__(
@@ -52,16 +56,22 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         guard: list[str] | None = None,
         tolerance: float = TOLERANCE,
         action: str = "warn",
+        eval_steps: int | None = None,
         time_budget: float = 0.1,
     ):
+        if not eval_sets:
+            raise MyPTError("forgetting has no evaluation set to watch; give at least one as {name: EvalWindows}")
+        if action not in ACTIONS:
+            raise MyPTError(f"forgetting action is {action!r}, expected one of: {', '.join(ACTIONS)}")
         self.eval_sets = eval_sets
         self.target = target or next(iter(eval_sets))
         self.guard = [name for name in eval_sets if name != self.target] if guard is None else guard
         for name in (self.target, *self.guard):
             if name not in eval_sets:
-                raise MyPTError(f"forgetting names the set {name!r}; data.eval has: {', '.join(eval_sets)}")
+                raise MyPTError(f"forgetting names the set {name!r}; the evaluation sets are: {', '.join(eval_sets)}")
         self.tolerance = tolerance
         self.action = action
+        self.eval_steps = eval_steps
         self.time_budget = time_budget
         self.history: list[dict] = []  # {"step", "sets": {name: Reading as dict}, "constrained_loss"}
         self.stopped_at: int | None = None
@@ -75,9 +85,11 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"history": self.history, "stopped_at": self.stopped_at}}
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        self.history = list(saved["attributes"]["history"])
-        self._started = time.monotonic()
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())["attributes"]
+        # What this object may have measured before training began belongs to no run.
+        self.history = list(saved["history"]) if state.global_step else []
+        self.stopped_at, self._baseline = None, {}
+        self._seconds, self._started = 0.0, time.monotonic()
         if self.history:
             self._baseline = self._load_baseline(Path(args.output_dir))
         else:
@@ -86,9 +98,17 @@ class ForgettingCallback(TrainerCallback, ExportableState):
                 self._save_baseline(Path(args.output_dir))
                 self._write(Path(args.output_dir))
 
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if self.eval_steps and (state.global_step % self.eval_steps == 0 or state.global_step == state.max_steps):
+            self.on_evaluate(args, state, control, model)
+
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
-        if not self.history or self.history[-1]["step"] != state.global_step:  # a stock Trainer evaluated by itself
-            self.measure(model, args, state)
+        # A stock Trainer evaluates by itself, and comes here once for each of its own sets.
+        if not self.history or self.history[-1]["step"] != state.global_step:
+            measured = self.measure(model, args, state)
+            state.log_history.append({**measured, "epoch": state.epoch, "step": state.global_step})
+            if metrics is not None:
+                metrics |= measured  # so that `metric_for_best_model` can name them
         if state.is_world_process_zero:
             self._write(Path(args.output_dir))
         worst = [name for name, reading in self.history[-1]["sets"].items() if reading["state"] in ACTED_ON]
@@ -107,10 +127,12 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             return
         plot_forgetting(self.report(), Path(args.output_dir) / "forgetting.png")
         share = self._seconds / max(time.monotonic() - self._started, 1e-9)
-        if share > self.time_budget and len(self.history) > 2:
-            steps = math.ceil(state.eval_steps * share / self.time_budget)
-            self._say(state, f"evaluation took {share:.0%} of the time; training.eval_steps: {steps} would take "
-                             f"{self.time_budget:.0%}")  # fmt: skip
+        budget = self.time_budget
+        if 0 < budget < share < 1 and len(self.history) > 2:
+            # Training takes (1 - share) / share as long as evaluation now, and (1 - budget) / budget as long then.
+            factor = share / (1 - share) * (1 - budget) / budget
+            steps = math.ceil((self.eval_steps or state.eval_steps) * factor)
+            self._say(state, f"evaluation took {share:.0%} of the time; eval_steps: {steps} would take {budget:.0%}")
 
     # ---- measuring ----
 
@@ -166,16 +188,19 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         path = directory / BASELINE_NAME
         if not path.is_file():
             raise CheckpointError(f"{path} is missing: without it no change can be measured; restore it to resume")
-        with safe_open(path, "np") as file:
-            if file.metadata() != self._fingerprints():
-                raise CheckpointError(
-                    f"{path} was measured on other evaluation sets than data.eval names now; a baseline is only "
-                    "comparable on the same windows: restore data.eval, or start a new run"
-                )
-            return {
-                name: WindowLosses(file.get_tensor(f"{name}.sums"), file.get_tensor(f"{name}.tokens"))
-                for name in self.eval_sets
-            }
+        try:
+            with safe_open(path, "np") as file:
+                if file.metadata() == self._fingerprints():
+                    return {
+                        name: WindowLosses(file.get_tensor(f"{name}.sums"), file.get_tensor(f"{name}.tokens"))
+                        for name in self.eval_sets
+                    }
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}); restore it to resume") from None
+        raise CheckpointError(
+            f"{path} was measured on other evaluation sets than those given now; a baseline is only comparable on "
+            "the same windows: restore the sets (data.eval), or start a new run"
+        )
 
     def _fingerprints(self) -> dict[str, str]:
         return {
@@ -196,6 +221,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         }
 
     def _write(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
         (directory / REPORT_NAME).write_text(json.dumps(self.report(), indent=1), encoding="utf-8")
 
     def _say(self, state, line: str) -> None:

@@ -1,6 +1,7 @@
 """Keep every logged number in metrics.jsonl and draw loss.png."""
 
 import json
+import math
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -20,12 +21,12 @@ class MetricsCallback(TrainerCallback):
         if state.is_world_process_zero:
             path = Path(args.output_dir) / METRICS_NAME
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history), encoding="utf-8")
+            path.write_text("".join(map(json_line, state.log_history)), encoding="utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero:
             with open(Path(args.output_dir) / METRICS_NAME, "a", encoding="utf-8") as file:
-                file.write(json.dumps({**logs, "step": state.global_step}) + "\n")
+                file.write(json_line({**logs, "step": state.global_step}))
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -33,3 +34,11 @@ class MetricsCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.on_save(args, state, control)
+
+
+def json_line(entry: dict) -> str:
+    """One line of strict JSON: a number that is not finite, which JSON cannot hold, becomes null."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in entry.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"

@@ -1,0 +1,209 @@
+"""The change of every guarded set since step 0, exact and paired, kept through resumes, and acted on."""
+
+import copy
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mypt.errors import CheckpointError, MyPTError
+from mypt.evaluation.loss import window_losses
+from mypt.streams.eval_windows import EvalWindows
+from mypt.training.callbacks.forgetting import BASELINE_NAME, ForgettingCallback, Reading, human_line
+
+
+def refuse_constant(name: str):
+    raise AssertionError(f"{name} is no JSON")
+
+
+def strict_json(path) -> dict:
+    return json.loads(path.read_text(), parse_constant=refuse_constant)
+
+
+def by_hand(model: torch.nn.Module, windows: EvalWindows) -> tuple[np.ndarray, np.ndarray]:
+    """Summed nats and number of targets of each window, one window at a time."""
+    model.eval()
+    sums, tokens = [], []
+    with torch.no_grad():
+        for item in windows:
+            log_p = model(input_ids=item["input_ids"][None], use_cache=False).logits[0].double().log_softmax(-1)
+            sums.append(-log_p[torch.arange(len(log_p)), item["shift_labels"]].sum().item())
+            tokens.append(len(log_p))
+    return np.array(sums), np.array(tokens)
+
+
+def test_readings_are_those_of_the_saved_models_by_hand(model, eval_sets, make_trainer, tmp_path):
+    before = copy.deepcopy(model)
+    callback = ForgettingCallback(eval_sets, eval_steps=2)
+    make_trainer([callback], max_steps=6, learning_rate=1e-2).train()
+    run = tmp_path / "run"
+    report = strict_json(run / "forgetting.json")
+    assert [entry["step"] for entry in report["history"]] == [0, 2, 4, 6]
+    after = AutoModelForCausalLM.from_pretrained(run / "checkpoint-6")
+    for name in eval_sets:
+        (old, tokens), (new, _) = (by_hand(one, eval_sets[name]) for one in (before, after))
+        reading = report["history"][-1]["sets"][name]
+        delta = (new - old).sum() / tokens.sum()
+        assert reading["loss"] == pytest.approx(new.sum() / tokens.sum(), abs=1e-6)
+        assert reading["delta"] == pytest.approx(delta, abs=1e-6)
+        residual = new - old - delta * tokens
+        n = len(tokens)
+        assert reading["delta_error"] == pytest.approx(
+            math.sqrt(n / (n - 1) * (residual**2).sum()) / tokens.sum(), abs=1e-6
+        )
+        assert reading["bits_per_byte"] == pytest.approx(reading["loss"] / math.log(2) / 3, rel=1e-9)
+        assert (tokens[-1] < 16) and tokens.sum() == len(eval_sets[name].reader) - 1
+    assert (run / "forgetting.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_baseline_is_the_untouched_model(model, eval_sets, make_trainer, capsys):
+    untouched = {name: window_losses(copy.deepcopy(model), windows).loss for name, windows in eval_sets.items()}
+    callback = ForgettingCallback(eval_sets, eval_steps=1)
+    make_trainer([callback], max_steps=1, learning_rate=0.5).train()
+    first, second = callback.history
+    for name, loss in untouched.items():
+        assert first["sets"][name]["loss"] == loss and first["sets"][name]["delta"] == 0
+        assert second["sets"][name]["delta"] == pytest.approx(second["sets"][name]["loss"] - loss)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert len(lines) == 2
+    number = r"\d+\.\d\d"
+    assert re.fullmatch(
+        rf"step 1: domain {number} \| general {number} \([+-]{number} \+/- {number}, (healthy|watch|warning|critical)\)",
+        lines[1],
+    )
+
+
+def test_the_human_line_by_hand():
+    readings = {
+        "domain": Reading(2.154, 0.01, 1.0, -1.2, 0.02, "target"),
+        "general": Reading(2.886, 0.01, 1.0, 0.0421, 0.0098, "healthy"),
+        "code": Reading(1.5, 0.01, 1.0, -0.25, 0.1, "other"),
+    }
+    assert human_line(100, readings) == "step 100: domain 2.15 | general 2.89 (+0.04 +/- 0.01, healthy) | code 1.50"
+
+
+def test_training_is_the_same_with_and_without_measuring(model, eval_sets, make_trainer):
+    alone = copy.deepcopy(model)
+    make_trainer([ForgettingCallback(eval_sets, eval_steps=1)], max_steps=3).train()
+    make_trainer([], trained=alone, max_steps=3, save_strategy="no").train()
+    assert all(map(torch.equal, model.state_dict().values(), alone.state_dict().values()))
+
+
+def test_a_resume_keeps_the_baseline_and_the_history(model, eval_sets, make_trainer, tmp_path):
+    fresh = copy.deepcopy(model)
+    make_trainer([ForgettingCallback(eval_sets, eval_steps=3)], max_steps=3).train()
+    path = tmp_path / "run" / BASELINE_NAME
+    written, stamp = path.read_bytes(), path.stat().st_mtime_ns
+    resumed = ForgettingCallback(eval_sets, eval_steps=3)
+    make_trainer([resumed], trained=fresh, max_steps=6).train(resume_from_checkpoint=True)
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (written, stamp)
+    assert [entry["step"] for entry in resumed.history] == [0, 3, 6]
+    first, _, last = resumed.history
+    for name in eval_sets:
+        assert last["sets"][name]["delta"] == pytest.approx(last["sets"][name]["loss"] - first["sets"][name]["loss"])
+    assert strict_json(tmp_path / "run" / "forgetting.json")["history"] == resumed.history
+    state = json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["ForgettingCallback"]["attributes"]["history"] == resumed.history
+
+
+def test_stop_fires_at_warning_and_saves(eval_sets, make_trainer, tmp_path, capsys):
+    callback = ForgettingCallback(eval_sets, action="stop", eval_steps=2, tolerance=0.05)
+    trainer = make_trainer([callback], max_steps=40, learning_rate=2e-2, save_steps=1_000)
+    trainer.train()
+    stopped = trainer.state.global_step
+    assert 0 < stopped < 40 and stopped == callback.stopped_at
+    *earlier, last = callback.history
+    assert last["sets"]["general"]["state"] in ("warning", "critical")
+    assert all(entry["sets"]["general"]["state"] in ("healthy", "watch") for entry in earlier)
+    assert last["sets"]["general"]["delta"] > 0.1 and last["sets"]["domain"]["delta"] < 0
+    assert (tmp_path / "run" / f"checkpoint-{stopped}" / "model.safetensors").exists()
+    report = strict_json(tmp_path / "run" / "forgetting.json")
+    assert report["stopped_at"] == stopped and report["verdict"].startswith("forgetting: ")
+    assert "stopping: general lost more than the tolerance of 0.05 nats" in capsys.readouterr().out
+
+
+def test_warn_goes_on_and_an_unguarded_set_triggers_nothing(eval_sets, make_trainer):
+    warned = ForgettingCallback(eval_sets, eval_steps=10)
+    trainer = make_trainer([warned], max_steps=20, learning_rate=2e-2)
+    trainer.train()
+    assert trainer.state.global_step == 20 and warned.history[-1]["sets"]["general"]["state"] in ("warning", "critical")
+    unguarded = ForgettingCallback(eval_sets, guard=[], action="stop", eval_steps=10)
+    trainer = make_trainer([unguarded], max_steps=20, learning_rate=2e-2)
+    trainer.train()
+    assert trainer.state.global_step == 20 and unguarded.history[-1]["sets"]["general"]["state"] == "other"
+
+
+def test_the_constrained_loss_is_the_targets_or_1000_and_the_worst_violation(eval_sets, make_trainer):
+    callback = ForgettingCallback(eval_sets, eval_steps=10)
+    make_trainer([callback], max_steps=20, learning_rate=2e-2).train()
+    first, *_, last = callback.history
+    assert first["constrained_loss"] == first["sets"]["domain"]["loss"]
+    assert last["constrained_loss"] == pytest.approx(1000 + last["sets"]["general"]["delta"] - 0.05)
+
+
+@pytest.mark.parametrize("fault", ["missing", "damaged", "other windows", "other sets"])
+def test_a_resume_without_its_baseline_is_refused(eval_sets, make_trainer, tmp_path, fault):
+    make_trainer([ForgettingCallback(eval_sets, eval_steps=3)], max_steps=3).train()
+    path = tmp_path / "run" / BASELINE_NAME
+    if fault == "missing":
+        path.unlink()
+    elif fault == "damaged":
+        path.write_bytes(path.read_bytes()[:100])
+    elif fault == "other windows":
+        eval_sets["general"] = EvalWindows(eval_sets["general"].reader.directory, block_size=16, max_windows=5)
+    else:
+        eval_sets["more"] = eval_sets["general"]
+    trainer = make_trainer([ForgettingCallback(eval_sets, eval_steps=3)], max_steps=6)
+    with pytest.raises(
+        CheckpointError, match={"missing": "is missing", "damaged": "is damaged"}.get(fault, "other eval")
+    ):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_what_was_measured_before_training_is_not_the_baseline(eval_sets, make_trainer):
+    callback = ForgettingCallback(eval_sets)
+    trainer = make_trainer([callback], max_steps=1)
+    trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, {})
+    assert len(callback.history) == 1
+    torch.nn.init.normal_(trainer.model.model.embed_tokens.weight)
+    trainer.train()
+    assert [entry["step"] for entry in callback.history] == [0]
+    assert callback.history[0]["sets"]["domain"]["delta"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "domian"}, "names the set 'domian'; the evaluation sets are: domain, general"),
+        ({"guard": ["general", "law"]}, "names the set 'law'"),
+        ({"action": "halt"}, "action is 'halt', expected one of: warn, stop"),
+    ],
+)
+def test_names_that_do_not_exist_are_refused(eval_sets, options, message):
+    with pytest.raises(MyPTError, match=re.escape(message)):
+        ForgettingCallback(eval_sets, **options)
+
+
+def test_no_evaluation_set_is_refused():
+    with pytest.raises(MyPTError, match="no evaluation set"):
+        ForgettingCallback({})
+
+
+def test_a_broken_model_is_named_not_written_as_nan(model, eval_sets, make_trainer, tmp_path):
+    trainer = make_trainer([ForgettingCallback(eval_sets, eval_steps=1)], max_steps=2, learning_rate=float("inf"))
+    with pytest.raises(MyPTError, match=r"the loss on domain is nan at step 1: the model is broken"):
+        trainer.train()
+    assert len(strict_json(tmp_path / "run" / "forgetting.json")["history"]) == 1
+
+
+def test_the_time_budget_suggests_an_interval(eval_sets, make_trainer, capsys):
+    make_trainer([ForgettingCallback(eval_sets, eval_steps=1, time_budget=1e-4)], max_steps=4).train()
+    share, steps = re.search(r"evaluation took (\d+)% of the time; eval_steps: (\d+)", capsys.readouterr().out).groups()
+    expected = int(share) / (100 - int(share)) * (1 - 1e-4) / 1e-4
+    assert int(steps) == pytest.approx(expected, rel=0.2)
+    make_trainer([ForgettingCallback(eval_sets, eval_steps=1, time_budget=0)], max_steps=4).train()
+    assert "evaluation took" not in capsys.readouterr().out

@@ -1,0 +1,75 @@
+"""Two small corpora of one tokenizer, and a recipe for a tiny model on them."""
+
+import argparse
+import inspect
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory) -> Path:
+    """A folder with the dataset directories `general` (prose) and `domain` (code), character level."""
+    from mypt.shards.prepare import prepare_dataset
+
+    root = tmp_path_factory.mktemp("corpora")
+    prose = "\n\n".join(text for _, text in sorted(topics.items()))[:60_000]
+    (root / "general.txt").write_text(prose, encoding="utf-8")
+    (root / "domain.txt").write_text(inspect.getsource(argparse)[:60_000], encoding="utf-8")
+    options = {"val_split": "tail", "progress": False}
+    prepare_dataset([str(root / "general.txt")], root / "general", tokenizer="char", **options)
+    prepare_dataset([str(root / "domain.txt")], root / "domain", tokenizer=str(root / "general"), **options)
+    return root
+
+
+@pytest.fixture
+def recipe_for(corpora, tmp_path):
+    """recipe_for(section={key: value}): the content of a recipe whose run takes a few seconds."""
+
+    def build(**sections) -> dict:
+        content = {
+            "model": {
+                "preset": "modern-nano",
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "head_dim": 16,
+                "intermediate_size": 64,
+                "max_position_embeddings": 64,
+                "hidden_dropout": 0.1,
+            },
+            "data": {
+                "train": {str(corpora / "domain"): 0.75, str(corpora / "general"): 0.25},
+                "eval": {"domain": str(corpora / "domain"), "general": str(corpora / "general")},
+                "block_size": 32,
+            },
+            "coverage": {"confirm": False},
+            "forgetting": {"eval_windows": 20},
+            "optimizer": {"schedule": "constant"},
+            "training": {
+                "output_dir": str(tmp_path / "run"),
+                "max_steps": 12,
+                "per_device_train_batch_size": 4,
+                "eval_steps": 4,
+                "save_steps": 4,
+                "save_total_limit": None,
+                "logging_steps": 2,
+                "learning_rate": 3e-3,
+                "bf16": False,
+            },
+        }
+        for name, values in sections.items():
+            content[name] = content.get(name, {}) | values
+        return content
+
+    return build
+
+
+@pytest.fixture
+def weights():
+    """weights(folder): the tensors of a saved model by name."""
+    from safetensors.torch import load_file
+
+    return lambda folder: load_file(Path(folder) / "model.safetensors")

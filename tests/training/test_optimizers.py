@@ -1,0 +1,217 @@
+"""Muon orthogonalises as its paper says, the AdamW part is torch's to the last bit, every parameter is treated once."""
+
+import copy
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from mypt.models.modeling_mypt import MyPTForCausalLM
+from mypt.models.presets import preset_config
+from mypt.training import optimizers
+from mypt.training.optimizers import MuonAdamW, build_muon_adamw, muon_factory, orthogonalize, parameter_groups
+
+SHAPES = [(16, 16), (8, 40), (40, 8), (1, 12)]
+
+
+@pytest.fixture
+def float32(monkeypatch):
+    """As on a machine without fast bfloat16, so that the arithmetic can be checked to its last digits."""
+    monkeypatch.setattr(optimizers, "_matmul_dtype", lambda device: torch.float32)
+
+
+def mypt_model(preset: str = "modern-nano", **changes) -> MyPTForCausalLM:
+    sizes = {"vocab_size": 32, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "num_key_value_heads": 2, "head_dim": 12, "intermediate_size": 40, "max_position_embeddings": 16}  # fmt: skip
+    torch.manual_seed(0)
+    return MyPTForCausalLM(preset_config(preset, **sizes | changes))
+
+
+def gpt2() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=24, n_layer=2, n_head=2, n_positions=16, resid_pdrop=0.0,
+                                      embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0))  # fmt: skip
+
+
+def llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=32,
+            hidden_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=40,
+            tie_word_embeddings=False,
+            attention_bias=True,
+        )  # fmt: skip
+    )
+
+
+MODELS = {
+    "mypt tied": mypt_model,
+    "mypt untied": lambda: mypt_model(tie_word_embeddings=False),
+    "mypt classic": lambda: mypt_model("tiny"),
+    "gpt2": gpt2,
+    "llama": llama,
+}
+
+
+def backward(model: torch.nn.Module, seed: int) -> None:
+    model.zero_grad()
+    tokens = torch.randint(0, 32, (2, 16), generator=torch.Generator().manual_seed(seed))
+    model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+
+
+def weights(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def newton_schulz_by_svd(matrix: torch.Tensor, steps: int) -> torch.Tensor:
+    """The same polynomial applied to the singular values, in float64: what the matrix products must come to."""
+    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    s = s / s.norm()
+    for _ in range(steps):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return u @ torch.diag(s) @ vh
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_orthogonalize_brings_every_singular_value_near_one_and_keeps_the_directions(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    result = orthogonalize(matrix[None], 5)[0].double()
+    u, _, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    for values in (torch.linalg.svdvals(result), torch.diag(u.mT @ result @ vh.mT)):  # 1 where the result is U V^T
+        assert values.min() > 0.65 and values.max() < 1.25
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_orthogonalize_is_a_polynomial_of_the_singular_values(shape, float32):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    result = orthogonalize(matrix[None], 5)[0]
+    assert result.dtype == torch.float32
+    assert torch.allclose(result.double(), newton_schulz_by_svd(matrix, 5), atol=1e-4)
+
+
+def test_a_batch_is_its_members_one_by_one_and_tall_is_wide_transposed(float32):
+    batch = torch.randn((3, 10, 30), generator=torch.Generator().manual_seed(2))
+    together = orthogonalize(batch, 5)
+    assert torch.allclose(together, torch.cat([orthogonalize(matrix[None], 5) for matrix in batch]), atol=1e-5)
+    assert torch.equal(orthogonalize(batch.mT, 5), together.mT)
+    assert torch.allclose(orthogonalize(1e-3 * batch, 5), together, atol=1e-4), "the gradient's size must not matter"
+    assert torch.isfinite(orthogonalize(torch.zeros(1, 4, 4), 5)).all()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_the_adamw_part_is_torchs_to_the_last_bit(decay):
+    ours, theirs = mypt_model(), mypt_model()
+    optimizer = build_muon_adamw(ours, decay, muon=False, lr=1e-2)
+    groups = [
+        {"params": g["params"], "weight_decay": g["weight_decay"]} for g in parameter_groups(theirs, decay, False)
+    ]
+    reference = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    for step in range(6):
+        for model, one in ((ours, optimizer), (theirs, reference)):
+            backward(model, step)
+            one.step()
+            for group in one.param_groups:
+                group["lr"] = 1e-2 / (step + 2)
+    assert all(map(torch.equal, weights(ours), weights(theirs)))
+    assert not torch.equal(weights(ours)[0], weights(mypt_model())[0])
+
+
+def test_the_muon_part_is_the_formula(float32):
+    """Momentum as a running mean, Nesterov, polar factor, RMS scale, decoupled decay: written down once more."""
+    lr, decay, momentum = 0.02, 0.1, 0.9
+    generator = torch.Generator().manual_seed(3)
+    parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in [*SHAPES, SHAPES[1]]]
+    expected = [parameter.detach().double() for parameter in parameters]
+    means = [torch.zeros_like(value) for value in expected]
+    groups = [{"params": parameters, "muon": True, "weight_decay": decay}]
+    optimizer = MuonAdamW(groups, lr=lr, momentum=momentum)
+    for _ in range(4):
+        for index, parameter in enumerate(parameters):
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            gradient = parameter.grad.double()
+            means[index] = momentum * means[index] + (1 - momentum) * gradient
+            nesterov = momentum * means[index] + (1 - momentum) * gradient
+            update = 0.2 * max(parameter.shape) ** 0.5 * newton_schulz_by_svd(nesterov, 5)
+            expected[index] = expected[index] * (1 - lr * decay) - lr * update
+        optimizer.step()
+    for parameter, value in zip(parameters, expected, strict=True):
+        assert torch.allclose(parameter.detach().double(), value, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 256), (256, 64)])
+def test_muons_update_has_the_size_of_adamws(shape):
+    """Root mean square about 0.2 x lr, so that one learning rate serves both."""
+    parameter = torch.nn.Parameter(torch.zeros(shape))
+    parameter.grad = torch.randn(shape, generator=torch.Generator().manual_seed(4)) * 1e-4
+    MuonAdamW([{"params": [parameter], "muon": True}], lr=0.5).step()
+    assert 0.15 < parameter.detach().square().mean().sqrt() / 0.5 < 0.24
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_trainable_parameter_is_in_one_group_and_only_matrices_decay(name):
+    model = MODELS[name]()
+    frozen = next(p for n, p in model.named_parameters() if n.endswith((".q_proj.weight", ".c_attn.weight")))
+    frozen.requires_grad = False
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, 0.1, muon=True)
+    grouped = [names[id(parameter)] for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
+    assert names[id(frozen)] not in grouped
+    matrices, rest = groups
+    assert (matrices["muon"], matrices["weight_decay"]) == (True, 0.1)
+    assert (rest["muon"], rest["weight_decay"]) == (False, 0.0)
+    hidden = ("_proj.weight", "c_attn.weight", "c_proj.weight", "c_fc.weight")
+    assert all(names[id(parameter)].endswith(hidden) for parameter in matrices["params"])
+    assert not any(names[id(parameter)].endswith(hidden) for parameter in rest["params"])
+
+
+def test_a_model_without_matrices_to_train_has_no_empty_group():
+    model = mypt_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = "norm" in name
+    assert [group["muon"] for group in parameter_groups(model, 0.1, muon=True)] == [False]
+
+
+@pytest.mark.parametrize("name", ["mypt tied", "gpt2", "llama"])
+def test_saved_state_continues_to_the_last_bit(name, tmp_path):
+    model = MODELS[name]()
+    optimizer = muon_factory()(model, 0.1, lr=1e-2)
+    for step in range(3):
+        backward(model, step)
+        optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    copied = copy.deepcopy(model)
+    resumed = muon_factory()(copied, 0.1, lr=1e-2)
+    resumed.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    for step in range(3, 6):
+        for one, its in ((model, optimizer), (copied, resumed)):
+            backward(one, step)
+            its.step()
+    assert all(map(torch.equal, weights(model), weights(copied)))
+
+
+def test_loaded_state_lies_where_the_parameters_are():
+    """A checkpoint is read to the CPU; fused AdamW needs its step count beside the parameter, on a GPU too."""
+    model = mypt_model(tie_word_embeddings=False)
+    optimizer = build_muon_adamw(model, 0.1, lr=1e-2)
+    backward(model, 0)
+    optimizer.step()
+    elsewhere = build_muon_adamw(copy.deepcopy(model).to("meta"), 0.1, lr=1e-2)
+    elsewhere.load_state_dict(optimizer.state_dict())
+    devices = {value.device.type for state in elsewhere.state.values() for value in state.values()}
+    assert devices == {"meta"}
+
+
+def test_a_parameter_without_gradient_stays_and_a_closure_is_called():
+    used, unused = (torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    optimizer = MuonAdamW([{"params": [used, unused], "muon": True, "weight_decay": 0.5}], lr=0.1)
+
+    def closure():
+        loss = used.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 16
+    assert torch.equal(unused, torch.ones(4, 4)) and not torch.equal(used, torch.ones(4, 4))

@@ -1,0 +1,244 @@
+"""A whole run leaves what the contract names, and a resume gives the uninterrupted run, bit for bit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mypt.errors import CheckpointError, DataError, MyPTError, RecipeError, TokenizerError
+from mypt.recipe import load_recipe, parse_recipe
+from mypt.training.run import train
+
+
+def equal(left: dict, right: dict) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def rewind(run: Path, target: Path, step: int) -> Path:
+    """A copy of a run folder as it was right after the save at `step`."""
+    shutil.copytree(run, target)
+    for path in target.glob("checkpoint-*"):
+        if int(path.name.split("-")[1]) > step:
+            shutil.rmtree(path)
+    for name in ("model.safetensors", "coverage.json", "forgetting.json"):
+        (target / name).unlink()
+    return target
+
+
+def losses(run: Path) -> list[dict]:
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    # the last entry holds Trainer's mean over the steps of its own session
+    return [{key: entry[key] for key in entry if key.endswith("loss")} for entry in entries[:-1]]
+
+
+def test_the_run_folder_holds_what_the_contract_names(recipe_for, tmp_path):
+    run = train(parse_recipe(recipe_for()))
+    for name in (
+        "model.safetensors", "config.json", "tokenizer.json", "recipe.yaml", "metrics.jsonl", "loss.png",
+        "forgetting.json", "forgetting.png", "coverage.json", "environment.json", "best/model.safetensors",
+        "checkpoint-12/trainer_state.json",
+    ):  # fmt: skip
+        assert (run / name).is_file(), name
+    assert not list(run.rglob("training_args.bin")), "Trainer's pickle can hold a token"
+    ledger = json.loads((run / "coverage.json").read_text())
+    assert ledger["next_sample"] == 48
+    assert [entry["samples"] for entry in ledger["seen"]] == [36, 12]
+    history = json.loads((run / "forgetting.json").read_text())["history"]
+    assert [entry["step"] for entry in history] == [0, 4, 8, 12]
+    best = min(history[1:], key=lambda entry: entry["constrained_loss"])
+    state = json.loads((run / "checkpoint-12" / "trainer_state.json").read_text())
+    assert state["best_global_step"] == best["step"]
+
+
+def test_two_runs_of_one_recipe_are_equal(recipe_for, weights, tmp_path):
+    first = train(parse_recipe(recipe_for()))
+    again = load_recipe(first)  # the resolved recipe repeats the run
+    again.training["output_dir"] = str(tmp_path / "again")
+    assert equal(weights(first), weights(train(again)))
+
+
+@pytest.mark.parametrize(
+    ("training", "optimizer"),
+    [
+        ({}, {}),
+        ({"gradient_accumulation_steps": 2}, {"name": "adamw"}),
+        ({"dataloader_num_workers": 2}, {"schedule": "wsd"}),
+        ({"bf16": True, "use_cpu": True}, {}),
+        ({"optim": "adamw_torch"}, {}),
+    ],
+    ids=["muon", "accumulation-adamw", "workers-wsd", "bf16", "hf-optim"],
+)
+def test_a_resume_is_the_uninterrupted_run(recipe_for, weights, tmp_path, training, optimizer):
+    content = recipe_for(training=recipe_for()["training"] | training, optimizer={"schedule": "constant"} | optimizer)
+    whole = train(parse_recipe(content))
+    content["training"]["output_dir"] = str(rewind(whole, tmp_path / "resumed", step=8))
+    resumed = train(parse_recipe(content), resume=True)
+    assert equal(weights(whole), weights(resumed))
+    assert losses(whole) == losses(resumed)
+    for name in ("coverage.json", "forgetting.json"):
+        assert json.loads((whole / name).read_text()) == json.loads((resumed / name).read_text())
+
+
+def test_resuming_a_finished_run_trains_nothing(recipe_for, capsys):
+    content = recipe_for()
+    run = train(parse_recipe(content))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("checkpoint-*/*")}
+    (run / "model.safetensors").unlink()  # killed after the last save, before the final model was there
+    train(parse_recipe(content), resume=True)
+    assert "already complete: step 12 of 12" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("checkpoint-*/*")}
+    assert (run / "model.safetensors").is_file()
+
+
+def test_a_longer_run_goes_on_and_records_what_changed(recipe_for, tmp_path, capsys):
+    content = recipe_for()
+    run = train(parse_recipe(content))
+    content["training"] |= {"max_steps": 16, "learning_rate": 1e-3, "per_device_train_batch_size": 8}
+    train(parse_recipe(content), resume=True)
+    ledger = json.loads((run / "coverage.json").read_text())
+    assert ledger["next_sample"] == 12 * 4 + 4 * 8
+    changes = ledger["events"][0]["changes"]
+    assert ledger["events"][0]["sample"] == 48
+    assert changes["max_steps"] == [12, 16] and changes["learning_rate"] == [0.003, 0.001]
+    assert changes["per_device_train_batch_size"] == [4, 8]
+    assert "changed from step 12 on: learning_rate 0.003 -> 0.001" in capsys.readouterr().out
+    rates = [
+        entry["learning_rate"]
+        for entry in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if "learning_rate" in entry and entry["step"] > 12
+    ]
+    assert rates and all(rate == pytest.approx(1e-3) for rate in rates)
+
+
+def test_the_lock_on_data_seed_block_and_model(recipe_for, corpora):
+    train(parse_recipe(recipe_for()))
+    base = recipe_for()
+    changed = {
+        "seed": base | {"training": base["training"] | {"seed": 7}},
+        "block_size": base | {"data": base["data"] | {"block_size": 16}},
+        "data": base | {"data": base["data"] | {"train": str(corpora / "domain")}},
+        "model": base | {"model": base["model"] | {"num_hidden_layers": 1}},
+        "optimizer": base | {"optimizer": {"name": "adamw", "schedule": "constant"}},
+    }
+    for what, content in changed.items():
+        with pytest.raises(CheckpointError, match=f"holds another run.*{what}"):
+            train(parse_recipe(content), resume=True)
+    with pytest.raises(CheckpointError, match="add --resume"):
+        train(parse_recipe(base))
+
+
+def test_a_half_written_checkpoint_is_skipped_with_a_word(recipe_for, weights, tmp_path, capsys):
+    content = recipe_for()
+    whole = train(parse_recipe(content))
+    run = rewind(whole, tmp_path / "broken", step=12)
+    (run / "checkpoint-12" / "trainer_state.json").unlink()
+    half = run / "checkpoint-8" / "optimizer.pt"
+    half.write_bytes(half.read_bytes()[:1000])
+    content["training"]["output_dir"] = str(run)
+    train(parse_recipe(content), resume=True)
+    printed = capsys.readouterr().out
+    assert "skipping" in printed and "optimizer.pt" in printed and "resuming from" in printed
+    assert equal(weights(whole), weights(run))
+    assert (run / "incomplete-checkpoint-12").is_dir()
+
+
+def test_init_from_adapts_a_model_and_its_baseline_is_that_model(recipe_for, corpora, tmp_path):
+    base = recipe_for(data=recipe_for()["data"] | {"train": str(corpora / "general")})
+    first = train(parse_recipe(base))
+    final = json.loads((first / "forgetting.json").read_text())["history"][-1]["sets"]
+    content = recipe_for(forgetting={"eval_windows": 20, "target": "domain", "guard": ["general"]})
+    content["model"] = {"init_from": str(first)}
+    content["training"]["output_dir"] = str(tmp_path / "adapted")
+    adapted = train(parse_recipe(content))
+    baseline = json.loads((adapted / "forgetting.json").read_text())["history"][0]["sets"]
+    for name in ("domain", "general"):
+        assert baseline[name]["loss"] == pytest.approx(final[name]["loss"], abs=1e-6)
+        assert baseline[name]["delta"] == 0
+
+
+def test_a_text_file_is_prepared_into_the_run_first(recipe_for, corpora, tmp_path):
+    content = recipe_for()
+    content["data"] = {"train": str(corpora / "domain.txt"), "block_size": 32}
+    content["tokenizer"] = {"name": "char"}
+    content["training"]["max_steps"] = 4
+    run = train(parse_recipe(content))
+    assert (run / "data" / "dataset_metadata.json").is_file()
+    metrics = (run / "metrics.jsonl").read_text()
+    assert "eval_domain_loss" in metrics
+    train(parse_recipe(content), resume=True)
+    train(load_recipe(run), resume=True)  # from the run folder alone
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ({"training": {"max_steps": 3}}, 3),
+        ({"training": {"num_train_epochs": 0.01}}, 6),  # ceil(0.01 x 2253 samples / 4)
+        ({"coverage": {"target": 0.01, "confirm": False}}, 6),  # ceil(0.01 x 72,112 / (4 x 32))
+    ],
+)
+def test_the_length_follows_the_recipe(recipe_for, given, steps, capsys):
+    content = recipe_for()
+    del content["training"]["max_steps"]
+    for name, values in given.items():
+        content[name] = content.get(name, {}) | values
+    run = train(parse_recipe(content))
+    assert (run / f"checkpoint-{steps}").is_dir(), capsys.readouterr().out
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(recipe_for):
+    content = recipe_for()
+    content["training"] |= {"learning_rate": 1e30, "max_grad_norm": 0.0, "logging_steps": 1}
+    with pytest.raises(MyPTError, match=r"became (nan|inf).*--resume|the model is broken"):
+        train(parse_recipe(content))
+    assert not list(Path(content["training"]["output_dir"]).glob("checkpoint-*"))
+
+
+def test_bad_input_is_one_clear_error(recipe_for, corpora, tmp_path):
+    def refused(error, pattern, **sections):
+        with pytest.raises(error, match=pattern):
+            train(parse_recipe(recipe_for(**sections)))
+
+    data = recipe_for()["data"]
+    refused(DataError, "does not exist", data=data | {"train": str(tmp_path / "nowhere")})
+    refused(DataError, "among several sources", data=data | {"train": str(corpora / "domain.txt")})
+    refused(RecipeError, "longer than the model's 64 positions",
+            data=data | {"block_size": 128}, model={"max_position_embeddings": 64})  # fmt: skip
+    refused(MyPTError, "forgetting names the set 'nothing'", forgetting={"target": "nothing"})
+    refused(RecipeError, "model.preset", model={"preset": "modern-tinny"})
+    refused(RecipeError, "below the tokenizer's", model={"vocab_size": 5})
+    refused(RecipeError, "training:", training=recipe_for()["training"] | {"lr_scheduler_type": "no_such"})
+    missing = recipe_for()
+    missing["model"] = {"init_from": str(tmp_path / "no-model")}
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        train(parse_recipe(missing))
+    short = recipe_for(data=data | {"block_size": 64_000})
+    short["model"] |= {"max_position_embeddings": 64_000}
+    with pytest.raises(DataError, match="block_size 64000 needs at least 64001 tokens"):
+        train(parse_recipe(short))
+
+
+def test_another_tokenizer_is_refused(recipe_for, corpora, tmp_path):
+    from mypt.shards.prepare import prepare_dataset
+
+    other = tmp_path / "other"
+    prepare_dataset(
+        [str(corpora / "domain.txt")], other, tokenizer="bpe", vocab_size=300, val_split="tail", progress=False
+    )
+    data = recipe_for()["data"] | {"train": {str(corpora / "domain"): 1, str(other): 1}}
+    with pytest.raises(TokenizerError, match="different tokenizers"):
+        train(parse_recipe(recipe_for(data=data)))
+    first = train(parse_recipe(recipe_for()))
+    content = recipe_for(data={"train": str(other), "eval": {"other": str(other)}, "block_size": 32})
+    content["model"] = {"init_from": str(first)}
+    content["training"]["output_dir"] = str(tmp_path / "second")
+    with pytest.raises(TokenizerError, match="different tokenizers"):
+        train(parse_recipe(content))
+
+
+def test_a_folder_of_somebody_else_is_refused(recipe_for, tmp_path):
+    (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="mypt did not start"):
+        train(parse_recipe(recipe_for()))
