@@ -17,6 +17,7 @@ _MODULE_OF = {
     "calculate_dataset_coverage": "mypt.planning.coverage",
     "prepare_dataset": "mypt.shards.prepare",
     "ShardStream": "mypt.streams.shard_stream",
+    "EvalWindows": "mypt.streams.eval_windows",
     "CoverageCallback": "mypt.training.callbacks.coverage",
     "ForgettingCallback": "mypt.training.callbacks.forgetting",
     "load_tokenizer": "mypt.tokenization.load",

@@ -132,7 +132,7 @@ RANGES = {
     ("data", "block_size"): (1, math.inf),
     ("forgetting", "tolerance"): (0, math.inf),
     ("forgetting", "eval_windows"): (1, math.inf),
-    ("forgetting", "time_budget"): (0.001, 1),
+    ("forgetting", "time_budget"): (0, 1),
     ("optimizer", "cooldown"): (0, 1),
     ("optimizer", "momentum"): (0, 1),
     ("optimizer", "ns_steps"): (1, math.inf),

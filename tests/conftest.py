@@ -1,7 +1,16 @@
-"""Shared pieces: small real datasets, written by the package's own writer."""
+"""Shared pieces: small datasets by the package's own writer, and a world in which documented commands run."""
 
+import argparse
+import contextlib
+import inspect
+import json
 import os
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from pydoc_data.topics import topics
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -36,3 +45,118 @@ def make_shards(tmp_path):
         return directory
 
     return make
+
+
+ROOT = Path(__file__).parents[1]
+
+# What every documented run is cut to: the same code in a second or two.
+SHORT = (
+    "--training.eval_steps=1", "--training.save_steps=2", "--training.per_device_train_batch_size=2",
+    "--training.gradient_accumulation_steps=1", "--training.bf16=false", "--data.block_size=32",
+    "--forgetting.eval_windows=4", "--yes",
+)  # fmt: skip
+TINY = (
+    "--model.num_hidden_layers=1", "--model.hidden_size=32", "--model.num_attention_heads=2",
+    "--model.num_key_value_heads=1", "--model.head_dim=16", "--model.intermediate_size=64",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def quickstart_world(tmp_path_factory) -> Path:
+    """What a reader has after the quickstart, made by its commands on little text: recipes, scripts, data, runs."""
+    root = tmp_path_factory.mktemp("world")
+    for name in ("recipes", "scripts", "docs"):
+        (root / name).symlink_to(ROOT / name)
+    text = root / "data" / "quickstart" / "text"
+    text.mkdir(parents=True)
+    documents = {"general": [topic[:2_000] for _, topic in sorted(topics.items())], "domain": _functions(argparse)}
+    for name, group in documents.items():
+        (text / f"{name}.jsonl").write_text("".join(json.dumps({"text": item}) + "\n" for item in group[:80]))
+    (root / "input.txt").write_text("\n\n".join(documents["general"][:40]), encoding="utf-8")
+    run = CommandRunner()
+    with contextlib.chdir(root):
+        for command in (
+            "mypt prepare --source data/quickstart/text/general.jsonl --out data/quickstart/general --vocab-size 320",
+            "mypt prepare --source data/quickstart/text/domain.jsonl --out data/quickstart/domain"
+            " --tokenizer data/quickstart/general",
+            "mypt prepare --source input.txt --out data/corpus --tokenizer data/quickstart/general --val-split tail",
+            "mypt train recipes/quickstart_general.yaml",
+            "mypt train recipes/quickstart_domain.yaml",
+            "mypt train recipes/quickstart_domain.yaml --training.output_dir=runs/quickstart/replay"
+            " '--data.train={data/quickstart/domain: 0.9, data/quickstart/general: 0.1}'",
+            "mypt train recipes/pretrain.yaml --training.output_dir=runs/first --tokenizer.vocab_size=320",
+        ):
+            run(command)
+    return root
+
+
+def _functions(module) -> list[str]:
+    """The source of every class and function of a module."""
+    own = [item for item in vars(module).values() if getattr(item, "__module__", "") == module.__name__]
+    return [inspect.getsource(item) for item in own]
+
+
+@pytest.fixture
+def run_command(quickstart_world, tmp_path, monkeypatch):
+    """run_command("mypt plan modern-nano") in a copy of the quickstart's world; it fails unless the exit code is 0."""
+    shutil.copytree(quickstart_world, tmp_path / "world", symlinks=True)
+    monkeypatch.chdir(tmp_path / "world")
+    return CommandRunner()
+
+
+class CommandRunner:
+    """Runs documented commands in the current folder: `mypt` in this process, others in one of their own.
+
+    Training is cut short; each time it is resumed it takes two steps more. A run that the world came with makes
+    room for the page's own, while a page that starts one run twice is refused like any reader.
+    """
+
+    def __init__(self):
+        self.started: set[str] = set()
+
+    def __call__(self, line: str) -> None:
+        words = shlex.split(line, comments=True)
+        if words[0] == "mypt":
+            code = self._mypt(words[1:])
+        elif words[:2] == ["accelerate", "launch"]:
+            script = next(index for index, word in enumerate(words) if word.endswith("train.py"))
+            launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+            code = self._process([*launcher, *words[2 : script + 1], *self._short(words[script + 1 :])])
+        elif words[0] == "python":
+            if words[1] == "scripts/train.py":
+                words[2:] = self._short(words[2:])
+            code = self._process([sys.executable, *words[1:]])
+        else:
+            pytest.fail(f"`{line}` is a kind of command that this test does not know")
+        assert code == 0, f"`{line}` ended with exit code {code}"
+
+    def _mypt(self, words: list[str]) -> int:
+        from mypt.cli.main import main
+
+        if words[0] == "train":
+            words[1:] = self._short(words[1:])
+        elif words[0] == "generate":
+            words += ["--max-new-tokens", "4"]
+        try:
+            return main(words)
+        except SystemExit as stop:  # argparse
+            return stop.code
+
+    def _process(self, words: list[str]) -> int:
+        done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        print(done.stdout, done.stderr)
+        return done.returncode
+
+    def _short(self, words: list[str]) -> list[str]:
+        """The arguments of `mypt train` for a tiny model and two more steps than its run folder has."""
+        from mypt.recipe import load_recipe
+
+        target, *options = words
+        recipe = load_recipe(target, [option for option in options if "." in option.partition("=")[0]])
+        run = Path(recipe.training["output_dir"])
+        if "--resume" not in options and str(run) not in self.started:
+            shutil.rmtree(run, ignore_errors=True)
+        self.started.add(str(run))
+        steps = 2 + max((int(path.name.rpartition("-")[2]) for path in run.glob("checkpoint-*")), default=0)
+        sizes = () if recipe.model.init_from or Path(target).is_dir() else TINY
+        return [target, *options, *sizes, *SHORT, f"--training.max_steps={steps}"]

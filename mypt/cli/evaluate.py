@@ -27,8 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
+    from transformers import logging
+
     from mypt.evaluation.compare import compare, parse_data
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     scores = compare(
         args.models,
         parse_data(args.data),

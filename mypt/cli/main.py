@@ -3,6 +3,7 @@
 import argparse
 import errno
 import importlib
+import os
 import sys
 
 from mypt.errors import MyPTError
@@ -20,7 +21,11 @@ def build_parser() -> argparse.ArgumentParser:
     for name in COMMANDS:
         module = importlib.import_module(f"mypt.cli.{name}")
         command = subparsers.add_parser(
-            name, help=module.HELP, description=module.HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            name,
+            help=module.HELP,
+            description=module.HELP,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
         )
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(command)
@@ -37,15 +42,17 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         args.overrides = rest  # --section.key=value, checked against the recipe's names
     try:
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        sys.stdout.flush()
+        return code
     except MyPTError as error:
         if args.debug:
             raise
         print(f"mypt {args.command}: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # The reader of a pipe (`mypt generate | head`) went away: nothing was lost.
-        sys.stderr.close()
+        # The reader of a pipe (`mypt generate | head`) went away: nothing was lost, nothing is left to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if args.debug or error.errno != errno.ENOSPC:

@@ -3,6 +3,8 @@
 TOLERANCE = 0.05  # nats per token
 # A set whose loss rose by more than this many tolerances, and by more than two standard errors, is in this state.
 THRESHOLDS = (("critical", 4.0), ("warning", 2.0), ("watch", 1.0))
+# `eval_constrained_loss` starts here when a guard is beyond its tolerance: finite, since Trainer compares it.
+INFEASIBLE = 1000.0
 ACTED_ON = ("warning", "critical")
 
 
@@ -27,6 +29,6 @@ def verdict(history: list[dict], target: str, guard: list[str], tolerance: float
     if not lost:
         return f"kept: {gain}, {changes}; every guarded set is within {tolerance:g} nats or the noise."
     return (
-        f"forgetting: {gain}, {changes}. Give {', '.join(lost)} a share of data.train (5 to 25% replay), "
+        f"forgetting: {gain}, {changes}. Give {', '.join(lost)} a larger share of data.train (5 to 25% replay), "
         "or lower the learning rate."
     )

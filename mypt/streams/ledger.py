@@ -1,6 +1,7 @@
 """What has been seen, worked out from the number of the next sample: nothing is counted twice or lost in a resume."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mypt.streams.mixture import Mixture
 from mypt.streams.windows import window_count
@@ -28,7 +29,7 @@ class Seen:
 
 def seen_so_far(sources: list[Source], block_size: int, next_sample: int) -> list[Seen]:
     """The ledger after global samples 0 .. next_sample - 1."""
-    drawn = Mixture([source.weight for source in sources]).drawn(next_sample)
+    drawn = _mixture(tuple(source.weight for source in sources)).drawn(next_sample)
     return [
         Seen(
             name=source.name,
@@ -39,3 +40,9 @@ def seen_so_far(sources: list[Source], block_size: int, next_sample: int) -> lis
         )
         for source, samples in zip(sources, drawn, strict=True)
     ]
+
+
+@lru_cache(maxsize=8)
+def _mixture(weights: tuple[float, ...]) -> Mixture:
+    """Its table costs 0.1 ms to build, too much for every training step."""
+    return Mixture(list(weights))

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 from mypt.errors import RecipeError
 from mypt.recipe import Recipe
 
+OWN_OPTIMIZERS = ("muon", "adamw")  # any other name is one of HF's `optim`
 SCHEDULES = {
     "wsd": "warmup_stable_decay",
     "linear": "linear",
@@ -62,8 +63,8 @@ def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArgu
     given = {key: value for key, value in recipe.training.items() if key != "num_train_epochs"}
     values = default_arguments(parameters, steps, bool(recipe.data.eval)) | given
     values["max_steps"] = steps
-    if "output_dir" not in values:
-        raise RecipeError("training.output_dir is missing: say where the run goes, for example runs/first")
+    if recipe.optimizer.name not in OWN_OPTIMIZERS:
+        values["optim"] = recipe.optimizer.name
     if values["save_strategy"] != "steps":
         raise RecipeError(f"training.save_strategy is {values['save_strategy']!r}, expected steps: a run must resume")
     if "lr_scheduler_type" not in values:

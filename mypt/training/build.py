@@ -16,7 +16,7 @@ from mypt.recipe import RESOLVED_NAME, Recipe, save_recipe
 from mypt.streams.eval_windows import EvalWindows
 from mypt.streams.shard_stream import ShardStream
 from mypt.training import run_folder
-from mypt.training.arguments import build_arguments
+from mypt.training.arguments import OWN_OPTIMIZERS, build_arguments
 from mypt.training.callbacks.coverage import CoverageCallback
 from mypt.training.callbacks.forgetting import ForgettingCallback
 from mypt.training.callbacks.metrics import MetricsCallback
@@ -34,7 +34,7 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
     assume_yes: do not ask below one pass over the data. Text sources are prepared, the run folder is claimed and the
     resolved recipe written. Raises MyPTError subclasses as the parts do.
     """
-    if "output_dir" not in recipe.training:
+    if not recipe.training.get("output_dir"):
         raise RecipeError("training.output_dir is missing: say where the run goes, for example runs/first")
     run = Path(recipe.training["output_dir"])
     seed = recipe.training.get("seed", 42)
@@ -81,14 +81,16 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
 
 def _resolve(recipe: Recipe, data: RunData, model: PreTrainedModel, block_size: int) -> Recipe:
     """The recipe with the choices frozen that would otherwise depend on code or data."""
+    training = dict(recipe.training)
+    optim = training.pop("optim", None)  # HF's way to name an optimizer
+    if optim and recipe.optimizer.name:
+        raise RecipeError(f"optimizer.name {recipe.optimizer.name} and training.optim {optim}: keep one of them")
+    name = recipe.optimizer.name or optim or ("muon" if isinstance(model.config, MyPTConfig) else "adamw")
     return dataclasses.replace(
         recipe,
         data=dataclasses.replace(recipe.data, block_size=block_size, eval=recipe.data.eval or data.eval),
-        optimizer=dataclasses.replace(
-            recipe.optimizer,
-            name=recipe.optimizer.name or ("muon" if isinstance(model.config, MyPTConfig) else "adamw"),
-        ),
-        training=dict(recipe.training),
+        optimizer=dataclasses.replace(recipe.optimizer, name=name),
+        training=training,
     )
 
 
@@ -108,7 +110,7 @@ def _identity(recipe: Recipe, stream: ShardStream, data: RunData, model: PreTrai
         "document_mask": stream.document_mask,
         "model": {key: value for key, value in sorted(architecture.items()) if key not in volatile},
         "init_from": recipe.model.init_from,
-        "optimizer": recipe.training.get("optim", recipe.optimizer.name),
+        "optimizer": recipe.optimizer.name,
     }
 
 
@@ -154,7 +156,16 @@ def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream):
             f"{'bfloat16 autocast' if args.bf16 else str(model.dtype).removeprefix('torch.')} on {args.device}, "
             f"{recipe.optimizer.name}, learning rate {args.learning_rate:g}"
         )
-    chosen = ("learning_rate", "max_steps", "warmup_steps", "logging_steps", "eval_steps", "save_steps", "bf16", "use_cpu")
+    chosen = (
+        "learning_rate",
+        "max_steps",
+        "warmup_steps",
+        "logging_steps",
+        "eval_steps",
+        "save_steps",
+        "bf16",
+        "use_cpu",
+    )
     recipe.training |= {name: getattr(args, name) for name in chosen}
     recipe.training.pop("num_train_epochs", None)
     return steps, args
@@ -204,11 +215,8 @@ def _callbacks(recipe, model, stream, eval_sets, steps, args, assume_yes):
 
 
 def _optimizer(recipe: Recipe, args):
-    """MuonAdamW in the form that Trainer takes, or None where the user chose one of HF's."""
-    if "optim" in recipe.training:
-        return None
-    if recipe.optimizer.name not in ("muon", "adamw"):
-        args.optim = recipe.optimizer.name
+    """MuonAdamW in the form that Trainer takes, or None where the recipe names one of HF's."""
+    if recipe.optimizer.name not in OWN_OPTIMIZERS:
         return None
     return muon_factory, {
         "muon": recipe.optimizer.name == "muon",

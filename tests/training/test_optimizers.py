@@ -8,21 +8,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config
-from mypt.training import optimizers
 from mypt.training.optimizers import MuonAdamW, build_muon_adamw, muon_factory, orthogonalize, parameter_groups
 
 SHAPES = [(16, 16), (8, 40), (40, 8), (1, 12)]
 
 
-@pytest.fixture
-def float32(monkeypatch):
-    """As on a machine without fast bfloat16, so that the arithmetic can be checked to its last digits."""
-    monkeypatch.setattr(optimizers, "_matmul_dtype", lambda device: torch.float32)
-
-
 def mypt_model(preset: str = "modern-nano", **changes) -> MyPTForCausalLM:
-    sizes = {"vocab_size": 32, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "num_key_value_heads": 2, "head_dim": 12, "intermediate_size": 40, "max_position_embeddings": 16}  # fmt: skip
+    sizes = {"vocab_size": 32, "max_position_embeddings": 16, "num_hidden_layers": 2, "intermediate_size": 40}
+    sizes |= {"hidden_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 12}
     torch.manual_seed(0)
     return MyPTForCausalLM(preset_config(preset, **sizes | changes))
 
@@ -42,7 +35,7 @@ def llama() -> LlamaForCausalLM:
             intermediate_size=40,
             tie_word_embeddings=False,
             attention_bias=True,
-        )  # fmt: skip
+        )
     )
 
 
@@ -74,24 +67,26 @@ def newton_schulz_by_svd(matrix: torch.Tensor, steps: int) -> torch.Tensor:
     return u @ torch.diag(s) @ vh
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_orthogonalize_brings_every_singular_value_near_one_and_keeps_the_directions(shape):
+def test_orthogonalize_brings_every_singular_value_near_one_and_keeps_the_directions(shape, dtype):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    result = orthogonalize(matrix[None], 5)[0].double()
+    result = orthogonalize(matrix[None], 5, dtype)[0]
+    assert result.dtype == dtype
+    result = result.double()
     u, _, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
     for values in (torch.linalg.svdvals(result), torch.diag(u.mT @ result @ vh.mT)):  # 1 where the result is U V^T
         assert values.min() > 0.65 and values.max() < 1.25
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_orthogonalize_is_a_polynomial_of_the_singular_values(shape, float32):
+def test_orthogonalize_is_a_polynomial_of_the_singular_values(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     result = orthogonalize(matrix[None], 5)[0]
-    assert result.dtype == torch.float32
     assert torch.allclose(result.double(), newton_schulz_by_svd(matrix, 5), atol=1e-4)
 
 
-def test_a_batch_is_its_members_one_by_one_and_tall_is_wide_transposed(float32):
+def test_a_batch_is_its_members_one_by_one_and_tall_is_wide_transposed():
     batch = torch.randn((3, 10, 30), generator=torch.Generator().manual_seed(2))
     together = orthogonalize(batch, 5)
     assert torch.allclose(together, torch.cat([orthogonalize(matrix[None], 5) for matrix in batch]), atol=1e-5)
@@ -118,7 +113,7 @@ def test_the_adamw_part_is_torchs_to_the_last_bit(decay):
     assert not torch.equal(weights(ours)[0], weights(mypt_model())[0])
 
 
-def test_the_muon_part_is_the_formula(float32):
+def test_the_muon_part_is_the_formula():
     """Momentum as a running mean, Nesterov, polar factor, RMS scale, decoupled decay: written down once more."""
     lr, decay, momentum = 0.02, 0.1, 0.9
     generator = torch.Generator().manual_seed(3)
@@ -140,12 +135,13 @@ def test_the_muon_part_is_the_formula(float32):
         assert torch.allclose(parameter.detach().double(), value, atol=1e-5)
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("shape", [(64, 64), (64, 256), (256, 64)])
-def test_muons_update_has_the_size_of_adamws(shape):
+def test_muons_update_has_the_size_of_adamws(shape, bfloat16):
     """Root mean square about 0.2 x lr, so that one learning rate serves both."""
     parameter = torch.nn.Parameter(torch.zeros(shape))
     parameter.grad = torch.randn(shape, generator=torch.Generator().manual_seed(4)) * 1e-4
-    MuonAdamW([{"params": [parameter], "muon": True}], lr=0.5).step()
+    MuonAdamW([{"params": [parameter], "muon": True}], lr=0.5, bfloat16=bfloat16).step()
     assert 0.15 < parameter.detach().square().mean().sqrt() / 0.5 < 0.24
 
 

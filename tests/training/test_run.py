@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mypt.errors import CheckpointError, DataError, MyPTError, RecipeError, TokenizerError
+from mypt.errors import CheckFailed, CheckpointError, DataError, MyPTError, RecipeError, TokenizerError
 from mypt.recipe import load_recipe, parse_recipe
 from mypt.training.run import train
 
@@ -158,6 +158,23 @@ def test_init_from_adapts_a_model_and_its_baseline_is_that_model(recipe_for, cor
         assert baseline[name]["delta"] == 0
 
 
+def test_when_no_step_kept_the_guards_the_least_bad_one_is_best_and_the_exit_says_so(recipe_for, corpora, tmp_path):
+    general = recipe_for(data=recipe_for()["data"] | {"train": str(corpora / "general")})
+    general["training"] |= {"max_steps": 60, "eval_steps": 60, "save_steps": 60}
+    first = train(parse_recipe(general))
+    content = recipe_for(data=recipe_for()["data"] | {"train": str(corpora / "domain")})
+    content["model"] = {"init_from": str(first)}
+    content["training"] |= {"output_dir": str(tmp_path / "adapted"), "learning_rate": 0.1}
+    with pytest.raises(CheckFailed, match="no saved step kept every guarded set"):
+        train(parse_recipe(content))
+    history = json.loads((tmp_path / "adapted" / "forgetting.json").read_text())["history"]
+    least = min(history[1:], key=lambda entry: entry["sets"]["general"]["delta"])
+    best = (tmp_path / "adapted" / "best" / "model.safetensors").read_bytes()
+    assert best == (tmp_path / "adapted" / f"checkpoint-{least['step']}" / "model.safetensors").read_bytes()
+    with pytest.raises(CheckFailed):  # asking again gives the same answer
+        train(parse_recipe(content), resume=True)
+
+
 def test_a_text_file_is_prepared_into_the_run_first(recipe_for, corpora, tmp_path):
     content = recipe_for()
     content["data"] = {"train": str(corpora / "domain.txt"), "block_size": 32}
@@ -209,6 +226,9 @@ def test_bad_input_is_one_clear_error(recipe_for, corpora, tmp_path):
     refused(MyPTError, "forgetting names the set 'nothing'", forgetting={"target": "nothing"})
     refused(RecipeError, "model.preset", model={"preset": "modern-tinny"})
     refused(RecipeError, "below the tokenizer's", model={"vocab_size": 5})
+    refused(RecipeError, "keep one of them", optimizer={"name": "adamw"},
+            training=recipe_for()["training"] | {"optim": "adamw_torch"})  # fmt: skip
+    refused(RecipeError, "training: .*no_such_optimizer", optimizer={"name": "no_such_optimizer"})
     refused(RecipeError, "training:", training=recipe_for()["training"] | {"lr_scheduler_type": "no_such"})
     missing = recipe_for()
     missing["model"] = {"init_from": str(tmp_path / "no-model")}

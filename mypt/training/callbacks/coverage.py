@@ -13,7 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from mypt.errors import CheckFailed
 from mypt.planning.report import coverage_report
-from mypt.streams.ledger import Source, seen_so_far
+from mypt.streams.ledger import Seen, Source, seen_so_far
 
 LEDGER_NAME = "coverage.json"
 
@@ -58,19 +58,19 @@ class CoverageCallback(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": attributes}
 
     def on_train_begin(self, args, state, control, **kwargs):
+        name = type(self).__name__
         self._batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        # A checkpoint made without this callback says only how many steps there were.
-        self.next_sample, self.events, self.settings = state.global_step * self._batch, [], {}
-        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())["attributes"]
-        if state.global_step:
-            self.next_sample, self.events = saved["next_sample"], list(saved["events"])
-        self._note_changes(args, state, saved["settings"] if state.global_step else {})
+        saved = {"next_sample": state.global_step * self._batch, "events": [], "settings": {}}
+        if state.global_step and name in state.stateful_callbacks:  # else a new run, or one that did without a ledger
+            saved = state.stateful_callbacks[name]["attributes"]
+        self.next_sample, self.events = saved["next_sample"], list(saved["events"])
+        self._note_changes(args, state, saved["settings"])
+        state.stateful_callbacks.setdefault(name, self.state())
         planned = self.next_sample + (state.max_steps - state.global_step) * self._batch
-        below = [seen.name for seen in self._main(planned) if seen.coverage < 1]
         refusal = [None]
         if state.is_world_process_zero:
             print("\n".join(self._report(args, state)), flush=True)
-            refusal = [self._refusal() if below else None]
+            refusal = [self._refusal() if self._main(planned).coverage < 1 else None]
         if args.world_size > 1:
             broadcast_object_list(refusal)
         if refusal[0]:
@@ -78,7 +78,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.next_sample += self._batch
-        state.epoch = self._main(self.next_sample)[0].epochs
+        state.epoch = self._main(self.next_sample).epochs
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -91,10 +91,10 @@ class CoverageCallback(TrainerCallback, ExportableState):
         """What each source has given so far: samples, tokens, epochs, coverage."""
         return [asdict(seen) for seen in seen_so_far(self.sources, self.block_size, self.next_sample)]
 
-    def _main(self, next_sample: int) -> list:
-        """The heaviest source's entry in the ledger, alone in a list."""
+    def _main(self, next_sample: int) -> Seen:
+        """The ledger's entry of the heaviest source."""
         seen = seen_so_far(self.sources, self.block_size, next_sample)
-        return [seen[max(range(len(seen)), key=lambda index: self.sources[index].weight)]]
+        return seen[max(range(len(seen)), key=lambda index: self.sources[index].weight)]
 
     def _note_changes(self, args, state, before: dict) -> None:
         """Record what this session changes against the last one (a first session changes nothing)."""
@@ -151,7 +151,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
 
 
 def _answer(question: str) -> str | None:
-    """The user's line on a terminal, or what is already piped in; None when there is neither. Never waits for a pipe."""
+    """The user's line on a terminal, or one already piped in; None when there is neither. Never waits for a pipe."""
     try:
         descriptor = sys.stdin.fileno()
         if not os.isatty(descriptor):

@@ -1,15 +1,14 @@
 """PNG curves beside the numbers; without matplotlib (the `plots` extra) the numbers stand alone."""
 
-import importlib.util
 from pathlib import Path
 
 
 def _axes(title: str, ylabel: str):
     """A figure with one pair of axes, drawn without a display; None when matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
         return None, None
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="optimizer step", ylabel=ylabel)
     axes.grid(alpha=0.3)

@@ -14,7 +14,7 @@ from transformers.trainer_callback import ExportableState
 
 from mypt.errors import CheckpointError, MyPTError
 from mypt.evaluation.loss import WindowLosses, window_losses
-from mypt.evaluation.verdict import ACTED_ON, TOLERANCE, judge, verdict
+from mypt.evaluation.verdict import ACTED_ON, INFEASIBLE, TOLERANCE, judge, verdict
 from mypt.streams.eval_windows import EvalWindows
 from mypt.training.callbacks.curves import plot_forgetting
 
@@ -109,14 +109,13 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             state.log_history.append({**measured, "epoch": state.epoch, "step": state.global_step})
             if metrics is not None:
                 metrics |= measured  # so that `metric_for_best_model` can name them
-        if state.is_world_process_zero:
-            self._write(Path(args.output_dir))
         worst = [name for name, reading in self.history[-1]["sets"].items() if reading["state"] in ACTED_ON]
         if worst and self.action == "stop" and not control.should_training_stop:
             self.stopped_at = state.global_step
             control.should_training_stop = control.should_save = True
             self._say(state, f"stopping: {', '.join(worst)} lost more than the tolerance of {self.tolerance:g} nats")
-        return control
+        if state.is_world_process_zero:
+            self._write(Path(args.output_dir))
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -174,7 +173,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
     def _constrained(self, readings: dict[str, Reading]) -> float:
         """The target's loss if every guard is within the tolerance, else 1000 + the worst violation in nats."""
         worst = max((readings[name].delta - self.tolerance for name in self.guard), default=0.0)
-        return readings[self.target].loss if worst <= 0 else 1000 + worst
+        return readings[self.target].loss if worst <= 0 else INFEASIBLE + worst
 
     # ---- files ----
 

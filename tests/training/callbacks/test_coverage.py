@@ -61,7 +61,7 @@ def test_a_resume_goes_on_counting_and_records_what_changed(stream, make_trainer
             "sample": 12,
             "step": 3,
             "changes": {"max_steps": [3, 5], "learning_rate": [1e-3, 5e-4], "per_device_train_batch_size": [4, 8]},
-        }  # fmt: skip
+        }
     ]
     printed = capsys.readouterr().out
     assert "changed from step 3 on: learning_rate 0.001 -> 0.0005" in printed
@@ -113,10 +113,10 @@ def begin(callback: CoverageCallback, **arguments) -> None:
 def verdict_of(callback: CoverageCallback, stdin: int | None, output: int, **arguments) -> None:
     """In a forked child: begin with these descriptors, exit with 0 (went on) or 1 (refused)."""
     os.dup2(os.open(os.devnull, os.O_RDONLY) if stdin is None else stdin, 0)
-    sys.stdin = open(0, closefd=False)
+    sys.stdin = os.fdopen(0, closefd=False)
     if stdin is None:
         sys.stdin.close()
-    sys.stdout = open(output, "w")
+    sys.stdout = os.fdopen(output, "w")
     try:
         begin(callback, **arguments)
         code = 0
@@ -246,8 +246,8 @@ def test_of_two_processes_only_the_first_asks_and_both_obey(stream, tmp_path):
         if pid == 0:
             PartialState._reset_state()
             AcceleratorState._reset_state()
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
             verdict_of(coverage_of(stream), stdin[rank], child_output)
         os.close(child_output)
         children[rank] = pid, output

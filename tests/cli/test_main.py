@@ -1,0 +1,137 @@
+"""Whatever is typed, the answer is the result or one line and an exit code."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mypt.cli.main import COMMANDS, build_parser, main
+from mypt.errors import CheckFailed, MyPTError
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """`mypt presets` that ends with the given exception."""
+
+    def fail_with(error):
+        def run(args):
+            raise error
+
+        monkeypatch.setattr("mypt.cli.presets.run", run)
+
+    return fail_with
+
+
+def exit_code(*argv: str) -> int:
+    try:
+        return main(list(argv))
+    except SystemExit as stop:
+        return stop.code
+
+
+def test_success_is_zero(capsys):
+    assert main(["presets", "tiny"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_failed_check_is_one_and_bad_input_two(failing, capsys):
+    for error, code in ((CheckFailed("no"), 1), (MyPTError("wrong"), 2)):
+        failing(error)
+        assert main(["presets"]) == code
+        assert capsys.readouterr().err == f"mypt presets: {error}\n"
+
+
+def test_debug_shows_where_it_came_from(failing):
+    failing(MyPTError("wrong"))
+    with pytest.raises(MyPTError, match="wrong"):
+        main(["presets", "--debug"])
+
+
+def test_a_bug_is_not_hidden(failing):
+    failing(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        main(["presets"])
+
+
+def test_a_full_disk_is_no_traceback(failing, capsys):
+    failing(OSError(errno.ENOSPC, "No space left on device", "out.bin"))
+    assert main(["presets"]) == 2
+    assert capsys.readouterr().err == "mypt presets: the disk is full (out.bin); free some space\n"
+    failing(OSError(errno.EACCES, "Permission denied", "out.bin"))
+    with pytest.raises(PermissionError):
+        main(["presets"])
+
+
+def test_an_interruption_is_no_traceback(failing, capsys):
+    failing(KeyboardInterrupt())
+    assert main(["presets"]) == 130
+    assert capsys.readouterr().err == "mypt presets: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["nonsense"],
+        ["presets", "--nonsense"],
+        ["evaluate", "model"],
+        ["evaluate", "model", "--data", "a=b", "--training.max_steps=3"],
+        ["generate", "--max-new-tokens", "many"],
+        ["plan", "--tokens", "many"],
+    ],
+)
+def test_what_is_not_understood_exits_with_two(argv, capsys):
+    assert exit_code(*argv) == 2
+    assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "nowhere.yaml"],
+        ["train", "recipes/pretrain.yaml", "--bogus"],
+        ["train", "recipes/pretrain.yaml", "--training.max_steps", "3"],
+        ["train", "recipes/pretrain.yaml", "--data.train=[1"],
+        ["train", "recipes/pretrain.yaml", "--trainning.max_steps=3"],
+        ["plan", "nowhere.yaml"],
+        ["presets", "nothing-like-it"],
+        ["inspect", "nowhere"],
+    ],
+)
+def test_bad_input_is_one_line_and_two(argv, capsys, request, monkeypatch):
+    monkeypatch.chdir(request.config.rootpath)
+    assert exit_code(*argv) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert printed.err.startswith(f"mypt {argv[0]}: ")
+
+
+def test_every_command_has_help_with_units_and_defaults(capsys):
+    for name in COMMANDS:
+        assert exit_code(name, "--help") == 0
+        printed = capsys.readouterr().out
+        assert "default" in printed and "--debug" in printed
+    assert exit_code("--help") == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in COMMANDS)
+
+
+def test_commands_start_without_waiting():
+    assert build_parser().parse_args(["presets"]).command == "presets"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error(unbuffered):
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mypt", "presets", "--json"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(write)
+    assert (process.communicate()[1], process.returncode) == (b"", 0)

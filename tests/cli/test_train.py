@@ -1,0 +1,77 @@
+"""`mypt train` as a user types it: exit codes, overrides, one line for bad input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mypt.cli.main import main
+from mypt.yaml12 import dump_yaml
+
+
+@pytest.fixture
+def recipe(make_shards, tmp_path):
+    """A recipe file for a two-layer model on numbered tokens with a real tokenizer."""
+    from mypt.shards.prepare import prepare_dataset
+
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"line {number} of a text that counts its own lines" for number in range(400)))
+    data = tmp_path / "data"
+    prepare_dataset([str(text)], data, tokenizer="char", val_split="tail", progress=False)
+    content = {
+        "model": {"preset": "modern-nano", "hidden_size": 48, "num_hidden_layers": 1},
+        "data": {"train": str(data), "block_size": 16},
+        "training": {"output_dir": str(tmp_path / "run"), "max_steps": 4, "per_device_train_batch_size": 2},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_yaml(content))
+    return path
+
+
+def test_train_then_resume_then_repeat(recipe, tmp_path, capsys):
+    assert main(["train", str(recipe), "--yes"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("4 steps: training.max_steps\n"), "the length and its reason come first"
+    assert "step 0: data " in printed and "trained to step 4" in printed
+    assert main(["train", str(recipe), "--yes"]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(["train", str(recipe), "--resume"]) == 0
+    assert "already complete: step 4 of 4" in capsys.readouterr().out
+
+
+def test_overrides_win_over_the_recipe(recipe, tmp_path):
+    out = tmp_path / "other"
+    overrides = [f"--training.output_dir={out}", "--training.max_steps=2", "--optimizer.name=adamw"]
+    assert main(["train", str(recipe), "--yes", *overrides]) == 0
+    assert (out / "checkpoint-2").is_dir()
+    assert json.loads((out / "environment.json").read_text())["identity"]["optimizer"] == "adamw"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no-such.yaml"], "recipe no-such.yaml does not exist"),
+        (["RECIPE", "--training.learning_rte=1"], "did you mean 'learning_rate'?"),
+        (["RECIPE", "--resum"], "--section.key=value"),
+        (["RECIPE", "--data.train=nowhere.txt"], "data source nowhere.txt does not exist"),
+        (["RECIPE", "--training.output_dir=null"], "training.output_dir"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(recipe, arguments, words, capsys):
+    assert main(["train", *[str(recipe) if word == "RECIPE" else word for word in arguments]]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.startswith("mypt train: ") and error.count("\n") <= 2
+
+
+def test_scripts_train_is_the_same_command(recipe, tmp_path):
+    from pathlib import Path
+
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(recipe)], capture_output=True, text=True, input="n\n", cwd=tmp_path
+    )
+    assert done.returncode == 1 and "the answer was 'n'" in done.stderr, done.stdout + done.stderr
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    done = subprocess.run([sys.executable, str(script), str(recipe)], capture_output=True, text=True, input="y\n")
+    assert done.returncode == 0, done.stderr

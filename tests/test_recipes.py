@@ -1,0 +1,33 @@
+"""Every shipped recipe loads, can be planned and really trains; every launcher config is one that accelerate reads."""
+
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from mypt.recipe import load_recipe
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+NAMES = [path.name for path in sorted(RECIPES.glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_planned_and_trained(run_command, name, capsys):
+    run = Path(load_recipe(RECIPES / name).training["output_dir"])
+    run_command(f"mypt plan recipes/{name}")
+    planned = capsys.readouterr().out
+    assert "Dataset coverage" in planned and "Memory to train" in planned, planned
+    run_command(f"mypt train recipes/{name}")
+    assert "trained to step 2" in capsys.readouterr().out
+    assert (run / "model.safetensors").is_file()
+
+
+def test_no_two_recipes_share_a_run_folder():
+    folders = [load_recipe(RECIPES / name).training["output_dir"] for name in NAMES]
+    assert len(set(folders)) == len(folders), folders
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_launcher_config_is_one_that_accelerate_reads(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= 1
