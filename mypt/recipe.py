@@ -37,7 +37,7 @@ REFUSED_TRAINING_KEYS = {
 class ModelSection:
     """What is trained: a preset (with any MyPTConfig field changed) or an existing model."""
 
-    preset: str = "modern-tiny"
+    preset: str | None = "modern-tiny"  # None beside init_from
     init_from: str | None = None
     dtype: str | None = None
     config: dict = field(default_factory=dict)  # MyPTConfig fields given beside the keys above
@@ -204,6 +204,8 @@ def _parse_section(name: str, section_type: type, values: dict):
         checked[key] = _checked(f"{name}.{key}", value, known[key])
         _check_value(name, key, checked[key])
     config = {key: checked.pop(key) for key in [*checked] if key in config_fields}
+    if checked.get("init_from"):
+        checked["preset"] = None  # the existing model decides
     return section_type(**checked, config=config) if name == "model" else section_type(**checked)
 
 

@@ -134,6 +134,11 @@ def test_what_does_not_fit_is_refused_in_one_line(recipe, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_limits_are_allowed(recipe):
+    assert recipe("forgetting: {tolerance: 0, eval_windows: 1, time_budget: 0}").forgetting.tolerance == 0.0
+    assert recipe("optimizer: {cooldown: 1}\ndata: {block_size: 1}").optimizer.cooldown == 1.0
+
+
 @pytest.mark.parametrize("weight", ["0", "-1", ".inf", ".nan", "true", "much", "null", "[1]"])
 def test_weights_are_positive_numbers(recipe, weight):
     with pytest.raises(RecipeError, match="weight of 'b'"):

@@ -31,3 +31,17 @@ def test_no_two_recipes_share_a_run_folder():
 def test_a_launcher_config_is_one_that_accelerate_reads(path):
     config = load_config_from_file(str(path))
     assert config.num_processes >= 1
+
+
+def test_a_run_on_a_text_file_is_repeated_from_its_folder(run_command):
+    run_command("mypt train runs/first --training.output_dir=runs/again")
+    weights = [Path(run, "model.safetensors").read_bytes() for run in ("runs/first", "runs/again")]
+    assert weights[0] == weights[1]
+
+
+def test_two_processes_prepare_a_text_file_once(run_command, capsys):
+    run_command(
+        "accelerate launch --config_file recipes/accelerate/cpu_2.yaml scripts/train.py recipes/pretrain.yaml"
+        " --training.output_dir=runs/two"
+    )
+    assert capsys.readouterr().out.count("val is the tail of the text") == 1

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_model(name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model in its saved dtype, in eval mode, on the GPU if there is one.
+def load_model(
+    name_or_path: str | Path, *, trust_remote_code: bool = False, device: str | None = None
+) -> PreTrainedModel:
+    """The model in its saved dtype, in eval mode, on `device` (None: the GPU if there is one).
 
     name_or_path: a run folder, a checkpoint folder or a hub id (from the hub's cache when it is there). Code that a
     model brings along runs only with `trust_remote_code`; MyPT's own models never need it.
@@ -26,7 +28,7 @@ def load_model(name_or_path: str | Path, *, trust_remote_code: bool = False) -> 
         model = _from_pretrained(name, trust_remote_code, local=True)
     else:
         model = _from_hub(name, trust_remote_code)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
 def _require_config(path: Path) -> None:

@@ -30,7 +30,7 @@ def multiplies_bfloat16() -> bool:
 
 
 def default_arguments(parameters: int, steps: int, evaluates: bool) -> dict:
-    """Our defaults; `docs/train.md` lists them with the reason for each.
+    """Our defaults; `docs/recipe.md` lists them with the reason for each.
 
     parameters: non-embedding parameters of the model; steps: optimizer steps of the run.
     """
@@ -53,6 +53,7 @@ def default_arguments(parameters: int, steps: int, evaluates: bool) -> dict:
         "dataloader_num_workers": 0,
         "ddp_find_unused_parameters": False,
         "report_to": "none",
+        "log_level_replica": "error",
         # Trainer writes this into the model's config; false would make every loaded checkpoint generate slowly.
         "use_cache": True,
     }

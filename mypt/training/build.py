@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed as set_rank_seed
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
@@ -16,7 +17,7 @@ from mypt.recipe import RESOLVED_NAME, Recipe, save_recipe
 from mypt.streams.eval_windows import EvalWindows
 from mypt.streams.shard_stream import ShardStream
 from mypt.training import run_folder
-from mypt.training.arguments import OWN_OPTIMIZERS, build_arguments
+from mypt.training.arguments import OWN_OPTIMIZERS, build_arguments, default_arguments
 from mypt.training.callbacks.coverage import CoverageCallback
 from mypt.training.callbacks.forgetting import ForgettingCallback
 from mypt.training.callbacks.metrics import MetricsCallback
@@ -37,6 +38,8 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
     if not recipe.training.get("output_dir"):
         raise RecipeError("training.output_dir is missing: say where the run goes, for example runs/first")
     run = Path(recipe.training["output_dir"])
+    # The first PartialState decides for all; without `cpu` it would not know a CPU launch's other processes.
+    PartialState(cpu=recipe.training.get("use_cpu", not torch.accelerator.is_available()))
     seed = recipe.training.get("seed", 42)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -88,7 +91,7 @@ def _resolve(recipe: Recipe, data: RunData, model: PreTrainedModel, block_size: 
     name = recipe.optimizer.name or optim or ("muon" if isinstance(model.config, MyPTConfig) else "adamw")
     return dataclasses.replace(
         recipe,
-        data=dataclasses.replace(recipe.data, block_size=block_size, eval=recipe.data.eval or data.eval),
+        data=dataclasses.replace(recipe.data, block_size=block_size, eval=data.eval_sources),
         optimizer=dataclasses.replace(recipe.optimizer, name=name),
         training=training,
     )
@@ -149,6 +152,8 @@ def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream):
     )
     parameters = model.num_parameters(exclude_embeddings=True)
     args = build_arguments(recipe, parameters, steps)
+    defaults = default_arguments(parameters, steps, bool(recipe.data.eval))
+    chosen = {name: value for name, value in defaults.items() if name not in given}
     if PartialState().is_main_process:
         print(f"{steps:,} steps: {reason}")
         print(
@@ -156,17 +161,8 @@ def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream):
             f"{'bfloat16 autocast' if args.bf16 else str(model.dtype).removeprefix('torch.')} on {args.device}, "
             f"{recipe.optimizer.name}, learning rate {args.learning_rate:g}"
         )
-    chosen = (
-        "learning_rate",
-        "max_steps",
-        "warmup_steps",
-        "logging_steps",
-        "eval_steps",
-        "save_steps",
-        "bf16",
-        "use_cpu",
-    )
-    recipe.training |= {name: getattr(args, name) for name in chosen}
+        print(f"defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
+    recipe.training |= chosen | {"max_steps": steps}
     recipe.training.pop("num_train_epochs", None)
     return steps, args
 

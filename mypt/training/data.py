@@ -18,6 +18,7 @@ class RunData:
 
     train: dict[str, float]
     eval: dict[str, str]
+    eval_sources: dict[str, str]  # as a recipe names them: a text file, not the directory that it was prepared into
     tokenizer: object
     tokenizer_hash: str
 
@@ -44,7 +45,9 @@ def resolve_data(recipe: Recipe) -> RunData:
     first = next(iter(manifests))
     for directory, manifest in manifests.items():
         require_same_tokenizer(first, manifests[first].tokenizer_hash, directory, manifest.tokenizer_hash)
-    return RunData(train, named, load_tokenizer(first), manifests[first].tokenizer_hash)
+    texts = {directory: text for text, directory in prepared.items()}
+    eval_sources = {name: texts.get(directory, directory) for name, directory in named.items()}
+    return RunData(train, named, eval_sources, load_tokenizer(first), manifests[first].tokenizer_hash)
 
 
 def _default_name(directory: str, prepared: dict[str, str]) -> str:

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 
-from mypt.errors import CheckpointError, RecipeError, TokenizerError
+from mypt.errors import RecipeError, TokenizerError
+from mypt.generation.load import load_model
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config, preset_dimensions
 from mypt.recipe import ModelSection
@@ -72,10 +73,8 @@ def _load(section: ModelSection, data: RunData) -> PreTrainedModel:
         raise RecipeError(
             f"model.{next(iter(section.config))} cannot be changed together with model.init_from: {source} decides"
         )
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=section.dtype or torch.float32)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"model.init_from {source} cannot be loaded: {str(error).splitlines()[0]}") from None
+    # Trainer places it: each process has a device of its own.
+    model = load_model(source, device="cpu").to(getattr(torch, section.dtype or "float32"))
     if Path(source, "tokenizer.json").is_file():
         own = tokenizer_hash(load_tokenizer(source))
         require_same_tokenizer(f"model.init_from {source}", own, "the data", data.tokenizer_hash)

@@ -124,11 +124,12 @@ def test_commands_start_without_waiting():
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_goes_away_is_no_error(unbuffered):
+@pytest.mark.parametrize("argv", [["presets", "--json"], ["presets", "tiny"]])  # more and less than a buffer holds
+def test_a_reader_that_goes_away_is_no_error(argv, unbuffered):
     read, write = os.pipe()
     os.close(read)
     process = subprocess.Popen(
-        [sys.executable, "-m", "mypt", "presets", "--json"],
+        [sys.executable, "-m", "mypt", *argv],
         stdout=write,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": unbuffered},

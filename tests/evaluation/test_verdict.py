@@ -50,13 +50,13 @@ def test_the_verdict_is_on_the_last_measurement():
     )
     sentence = verdict([kept, lost], "law", guard, 0.05)
     assert sentence.startswith("forgetting: law -1.50 nats, news +0.30 (critical), code +0.06 (watch).")
-    assert "Give news, code a share of data.train" in sentence
+    assert "Give news, code a larger share of data.train" in sentence
 
 
 def test_only_what_lost_is_advised_on():
     last = entry(law=(0.0, "target"), news=(0.3, "warning"), code=(0.0, "healthy"))
     sentence = verdict([last], "law", ["news", "code"], 0.05)
-    assert "Give news a share" in sentence
+    assert "Give news a larger share" in sentence
 
 
 def test_without_a_guard_there_is_nothing_to_lose():

@@ -186,6 +186,9 @@ def test_a_text_file_is_prepared_into_the_run_first(recipe_for, corpora, tmp_pat
     assert "eval_domain_loss" in metrics
     train(parse_recipe(content), resume=True)
     train(load_recipe(run), resume=True)  # from the run folder alone
+    again = load_recipe(run)
+    again.training["output_dir"] = str(tmp_path / "again")
+    assert (train(again) / "data" / "dataset_metadata.json").is_file()
 
 
 @pytest.mark.parametrize(
