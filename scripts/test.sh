@@ -4,4 +4,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" dev
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+# one process per core, one thread each: the models are tiny
+OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile "$@"

@@ -235,7 +235,7 @@ def test_bad_input_is_one_clear_error(recipe_for, corpora, tmp_path):
     refused(RecipeError, "training:", training=recipe_for()["training"] | {"lr_scheduler_type": "no_such"})
     missing = recipe_for()
     missing["model"] = {"init_from": str(tmp_path / "no-model")}
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match="neither a folder here nor a model"):
         train(parse_recipe(missing))
     short = recipe_for(data=data | {"block_size": 64_000})
     short["model"] |= {"max_position_embeddings": 64_000}
