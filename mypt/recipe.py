@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from mypt.errors import RecipeError
+from mypt.files import replace_text
 from mypt.yaml12 import dump_yaml, load_yaml
 
 RESOLVED_NAME = "recipe.yaml"
@@ -27,6 +28,9 @@ REFUSED_TRAINING_KEYS = {
     "remove_unused_columns": "it would drop shift_labels, the targets of every window; it is always false",
     "load_best_model_at_end": "OUT holds the final model and OUT/best the best one, both, always",
     "ignore_data_skip": "the stream starts at its exact sample; it is always true",
+    "save_only_model": "a run must resume, and that needs the optimizer's state",
+    "restore_callback_states_from_checkpoint": "the callbacks restore themselves; it is not needed",
+    "push_to_hub": "Trainer would upload its pickled arguments too; upload the finished folder with `hf upload`",
     "eval_on_start": "the step-0 baseline is always measured",
     "metric_for_best_model": "the best checkpoint has the lowest target loss with every guard within its tolerance",
     "greater_is_better": "the best checkpoint has the lowest eval_constrained_loss",
@@ -136,6 +140,12 @@ RANGES = {
     ("optimizer", "cooldown"): (0, 1),
     ("optimizer", "momentum"): (0, 1),
     ("optimizer", "ns_steps"): (1, math.inf),
+    ("training", "per_device_train_batch_size"): (1, math.inf),
+    ("training", "per_device_eval_batch_size"): (1, math.inf),
+    ("training", "gradient_accumulation_steps"): (1, math.inf),
+    ("training", "save_total_limit"): (2, math.inf),  # with 1, Trainer keeps the best checkpoint and drops the last
+    ("training", "seed"): (0, 2**32 - 1),
+    ("training", "data_seed"): (0, 2**32 - 1),
 }
 
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "list": list, "None": types.NoneType}
@@ -146,11 +156,12 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe file, or the resolved recipe of a run folder, and apply `--section.key=value` overrides.
 
+    The output_dir of a run folder's recipe is that folder, wherever it was moved.
     Raises RecipeError for a missing file, broken YAML, an unknown key (with the nearest name) or a value of the
     wrong type.
     """
-    path = Path(path)
-    path = path / RESOLVED_NAME if path.is_dir() else path
+    folder, path = Path(path), Path(path)
+    path = path / RESOLVED_NAME if folder.is_dir() else path
     if not path.is_file():
         raise RecipeError(f"recipe {path} does not exist; pass a YAML file such as recipes/pretrain.yaml")
     try:
@@ -159,6 +170,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path} holds {type(content).__name__}, expected sections such as `model:` and `data:`")
+    if folder.is_dir():  # it may have been moved since
+        content["training"] = (content.get("training") or {}) | {"output_dir": str(folder)}
     for override in overrides or []:
         _apply_override(content, override)
     return parse_recipe(content)
@@ -166,7 +179,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Write the resolved recipe, so that a run can be repeated from its folder alone."""
-    Path(path).write_text(dump_yaml(recipe.to_dict()), encoding="utf-8")
+    replace_text(path, dump_yaml(recipe.to_dict()))
 
 
 def parse_recipe(content: dict) -> Recipe:
@@ -248,7 +261,7 @@ def _check_training(values: dict) -> dict:
             raise RecipeError(f"training.{key} is refused: {REFUSED_TRAINING_KEYS[key]}")
         if key.endswith("_strategy") and value == "epoch":
             raise RecipeError(f"training.{key}: epoch is refused: a token stream has no epoch end; use steps")
-        _checked(f"training.{key}", value, known[key])
+        _check_value("training", key, _checked(f"training.{key}", value, known[key]))
     return dict(values)
 
 

@@ -23,11 +23,11 @@ run mypt train recipes/quickstart_general.yaml --resume
 
 step "5. Adapt to domain, without replay"
 # Exit code 1 is the answer that this step is here to show: no step kept general within its tolerance.
-run mypt train recipes/quickstart_domain.yaml --resume || [ $? -eq 1 ]
+run mypt train recipes/quickstart_domain.yaml --resume || [ -f $runs/domain/model.safetensors ]
 
 step "6. Adapt to domain, one sample in ten replayed from general"
 run mypt train recipes/quickstart_domain.yaml --resume --training.output_dir=$runs/replay \
-    "--data.train={$data/domain: 0.9, $data/general: 0.1}" || [ $? -eq 1 ]
+    "--data.train={$data/domain: 0.9, $data/general: 0.1}" || [ -f $runs/replay/model.safetensors ]
 
 step "7. What was learned, and what it cost"
 run mypt evaluate $runs/general $runs/domain $runs/replay --data general=$data/general domain=$data/domain \

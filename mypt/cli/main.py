@@ -55,9 +55,11 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if args.debug or error.errno != errno.ENOSPC:
+        if args.debug:
             raise
-        print(f"mypt {args.command}: the disk is full ({error.filename or error}); free some space", file=sys.stderr)
+        reason = "the disk is full; free some space" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"mypt {args.command}: {place}{reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"mypt {args.command}: interrupted", file=sys.stderr)

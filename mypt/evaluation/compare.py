@@ -2,17 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from mypt.errors import MyPTError, TokenizerError
+from mypt.errors import MyPTError
 from mypt.evaluation.loss import WindowLosses, window_losses
 from mypt.evaluation.verdict import judge
 from mypt.generation.load import load_model
 from mypt.streams.eval_windows import EvalWindows
-from mypt.tokenization.load import load_tokenizer, tokenizer_hash
+from mypt.tokenization.load import require_model_tokenizer
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,10 @@ def compare(
     with tqdm(total=total, unit="window", disable=None, leave=False) as bar:
         for path, model in loaded.items():
             for name, windows in sets.items():
-                _require_tokenizer(path, model, name, windows)
+                manifest = windows.reader.manifest
+                require_model_tokenizer(
+                    path, model.config.vocab_size, f"the data of {name}", manifest.tokenizer_hash, manifest.vocab_size
+                )
                 losses = window_losses(model, windows, batch_size, progress=bar.update)
                 if not math.isfinite(losses.loss):
                     raise MyPTError(f"the loss of {path} on {name} is {losses.loss}: its weights are broken")
@@ -79,20 +81,6 @@ def _common_block_size(models: dict[str, torch.nn.Module], asked: int | None) ->
         limit = f"1 to {contexts[shortest]} tokens, the context of {shortest}" if shortest else "1 token or more"
         raise MyPTError(f"--block-size is {block_size}, expected {limit}")
     return block_size
-
-
-def _require_tokenizer(path: str, model: torch.nn.Module, name: str, windows: EvalWindows) -> None:
-    manifest = windows.reader.manifest
-    has_tokenizer = not Path(path).is_dir() or Path(path, "tokenizer.json").is_file()
-    if has_tokenizer and tokenizer_hash(load_tokenizer(path)) != manifest.tokenizer_hash:
-        raise TokenizerError(
-            f"model {path} has another tokenizer than the data of {name}; prepare the text with --tokenizer {path}"
-        )
-    if manifest.vocab_size > model.config.vocab_size:
-        raise TokenizerError(
-            f"the data of {name} uses {manifest.vocab_size} tokens, model {path} knows {model.config.vocab_size}; "
-            f"prepare the text with --tokenizer {path}"
-        )
 
 
 def _score(

@@ -71,7 +71,7 @@ def window_losses(
         inputs, targets = (tensor.to(device) for tensor in windows.gather(indices))
         logits = model(input_ids=inputs, use_cache=False).logits  # (batch, T, vocabulary)
         losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        sums[torch.from_numpy(indices)] = losses.view_as(targets).sum(dim=1, dtype=torch.float64).cpu()
+        sums[torch.from_numpy(indices)] = losses.view_as(targets).cpu().sum(dim=1, dtype=torch.float64)
         if progress:
             progress(len(indices))
     model.train(was_training)

@@ -1,7 +1,6 @@
 """The dataset directory on disk: `dataset_metadata.json` and the shards that it lists (docs/shard_format.md)."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import xxhash
 
 from mypt.errors import DataError
+from mypt.files import replace_text
 
 METADATA_NAME = "dataset_metadata.json"
 FORMAT_NAME = "mypt-shards"
@@ -84,12 +84,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     content = {"format": FORMAT_NAME, "version": FORMAT_VERSION, **asdict(manifest)}
     for name, split in manifest.splits.items():
         content["splits"][name] |= {"tokens": split.tokens, "documents": split.documents, "bytes": split.bytes}
-    temporary = directory / f"{METADATA_NAME}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, directory / METADATA_NAME)
+    replace_text(directory / METADATA_NAME, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def read_manifest(directory: str | Path) -> Manifest:
@@ -118,7 +113,7 @@ def read_manifest(directory: str | Path) -> Manifest:
         }
         names = ("dtype", "vocab_size", "eos_token_id", "tokenizer_hash", "sources", "settings", "report")
         manifest = Manifest(splits=splits, **{name: content[name] for name in names})
-        DTYPES[manifest.dtype]
+        DTYPES[manifest.dtype], splits["train"]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); prepare the data again") from None
     _check_paths(path, manifest)

@@ -10,7 +10,7 @@ import torch
 from mypt.errors import DataError
 from mypt.shards.reader import ShardReader
 from mypt.streams.ledger import Source
-from mypt.streams.mixture import Mixture
+from mypt.streams.mixture import PERIOD, Mixture
 from mypt.streams.windows import window_count, window_starts
 
 CHUNK = 16_384  # samples whose places are worked out at once: numpy's cost per call then vanishes
@@ -68,7 +68,7 @@ class ShardStream(torch.utils.data.IterableDataset):
     def samples_per_epoch(self) -> int:
         """Samples in which the heaviest source is seen once (of one directory: its number of windows)."""
         main = max(range(len(self.sources)), key=lambda index: self.sources[index].weight)
-        return -(-self.windows_per_epoch[main] * 1_000 // self.mixture.counts[main])
+        return -(-self.windows_per_epoch[main] * PERIOD // self.mixture.counts[main])
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = torch.utils.data.get_worker_info()

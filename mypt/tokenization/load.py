@@ -87,13 +87,28 @@ def require_same_tokenizer(first_name: str, first_hash: str, second_name: str, s
         )
 
 
+def require_model_tokenizer(model: str, model_vocab_size: int, data: str, data_hash: str, data_vocab_size: int) -> None:
+    """Raise TokenizerError unless the model in the folder or hub repository `model` belongs to the data's tokenizer.
+
+    Of a folder without a tokenizer only the size of the vocabulary is known.
+    """
+    files = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+    if not Path(model).is_dir() or any(Path(model, name).is_file() for name in files):
+        require_same_tokenizer(f"model {model}", tokenizer_hash(load_tokenizer(model)), data, data_hash)
+    if data_vocab_size > model_vocab_size:
+        raise TokenizerError(
+            f"{data} uses {data_vocab_size} tokens, model {model} knows {model_vocab_size}; prepare the text with "
+            f"--tokenizer {model}"
+        )
+
+
 def _from_directory(directory: Path) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     if not (directory / "tokenizer.json").is_file() and not (directory / "tokenizer_config.json").is_file():
         raise TokenizerError(f"{directory} holds no tokenizer.json; give a dataset, a checkpoint, gpt2 or a hub id")
     try:
-        return AutoTokenizer.from_pretrained(str(directory))
+        return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TokenizerError(
@@ -105,7 +120,7 @@ def _from_cache(name: str) -> PreTrainedTokenizerFast | None:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+        return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except Exception:
         # Whatever is wrong with a cached copy, the hub decides.
         return None
@@ -118,7 +133,7 @@ def _from_hub(name: str) -> PreTrainedTokenizerFast:
     try:
         # One quick question first: without a network, transformers would retry for most of a minute.
         HfApi().model_info(name, timeout=10)
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         advice = (

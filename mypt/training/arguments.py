@@ -25,7 +25,7 @@ def default_learning_rate(parameters: int) -> float:
 def multiplies_bfloat16() -> bool:
     """Whether this machine has instructions for bfloat16, so that autocast to it saves time."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported()
 
 
@@ -54,6 +54,7 @@ def default_arguments(parameters: int, steps: int, evaluates: bool) -> dict:
         "ddp_find_unused_parameters": False,
         "report_to": "none",
         "log_level_replica": "error",
+        "logging_nan_inf_filter": False,
         # Trainer writes this into the model's config; false would make every loaded checkpoint generate slowly.
         "use_cache": True,
     }
@@ -66,21 +67,27 @@ def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArgu
     values["max_steps"] = steps
     if recipe.optimizer.name not in OWN_OPTIMIZERS:
         values["optim"] = recipe.optimizer.name
+    if not recipe.data.eval:
+        values["eval_strategy"] = "no"
     if values["save_strategy"] != "steps":
         raise RecipeError(f"training.save_strategy is {values['save_strategy']!r}, expected steps: a run must resume")
     if "lr_scheduler_type" not in values:
         values |= _schedule(recipe, steps)
     try:
-        return TrainingArguments(
+        args = TrainingArguments(
             **values,
             remove_unused_columns=False,
             ignore_data_skip=True,
-            logging_nan_inf_filter=False,
             metric_for_best_model="eval_constrained_loss" if recipe.data.eval else None,
             greater_is_better=False if recipe.data.eval else None,
         )
     except (TypeError, ValueError) as error:
         raise RecipeError(f"training: {' '.join(str(error).split())}") from None
+    if args.n_gpu > 1:
+        # Trainer would split each micro-batch in threads (DataParallel): slower, and another batch than the recipe's.
+        print(f"{args.n_gpu} GPUs are visible and one is used; `accelerate launch scripts/train.py` uses all")
+        args._n_gpu = 1
+    return args
 
 
 def _schedule(recipe: Recipe, steps: int) -> dict:

@@ -1,6 +1,7 @@
 """Recipe -> data, model, optimizer, callbacks and Trainer, placed where a resume has to go on."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -57,8 +58,9 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
     recipe = _resolve(recipe, data, model, block_size)
     identity = _identity(recipe, stream, data, model)
     checkpoint = _claim(run, identity, resume)
-    steps, args = _arguments(recipe, model, stream)
-    _place(stream, args, checkpoint)
+    progress = _progress(checkpoint)
+    steps, args = _arguments(recipe, model, stream, *progress)
+    _place(stream, args, start_sample=progress[1])
 
     callbacks, forgetting = _callbacks(recipe, model, stream, eval_sets, steps, args, assume_yes)
     trainer = MyPTTrainer(
@@ -102,10 +104,11 @@ def _identity(recipe: Recipe, stream: ShardStream, data: RunData, model: PreTrai
     architecture = model.config.to_diff_dict()
     volatile = ("dtype", "transformers_version", "_name_or_path", "architectures", "auto_map", "use_cache")
     return {
-        "data": {
-            source.name: {"fingerprint": reader.fingerprint, "weight": source.weight}
+        # Without the paths: data that was moved is still the same data.
+        "data": [
+            {"fingerprint": reader.fingerprint, "weight": source.weight}
             for source, reader in zip(stream.sources, stream.readers, strict=True)
-        },
+        ],
         "tokenizer": data.tokenizer_hash,
         "block_size": stream.block_size,
         "seed": recipe.training.get("seed", 42),
@@ -130,7 +133,15 @@ def _claim(run: Path, identity: dict, resume: bool) -> str | None:
     return str(checkpoint) if checkpoint else None
 
 
-def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream):
+def _progress(checkpoint: str | None) -> tuple[int, int]:
+    """Steps done and the number of the next sample."""
+    if not checkpoint:
+        return 0, 0
+    state = read_state(Path(checkpoint))
+    return state["global_step"], state["stateful_callbacks"]["CoverageCallback"]["attributes"]["next_sample"]
+
+
+def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream, steps_done: int, next_sample: int):
     """The number of steps and the TrainingArguments, which are then frozen into the recipe."""
     given = recipe.training
     per_step = (
@@ -147,9 +158,12 @@ def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream):
         samples=stream.samples_per_epoch,
         # of a mixture, the main source decides, and only its share of a step is drawn from it
         total_tokens=round(stream.sources[main].tokens / share),
-        global_batch=per_step,
+        global_batch=1,
         block_size=stream.block_size,
     )
+    if not given.get("max_steps", 0) > 0:
+        # The length is in samples; a resume may take the rest of them in larger or smaller steps.
+        steps = steps_done + max(0, math.ceil((steps - next_sample) / per_step))
     parameters = model.num_parameters(exclude_embeddings=True)
     args = build_arguments(recipe, parameters, steps)
     defaults = default_arguments(parameters, steps, bool(recipe.data.eval))
@@ -167,14 +181,11 @@ def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream):
     return steps, args
 
 
-def _place(stream: ShardStream, args, checkpoint: str | None) -> None:
-    """Give the stream this process's share of each step and, on a resume, the first sample not yet trained on."""
+def _place(stream: ShardStream, args, start_sample: int) -> None:
+    """Give the stream this process's share of each step and the first sample not yet trained on."""
     stream.micro_batch_size = args.per_device_train_batch_size
     stream.rank, stream.world_size = args.process_index, args.world_size
-    if checkpoint:
-        stream.start_sample = read_state(Path(checkpoint))["stateful_callbacks"]["CoverageCallback"]["attributes"][
-            "next_sample"
-        ]
+    stream.start_sample = start_sample
 
 
 def _eval_sets(recipe: Recipe, data: RunData, block_size: int) -> dict[str, EvalWindows]:

@@ -37,11 +37,10 @@ def resolve_data(recipe: Recipe) -> RunData:
     directories = dict.fromkeys([*train, *named.values()])
     manifests = {directory: read_manifest(directory) for directory in directories}
     if not recipe.data.eval:
-        named = {
-            _default_name(directory, prepared): directory
-            for directory in train
-            if manifests[directory].splits.get("val") and manifests[directory].splits["val"].tokens
-        }
+        watched = [d for d in train if manifests[d].splits.get("val") and manifests[d].splits["val"].tokens]
+        named = {_default_name(directory, prepared): directory for directory in watched}
+        if len(named) < len(watched):
+            raise RecipeError(f"two sources of data.train end in the same name ({', '.join(watched)}); name data.eval")
     first = next(iter(manifests))
     for directory, manifest in manifests.items():
         require_same_tokenizer(first, manifests[first].tokenizer_hash, directory, manifest.tokenizer_hash)
@@ -62,6 +61,9 @@ def _prepare_text(recipe: Recipe) -> dict[str, str]:
     if not texts:
         return {}
     for source in texts:
+        if source.startswith("hf://"):
+            raise DataError(f"data source {source}: hub datasets cannot be read yet; save it as jsonl or parquet files "
+                            "and run mypt prepare on them")  # fmt: skip
         if not Path(source).is_file():
             raise DataError(
                 f"data source {source} does not exist; name a text file or a directory made by "

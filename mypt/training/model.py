@@ -1,16 +1,14 @@
 """The model that a recipe asks for: a preset with random weights, or an existing checkpoint."""
 
-from pathlib import Path
-
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from mypt.errors import RecipeError, TokenizerError
+from mypt.errors import RecipeError
 from mypt.generation.load import load_model
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config, preset_dimensions
 from mypt.recipe import ModelSection
-from mypt.tokenization.load import largest_id, load_tokenizer, require_same_tokenizer, tokenizer_hash
+from mypt.tokenization.load import largest_id, require_model_tokenizer
 from mypt.training.data import RunData
 
 VOCABULARY_MULTIPLE = 64
@@ -33,9 +31,7 @@ def build_model(section: ModelSection, data: RunData, block_size: int | None, se
         model = _load(section, data)
     else:
         set_seed(seed)
-        model = MyPTForCausalLM(_config(section, data, block_size))
-        if section.dtype:
-            model.to(getattr(torch, section.dtype))
+        model = _cast(MyPTForCausalLM(_config(section, data, block_size)), section.dtype or "float32")
     limit = getattr(model.config, "max_position_embeddings", None)
     if block_size and limit and block_size > limit:
         raise RecipeError(f"data.block_size {block_size} is longer than the model's {limit} positions; lower it")
@@ -74,14 +70,15 @@ def _load(section: ModelSection, data: RunData) -> PreTrainedModel:
             f"model.{next(iter(section.config))} cannot be changed together with model.init_from: {source} decides"
         )
     # Trainer places it: each process has a device of its own.
-    model = load_model(source, device="cpu").to(getattr(torch, section.dtype or "float32"))
-    if Path(source, "tokenizer.json").is_file():
-        own = tokenizer_hash(load_tokenizer(source))
-        require_same_tokenizer(f"model.init_from {source}", own, "the data", data.tokenizer_hash)
-    vocabulary = largest_id(data.tokenizer) + 1
-    if model.config.vocab_size < vocabulary:
-        raise TokenizerError(
-            f"model.init_from {source} knows {model.config.vocab_size} tokens, the data's tokenizer has {vocabulary}; "
-            f"prepare the data with --tokenizer {source}"
-        )
+    model = _cast(load_model(source, device="cpu"), section.dtype or "float32")
+    require_model_tokenizer(
+        source, model.config.vocab_size, "the data", data.tokenizer_hash, largest_id(data.tokenizer) + 1
+    )
+    return model
+
+
+def _cast(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
+    """Parameters only: buffers such as rotary frequencies keep the precision in which `from_pretrained` makes them."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
     return model

@@ -11,19 +11,24 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 def parameter_groups(model: nn.Module, weight_decay: float, muon: bool) -> list[dict]:
     """Trainable parameters by treatment.
 
-    Hidden matrices: Muon if asked, weight decay. Embeddings and the output head: AdamW without decay. Norms, biases
-    and other vectors: AdamW without decay.
+    Hidden matrices: Muon if asked, weight decay. Stacks of matrices (experts, convolutions): AdamW with decay.
+    Embeddings, the output head, norms, biases and other vectors: AdamW without decay.
     """
-    outside = {id(parameter) for parameter in _embedding_parameters(model)}
-    matrices, rest = [], []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (matrices if parameter.ndim == 2 and id(parameter) not in outside else rest).append(parameter)
+    decayed = decayed_parameters(model)
+    chosen = {id(parameter) for parameter in decayed}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
     groups = [
-        {"params": matrices, "weight_decay": weight_decay, "muon": muon},
+        {"params": [p for p in decayed if p.ndim == 2], "weight_decay": weight_decay, "muon": muon},
+        {"params": [p for p in decayed if p.ndim > 2], "weight_decay": weight_decay, "muon": False},
         {"params": rest, "weight_decay": 0.0, "muon": False},
     ]
     return [group for group in groups if group["params"]]
+
+
+def decayed_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Trainable parameters that get weight decay: two or more dimensions, no embedding table and not the head."""
+    outside = {id(parameter) for parameter in _embedding_parameters(model)}
+    return [p for p in model.parameters() if p.requires_grad and p.ndim >= 2 and id(p) not in outside]
 
 
 def _embedding_parameters(model: nn.Module) -> list[nn.Parameter]:

@@ -20,9 +20,12 @@ def train(recipe: Recipe, *, resume: bool = False, assume_yes: bool = False) -> 
     trainer = build_trainer(recipe, resume=resume, assume_yes=assume_yes)
     run = Path(trainer.args.output_dir)
     done = read_state(Path(trainer.checkpoint)) if trainer.checkpoint else {"global_step": 0}
-    if done["global_step"] >= trainer.args.max_steps:
+    stopped = trainer.forgetting and trainer.forgetting.stopped_before(done)
+    if stopped or done["global_step"] >= trainer.args.max_steps:
         best = {name: done[name] for name in ("best_metric", "best_global_step", "best_model_checkpoint")}
         words = f"already complete: step {done['global_step']} of {trainer.args.max_steps}"
+        if stopped:
+            words += " (stopped by the forgetting guard; another forgetting.tolerance or action: warn goes on)"
     else:
         started = time.monotonic()
         trainer.train(resume_from_checkpoint=trainer.checkpoint)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint
 from mypt.errors import CheckpointError
+from mypt.files import replace_text
 
 ENVIRONMENT_NAME = "environment.json"
 BEST_NAME = "best"
@@ -19,7 +20,7 @@ _TRAINER_FILES = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_stat
 
 def run_hash(identity: dict) -> str:
     """sha256 of what makes a run this run: data, model, seed, block size, optimizer."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def claim(run: Path, identity: dict, resume: bool) -> tuple[Path | None, list[str]]:
@@ -33,13 +34,23 @@ def claim(run: Path, identity: dict, resume: bool) -> tuple[Path | None, list[st
     if not path.exists() and checkpoints(run):
         raise CheckpointError(f"{run} holds checkpoints of a run that mypt did not start; choose another output_dir")
     if path.exists():
-        _compare(run, json.loads(path.read_text(encoding="utf-8"))["identity"], identity)
+        _compare(run, _recorded(path), json.loads(json.dumps(identity, default=str)))
         if checkpoints(run) and not resume:
             raise CheckpointError(
                 f"{run} already holds checkpoints of this run; add --resume to go on, or choose another "
                 "training.output_dir"
             )
     return last_complete_checkpoint(run)
+
+
+def _recorded(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["identity"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}), so it cannot be told whose run {path.parent} holds; restore "
+            "the file, or choose another training.output_dir"
+        ) from None
 
 
 def _compare(run: Path, recorded: dict, identity: dict) -> None:
@@ -72,7 +83,7 @@ def record(run: Path, identity: dict) -> None:
     }
     path = run / ENVIRONMENT_NAME
     if not path.exists():
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        replace_text(path, json.dumps(content, indent=1, default=str))
 
 
 def set_aside_incomplete(run: Path, checkpoint: Path | None) -> None:

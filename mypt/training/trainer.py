@@ -12,6 +12,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mypt.errors import CheckpointError, MyPTError
+from mypt.training.optimizers import decayed_parameters
 
 # A full disk in the words of Python and safetensors, and of torch.save, which does not pass the reason on.
 DISK_FULL = ("No space left", "PytorchStreamWriter failed", "file write failed")
@@ -42,7 +43,8 @@ class MyPTTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> int:
         """Targets in the global batch: a constant, since every window of the stream is full; no device sync."""
-        return sum(batch["shift_labels"].numel() for batch in batch_samples) * self.args.world_size
+        processes = self.args.world_size if self.args.average_tokens_across_devices else 1
+        return sum(batch["shift_labels"].numel() for batch in batch_samples) * processes
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Loss of every evaluation set by the exact evaluator, one log entry and one `on_evaluate` for all of them."""
@@ -50,6 +52,21 @@ class MyPTTrainer(Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """Never with a cache: stock models look for the documents of a packed window only without one."""
+        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """The same parameters for HF's optimizers as for ours: matrices outside embeddings and head."""
+        decayed = {id(parameter) for parameter in decayed_parameters(model)}
+        return [name for name, parameter in model.named_parameters() if id(parameter) in decayed]
+
+    def _init_training_state(self, max_steps, *args):
+        """After a resume, log, evaluate and save as often as the recipe says now, not as it said then."""
+        progress = super()._init_training_state(max_steps, *args)
+        self.state.compute_steps(self.args, max_steps)
+        return progress
 
     def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
         """Only a step that is also saved can be the best checkpoint."""
@@ -63,8 +80,8 @@ class MyPTTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """Save unless the weights are already lost; a full disk is one clear error and the older checkpoints stay."""
-        if not torch.isfinite(self._tr_loss):
-            self._refuse_loss(self._tr_loss.item())
+        if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
+            self._refuse_loss(math.nan)
         try:
             super()._save_checkpoint(model, trial)
         except Exception as error:

@@ -133,7 +133,7 @@ def test_a_tokenizer_that_is_not_the_data_s(save_model, data):
 
     path = save_model("model")
     save_tokenizer(build_char_tokenizer(["abc"]), path)
-    with pytest.raises(TokenizerError, match=r"another tokenizer than the data of general; .*--tokenizer"):
+    with pytest.raises(TokenizerError, match=r"and the data of general have different tokenizers .*--tokenizer"):
         compare([path], data)
 
 

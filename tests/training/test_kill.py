@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 import yaml
 
+from mypt.checkpoints.complete import what_is_missing
+
 
 def start(recipe: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "mypt", "train", str(recipe), "--resume"]
@@ -18,9 +20,10 @@ def start(recipe: Path) -> subprocess.Popen:
 
 def wait_for(run: Path, step: int, process: subprocess.Popen) -> None:
     """Until the run has logged `step`, or has ended."""
+    began = time.time()
     while process.poll() is None:
         path = run / "metrics.jsonl"
-        if path.exists():
+        if path.exists() and path.stat().st_mtime > began:  # written by this session
             lines = path.read_text().splitlines()
             if lines and lines[-1].endswith("}") and json.loads(lines[-1])["step"] >= step:
                 return
@@ -39,11 +42,16 @@ def test_three_kills_and_one_after_the_last_save(recipe_for, weights, tmp_path):
     assert whole.wait() == 0, whole.stdout.read().decode()
 
     moments = sorted(random.SystemRandom().sample(range(5, 200), 3))
-    for moment in [*moments, 240]:
+    for moment in moments:
         process = start(recipes["killed"])
         wait_for(tmp_path / "killed", moment, process)
         process.kill()
         process.wait()
+    process = start(recipes["killed"])
+    while process.poll() is None and what_is_missing(tmp_path / "killed" / "checkpoint-240"):
+        time.sleep(0.002)
+    process.kill()  # after the last save, before or while the final model is written
+    process.wait()
     final = start(recipes["killed"])
     output = final.communicate()[0].decode()
     assert final.returncode == 0, f"killed at {moments}: {output}"

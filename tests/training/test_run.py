@@ -9,6 +9,7 @@ import torch
 
 from mypt.errors import CheckFailed, CheckpointError, DataError, MyPTError, RecipeError, TokenizerError
 from mypt.recipe import load_recipe, parse_recipe
+from mypt.training.build import build_trainer
 from mypt.training.run import train
 
 
@@ -47,6 +48,7 @@ def test_the_run_folder_holds_what_the_contract_names(recipe_for, tmp_path):
     assert [entry["samples"] for entry in ledger["seen"]] == [36, 12]
     history = json.loads((run / "forgetting.json").read_text())["history"]
     assert [entry["step"] for entry in history] == [0, 4, 8, 12]
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["step"] == 0, "the baseline is logged"
     best = min(history[1:], key=lambda entry: entry["constrained_loss"])
     state = json.loads((run / "checkpoint-12" / "trainer_state.json").read_text())
     assert state["best_global_step"] == best["step"]
@@ -265,3 +267,103 @@ def test_a_folder_of_somebody_else_is_refused(recipe_for, tmp_path):
     (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="mypt did not start"):
         train(parse_recipe(recipe_for()))
+
+
+def test_a_length_in_passes_stays_the_length_when_the_batch_changes(recipe_for, tmp_path):
+    content = recipe_for(coverage={"confirm": False, "target": 0.02})
+    del content["training"]["max_steps"]
+    whole = train(parse_recipe(content))
+    ledger = json.loads((whole / "coverage.json").read_text())
+    assert (ledger["step"], ledger["next_sample"]) == (12, 48)  # ceil(0.02 x 72,000 / 32) = 45 samples of 4
+    run = rewind(whole, tmp_path / "resumed", step=4)
+    content["training"] |= {"output_dir": str(run), "gradient_accumulation_steps": 2}
+    train(parse_recipe(content), resume=True)
+    ledger = json.loads((run / "coverage.json").read_text())
+    assert (ledger["step"], ledger["next_sample"]) == (8, 48)  # 16 samples done, 29 left in steps of 8
+
+
+def test_a_resume_evaluates_and_saves_as_often_as_the_recipe_says_now(recipe_for, tmp_path):
+    content = recipe_for()
+    run = rewind(train(parse_recipe(content)), tmp_path / "resumed", step=4)
+    content["training"] |= {"output_dir": str(run), "eval_steps": 2, "save_steps": 6}
+    train(parse_recipe(content), resume=True)
+    history = json.loads((run / "forgetting.json").read_text())["history"]
+    assert [entry["step"] for entry in history] == [0, 4, 6, 8, 10, 12]
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-4", "checkpoint-6"]
+
+
+def test_a_moved_run_folder_and_moved_data_are_still_that_run(recipe_for, corpora, weights, tmp_path):
+    content = recipe_for()
+    whole = train(parse_recipe(content))
+    rewind(whole, tmp_path / "moved", step=8)
+    shutil.copytree(corpora, tmp_path / "elsewhere")
+    recipe = load_recipe(tmp_path / "moved")
+    assert recipe.training["output_dir"] == str(tmp_path / "moved")
+    recipe.data.train = {str(tmp_path / "elsewhere" / name): w for name, w in (("domain", 0.75), ("general", 0.25))}
+    assert equal(weights(train(recipe, resume=True)), weights(whole))
+
+
+def test_a_stopped_run_stays_stopped_until_the_recipe_changes(recipe_for, corpora, tmp_path, capsys):
+    general = recipe_for(data=recipe_for()["data"] | {"train": str(corpora / "general")})
+    general["training"] |= {"max_steps": 60, "eval_steps": 60, "save_steps": 60}
+    content = recipe_for(
+        data=recipe_for()["data"] | {"train": str(corpora / "domain")},
+        forgetting={"eval_windows": 20, "action": "stop"},
+    )
+    content["model"] = {"init_from": str(train(parse_recipe(general)))}
+    content["training"] |= {"output_dir": str(tmp_path / "adapted"), "learning_rate": 0.1}
+    for _ in range(2):
+        with pytest.raises(CheckFailed):
+            train(parse_recipe(content), resume=True)
+        assert [path.name for path in (tmp_path / "adapted").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert "stopped by the forgetting guard" in capsys.readouterr().out
+    content["forgetting"]["action"] = "warn"
+    with pytest.raises(CheckFailed):
+        train(parse_recipe(content), resume=True)
+    assert (tmp_path / "adapted" / "checkpoint-12").is_dir()
+
+
+def test_half_precision_weights_train_and_load_as_the_same_model(recipe_for):
+    content = recipe_for(model={"dtype": "bfloat16"})
+    model = build_trainer(parse_recipe(content)).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+@pytest.mark.parametrize("stock", [True, False], ids=["llama", "mypt"])
+def test_documents_of_a_window_do_not_see_each_other_in_training(recipe_for, tmp_path, stock):
+    content = recipe_for(data=recipe_for()["data"] | {"document_mask": True}, model={"hidden_dropout": 0.0})
+    if stock:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        LlamaForCausalLM(LlamaConfig(vocab_size=384, **sizes)).save_pretrained(tmp_path / "llama")
+        content["model"] = {"init_from": str(tmp_path / "llama")}
+    trainer = build_trainer(parse_recipe(content))
+    batch = next(iter(trainer.train_dataset))
+    first, second = batch["input_ids"].clone(), batch["input_ids"].clone()
+    second[:, :16] += 1
+    batch["position_ids"] = torch.arange(16).repeat(2).expand(len(first), -1)  # two documents of 16 tokens
+    logits = []
+    for inputs in (first, second):
+        given = batch | {"input_ids": inputs, "labels": inputs}
+        logits.append(trainer.compute_loss(trainer.model, given, return_outputs=True)[1].logits)
+    assert torch.equal(logits[0][:, 16:], logits[1][:, 16:])
+    assert not torch.equal(logits[0][:, :16], logits[1][:, :16])
+
+
+def test_a_damaged_environment_file_is_one_clear_error(recipe_for):
+    run = train(parse_recipe(recipe_for()))
+    (run / "environment.json").write_text('{"iden')
+    with pytest.raises(CheckpointError, match=r"environment\.json is damaged"):
+        train(parse_recipe(recipe_for()), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("save_total_limit", 1), ("save_only_model", True), ("push_to_hub", True), ("per_device_train_batch_size", 0),
+     ("gradient_accumulation_steps", 0), ("seed", -1)],
+)  # fmt: skip
+def test_settings_that_would_break_a_promise_are_refused(recipe_for, key, value):
+    with pytest.raises(RecipeError, match=key):
+        parse_recipe(recipe_for(training=recipe_for()["training"] | {key: value}))

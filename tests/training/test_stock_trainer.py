@@ -145,7 +145,7 @@ def test_forgetting_is_measured_once_per_evaluation_of_several_sets(domain, gene
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert len(lines) == 3 and re.match(r"step 4: domain \d\.\d\d \| general \d\.\d\d \([+-]", lines[2])
     logged = [entry for entry in trainer.state.log_history if "forgetting/general_delta" in entry]
-    assert [entry["step"] for entry in logged] == [2, 4]
+    assert [entry["step"] for entry in logged] == [0, 2, 4]
     best = min(forgetting.history[1:], key=lambda entry: entry["constrained_loss"])
     assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best['step']}")
     assert json.loads((tmp_path / "out" / "forgetting.json").read_text())["guard"] == ["general"]

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from mypt.errors import CheckFailed
+from mypt.files import replace_text
 from mypt.planning.report import coverage_report
 from mypt.streams.ledger import Seen, Source, seen_so_far
 
@@ -147,7 +148,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
 
     def _write(self, path: Path, state) -> None:
         content = {"step": state.global_step, **self.state()["attributes"], "seen": self.ledger()}
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        replace_text(path, json.dumps(content, indent=1))
 
 
 def _answer(question: str) -> str | None:

@@ -15,6 +15,7 @@ from transformers.trainer_callback import ExportableState
 from mypt.errors import CheckpointError, MyPTError
 from mypt.evaluation.loss import WindowLosses, window_losses
 from mypt.evaluation.verdict import ACTED_ON, INFEASIBLE, TOLERANCE, judge, verdict
+from mypt.files import replace_text
 from mypt.streams.eval_windows import EvalWindows
 from mypt.training.callbacks.curves import plot_forgetting
 
@@ -82,7 +83,10 @@ class ForgettingCallback(TrainerCallback, ExportableState):
     # ---- HF's events ----
 
     def state(self) -> dict:
-        return {"args": {}, "attributes": {"history": self.history, "stopped_at": self.stopped_at}}
+        return {
+            "args": {},
+            "attributes": {"history": self.history, "stopped_at": self.stopped_at, "tolerance": self.tolerance},
+        }
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())["attributes"]
@@ -93,7 +97,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         if self.history:
             self._baseline = self._load_baseline(Path(args.output_dir))
         else:
-            self.measure(model, args, state)
+            state.log_history.append({**self.measure(model, args, state), "epoch": 0.0, "step": state.global_step})
             if state.is_world_process_zero:
                 self._save_baseline(Path(args.output_dir))
                 self._write(Path(args.output_dir))
@@ -133,6 +137,12 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             steps = math.ceil((self.eval_steps or state.eval_steps) * factor)
             self._say(state, f"evaluation took {share:.0%} of the time; eval_steps: {steps} would take {budget:.0%}")
 
+    def stopped_before(self, state: dict) -> bool:
+        """Whether a saved trainer state ends in a stop that these settings would repeat."""
+        saved = state.get("stateful_callbacks", {}).get(type(self).__name__, {}).get("attributes", {})
+        same = self.action == "stop" and saved.get("tolerance") == self.tolerance
+        return same and saved.get("stopped_at") is not None and saved["stopped_at"] == state["global_step"]
+
     # ---- measuring ----
 
     def measure(self, model: torch.nn.Module, args, state) -> dict[str, float]:
@@ -171,9 +181,9 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         return Reading(losses.loss, losses.standard_error, bits, delta, error, state)
 
     def _constrained(self, readings: dict[str, Reading]) -> float:
-        """The target's loss if every guard is within the tolerance, else 1000 + the worst violation in nats."""
-        worst = max((readings[name].delta - self.tolerance for name in self.guard), default=0.0)
-        return readings[self.target].loss if worst <= 0 else INFEASIBLE + worst
+        """The target's loss if every guard is healthy, else 1000 + nats beyond the tolerance of the worst one."""
+        lost = [readings[name].delta for name in self.guard if readings[name].state != "healthy"]
+        return INFEASIBLE + max(lost) - self.tolerance if lost else readings[self.target].loss
 
     # ---- files ----
 
@@ -221,7 +231,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
 
     def _write(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / REPORT_NAME).write_text(json.dumps(self.report(), indent=1), encoding="utf-8")
+        replace_text(directory / REPORT_NAME, json.dumps(self.report(), indent=1))
 
     def _say(self, state, line: str) -> None:
         if state.is_world_process_zero:
