@@ -1,11 +1,12 @@
 """Find the last complete checkpoint of a run folder: one that a resume can rely on to the last byte."""
 
 import json
-import os
 import re
-import struct
 import zipfile
 from pathlib import Path
+
+from mypt.checkpoints.header import read_header
+from mypt.errors import CheckpointError
 
 STATE_NAME = "trainer_state.json"
 
@@ -41,7 +42,7 @@ def what_is_missing(checkpoint: Path) -> str | None:
         if not _is_json(path):
             return f"{path.name} is missing or cut short"
     for name in _weight_files(checkpoint):
-        if not _safetensors_is_whole(checkpoint / name):
+        if not _is_whole(checkpoint / name):
             return f"{name} is missing or shorter than its header says"
     stream = state.get("stateful_callbacks", {}).get("CoverageCallback", {}).get("attributes", {})
     world_size = stream.get("settings", {}).get("world_size", 1)
@@ -82,13 +83,8 @@ def _weight_files(checkpoint: Path) -> list[str]:
     return [index.name, *shards] if shards else ["model.safetensors"]
 
 
-def _safetensors_is_whole(path: Path) -> bool:
-    """safetensors: 8 bytes of header length, the JSON header, then the tensors at the offsets that it names."""
+def _is_whole(weights: Path) -> bool:
     try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if 8 + length <= os.path.getsize(path) else None
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (OSError, ValueError, struct.error, AttributeError, LookupError, TypeError):
+        return read_header(weights)[1]
+    except (OSError, CheckpointError):
         return False
-    return os.path.getsize(path) == 8 + length + max(ends, default=0)

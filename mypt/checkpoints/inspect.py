@@ -2,12 +2,12 @@
 
 import json
 import math
-import struct
 from pathlib import Path
 
 import yaml
 
 from mypt.checkpoints.complete import STATE_NAME, checkpoints, last_complete_checkpoint, read_state, what_is_missing
+from mypt.checkpoints.header import read_header
 from mypt.errors import CheckpointError
 from mypt.planning.parameters import count_parameters
 from mypt.yaml12 import load_yaml
@@ -69,26 +69,6 @@ def inspect_checkpoint(path: Path) -> dict:
     if kind == "checkpoint" and (fault := what_is_missing(path)):
         problems.append(f"not complete, a resume would skip it: {fault}")
     return report | {"problems": problems + _disagreements(report)}
-
-
-def read_header(path: Path) -> tuple[dict, bool]:
-    """Tensors of a safetensors file as {name: {dtype, shape, data_offsets}}, and whether the file has its full length.
-
-    The format: 8 bytes with the header's length, the header in JSON, the tensors. Raises CheckpointError if the header
-    cannot be read.
-    """
-    size = path.stat().st_size
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if 8 + length > size:
-                raise ValueError("shorter than its header")
-            header = json.loads(file.read(length))
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no whole safetensors file ({error}); save or copy it again") from error
-    return tensors, size == 8 + length + end
 
 
 def _weights(folder: Path) -> tuple[dict | None, list[str]]:

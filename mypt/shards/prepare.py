@@ -214,6 +214,20 @@ def _write_staged(
         done, tokens = (sum(source[count] for source in sources.values()) for count in ("bytes", "tokens"))
         needed = DTYPES[dtype].itemsize * (tokens * seen.bytes / done if done else seen.bytes)
         raise write_error(error, out, needed) from None
+    return Manifest(
+        dtype=dtype,
+        vocab_size=largest_id(tokenizer) + 1,
+        eos_token_id=tokenizer.eos_token_id,
+        tokenizer_hash=tokenizer_hash(tokenizer),
+        splits=splits,
+        sources=list(sources.values()),
+        settings=settings.deciding(),
+        report=_report(seen, is_val, splits, say),
+    )
+
+
+def _report(seen: Survey, is_val: np.ndarray, splits: dict[str, Split], say: Say) -> dict:
+    """What was read, kept, dropped and changed; is_val: bool (documents,)."""
     kept = seen.hashes[seen.keep & is_val], seen.hashes[seen.keep & ~is_val]
     tokens, text_bytes = sum(s.tokens for s in splits.values()), sum(s.bytes for s in splits.values())
     report = {
@@ -232,16 +246,7 @@ def _write_staged(
         say(f"{report['invalid_utf8']:,} bytes were not UTF-8 and became U+FFFD; if that is many, convert the files")
     if report["contaminated"]:
         say(f"{report['contaminated']:,} documents are in train and in val: leave out --no-dedup or split by hash")
-    return Manifest(
-        dtype=dtype,
-        vocab_size=largest_id(tokenizer) + 1,
-        eos_token_id=tokenizer.eos_token_id,
-        tokenizer_hash=tokenizer_hash(tokenizer),
-        splits=splits,
-        sources=list(sources.values()),
-        settings=settings.deciding(),
-        report=report,
-    )
+    return report
 
 
 def _require_text(splits: dict[str, Split], settings: PrepareSettings) -> None:

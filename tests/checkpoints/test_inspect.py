@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mypt import MyPTConfig, MyPTForCausalLM
-from mypt.checkpoints.inspect import inspect_checkpoint, is_checkpoint, read_header
+from mypt.checkpoints.header import read_header
+from mypt.checkpoints.inspect import inspect_checkpoint, is_checkpoint
 from mypt.errors import CheckpointError
 from mypt.tokenization.char import build_char_tokenizer
 from mypt.tokenization.load import save_tokenizer
