@@ -96,9 +96,9 @@ class MyPTTrainer(Trainer):
 
     def _refuse_loss(self, loss: float) -> None:
         raise MyPTError(
-            f"the training loss became {loss} between steps {self._globalstep_last_logged} and "
-            f"{self.state.global_step}; nothing was saved since. Lower training.learning_rate (now "
-            f"{self.args.learning_rate:g}) and run again with --resume to go on from the last checkpoint"
+            f"the training loss became {loss} by step {self.state.global_step}, and nothing was saved since; lower "
+            f"training.learning_rate (now {self.args.learning_rate:g}) and run again with --resume to go on from the "
+            "last checkpoint"
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
