@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from mypt.shards.reader import ShardReader
 from mypt.streams.windows import evaluation_starts
@@ -13,7 +14,8 @@ from mypt.streams.windows import evaluation_starts
 class EvalWindows(torch.utils.data.Dataset):
     """A map-style dataset over a whole split, or over `max_windows` of its windows, evenly spaced.
 
-    Item i is {input_ids, labels, shift_labels}: int64 (block_size,), shorter for the split's last window.
+    Item i is {input_ids, labels, shift_labels}: int64 (block_size,); the split's last window is filled up with
+    end-of-text tokens whose labels are -100, so that windows stack and nothing else is predicted.
     """
 
     def __init__(self, directory: str | Path, split: str = "val", *, block_size: int, max_windows: int | None = None):
@@ -30,8 +32,13 @@ class EvalWindows(torch.utils.data.Dataset):
         return len(self.starts)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        inputs, targets = self.gather(np.array([index]))
-        return {"input_ids": inputs[0], "labels": inputs[0], "shift_labels": targets[0]}
+        inputs, targets = (tensor[0] for tensor in self.gather(np.array([index])))
+        missing = (0, self.block_size - len(inputs))
+        return {
+            "input_ids": F.pad(inputs, missing, value=self.reader.manifest.eos_token_id),
+            "labels": F.pad(inputs, missing, value=-100),
+            "shift_labels": F.pad(targets, missing, value=-100),
+        }
 
     @property
     def bytes_per_token(self) -> float:

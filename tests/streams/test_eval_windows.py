@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from mypt.streams.eval_windows import EvalWindows
 
@@ -9,10 +10,13 @@ from mypt.streams.eval_windows import EvalWindows
 @pytest.mark.parametrize("tokens", [2, 16, 17, 18, 100, 161])
 def test_the_targets_are_the_split_without_its_first_token(make_shards, tokens):
     ids = np.random.default_rng(0).integers(0, 99, tokens)
-    windows = EvalWindows(make_shards(train=[1, 2], val=ids, per_shard=23), block_size=16)
-    targets = np.concatenate([windows[i]["shift_labels"].numpy() for i in range(len(windows))])
-    inputs = np.concatenate([windows[i]["input_ids"].numpy() for i in range(len(windows))])
-    assert np.array_equal(targets, ids[1:]) and np.array_equal(inputs, ids[:-1])
+    windows = EvalWindows(make_shards(train=[1, 2], val=ids, per_shard=23, eos=7), block_size=16)
+    items = [windows[i] for i in range(len(windows))]
+    inputs, labels, targets = (torch.cat([item[name] for item in items]).numpy() for name in items[0])
+    assert len(inputs) == 16 * len(windows), "items of one length stack in any DataLoader"
+    assert np.array_equal(inputs[: tokens - 1], ids[:-1]) and (inputs[tokens - 1 :] == 7).all()
+    for filled, wanted in ((labels, ids[:-1]), (targets, ids[1:])):
+        assert np.array_equal(filled[: tokens - 1], wanted) and (filled[tokens - 1 :] == -100).all()
     assert windows.lengths.sum() == tokens - 1
 
 

@@ -134,13 +134,10 @@ def test_two_workers_give_no_sample_twice(numbered, tmp_path):
 def test_forgetting_is_measured_once_per_evaluation_of_several_sets(domain, general, tmp_path, make_model, capsys):
     sets = {"domain": EvalWindows(domain, block_size=BLOCK), "general": EvalWindows(general, block_size=BLOCK)}
     stream = ShardStream(domain, block_size=BLOCK, micro_batch_size=None)
-    whole = [[sets[name][index] for index in range(len(sets[name]) - 1)] for name in sets]
     forgetting = ForgettingCallback(sets)
     args = arguments(tmp_path, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True,
                      metric_for_best_model="eval_constrained_loss", greater_is_better=False)  # fmt: skip
-    trainer, _ = train(
-        make_model(), stream, args, [forgetting], eval_dataset=dict(zip(["first", "second"], whole, strict=True))
-    )
+    trainer, _ = train(make_model(), stream, args, [forgetting], eval_dataset=sets)
     assert [entry["step"] for entry in forgetting.history] == [0, 2, 4]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert len(lines) == 3 and re.match(r"step 4: domain \d\.\d\d \| general \d\.\d\d \([+-]", lines[2])

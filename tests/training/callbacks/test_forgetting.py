@@ -31,8 +31,9 @@ def by_hand(model: torch.nn.Module, windows: EvalWindows) -> tuple[np.ndarray, n
     with torch.no_grad():
         for item in windows:
             log_p = model(input_ids=item["input_ids"][None], use_cache=False).logits[0].double().log_softmax(-1)
-            sums.append(-log_p[torch.arange(len(log_p)), item["shift_labels"]].sum().item())
-            tokens.append(len(log_p))
+            real = torch.nonzero(item["shift_labels"] != -100)[:, 0]
+            sums.append(-log_p[real, item["shift_labels"][real]].sum().item())
+            tokens.append(len(real))
     return np.array(sums), np.array(tokens)
 
 
