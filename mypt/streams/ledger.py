@@ -27,6 +27,11 @@ class Seen:
     coverage: float  # tokens / tokens in the source
 
 
+def main_source(sources: list[Source]) -> int:
+    """Index of the heaviest source, whose passes are the run's epochs and coverage."""
+    return max(range(len(sources)), key=lambda index: sources[index].weight)
+
+
 def seen_so_far(sources: list[Source], block_size: int, next_sample: int) -> list[Seen]:
     """The ledger after global samples 0 .. next_sample - 1."""
     drawn = _mixture(tuple(source.weight for source in sources)).drawn(next_sample)

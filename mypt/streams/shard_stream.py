@@ -9,7 +9,7 @@ import torch
 
 from mypt.errors import DataError
 from mypt.shards.reader import ShardReader
-from mypt.streams.ledger import Source
+from mypt.streams.ledger import Source, main_source
 from mypt.streams.mixture import PERIOD, Mixture
 from mypt.streams.windows import window_count, window_starts
 
@@ -67,7 +67,7 @@ class ShardStream(torch.utils.data.IterableDataset):
     @property
     def samples_per_epoch(self) -> int:
         """Samples in which the heaviest source is seen once (of one directory: its number of windows)."""
-        main = max(range(len(self.sources)), key=lambda index: self.sources[index].weight)
+        main = main_source(self.sources)
         return -(-self.windows_per_epoch[main] * PERIOD // self.mixture.counts[main])
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:

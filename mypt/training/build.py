@@ -16,6 +16,7 @@ from mypt.models.configuration_mypt import MyPTConfig
 from mypt.planning.coverage import planned_steps
 from mypt.recipe import RESOLVED_NAME, Recipe, save_recipe
 from mypt.streams.eval_windows import EvalWindows
+from mypt.streams.ledger import main_source
 from mypt.streams.shard_stream import ShardStream
 from mypt.training import run_folder
 from mypt.training.arguments import OWN_OPTIMIZERS, build_arguments, default_arguments
@@ -59,10 +60,10 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
     identity = _identity(recipe, stream, data, model)
     checkpoint = _claim(run, identity, resume)
     progress = _progress(checkpoint)
-    steps, args = _arguments(recipe, model, stream, *progress)
+    args = _arguments(recipe, model, stream, *progress)
     _place(stream, args, start_sample=progress[1])
 
-    callbacks, forgetting = _callbacks(recipe, model, stream, eval_sets, steps, args, assume_yes)
+    callbacks, forgetting = _callbacks(recipe, model, stream, eval_sets, args, assume_yes)
     trainer = MyPTTrainer(
         model=model,
         args=args,
@@ -142,14 +143,14 @@ def _progress(checkpoint: str | None) -> tuple[int, int]:
 
 
 def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream, steps_done: int, next_sample: int):
-    """The number of steps and the TrainingArguments, which are then frozen into the recipe."""
+    """TrainingArguments with the number of steps; every choice made here is then frozen into the recipe."""
     given = recipe.training
     per_step = (
         given.get("per_device_train_batch_size", 8)
         * given.get("gradient_accumulation_steps", 1)
         * PartialState().num_processes
     )
-    main = max(range(len(stream.sources)), key=lambda index: stream.sources[index].weight)
+    main = main_source(stream.sources)
     share = stream.mixture.shares[main]
     steps, reason = planned_steps(
         max_steps=given.get("max_steps"),
@@ -178,7 +179,7 @@ def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream, step
         print(f"defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
     recipe.training |= chosen | {"max_steps": steps}
     recipe.training.pop("num_train_epochs", None)
-    return steps, args
+    return args
 
 
 def _place(stream: ShardStream, args, start_sample: int) -> None:
@@ -195,12 +196,11 @@ def _eval_sets(recipe: Recipe, data: RunData, block_size: int) -> dict[str, Eval
     }
 
 
-def _callbacks(recipe, model, stream, eval_sets, steps, args, assume_yes):
-    total = model.num_parameters()
+def _callbacks(recipe, model, stream, eval_sets, args, assume_yes):
     coverage = CoverageCallback(
         stream.sources,
         stream.block_size,
-        parameters={"total": total, "non_embedding": model.num_parameters(exclude_embeddings=True)},
+        parameters={"total": model.num_parameters(), "non_embedding": model.num_parameters(exclude_embeddings=True)},
         confirm=recipe.coverage.confirm,
         strict=recipe.coverage.strict,
         assume_yes=assume_yes,

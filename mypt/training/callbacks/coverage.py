@@ -14,7 +14,7 @@ from transformers.trainer_callback import ExportableState
 from mypt.errors import CheckFailed
 from mypt.files import replace_text
 from mypt.planning.report import coverage_report
-from mypt.streams.ledger import Seen, Source, seen_so_far
+from mypt.streams.ledger import Seen, Source, main_source, seen_so_far
 
 LEDGER_NAME = "coverage.json"
 
@@ -94,8 +94,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
 
     def _main(self, next_sample: int) -> Seen:
         """The ledger's entry of the heaviest source."""
-        seen = seen_so_far(self.sources, self.block_size, next_sample)
-        return seen[max(range(len(seen)), key=lambda index: self.sources[index].weight)]
+        return seen_so_far(self.sources, self.block_size, next_sample)[main_source(self.sources)]
 
     def _note_changes(self, args, state, before: dict) -> None:
         """Record what this session changes against the last one (a first session changes nothing)."""
