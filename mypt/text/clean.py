@@ -3,14 +3,27 @@
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
-from mypt.text.document import Document
+import numpy as np
 
-NOT_TEXT_SHARE = 0.1  # of a document's characters
+from mypt.text.document import Document, whole_documents
+
+NOT_TEXT_SHARE = 0.1  # of the characters of a document or a line
+EXAMPLES = 3  # kept of what each reason dropped
+EXAMPLE_CHARACTERS = 200
+
+# Documents are looked at in batches, which costs little for each; few enough that a batch fits in memory.
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 1 << 16
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # Control characters that text has no use for (tab, line ends, form feed and escape are fine) and U+FFFD.
 _NOT_TEXT = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
+_CONTROLS = bytes([*range(0x09), *range(0x0E, 0x1B), *range(0x1C, 0x20), 0x7F])
+# A line of one or two characters beside blanks. Where it stands is searched from line end to line end, for speed.
+_SHORT_LINE = re.compile(r"[^\S\n]*+(?:\S[^\S\n]*+){1,2}+")
+_SHORT_LINE_IN_TEXT = re.compile(rf"\n{_SHORT_LINE.pattern}(?![^\n])")
 
 
 def repair(text: str) -> tuple[str, int]:
@@ -28,7 +41,7 @@ def normalize(text: str) -> str:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if " \n" in text or "\t\n" in text or text.endswith((" ", "\t")):
         text = "\n".join([line.rstrip(" \t") for line in text.split("\n")])
-    return unicodedata.normalize("NFC", text)
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def drop_reason(text: str) -> str | None:
@@ -39,36 +52,148 @@ def drop_reason(text: str) -> str | None:
     """
     if not text or text.isspace():
         return "empty"
-    if _NOT_TEXT.search(text) and len(_NOT_TEXT.findall(text)) > NOT_TEXT_SHARE * len(text):
+    return "not_text" if _is_not_text(text) else None
+
+
+def line_drop_reason(line: str) -> str | None:
+    """`not_text` as for a document, `short` (fewer than 3 characters beside blanks), or None; a blank line is kept."""
+    if _is_not_text(line):
         return "not_text"
-    return None
+    return "short" if _SHORT_LINE.fullmatch(line) else None
+
+
+def _is_not_text(text: str) -> bool:
+    return bool(_NOT_TEXT.search(text)) and len(_NOT_TEXT.findall(text)) > NOT_TEXT_SHARE * len(text)
+
+
+def _escaped(text: str) -> str:
+    """Without control characters and others that do not show: a line end becomes a backslash and an n."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _faults(texts: Sequence[str], whole: str, lines: bool) -> set[str]:
+    """What a batch of texts may need: the slow looks at each of them are taken only for what is found here at once.
+
+    invalid: lone surrogates; unnormal: `normalize` changes something; not_text: some character is no text; with
+    `lines` also short: some line is short. `whole` is the texts with a line end behind each.
+    """
+    try:
+        data = np.frombuffer(whole.encode(), dtype=np.uint8)
+    except UnicodeEncodeError:
+        return {"invalid", "unnormal", "not_text", "short"}
+    faults = set()
+    ends = np.flatnonzero(data == 10)
+    last = data[ends - 1]
+    controls = np.count_nonzero(data < 32) > len(ends)  # tabs too
+    if (last == 32).any() or (controls and ((last == 9).any() or "\r" in whole)) or not _composed(texts, whole):
+        faults.add("unnormal")
+    if (
+        "\ufffd" in whole
+        or "\x7f" in whole
+        or (controls and len(data.tobytes().translate(None, _CONTROLS)) < len(data))
+    ):
+        faults.add("not_text")
+    if lines and _SHORT_LINE_IN_TEXT.search("\n" + whole):
+        faults.add("short")
+    return faults
+
+
+def _composed(texts: Sequence[str], whole: str) -> bool:
+    """Whether all of them are in Unicode NFC."""
+    if whole.isascii():
+        return True
+    return unicodedata.is_normalized("NFC", "\n".join([text for text in texts if not text.isascii()]))
 
 
 class Cleaner:
-    """Cleans documents one by one and counts what it did.
+    """Cleans documents and counts what it did.
 
-    `counts` has `documents` (seen), `invalid_utf8` (bytes replaced) and `normalized` (documents changed);
-    `dropped` has the number of documents by reason. A document of no characters is dropped in any case.
+    `filter="document"` drops documents for the reasons of `drop_reason`; "line" first drops lines for those of
+    `line_drop_reason`; None drops only documents of no characters. Of a document in parts, the first part decides.
+
+    `counts` has `documents` (seen), `invalid_utf8` (bytes replaced) and `normalized` (documents changed); `dropped`
+    and `dropped_lines` have numbers by reason; `examples` has the beginnings of the first 3 texts that each reason
+    dropped, control characters escaped. All of them run ahead of what was yielded by up to a batch of documents.
     """
 
-    def __init__(self, *, normalize: bool = True, lowercase: bool = False, filter: bool = True) -> None:
+    def __init__(self, *, normalize: bool = True, lowercase: bool = False, filter: str | None = "document") -> None:
         self.normalize, self.lowercase, self.filter = normalize, lowercase, filter
         self.counts: Counter[str] = Counter(documents=0, invalid_utf8=0, normalized=0)
         self.dropped: Counter[str] = Counter()
+        self.dropped_lines: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+        self._ignored = set() if normalize else {"unnormal"}
+        self._ignored |= set() if filter else {"not_text"}
 
-    def __call__(self, document: Document) -> Document | None:
-        """The cleaned document, or None if it is dropped."""
-        text, invalid = repair(document.text)
-        self.counts["documents"] += 1
-        self.counts["invalid_utf8"] += invalid
-        if self.lowercase:
-            text = text.lower()
-        if self.normalize:
-            normal = normalize(text)
-            self.counts["normalized"] += normal != text
-            text = normal
-        reason = drop_reason(text) if self.filter else None if text else "empty"
+    def __call__(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """The documents that are kept, cleaned."""
+        documents, size = iter(documents), 1
+        first, keep, counted = True, True, False  # of the document in parts that is being read
+        while batch := list(islice(documents, size)):
+            texts, ended = zip(*batch, strict=True)
+            if self.lowercase:
+                texts = [text.lower() for text in texts]
+            whole = "\n".join([*texts, ""])
+            size = max(1, min(_BATCH_DOCUMENTS, 4 * size, _BATCH_CHARACTERS * len(batch) // len(whole)))
+            faults = _faults(texts, whole, lines=self.filter == "line") - self._ignored
+            if first and not faults and False not in ended:
+                self.counts["documents"] += len(batch)
+                yield from self._without_empty(whole_documents(texts) if self.lowercase else batch, texts)
+                continue
+            for text, last in zip(texts, ended, strict=True):
+                clean, changed = self._clean(text, faults)
+                if first:
+                    self.counts["documents"] += 1
+                    keep, counted = self._admit(clean, faults), False
+                if changed and not counted:
+                    self.counts["normalized"] += 1
+                    counted = True
+                if keep:
+                    yield Document(clean, last)
+                first = last
+
+    def _without_empty(self, documents: Iterable[Document], texts: Iterable[str]) -> Iterable[Document]:
+        """The documents of a batch that needs no change, without those of no text."""
+        if all(texts) and not (self.filter and any(map(str.isspace, texts))):
+            return documents
+        return [document for document in documents if self._admit(document.text)]
+
+    def _admit(self, text: str, faults: Iterable[str] = ()) -> bool:
+        """Whether the document of this text is kept; counts it if not."""
+        reason = None
+        if not text or (self.filter and text.isspace()):
+            reason = "empty"
+        elif self.filter and "not_text" in faults:
+            reason = drop_reason(text)
         if reason:
-            self.dropped[reason] += 1
-            return None
-        return document._replace(text=text)
+            self._drop(self.dropped, reason, text)
+        return reason is None
+
+    def _clean(self, text: str, faults: set[str]) -> tuple[str, bool]:
+        """The text, and whether normalising changed it."""
+        if "invalid" in faults:
+            text, invalid = repair(text)
+            self.counts["invalid_utf8"] += invalid
+        normal = normalize(text) if "unnormal" in faults else text
+        changed = normal != text
+        if self.filter == "line" and (
+            ("not_text" in faults and _NOT_TEXT.search(normal))
+            or (("short" in faults or changed) and _SHORT_LINE_IN_TEXT.search(f"\n{normal}"))
+        ):
+            normal = self._drop_lines(normal)
+        return normal, changed
+
+    def _drop_lines(self, text: str) -> str:
+        kept = []
+        for line in text.split("\n"):
+            if reason := line_drop_reason(line):
+                self._drop(self.dropped_lines, reason, line)
+            else:
+                kept.append(line)
+        return "\n".join(kept)
+
+    def _drop(self, counter: Counter[str], reason: str, text: str) -> None:
+        counter[reason] += 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < EXAMPLES:
+            examples.append(_escaped(text[:EXAMPLE_CHARACTERS])[:EXAMPLE_CHARACTERS])

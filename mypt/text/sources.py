@@ -1,170 +1,191 @@
-"""Files named by paths and globs, streamed lazily as documents in an order that the input alone fixes."""
+"""What `--source` names, cut into units of work that the input alone fixes, and read as documents."""
 
-import gzip
-import io
-import json
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator
-from glob import glob, has_magic
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import xxhash
 
 from mypt.errors import DataError
-from mypt.text.document import Document
+from mypt.text import hub, records, tables
+from mypt.text.document import Document, whole_documents
+from mypt.text.files import UNIT_BYTES, dataset_directory, document_of, find_files, kind_of, pieces
+from mypt.text.opening import open_bytes
+from mypt.text.plain import BOUNDARIES, LONGEST, RECORD_BOUNDARY, boundary, cut, cut_text, decoded
 
-UNITS = ("file", "block", "line")
-LARGE_FILE = 1_000_000  # bytes; a text file above it is cut into blocks unless it must stay whole
-LONGEST_BLOCK = 1_000_000  # characters; a block or a line above it is cut, which bounds the memory
-
-_RECORDS = (".jsonl", ".jsonl.gz", ".parquet")
-_COMPRESSED = (".gz", ".zst", ".zip", ".bz2", ".xz", ".7z")
-_PARQUET_ROWS = 256  # per batch
+BUNDLE_BYTES = 1 << 23  # of small files that go to one unit together
 
 
-class SourceFile(NamedTuple):
-    """One file and the source, as the user gave it, that named it."""
+@dataclass(frozen=True)
+class Unit:
+    """A piece of the input, read by one process at a time; which pieces there are depends on the input alone."""
 
-    path: Path
-    source: str
+    source: str  # as the user gave it
+    kind: str  # text, jsonl, csv, parquet, arrow (a directory of Dataset.save_to_disk), hub
+    paths: tuple[str, ...]  # several small files, or one file, directory or hub dataset
+    start: int = 0  # first byte (text, jsonl), row group (parquet), row (arrow), shard (hub)
+    stop: int | None = None  # the first that belongs to the next unit; None: to the end
+    document: str = "file"  # file (of records: the whole text), block or line
+    text_column: str = "text"
 
     @property
-    def holds_records(self) -> bool:
-        """Whether the file is a list of records with a text column, rather than text."""
-        return self.path.name.endswith(_RECORDS)
+    def name(self) -> str:
+        """What to call it in a message: notes/a.txt, notes/a.txt (and 41 more), big.txt[16777216:33554432]."""
+        more = f" (and {len(self.paths) - 1} more)" if len(self.paths) > 1 else ""
+        place = "" if self.stop is None else f"[{self.start}:{self.stop}]"
+        return f"{self.paths[0]}{more}{place}"
 
 
-def find_files(sources: Iterable[str | Path]) -> list[SourceFile]:
-    """The files of each source in turn, those of a glob (`**` descends) sorted by path.
+def find_units(
+    sources: Iterable[str | Path],
+    *,
+    document: str | None = None,
+    keep_whole: bool = False,
+    text_column: str = "text",
+    say: Callable[[str], object] = lambda line: None,
+) -> list[Unit]:
+    """The units of each source in turn: paths, globs, directories of `save_to_disk`, hf:// datasets.
 
-    Raises DataError for a file that is missing, a directory, a glob without a match and a compressed file.
+    `document` is file, block or line; None means file, but block in text files above 1 MB unless `keep_whole`, which
+    is told to `say`. Raises DataError for a source that is missing, empty or can't be read as asked.
     """
-    files = []
+    units: list[Unit] = []
+    chosen: list[str] = []  # what a document is in each file
     for source in map(str, sources):
-        path = Path(source)
-        if path.is_dir():
-            raise DataError(f"source {source} is a directory; name its files, for example --source '{path}/**/*.txt'")
-        paths = [path] if path.exists() else sorted(filter(Path.is_file, map(Path, glob(source, recursive=True))))
-        if not paths and has_magic(source):
-            raise DataError(f"no file matches the glob {source!r}; quote it and check where it starts ({Path.cwd()})")
-        if not paths:
-            raise DataError(f"source {source} does not exist; give a text, .jsonl(.gz) or .parquet file, or a glob")
-        files += [SourceFile(path, source) for path in paths]
-    for file in files:
-        if file.path.suffix in _COMPRESSED and not file.holds_records:
-            raise DataError(f"{file.path} is compressed; decompress it first (only .jsonl.gz is read as it is)")
-    if not files:
-        raise DataError("no source given; give at least one file or glob")
-    return files
+        shape = Unit(source, "", (), document=document or "file", text_column=text_column)
+        if source.startswith(hub.PREFIX):
+            place, shards = hub.resolve(source)
+            whole = replace(shape, kind="hub", paths=(place,))
+            units += [replace(whole, start=shard, stop=shard + 1) for shard in range(shards)]
+        elif directory := dataset_directory(source):
+            rows, step = tables.rows_per_unit(str(directory), text_column, UNIT_BYTES)
+            whole = replace(shape, kind="arrow", paths=(str(directory),))
+            units += [replace(whole, start=row, stop=min(rows, row + step)) for row in range(0, rows, step)]
+        else:
+            given = document or ("file" if keep_whole else None)
+            files = [(path, given or document_of(path)) for path in find_files(source)]
+            chosen += [how for _, how in files]
+            units += _file_units(shape, files)
+    if not units:
+        raise DataError("no source given, or only empty ones; give a file, a glob, a dataset directory or hf://NAME")
+    if document is None and "block" in chosen:
+        large = f"{chosen.count('block')} of {len(chosen)} files above 1 MB"
+        say(f"{large}: a document there is a block between blank lines (--document)")
+    return units
 
 
-def fingerprint(files: Iterable[SourceFile]) -> str:
-    """xxh3-128 over the kinds and contents of `files` in order: renaming or touching a file does not change it."""
-    total = xxhash.xxh3_128()
-    for file in files:
-        digest = xxhash.xxh3_128()
-        try:
-            with open(file.path, "rb") as stream:
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
-        except OSError as error:
-            raise DataError(f"cannot read {file.path}: {error.strerror}; check its permissions") from None
-        kind = next((kind for kind in _RECORDS if file.path.name.endswith(kind)), "text")
-        total.update(f"{kind} {digest.hexdigest()} ".encode())
+def _file_units(shape: Unit, files: Iterable[tuple[Path, str]]) -> Iterator[Unit]:
+    """Large files in pieces; small neighbours of a kind together."""
+    bundle: list[str] = []
+    held = 0
+    for path, document in files:
+        size, kind = path.stat().st_size, kind_of(path)
+        if bundle and (held + size > BUNDLE_BYTES or (kind, document) != (shape.kind, shape.document)):
+            yield replace(shape, paths=tuple(bundle))
+            bundle, held = [], 0
+        shape = replace(shape, kind=kind, document=document)
+        if size <= BUNDLE_BYTES:
+            bundle.append(str(path))
+            held += size
+        else:
+            for start, stop in pieces(path, document, shape.text_column):
+                yield replace(shape, paths=(str(path),), start=start, stop=stop)
+    if bundle:
+        yield replace(shape, paths=tuple(bundle))
+
+
+def read_documents(unit: Unit) -> Iterator[Document]:
+    """Stream the documents of a unit, in order.
+
+    Bytes that are not UTF-8 come out as lone surrogates, as in Python's surrogateescape, for `Cleaner` to count.
+    Raises DataError, naming the place, for broken or unreadable content and for a text column that is missing.
+    """
+    for path in unit.paths:
+        if unit.kind == "text":
+            with open_bytes(path) as file:
+                yield from cut(decoded(file, *_extent(file, unit)), unit.document)
+            continue
+        for texts in _texts(unit, path):
+            if unit.document == "file" and max(map(len, texts), default=0) <= 2 * LONGEST:
+                yield from whole_documents(texts)
+                continue
+            for text in texts:
+                yield from cut_text(text, unit.document)
+
+
+def _texts(unit: Unit, path: str) -> Iterator[list[str]]:
+    """The texts of the records, in lists."""
+    column = unit.text_column
+    if unit.kind == "parquet":
+        yield from tables.parquet_texts(path, column, unit.start, unit.stop)
+    elif unit.kind == "arrow":
+        yield from tables.arrow_texts(path, column, unit.start, unit.stop)
+    elif unit.kind == "hub":
+        yield from hub.texts(path, unit.start, column)
+    else:
+        with open_bytes(path) as file:
+            if unit.kind == "csv":
+                yield from records.csv_texts(file, path, column)
+            else:
+                yield from records.json_texts(file, path, *_extent(file, unit), column)
+
+
+def _extent(file: IO[bytes], unit: Unit) -> tuple[int, int | None]:
+    """The bytes of the documents that the unit owns: from the first boundary at or behind `start` to that of `stop`."""
+    if unit.stop is None:
+        return 0, None
+    pattern = RECORD_BOUNDARY if unit.kind == "jsonl" else BOUNDARIES[unit.document]
+    begin = boundary(file, unit.start, pattern, limit=unit.stop)
+    end = boundary(file, unit.stop, pattern) if begin < unit.stop else begin
+    file.seek(0)
+    return begin, end
+
+
+def stamp(unit: Unit) -> str:
+    """Sizes and times of its files, or the revision of a hub dataset: while it is equal, nothing has changed."""
+    if unit.kind == "hub":
+        return unit.paths[0]
+    try:
+        files = [
+            file for path in map(Path, unit.paths) for file in (sorted(path.iterdir()) if path.is_dir() else [path])
+        ]
+        facts = [f"{found.st_size}:{found.st_mtime_ns}" for found in map(Path.stat, files)]
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}; it was there before") from None
+    return facts[0] if len(facts) == 1 else xxhash.xxh3_128_hexdigest(" ".join(facts).encode())
+
+
+def digest(unit: Unit) -> str:
+    """xxh3-128 of its kind and contents (a hub dataset: of its revision); new names or times do not change it."""
+    total = xxhash.xxh3_128(unit.kind.encode())
+    if unit.kind == "hub":
+        total.update(f"{unit.paths[0]} {unit.start}".encode())
+    elif unit.kind == "arrow":
+        for texts in _texts(unit, unit.paths[0]):
+            for text in texts:
+                total.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
+    else:
+        for path in unit.paths:
+            total.update(_file_digest(unit, path))
     return total.hexdigest()
 
 
-def choose_unit(file: SourceFile, keep_whole: bool) -> str:
-    """The unit when none was asked for: a file, or a block when a text file is large and need not stay whole."""
-    large = not file.holds_records and file.path.stat().st_size > LARGE_FILE
-    return "block" if large and not keep_whole else "file"
-
-
-def read_documents(file: SourceFile, unit: str = "file", text_column: str = "text") -> Iterator[Document]:
-    """Stream the documents of one file.
-
-    `unit` is file (a record's whole text in .jsonl and .parquet), block (separated by blank lines) or line.
-    Bytes that are not UTF-8 come out as lone surrogates, as in Python's surrogateescape, for `Cleaner` to count.
-    Raises DataError for broken JSON or Parquet, and for a text column that is missing or holds no text.
-    """
-    if not file.holds_records:
-        with open(file.path, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            texts = _cut(stream, unit)
-            yield from (Document(text, f"{file.path}:{i}", file.source) for i, text in enumerate(texts))
-        return
-    records = _parquet_texts if file.path.suffix == ".parquet" else _json_texts
-    texts = records(file.path, text_column)
-    if unit != "file":
-        texts = (part for text in texts for part in _cut(io.StringIO(text, newline=""), unit))
-    yield from (Document(text, f"{file.path}:{i}", file.source) for i, text in enumerate(texts))
-
-
-def _cut(stream: IO[str], unit: str) -> Iterator[str]:
-    """The parts of a text without the line ends and the blank lines that separate them."""
-    if unit == "file":
-        yield stream.read()
-        return
-    block: list[str] = []
-    size = 0
-    for line in iter(lambda: stream.readline(LONGEST_BLOCK), ""):
-        if unit == "line":
-            yield line.rstrip("\r\n")
-            continue
-        blank = not line.strip()
-        if block and (blank or size + len(line) > LONGEST_BLOCK):
-            yield "".join(block).rstrip("\r\n")
-            block, size = [], 0
-        if not blank:
-            block.append(line)
-            size += len(line)
-    if block:
-        yield "".join(block).rstrip("\r\n")
-
-
-def _json_texts(path: Path, column: str) -> Iterator[str]:
-    opener: Callable[..., IO[bytes]] = gzip.open if path.suffix == ".gz" else open
+def _file_digest(unit: Unit, path: str) -> bytes:
+    content = xxhash.xxh3_128()
     try:
-        with opener(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                text = line.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-                if text.strip():
-                    yield _json_text(text, column, f"{path}:{number}")
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"{path} is not a whole gzip file ({error}); download or compress it again") from None
-
-
-def _json_text(line: str, column: str, place: str) -> str:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{place}: broken JSON ({error}); expected one object per line") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{place}: a {type(record).__name__}; expected an object such as {{{column!r}: '...'}}")
-    if column not in record:
-        raise DataError(f"{place}: no column {column!r}; --text-column is one of: {', '.join(record)}")
-    if not isinstance(record[column], str | None):
-        kind = type(record[column]).__name__
-        raise DataError(f"{place}: column {column!r} holds a {kind}, not text; choose another --text-column")
-    return record[column] or ""
-
-
-def _parquet_texts(path: Path, column: str) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as table:
-            names = table.schema_arrow.names
-            if column not in names:
-                raise DataError(f"{path}: no column {column!r}; --text-column is one of: {', '.join(names)}")
-            kind = table.schema_arrow.field(column).type
-            kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-            if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-                raise DataError(f"{path}: column {column!r} holds {kind}, not text; choose another --text-column")
-            for batch in table.iter_batches(_PARQUET_ROWS, columns=[column]):
-                # As bytes, since Arrow does not promise that a string is valid UTF-8.
-                values = batch.column(0).cast(kind).cast(pyarrow.large_binary())
-                yield from ((value.as_py() or b"").decode("utf-8", "surrogateescape") for value in values)
-    except pyarrow.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} is not a readable Parquet file ({reason}); download or write it again") from None
+        with open(path, "rb", buffering=0) as file:
+            if unit.kind == "parquet":
+                begin, end = tables.extent_of_groups(path, unit.start, unit.stop)
+            else:
+                begin, end = _extent(file, unit)
+            left = (file.seek(0, 2) if end is None else end) - begin
+            file.seek(begin)
+            while left > 0 and (data := file.read(min(1 << 20, left))):
+                content.update(data)
+                left -= len(data)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; check the file and its permissions") from None
+    return content.digest()

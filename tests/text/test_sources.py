@@ -1,122 +1,249 @@
-"""Reading: every format gives the same documents, in an order fixed by the input; what is wrong is named."""
+"""Sources to units to documents: the same documents in the same order, whatever the format and the unit size."""
 
 import gzip
 import json
+import os
+import pickle
 import random
+from dataclasses import asdict
+from itertools import pairwise
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from mypt.errors import DataError
-from mypt.text import sources
-from mypt.text.sources import SourceFile, choose_unit, find_files, fingerprint, read_documents
+from mypt.text import files, plain, sources
+from mypt.text.sources import Unit, digest, find_units, read_documents, stamp
 
-TEXTS = ["first", "zwei\nZeilen", "", "drei 😀\r\n", "ende"]
-
-
-def read(path, unit="file", column="text"):
-    return [document.text for document in read_documents(SourceFile(path, str(path)), unit, column)]
+TEXTS = ["first", "zwei\nZeilen, und", "", "drei 😀\r\n", 'en"de']
 
 
-def write_jsonl(path, rows):
-    data = "\n".join(json.dumps(row) for row in rows).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+def read(*paths, **choices):
+    units = find_units(paths, **choices)
+    return [document.text for unit in units for document in read_documents(unit)]
+
+
+def write(path, texts):
+    """The texts as a file of the kind that its name says."""
+    kind = path.name.partition(".")[2]
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"n": range(len(texts)), "text": texts}), path, row_group_size=2)
+    elif kind.startswith("jsonl"):
+        data = "\n".join(json.dumps({"n": n, "text": text}) for n, text in enumerate(texts)).encode()
+        path.write_bytes(compress(path, data))
+    elif kind.startswith("csv"):
+        rows = "".join('{},"{}"\r\n'.format(n, text.replace('"', '""')) for n, text in enumerate(texts))
+        path.write_bytes(compress(path, f"n,text\r\n{rows}".encode()))
+    else:
+        path.write_bytes(compress(path, "\n\n".join(texts).encode()))
     return path
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def compress(path, data):
+    if path.suffix == ".zst":
+        return pytest.importorskip("zstandard").compress(data)
+    return gzip.compress(data) if path.suffix == ".gz" else data
+
+
+RECORDS = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.csv", "a.csv.gz", "a.csv.zst", "a.parquet"]
+
+
+@pytest.mark.parametrize("name", RECORDS)
 def test_records_give_their_texts_in_order(tmp_path, name):
-    path = tmp_path / name
-    if name.endswith("parquet"):
-        pyarrow.parquet.write_table(pyarrow.table({"n": range(5), "text": TEXTS}), path, row_group_size=2)
-    else:
-        write_jsonl(path, [{"n": n, "text": text} for n, text in enumerate(TEXTS)])
-    assert read(path) == TEXTS
+    assert read(write(tmp_path / name, TEXTS)) == TEXTS
 
 
-def test_null_text_is_empty(tmp_path):
-    assert read(write_jsonl(tmp_path / "a.jsonl", [{"text": None}, {"text": "x"}])) == ["", "x"]
-    pyarrow.parquet.write_table(pyarrow.table({"text": [None, "x"]}), tmp_path / "a.parquet")
-    assert read(tmp_path / "a.parquet") == ["", "x"]
-
-
-def test_dictionary_encoded_parquet(tmp_path):
-    column = pyarrow.array(["a", "b", "a"]).dictionary_encode()
-    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
-    assert read(tmp_path / "a.parquet") == ["a", "b", "a"]
-
-
-def test_a_file_is_read_as_it_is_without_byte_order_mark(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\x00\r\n\n")
-    assert read(path) == ["one\r\ntwo\x00\r\n\n"]
-
-
-def test_blocks_and_lines(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"\n\none\n  two\r\n \t\r\n\nthree\n")
-    assert read(path, "block") == ["one\n  two", "three"]
-    assert read(path, "line") == ["", "", "one", "  two", " \t", "", "three"]
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "noname", "a.txt.gz", "a.md.zst"])
+def test_text_is_a_document_or_cut_into_some(tmp_path, name):
+    path = write(tmp_path / name, ["one\ntwo", "three"])
+    assert read(path) == ["one\ntwo\n\nthree"]
+    assert read(path, document="block") == ["one\ntwo", "three"]
+    assert read(path, document="line") == ["one", "two", "", "three"]
 
 
 def test_a_record_is_cut_when_asked(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "one\n\ntwo\nthree"}])
-    assert read(path, "block") == ["one", "two\nthree"]
-    assert read(path, "line") == ["one", "", "two", "three"]
+    path = write(tmp_path / "a.jsonl", ["one\n\ntwo\nthree"])
+    assert read(path, document="block") == ["one", "two\nthree"]
+    assert read(path, document="line") == ["one", "", "two", "three"]
 
 
-def test_blocks_are_bounded_and_lose_nothing_but_line_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "LONGEST_BLOCK", 100)
-    text = "".join(random.Random(0).choice("ab\n") for _ in range(5000)) + "c" * 1000
-    (tmp_path / "a.txt").write_text(text)
-    blocks = read(tmp_path / "a.txt", "block")
-    assert max(map(len, blocks)) <= 100
-    assert "".join(blocks).replace("\n", "") == text.replace("\n", "")
-
-
-def test_invalid_utf8_comes_out_as_surrogates_in_every_format(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"a\xffb")
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a\xffb"}\n')
-    raw = pyarrow.StringArray.from_buffers(
-        1, pyarrow.array([0, 3], pyarrow.int32()).buffers()[1], pyarrow.py_buffer(b"a\xffb")
+def test_a_long_record_comes_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(plain, "LONGEST", 10)
+    monkeypatch.setattr(sources, "LONGEST", 10)
+    (unit,) = find_units(
+        [write(tmp_path / "a.jsonl", ["short", "a long text of words", "another text that is too long"])]
     )
-    pyarrow.parquet.write_table(pyarrow.table({"text": raw}), tmp_path / "a.parquet")
-    assert [read(tmp_path / f"a.{kind}") for kind in ("txt", "jsonl", "parquet")] == [["a\udcffb"]] * 3
+    assert [(document.text, document.ended) for document in read_documents(unit)] == [
+        ("short", True),
+        ("a long text of words", True),
+        ("another text", False),
+        (" that is too long", True),
+    ]
+
+
+def test_a_dataset_directory(tmp_path):
+    rows = datasets.Dataset.from_dict({"n": range(5), "text": TEXTS})
+    rows.save_to_disk(str(tmp_path / "one"), num_shards=2)
+    datasets.DatasetDict({"train": rows, "test": rows.select([3, 1])}).save_to_disk(str(tmp_path / "two"))
+    assert read(tmp_path / "one") == read(tmp_path / "two") == read(f"{tmp_path}/two#train") == TEXTS
+    assert read(f"{tmp_path}/two#test") == [TEXTS[3], TEXTS[1]]
+    with pytest.raises(DataError, match="no split 'dev'; add one of: #train, #test"):
+        find_units([f"{tmp_path}/two#dev"])
+    with pytest.raises(DataError, match="without splits"):
+        find_units([f"{tmp_path}/one#test"])
+    with pytest.raises(DataError, match=r"no column 'body'; .*: n, text"):
+        find_units([tmp_path / "one"], text_column="body")
+    (tmp_path / "two" / "train" / "state.json").unlink()
+    with pytest.raises(DataError, match=r"two.train is not a whole dataset directory"):
+        find_units([tmp_path / "two"])
+
+
+def random_file(path, seed):
+    draw = random.Random(seed)
+    texts = [
+        "".join(draw.choices(["word ", "\n", "\n\n", "\r\n", "é", " \n"], k=draw.randrange(30))) for _ in range(40)
+    ]
+    if path.suffix == ".txt":
+        return write(path, texts)
+    if path.suffix:
+        return write(path, [text.replace("\r\n", "\n") for text in texts] if path.suffix == ".csv" else texts)
+    datasets.Dataset.from_dict({"text": texts}).save_to_disk(str(path))
+    return path
+
+
+@pytest.mark.parametrize("document", ["file", "block", "line"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.csv", "rows"])
+def test_documents_do_not_depend_on_the_size_of_a_unit(tmp_path, name, document, monkeypatch):
+    path = random_file(tmp_path / name, seed=7)
+    whole = read(path, document=document)
+    monkeypatch.setattr(sources, "BUNDLE_BYTES", 0)
+    counts = []
+    for size in (10, 50, 1000):
+        monkeypatch.setattr(files, "UNIT_BYTES", size)
+        monkeypatch.setattr(sources, "UNIT_BYTES", size)
+        units = find_units([path], document=document)
+        counts.append(len(units))
+        assert [item.text for unit in units for item in read_documents(unit)] == whole
+        assert all(unit.stop == after.start for unit, after in pairwise(units))
+    if name != "a.csv" and (name, document) != ("a.txt", "file"):
+        assert counts[0] > counts[2] > 1
+    else:
+        assert counts == [1, 1, 1]
+
+
+def test_small_neighbours_of_a_kind_are_one_unit(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BUNDLE_BYTES", 30)
+    for name, size in {"a.txt": 10, "b.txt": 20, "c.txt": 1, "d.jsonl": 0, "e.md": 5, "f.txt": 40, "g.txt": 1}.items():
+        (tmp_path / name).write_bytes(b"x" * size)
+    units = find_units([f"{tmp_path}/*", tmp_path / "a.txt"])
+    names = [[path.removeprefix(f"{tmp_path}/") for path in unit.paths] for unit in units]
+    assert names == [["a.txt", "b.txt"], ["c.txt"], ["d.jsonl"], ["e.md"], ["f.txt"], ["g.txt"], ["a.txt"]]
+    assert [unit.kind for unit in units] == ["text", "text", "jsonl", "text", "text", "text", "text"]
+    assert units[0].name == f"{tmp_path}/a.txt (and 1 more)"
+    assert units[0].source == f"{tmp_path}/*" and units[-1].source == f"{tmp_path}/a.txt"
+
+
+def test_a_unit_travels(tmp_path):
+    unit = Unit("s", "text", ("big.txt",), 16, 32, "line")
+    assert pickle.loads(pickle.dumps(unit)) == unit
+    fields = json.loads(json.dumps(asdict(unit)))
+    assert Unit(**fields | {"paths": tuple(fields["paths"])}) == unit
+    assert unit.name == "big.txt[16:32]"
+
+
+def test_only_a_large_text_file_is_cut_into_blocks_and_it_is_said(tmp_path):
+    for name, size in {"l.txt": 1_000_001, "s.txt": 1_000_000, "r.jsonl": 1_000_001}.items():
+        (tmp_path / name).write_bytes(b"x" * size)
+    said = []
+    units = find_units([f"{tmp_path}/*"], say=said.append)
+    assert {unit.paths[0][-5:]: unit.document for unit in units} == {"l.txt": "block", "s.txt": "file", "jsonl": "file"}
+    assert said == ["1 of 3 files above 1 MB: a document there is a block between blank lines (--document)"]
+    assert {unit.document for unit in find_units([f"{tmp_path}/*"], keep_whole=True, say=said.append)} == {"file"}
+    assert {unit.document for unit in find_units([f"{tmp_path}/*"], document="line", say=said.append)} == {"line"}
+    assert len(said) == 1
 
 
 def test_globs_are_sorted_and_sources_keep_their_order(tmp_path):
     for name in ("b.txt", "a.txt", "sub/c.txt", "z.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    files = find_files([tmp_path / "z.md", f"{tmp_path}/**/*.txt"])
-    assert [file.path.name for file in files] == ["z.md", "a.txt", "b.txt", "c.txt"]
-    assert [file.source for file in files] == [str(tmp_path / "z.md")] + [f"{tmp_path}/**/*.txt"] * 3
+    assert read(tmp_path / "z.md", f"{tmp_path}/**/*.txt") == ["z.md", "a.txt", "b.txt", "sub/c.txt"]
 
 
-def test_a_name_with_brackets_is_a_path(tmp_path):
-    (tmp_path / "a[1].txt").write_text("x")
-    assert [file.path for file in find_files([tmp_path / "a[1].txt"])] == [tmp_path / "a[1].txt"]
+def test_a_name_with_brackets_or_a_hash_is_a_path(tmp_path):
+    for name in ("a[1].txt", "a#b.txt"):
+        (tmp_path / name).write_text(name)
+        assert read(tmp_path / name) == [name]
 
 
-def test_only_a_large_text_file_is_cut_into_blocks(tmp_path):
-    large, small, records = (SourceFile(tmp_path / name, "") for name in ("l.txt", "s.txt", "r.jsonl"))
-    large.path.write_bytes(b"x" * 1_000_001)
-    small.path.write_bytes(b"x" * 1_000_000)
-    records.path.write_bytes(b"x" * 1_000_001)
-    assert [choose_unit(file, keep_whole=False) for file in (large, small, records)] == ["block", "file", "file"]
-    assert choose_unit(large, keep_whole=True) == "file"
+def test_invalid_utf8_comes_out_as_surrogates_in_every_format(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a\xffb")
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a\xffb"}\n')
+    (tmp_path / "a.csv").write_bytes(b"text\na\xffb\n")
+    raw = pyarrow.StringArray.from_buffers(
+        1, pyarrow.array([0, 3], pyarrow.int32()).buffers()[1], pyarrow.py_buffer(b"a\xffb")
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"text": raw}), tmp_path / "a.parquet")
+    for kind in ("txt", "jsonl", "csv", "parquet"):
+        assert read(tmp_path / f"a.{kind}") == ["a\udcffb"]
 
 
-def test_fingerprint_is_of_kind_order_and_content_not_of_name_and_time(tmp_path):
-    paths = {name: tmp_path / name for name in ("a.txt", "b.txt", "c.md", "d.jsonl")}
-    for name, path in paths.items():
-        path.write_text("other" if name == "b.txt" else "same")
-    prints = {name: fingerprint([SourceFile(path, "")]) for name, path in paths.items()}
+def test_a_digest_is_of_kind_and_content_not_of_name_and_time(tmp_path):
+    for name in ("a.txt", "b.txt", "c.md", "d.jsonl"):
+        (tmp_path / name).write_text("other" if name == "b.txt" else "same")
+    prints = {name: digest(find_units([tmp_path / name])[0]) for name in ("a.txt", "b.txt", "c.md", "d.jsonl")}
     assert prints["a.txt"] == prints["c.md"]
     assert len({prints[name] for name in ("a.txt", "b.txt", "d.jsonl")}) == 3
-    pair = [SourceFile(paths["a.txt"], ""), SourceFile(paths["b.txt"], "")]
-    assert fingerprint(pair) != fingerprint(pair[::-1])
+    both = [digest(Unit("", "text", tuple(f"{tmp_path}/{name}.txt" for name in order))) for order in ("ab", "ba")]
+    assert len({*both, *prints.values()}) == 5
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "rows"])
+def test_a_change_changes_the_digest_of_the_unit_that_holds_it(tmp_path, name, monkeypatch):
+    """Equal digests mean equal documents: also when a document ends behind the bytes of its unit."""
+    monkeypatch.setattr(sources, "BUNDLE_BYTES", 0)
+    for module in (files, sources):
+        monkeypatch.setattr(module, "UNIT_BYTES", 40)
+    texts = [f"document {n} of ten\nwith a second line" for n in range(10)]
+    found = []
+    for sub, changed in {
+        "one": texts,
+        "two": texts,
+        "three": [*texts[:4], texts[4].replace("a", "A"), *texts[5:]],
+    }.items():
+        (tmp_path / sub).mkdir()
+        if name == "rows":
+            datasets.Dataset.from_dict({"text": changed}).save_to_disk(str(tmp_path / sub / name))
+        else:
+            write(tmp_path / sub / name, changed)
+        units = find_units([tmp_path / sub / name], document="block")
+        found.append([(digest(unit), [item.text for item in read_documents(unit)]) for unit in units])
+    assert found[0] == found[1]
+    differ = [one[0] != three[0] for one, three in zip(found[0], found[2], strict=True)]
+    assert sum(differ[:-1]) == 1 and len(differ) > 3
+    assert not differ[-1] or name == "a.parquet"  # its last unit holds the footer, with statistics of all
+    assert [*differ[:-1], False] == [one[1] != three[1] for one, three in zip(found[0], found[2], strict=True)]
+
+
+def test_a_stamp_changes_with_size_or_time(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("some")
+    (unit,) = find_units([path])
+    before = stamp(unit)
+    assert stamp(unit) == before
+    os.utime(path, ns=(0, 1))
+    touched = stamp(unit)
+    path.write_text("more text")
+    os.utime(path, ns=(0, 1))
+    assert len({before, touched, stamp(unit)}) == 3
+    path.unlink()
+    with pytest.raises(DataError, match=r"cannot read .*a\.txt: No such file"):
+        stamp(unit)
+    for use in (digest, lambda unit: list(read_documents(unit))):
+        with pytest.raises(DataError, match=r"cannot read .*a\.txt: No such file"):
+            use(unit)
 
 
 def test_source_errors_say_what_to_pass(tmp_path):
@@ -126,32 +253,9 @@ def test_source_errors_say_what_to_pass(tmp_path):
         (tmp_path / "missing.txt", "missing.txt does not exist"),
         (f"{tmp_path}/*.md", "no file matches the glob"),
         (tmp_path / "a.zip", "compressed"),
+        ("hf://", r"not of the form hf://NAME\[:CONFIG\]\[@REVISION\]\[#SPLIT\]"),
     ]:
         with pytest.raises(DataError, match=message):
-            find_files([source])
+            find_units([source])
     with pytest.raises(DataError, match="no source given"):
-        find_files([])
-
-
-def test_content_errors_name_the_place(tmp_path):
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text('{"text": "a"}\n\n{"text": \n')
-    whole = write_jsonl(tmp_path / "a.jsonl", [{"body": "a", "title": "b", "n": 1}])
-    listed = write_jsonl(tmp_path / "l.jsonl", [["text"]])
-    cut = tmp_path / "cut.jsonl.gz"
-    cut.write_bytes(gzip.compress(b'{"text": "' + bytes(1000) + b'"}')[:-10])
-    table, junk = tmp_path / "a.parquet", tmp_path / "junk.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"body": ["a"], "n": [1]}), table)
-    junk.write_bytes(b"no parquet at all")
-    for path, column, message in [
-        (broken, "text", "broken.jsonl:3: broken JSON"),
-        (whole, "text", r"a.jsonl:1: no column 'text'; .*: body, title, n"),
-        (whole, "n", "a.jsonl:1: column 'n' holds a int"),
-        (listed, "text", "l.jsonl:1: a list"),
-        (cut, "text", "not a whole gzip"),
-        (table, "text", "no column 'text'; .*: body, n"),
-        (table, "n", "column 'n' holds int64"),
-        (junk, "text", "not a readable Parquet"),
-    ]:
-        with pytest.raises(DataError, match=message):
-            read(path, column=column)
+        find_units([])

@@ -1,0 +1,127 @@
+"""Datasets of the Hugging Face hub, streamed shard by shard; login is the hub library's own (`hf auth login`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from mypt.errors import DataError
+from mypt.text.tables import require_text, strings
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+PREFIX = "hf://"
+_NAME = re.compile(r"hf://(?P<name>[^:@#]+)(:(?P<config>[^@#]+))?(@(?P<revision>[^#]+))?(#(?P<split>.+))?")
+
+_ROWS = 1000  # read at a time
+
+
+class _Place(NamedTuple):
+    """A dataset of the hub, one split of it, at one revision."""
+
+    name: str
+    config: str | None
+    revision: str | None
+    split: str
+
+    @classmethod
+    def parse(cls, source: str) -> _Place:
+        match = _NAME.fullmatch(source)
+        if not match:
+            raise DataError(f"source {source!r} is not of the form hf://NAME[:CONFIG][@REVISION][#SPLIT]")
+        return cls(match["name"].strip("/"), match["config"], match["revision"], match["split"] or "train")
+
+    def __str__(self) -> str:
+        config = f":{self.config}" if self.config else ""
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{PREFIX}{self.name}{config}{revision}#{self.split}"
+
+
+def resolve(source: str) -> tuple[str, int]:
+    """The source with its revision fixed to a commit and its split named, and the number of its shards.
+
+    Raises DataError if there is no such dataset, configuration, revision or split, if it may not be read, and if the
+    hub can't be reached.
+    """
+    from huggingface_hub import HfApi
+
+    place = _Place.parse(source)
+    try:
+        commit = HfApi().dataset_info(place.name, revision=place.revision).sha
+        resolved = str(place._replace(revision=commit))
+        return resolved, _open(resolved).num_shards
+    except Exception as error:
+        raise _explained(place, error) from None
+
+
+def documents(place: str) -> int:
+    """How many a resolved dataset has, by what the hub says of its split; 0 if it says nothing."""
+    return getattr((_open(place).info.splits or {}).get(_Place.parse(place).split), "num_examples", 0)
+
+
+def texts(place: str, shard: int, column: str) -> Iterator[list[str]]:
+    """The texts of one shard of a resolved dataset, in lists. Lost connections are tried again by the libraries."""
+    try:
+        dataset = _open(place)
+        for table in dataset.shard(dataset.num_shards, shard).with_format("arrow").iter(_ROWS):
+            require_text(table.schema, column, place)
+            yield strings(table.column(column))
+    except DataError:
+        raise
+    except Exception as error:
+        raise _explained(_Place.parse(place), error) from None
+
+
+@lru_cache(maxsize=16)
+def _open(place: str) -> IterableDataset:
+    import datasets
+
+    name, config, revision, split = _Place.parse(place)
+    # Spelled like this, a local directory of the same name is not taken for it.
+    return datasets.load_dataset(f"hf://datasets/{name}", config, split=split, revision=revision, streaming=True)
+
+
+def _connection_lost(error: BaseException) -> bool:
+    return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(("httpx", "httpcore"))
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong, without the queries of signed addresses."""
+    lines = str(error).strip().splitlines()
+    return re.sub(r"\?\S+", "", lines[0]) if lines else type(error).__name__
+
+
+def _explained(place: _Place, error: BaseException) -> DataError:
+    """What to do about an error of the hub or the datasets library."""
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/datasets/{place.name}"
+    chain = [error]
+    while chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)
+    text = " ".join(map(str, chain))
+
+    def has(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(item, kinds) for item in chain)
+
+    statuses = {getattr(getattr(item, "response", None), "status_code", None) for item in chain}
+    if has(errors.GatedRepoError) or "is a gated dataset" in text:
+        return DataError(f"{place} is gated: ask for access on {page}, then run `hf auth login`")
+    if has(errors.RevisionNotFoundError):
+        return DataError(f"{place}: there is no revision {place.revision!r}; see {page}/tree/main")
+    if has(errors.RepositoryNotFoundError) or statuses & {401, 403}:
+        return DataError(f"{place}: no such dataset that you may read; check the name, or run `hf auth login` ({page})")
+    if found := re.search(r"Available splits: \[(.*?)\]", text):
+        return DataError(f"{place}: no split {place.split!r}; add one of: {_listed(found[1], '#')}")
+    if found := re.search(r"(?:Available|available configs): \[(.*?)\]", text):
+        return DataError(f"{place}: choose a configuration, one of: {_listed(found[1], ':')}")
+    if _connection_lost(error):
+        return DataError(f"{place}: the hub at {constants.ENDPOINT} can't be reached ({_reason(error)}); try again")
+    return DataError(f"{place} can't be read ({_reason(error)}); see {page}")
+
+
+def _listed(names: str, mark: str) -> str:
+    return ", ".join(mark + name.strip(" '\"") for name in names.split(","))
