@@ -26,25 +26,33 @@ class TextSample:
     pass and at most `size` x 40 kB, and depends on the texts and the seed alone.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int, seed: int, below: int = 2**64) -> None:
         self.size, self.seed = size, seed
+        self.below = below  # only examples with a smaller hash can still win
         self._heap: list[tuple[int, bytes]] = []  # (-hash, example): the largest hash on top
         self._hashes: set[int] = set()
 
     def add(self, text: str) -> None:
         for start in range(0, len(text), EXAMPLE_CHARACTERS):
             example = text[start : start + EXAMPLE_CHARACTERS].encode()
-            key = xxhash.xxh3_64_intdigest(example, self.seed)
-            if key in self._hashes:
-                continue
-            if len(self._heap) < self.size:
-                heapq.heappush(self._heap, (-key, example))
-            elif key < -self._heap[0][0]:
-                dropped, _ = heapq.heapreplace(self._heap, (-key, example))
-                self._hashes.remove(-dropped)
-            else:
-                continue
-            self._hashes.add(key)
+            self.offer(xxhash.xxh3_64_intdigest(example, self.seed), example)
+
+    def offer(self, key: int, example: bytes) -> None:
+        """Take in one hashed example: samples of the parts of a corpus, put together, are the sample of the whole."""
+        if key >= self.below or key in self._hashes:
+            return
+        if len(self._heap) < self.size:
+            heapq.heappush(self._heap, (-key, example))
+        else:
+            dropped, _ = heapq.heapreplace(self._heap, (-key, example))
+            self._hashes.remove(-dropped)
+        self._hashes.add(key)
+        if len(self._heap) == self.size:
+            self.below = -self._heap[0][0]
+
+    def entries(self) -> list[tuple[int, bytes]]:
+        """(hash, UTF-8 bytes) of the examples, in no order."""
+        return [(-key, example) for key, example in self._heap]
 
     def __len__(self) -> int:
         return len(self._heap)

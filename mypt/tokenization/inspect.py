@@ -1,0 +1,94 @@
+"""What a tokenizer is, and how it does on a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mypt.tokenization.fast import Encoder, choose_engine
+from mypt.tokenization.load import largest_id, tokenizer_hash
+from mypt.tokenization.token_bytes import token_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_LONGEST = 10
+_BATCH_CHARACTERS = 1_000_000
+_ROLES = ("bos", "eos", "unk", "pad")
+
+
+def inspect_tokenizer(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Kind, number of ids, merges, special tokens with their roles, hash and the longest tokens; JSON-able."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, spelled = content["model"], token_bytes(tokenizer)
+    special = {token["content"]: token["id"] for token in content["added_tokens"] if token["special"]}
+    roles = {token: [role for role in _ROLES if getattr(tokenizer, f"{role}_token") == token] for token in special}
+    longest = []
+    if spelled is not None:
+        ids = sorted(set(range(len(spelled))) - set(special.values()), key=lambda id: (-len(spelled[id]), id))
+        longest = [
+            {"id": id, "bytes": len(spelled[id]), "text": spelled[id].decode(errors="replace")} for id in ids[:_LONGEST]
+        ]
+    return {
+        "kind": _kind(content, lossless=spelled is not None),
+        "ids": largest_id(tokenizer) + 1,
+        "merges": len(model.get("merges") or ()),
+        "special_tokens": [{"text": text, "id": id, "roles": roles[text]} for text, id in special.items()],
+        "hash": tokenizer_hash(tokenizer),
+        "longest_tokens": longest,
+    }
+
+
+def measure(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> dict[str, Any]:
+    """How many bytes, tokens and bytes per token `texts` have, and how many of the ids occur in them; JSON-able."""
+    texts = iter(texts)
+    sample = list(islice(texts, 64))
+    engine = choose_engine(tokenizer.backend_tokenizer, sample, say=lambda line: None)
+    encoder = Encoder(tokenizer.backend_tokenizer, engine)
+    uses = np.zeros(largest_id(tokenizer) + 1, dtype=np.int64)
+    text_bytes = 0
+    for batch in _batches(chain(sample, texts)):
+        ids, _ = encoder(batch)
+        uses += np.bincount(ids, minlength=len(uses))
+        text_bytes += sum(len(text.encode()) for text in batch)
+    tokens = int(uses.sum())
+    return {
+        "bytes": text_bytes,
+        "tokens": tokens,
+        "bytes_per_token": text_bytes / tokens if tokens else None,
+        "ids_used": int(np.count_nonzero(uses)),
+        "engine": engine,
+    }
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[dict[str, Any]]:
+    """The id and the text of each token of `text`; a token that holds a part of a character shows U+FFFD."""
+    ids, _ = Encoder(tokenizer.backend_tokenizer)([text])
+    return [
+        {"id": id, "text": tokenizer.backend_tokenizer.decode([id], skip_special_tokens=False)} for id in ids.tolist()
+    ]
+
+
+def _kind(content: dict[str, Any], lossless: bool) -> str:
+    model = content["model"]
+    if not lossless:
+        return model["type"]
+    if model.get("byte_fallback"):
+        return "characters, and bytes for any other" if not model["merges"] else "BPE with byte fallback"
+    return "byte-level BPE"
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch, characters = [], 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

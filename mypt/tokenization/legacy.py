@@ -1,0 +1,131 @@
+"""Tokenizers as the original MyPT and nanoGPT keep them, read as today's."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mypt.errors import TokenizerError
+from mypt.tokenization.load import EOS, load_tokenizer, wrap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+STATE_NAME = "tokenizer_state.json"
+_GPT2_SIZE = 50_257
+_SPECIAL_KEYS = ("special_tokens", "added_special_tokens", "added_tokens")
+
+
+@dataclass(frozen=True)
+class TokenizerState:
+    """What decides the ids: `chars` have 0, 1, 2, ... (None: ids are GPT-2's), special tokens those that they name."""
+
+    chars: tuple[str, ...] | None
+    special_tokens: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return "gpt2" if self.chars is None else "char"
+
+    @property
+    def size(self) -> int:
+        """Ids that the data can have: all are below it."""
+        size = _GPT2_SIZE if self.chars is None else len(self.chars)
+        return max([size, *(id + 1 for id in self.special_tokens.values())])
+
+
+def find_state(directory: Path) -> TokenizerState | None:
+    """The state in a directory of the original's (a dataset or a bundle) or of nanoGPT's; None if it holds none.
+
+    The original's is `tokenizer_state.json`, of a bundle `tokenizer.json`; where a dataset's metadata merely names the
+    kind, that must be gpt2. nanoGPT's is `meta.pkl`, without which its data are GPT-2 ids.
+    Raises TokenizerError for one that is damaged.
+    """
+    if (directory / "tokenizer_config.json").is_file():  # a tokenizer of today's
+        return None
+    for name, keys in (
+        (STATE_NAME, ("token_kind", "kind")),
+        ("tokenizer.json", ("token_kind",)),
+        ("dataset_metadata.json", ("tokenization", "token_kind", "tokenizer_kind")),
+    ):
+        path = directory / name
+        if path.is_file() and (content := _read_json(path)).keys() & set(keys):
+            return parse_state(content, str(path), next(content[key] for key in keys if key in content))
+    if (directory / "meta.pkl").is_file():
+        return _nanogpt_state(directory / "meta.pkl")
+    return TokenizerState(None) if (directory / "train.bin").is_file() else None
+
+
+def parse_state(content: dict[str, Any], where: str, kind: str) -> TokenizerState:
+    """The original's tokenizer state, {"token_kind": "char", "chars": [...]} or of kind gpt2, special tokens included.
+
+    They may be a list, or an object of texts to ids or of names to texts; without ids they follow the vocabulary.
+    """
+    chars = content.get("chars")
+    if kind not in ("char", "gpt2") or (kind == "char" and not (chars and all(isinstance(c, str) for c in chars))):
+        raise TokenizerError(f"{where} is of kind {kind!r} with {len(chars or ())} characters; expected gpt2, or char "
+                             f"with its list of characters")  # fmt: skip
+    if kind == "char" and len(set(chars)) < len(chars):
+        raise TokenizerError(f"{where} names a character twice, so that an id is lost; restore the file")
+    size = content.get("base_vocab_size") or (len(chars) if kind == "char" else _GPT2_SIZE)
+    found = next((content[key] for key in _SPECIAL_KEYS if content.get(key)), {})
+    texts = found if isinstance(found, list) else found.values()
+    if isinstance(found, dict) and all(isinstance(id, int) for id in found.values()):
+        special = dict(found)
+    elif all(isinstance(text, str) for text in texts):
+        special = {text: size + place for place, text in enumerate(texts)}
+    else:
+        raise TokenizerError(f"{where}: special tokens must be a list of texts or an object of texts to ids")
+    return TokenizerState(tuple(chars) if kind == "char" else None, special)
+
+
+def state_tokenizer(state: TokenizerState) -> PreTrainedTokenizerFast:
+    """Today's tokenizer with the same ids.
+
+    Behind the ids of a character tokenizer come EOS (unless it is one of the special tokens) and the 256 bytes, which
+    spell any other character. Data without EOS never has its id, so a model of it does not end a text by itself.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    if state.chars is None and not state.special_tokens:
+        return load_tokenizer("gpt2")
+    if state.chars is None:
+        content = json.loads(load_tokenizer("gpt2").backend_tokenizer.to_str())
+        content["model"]["vocab"] |= {text: id for text, id in state.special_tokens.items() if text != EOS}
+        backend = Tokenizer.from_str(json.dumps(content))
+    else:
+        vocabulary = {token: id for id, token in enumerate(state.chars)} | state.special_tokens
+        for token in (EOS, *(f"<0x{byte:02X}>" for byte in range(256))):
+            vocabulary.setdefault(token, max(vocabulary.values()) + 1)
+        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    texts = sorted(state.special_tokens, key=state.special_tokens.get)
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
+    return wrap(backend)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads dicts, lists, texts and numbers; a pickle that names any class or function is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it holds {module}.{name}")
+
+
+def _nanogpt_state(path: Path) -> TokenizerState:
+    try:
+        with open(path, "rb") as file:
+            letters = _PlainUnpickler(file).load()["itos"]
+        return TokenizerState(tuple(letters[id] for id in range(len(letters))))
+    except Exception as error:
+        raise TokenizerError(f"{path} is no character table of nanoGPT's ({error}); name the tokenizer") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TokenizerError(f"{path} is damaged ({error}); restore it") from None
+    return content if isinstance(content, dict) else {}
