@@ -31,7 +31,7 @@ def make_shards(tmp_path):
         for split, ids in {"train": train, "val": val}.items():
             writer = ShardWriter(directory, split, dtype, tokens_per_shard=per_shard)
             if ids is not None:
-                writer.write(np.asarray(ids), text_bytes=3 * len(ids))
+                writer.write(np.asarray(ids), [len(ids)], [3 * len(ids)])
             splits[split] = writer.close() if ids is not None else Split()
         largest = max(int(np.max(ids)) for ids in (train, val) if ids is not None)
         manifest = Manifest(

@@ -1,12 +1,17 @@
-"""What is in a dataset directory, from its metadata and the sizes of its files; no token is read."""
+"""What is in a dataset directory, from its metadata and the sizes of its files.
+
+No token is read, but of a directory of the original MyPT's or of nanoGPT's, whose metadata says nothing of them.
+"""
 
 from pathlib import Path
 
-from mypt.shards.format import Manifest, Shard, read_manifest
+from mypt.shards.format import FORMAT_NAME, FORMAT_VERSION, Manifest, read_manifest
+from mypt.shards.legacy import origin
+from mypt.shards.scan import shard_problem
 
 
 def inspect_dataset(path: Path) -> dict:
-    """A JSON-ready report: splits, sources, tokenizer, settings, counted reasons, files and what is wrong with them.
+    """A JSON-ready report: splits, sources, tokenizer, settings, counted reasons, history, files and what is wrong.
 
     Raises DataError if the metadata is missing or damaged.
     """
@@ -22,10 +27,16 @@ def inspect_dataset(path: Path) -> dict:
         }
         for name, split in manifest.splits.items()
     }
-    problems = [_fault(path, shard, manifest) for split in manifest.splits.values() for shard in split.shards]
+    problems = [
+        f"{shard.file} {problem}"
+        for split in manifest.splits.values()
+        for shard in split.shards
+        if (problem := shard_problem(path, shard, manifest))
+    ]
     return {
         "kind": "dataset",
         "path": str(path),
+        "format": origin(manifest) or f"{FORMAT_NAME} {FORMAT_VERSION}",
         "dtype": manifest.dtype,
         "tokenizer": {
             "name": manifest.report.get("tokenizer"),
@@ -37,20 +48,27 @@ def inspect_dataset(path: Path) -> dict:
         "sources": manifest.sources,
         "settings": manifest.settings,
         "report": manifest.report,
+        "history": manifest.history,
         "files": [
             {"name": file.relative_to(path).as_posix(), "bytes": file.stat().st_size}
             for file in sorted(path.rglob("*"))
             if file.is_file()
         ],
-        "problems": [problem for problem in problems if problem],
+        "problems": problems,
     }
 
 
-def _fault(path: Path, shard: Shard, manifest: Manifest) -> str | None:
-    file = path / shard.file
-    if not file.is_file():
-        return f"{shard.file} is missing"
-    size, expected = file.stat().st_size, shard.tokens * manifest.numpy_dtype.itemsize
-    if size != expected:
-        return f"{shard.file} holds {size:,} bytes, the metadata says {expected:,}"
-    return None
+def summary(path: str | Path, manifest: Manifest) -> dict:
+    """A JSON-ready account of a dataset that a command has just made."""
+    counts = ("documents", "tokens", "bytes")
+    return {
+        "path": str(path),
+        "dtype": manifest.dtype,
+        "vocab_size": manifest.vocab_size,
+        "splits": {
+            name: {"shards": len(split.shards), **{count: getattr(split, count) for count in counts}}
+            for name, split in manifest.splits.items()
+        },
+        "sources": manifest.sources,
+        "history": manifest.history,
+    }

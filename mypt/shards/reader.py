@@ -1,79 +1,140 @@
-"""Read one split of a dataset directory as one logical stream of token ids, memory-mapped."""
+"""Read one split of a dataset directory as one logical stream of token ids."""
 
+import math
+import os
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from mypt.errors import DataError
-from mypt.shards.format import Manifest, read_manifest
+from mypt.shards.fetching import InMemory, Mapped, Pread
+from mypt.shards.format import METADATA_NAME, Manifest, Shard, read_manifest
+from mypt.shards.reading import choose_reading
 
 
 class ShardReader:
     """The tokens of a split across its shards: position 0 is the first token of the first shard.
 
-    Opening reads the metadata and each file's size, never the tokens. Raises DataError for a missing or truncated
-    shard (by name), an absent split, or ids outside the vocabulary.
+    reading: how bytes are fetched (docs/reading.md), never which: `ram`, `readahead`, `pread`, or `auto` by size and
+    file system. shards: only the first so many (data that was appended later is left out). dtype: of directories that
+    do not record one. blocks: the windows come in the order of blocks, so that `pread` reads these as wholes.
+
+    Opening looks at the metadata, the names and the sizes of the files. Checksums are verified where it costs little:
+    all in `ram`, else those of shards newer than the metadata. Raises DataError for a missing, truncated, changed or
+    unlisted shard (by name), an absent split, or ids outside the vocabulary.
     """
 
-    def __init__(self, directory: str | Path, split: str):
+    def __init__(
+        self,
+        directory: str | Path,
+        split: str,
+        *,
+        reading: str = "auto",
+        shards: int | None = None,
+        dtype: str | None = None,
+        blocks: bool = False,
+    ):
         self.directory = Path(directory)
         self.split = split
-        self.manifest: Manifest = read_manifest(directory)
+        self.manifest: Manifest = read_manifest(directory, dtype)
         if split not in self.manifest.splits or not self.manifest.splits[split].shards:
             raise DataError(f"{directory} has no {split} split; prepare it with a --val-fraction above 0")
-        self.shards = self.manifest.splits[split].shards
-        for shard in self.shards:
-            self._check(shard)
-        self._ends = np.cumsum([shard.tokens for shard in self.shards])
-        self._starts = self._ends - np.array([shard.tokens for shard in self.shards])
-        self._maps: dict[int, np.memmap] = {}
+        listed = self.manifest.splits[split].shards
+        if shards is not None and not 1 <= shards <= len(listed):
+            raise DataError(f"the first {shards} shards of {directory}/{split} were asked for; it has {len(listed)}")
+        self.shards = listed[:shards]
+        self._tokens = sum(shard.tokens for shard in self.shards)
+        self._arguments = {"shards": len(self.shards), "dtype": dtype, "blocks": blocks}
+        newer = self._check_files()
+        size = self._tokens * self.manifest.numpy_dtype.itemsize
+        self.reading, reason = choose_reading(self.directory, size, reading, blocks)
+        self._fetch = self._fetcher(blocks)
+        if self.reading == "ram":
+            self._check_sums(zip(self.shards, self._fetch.parts, strict=True))
+        else:
+            self._check_sums((shard, np.memmap(self.directory / shard.file, mode="r")) for shard in newer)
+        # One line for people: where the tokens lie, how they are read, what was verified.
+        self.summary = f"{self.directory}/{split}: {reason}"
+        if newer and self.reading != "ram":
+            self.summary += f"; {len(newer)} shards are newer than the metadata, checksums verified"
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._tokens
+
+    def __reduce__(self):
+        """A worker process opens the files itself; it gets no copy of what is mapped or in memory."""
+        return _reopen, (self.directory, self.split, {"reading": self.reading, **self._arguments})
 
     @property
     def fingerprint(self) -> str:
         """Changes with any token of the split."""
-        return self.manifest.fingerprint(self.split)
+        return self.manifest.fingerprint(self.split, len(self.shards))
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Copy windows out of the stream.
 
-        starts: int64 (n,), each with start + length <= len(self). Returns (n, length) in the shards' own dtype.
+        starts: int64 (n,), each with 0 <= start and start + length <= len(self). Returns (n, length) in the shards'
+        own dtype. Raises DataError with `pread` for a file that was truncated since.
         """
-        windows = np.empty((len(starts), length), self.manifest.numpy_dtype)
-        owners = np.searchsorted(self._ends, starts, side="right")
-        offsets = starts - self._starts[owners]
-        # A slice per window is a plain memory copy, several times faster than one fancy index over all of them.
-        for window, shard, offset in zip(windows, owners.tolist(), offsets.tolist(), strict=True):
-            piece = self._map(shard)[offset : offset + length]
-            window[: len(piece)] = piece
-            filled = len(piece)
-            while filled < length:  # the window reaches over one or more shard boundaries
-                shard += 1
-                piece = self._map(shard)[: length - filled]
-                window[filled : filled + len(piece)] = piece
-                filled += len(piece)
-        return windows
+        return self._fetch.windows(starts, length)
 
-    def _map(self, index: int) -> np.ndarray:
-        if index not in self._maps:
-            path = self.directory / self.shards[index].file
-            self._maps[index] = np.memmap(path, self.manifest.numpy_dtype, mode="r").view(np.ndarray)
-        return self._maps[index]
+    def prefetch(self, starts: np.ndarray, length: int) -> None:
+        """Tell the system which windows will be gathered soon; changes nothing but waiting times."""
+        if len(starts):
+            self._fetch.prefetch(starts, length)
 
-    def _check(self, shard) -> None:
+    def _fetcher(self, blocks: bool) -> InMemory | Mapped | Pread:
+        paths = [self.directory / shard.file for shard in self.shards]
+        layout = paths, [shard.tokens for shard in self.shards], self.manifest.numpy_dtype
+        if self.reading == "pread":
+            return Pread(*layout, blocks)
+        return (InMemory if self.reading == "ram" else Mapped)(*layout)
+
+    def _check_files(self) -> list[Shard]:
+        """Those newer than the metadata, which is written last and touched by a `mypt verify` without findings."""
+        written = math.inf  # a directory of another origin was read whole for its manifest
+        if "origin" not in self.manifest.report:
+            written = os.stat(self.directory / METADATA_NAME).st_mtime_ns
+        newer = [shard for shard in self.shards if self._changed(shard) > written]
+        listed = {self.directory / shard.file for split in self.manifest.splits.values() for shard in split.shards}
+        for folder in {(self.directory / shard.file).parent for shard in self.shards}:
+            foreign = sorted(path for path in folder.glob("shard_*.bin") if path not in listed and path.stat().st_size)
+            if foreign:
+                raise DataError(
+                    f"shard {foreign[0]} is not in the metadata: it is foreign, or left by a `mypt append` that did "
+                    "not finish; repeat that command, or move the file away"
+                )
+        return newer
+
+    def _changed(self, shard: Shard) -> int:
+        """When the file was last written, in ns; a DataError if it cannot be the one that the metadata describes."""
         path = self.directory / shard.file
         expected = shard.tokens * self.manifest.numpy_dtype.itemsize
-        if not path.is_file():
-            raise DataError(f"shard {path} is missing; restore it or prepare the data again")
-        size = path.stat().st_size
-        if size != expected:
+        try:
+            status = os.stat(path)
+        except OSError:
+            raise DataError(f"shard {path} is missing; restore it or prepare the data again") from None
+        if status.st_size != expected:
             raise DataError(
-                f"shard {path} holds {size:,} bytes, the metadata says {expected:,}; restore it or prepare again"
+                f"shard {path} holds {status.st_size:,} bytes, the metadata says {expected:,}; "
+                "restore it or prepare again"
             )
         if shard.max_id >= self.manifest.vocab_size:
             raise DataError(
                 f"shard {path} holds id {shard.max_id}, outside the vocabulary of {self.manifest.vocab_size}; "
                 f"is {self.manifest.dtype} the right dtype?"
             )
+        return status.st_mtime_ns
+
+    def _check_sums(self, contents) -> None:
+        for shard, data in contents:
+            if xxhash.xxh3_128(data).hexdigest() != shard.xxh3_128:
+                raise DataError(
+                    f"shard {self.directory / shard.file} was changed: its checksum differs from the metadata's; "
+                    f"restore it or prepare again (`mypt verify {self.directory}` checks all)"
+                )
+
+
+def _reopen(directory: Path, split: str, options: dict) -> ShardReader:
+    return ShardReader(directory, split, **options)

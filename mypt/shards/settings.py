@@ -1,17 +1,16 @@
 """The settings of a preparation: checked, comparable, and kept in the metadata of what they made."""
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import xxhash
-
 from mypt.errors import DataError
-from mypt.text.sources import UNITS
+from mypt.text.clean import Cleaner
 from mypt.tokenization.bpe import SMALLEST_VOCABULARY
 
+DOCUMENTS = ("file", "block", "line")
 _BPE_ONLY = ("vocab_size", "min_vocab_size", "max_vocab_size", "tokenizer_train_examples", "seed")
 _SPLITTING = ("tokens_per_shard", "val_fraction", "val_split")
+_READING = ("text_column", "document", "normalize", "filter", "dedup", "near_dedup", "lowercase")
 
 
 @dataclass(frozen=True)
@@ -19,34 +18,56 @@ class PrepareSettings:
     """All that decides the bytes of a dataset beside the contents of its sources."""
 
     tokenizer: str  # bpe, char, gpt2, or the hash of any other
-    vocab_size: int | str
-    min_vocab_size: int
-    max_vocab_size: int
-    tokenizer_train_examples: int
-    seed: int
-    text_column: str
-    document: str | None
-    normalize: bool
-    filter: bool
-    dedup: bool
-    lowercase: bool
-    max_documents: int | None
-    tokens_per_shard: int
-    val_fraction: float
-    val_split: str
+    vocab_size: int | str = "auto"  # ids of a bpe
+    min_vocab_size: int = 5_000  # bounds of an automatic one
+    max_vocab_size: int = 50_000
+    tokenizer_train_examples: int = 10_000  # of at most 10,000 characters
+    seed: int = 42  # picks them
+    text_column: str = "text"
+    document: str | None = (
+        None  # file, block, line; None: files, and blocks for text files above 1 MB unless split by tail
+    )
+    normalize: bool = True  # Unicode NFC, line ends, no blanks at line ends
+    filter: str | None = "document"  # what is dropped if it is empty or no text: a document, a line, or nothing
+    dedup: str | None = "document"  # what may occur once only: a document, a line, or (None) neither
+    near_dedup: float | None = None  # estimated Jaccard similarity from which a document counts as a copy
+    lowercase: bool = False
+    max_documents: int | None = None  # to read
+    tokens_per_shard: int = 10_000_000
+    val_fraction: float = 0.1
+    val_split: str = "hash"  # a document by the hash of its text; tail: the last part of the text
+
+    @classmethod
+    def of(cls, tokenizer: str, **given: Any) -> "PrepareSettings":
+        """Checked settings. `normalize` is off by default with val_split tail, which keeps the text as it is; `filter`
+        and `dedup` may be True or False. Raises DataError for a value out of range.
+        """
+        for name in ("filter", "dedup"):
+            if isinstance(given.get(name), bool):
+                given[name] = "document" if given[name] else None
+        if given.get("normalize") is None:
+            given["normalize"] = given.get("val_split") != "tail"
+        settings = cls(tokenizer, **given)
+        settings.check()
+        return settings
 
     def check(self) -> None:
         """Raise DataError for the first value that is out of range, naming the range."""
         numbers = ("tokenizer_train_examples", "tokens_per_shard", "max_documents")
-        wrong = {
-            f"{name}": "1 or more" for name in numbers if getattr(self, name) is not None and getattr(self, name) < 1
-        }
+        wrong = {name: "1 or more" for name in numbers if getattr(self, name) is not None and getattr(self, name) < 1}
         if not 0 <= self.val_fraction < 1:
             wrong["val_fraction"] = "0 (no val split) or more, and below 1"
-        if self.val_split not in ("hash", "tail"):
-            wrong["val_split"] = "hash or tail"
-        if self.document not in (None, *UNITS):
-            wrong["document"] = ", ".join(UNITS)
+        if self.near_dedup is not None and not 0 < self.near_dedup <= 1:
+            wrong["near_dedup"] = "a similarity above 0, at most 1"
+        choices = {
+            "val_split": ("hash", "tail"),
+            "document": (None, *DOCUMENTS),
+            "filter": (None, "document", "line"),
+            "dedup": (None, "document", "line"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                wrong[name] = " or ".join(str(choice) for choice in allowed)
         if self.vocab_size != "auto" and not (
             isinstance(self.vocab_size, int) and self.vocab_size >= SMALLEST_VOCABULARY
         ):
@@ -58,11 +79,17 @@ class PrepareSettings:
         for name, expected in wrong.items():
             raise DataError(f"{name} is {getattr(self, name)!r}; it must be {expected}")
 
+    def cleaner(self) -> Cleaner:
+        return Cleaner(normalize=self.normalize, lowercase=self.lowercase, filter=self.filter)
+
     def deciding(self) -> dict[str, Any]:
         """Names and values, without those of a tokenizer that is not trained."""
         return {name: value for name, value in asdict(self).items() if self.tokenizer == "bpe" or name not in _BPE_ONLY}
 
-    def training_key(self, fingerprints: list[str]) -> str:
-        """xxh3-128 of what decides a trained tokenizer: equal keys, equal tokenizers."""
-        content = {name: value for name, value in self.deciding().items() if name not in _SPLITTING}
-        return xxhash.xxh3_128_hexdigest(json.dumps([content, fingerprints], sort_keys=True).encode())
+    def training(self) -> dict[str, Any]:
+        """What of it decides a trained tokenizer."""
+        return {name: value for name, value in self.deciding().items() if name not in _SPLITTING}
+
+    def reading(self) -> dict[str, Any]:
+        """What of it decides the documents of a unit."""
+        return {name: getattr(self, name) for name in _READING}

@@ -12,7 +12,6 @@ class Part(NamedTuple):
 
     split: str  # train or val
     text: str
-    ended: bool  # whether the document ends here, hence whether EOS follows
 
 
 def hashed_to_val(hashes: np.ndarray, fraction: float) -> np.ndarray:
@@ -32,7 +31,7 @@ def split_at(text: str, start: int, cut: int) -> list[Part]:
     """The parts of a document that starts at character `start` of the whole text, which is cut at character `cut`."""
     here = cut - start
     if here <= 0:
-        return [Part("val", text, True)]
+        return [Part("val", text)]
     if here >= len(text):
-        return [Part("train", text, True)]
-    return [Part("train", text[:here], False), Part("val", text[here:], True)]
+        return [Part("train", text)]
+    return [Part("train", text[:here]), Part("val", text[here:])]

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from mypt.errors import DataError, MyPTError
@@ -10,13 +11,14 @@ from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, read_manifest, w
 from mypt.shards.settings import PrepareSettings
 
 STAGING = ".preparing"  # inside the dataset directory, so that finished files are moved by a rename
+UNITS = "units"  # inside the staging directory: what goes on after a kill, and is not published
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def previous_manifest(out: Path, settings: PrepareSettings, prints: list[str]) -> Manifest | None:
+def previous_manifest(
+    out: Path, settings: PrepareSettings, same_sources: Callable[[list[dict]], bool]
+) -> Manifest | None:
     """The manifest of what `out` holds if that is whole and what is asked for; an error if it is something else."""
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out} is a file; give a directory")
     if not (out / METADATA_NAME).exists():
         return None
     try:
@@ -26,7 +28,9 @@ def previous_manifest(out: Path, settings: PrepareSettings, prints: list[str]) -
     asked = settings.deciding()
     names = [name for name in asked | manifest.settings if asked.get(name) != manifest.settings.get(name)]
     differences = [f"{name} {manifest.settings.get(name)} -> {asked.get(name)}" for name in names]
-    if prints != [source.get("xxh3_128") for source in manifest.sources]:
+    if manifest.history:
+        differences.append(f"{manifest.history[-1]['did']} changed it since")
+    if not same_sources(manifest.sources):
         differences.append("other source text")
     if differences:
         raise DataError(
@@ -38,28 +42,40 @@ def previous_manifest(out: Path, settings: PrepareSettings, prints: list[str]) -
     return manifest if whole and (out / "tokenizer.json").is_file() else None
 
 
-def publish(out: Path, manifest: Manifest) -> None:
-    """Replace what `out` held by the staged files. All that needs space is written before the old metadata goes."""
+def publish(out: Path, manifest: Manifest | None = None) -> None:
+    """Replace what `out` held by the staged files; without a manifest: finish a publication that was interrupted.
+
+    All that needs space is written before the old metadata goes, and the new metadata comes last.
+    """
     staging = out / STAGING
-    write_manifest(staging, manifest)
+    if manifest is None:
+        if not (staging / METADATA_NAME).is_file():
+            return
+        manifest = read_manifest(staging)
+    else:
+        write_manifest(staging, manifest)
     (out / METADATA_NAME).unlink(missing_ok=True)
+    listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
     for split in SPLITS:
         (out / split).mkdir(exist_ok=True)
-        for stale in (out / split).glob("shard_*.bin*"):
-            stale.unlink()
-    moved = [path for path in sorted(staging.rglob("*")) if path.is_file() and path.name != METADATA_NAME]
-    for path in moved:
-        os.replace(path, out / path.relative_to(staging))
+        for path in (out / split).glob("shard_*.bin*"):
+            name = f"{split}/{path.name}"
+            if name not in listed or (staging / name).exists():
+                path.unlink()
+    for path in sorted(staging.rglob("*")):
+        name = path.relative_to(staging)
+        if path.is_file() and name.parts[0] != UNITS and path.name != METADATA_NAME and path.suffix != ".tmp":
+            os.replace(path, out / name)
     os.replace(staging / METADATA_NAME, out / METADATA_NAME)
     shutil.rmtree(staging)
 
 
-def write_error(error: OSError, out: Path, needed: float) -> DataError:
-    """What to tell the user when `out` cannot be written, `needed` being about the bytes that it takes."""
+def write_error(error: OSError, out: Path, kept: str) -> DataError:
+    """What to tell the user when `out` cannot be written; `kept` says what is finished."""
     if error.errno not in _DISK_FULL:
         return DataError(f"cannot write {out}: {error.strerror}; check its permissions or choose another --out")
     free = shutil.disk_usage(out).free
     return DataError(
-        f"no room to write {out} ({error.strerror}): about {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are "
-        f"free; make room or choose another --out"
+        f"no room to write {out} ({error.strerror}, {free / 1e6:,.1f} MB are free): {kept}; make room and run the same "
+        "command again, or choose another --out"
     )

@@ -1,88 +1,92 @@
-"""The first of the two passes over the text: hashes, counts and the sample from which a tokenizer is trained."""
+"""What must be known of the whole text before any of it is encoded: a tokenizer's sample, and lines that come twice."""
 
-from array import array
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
+import xxhash
 
-from mypt.errors import DataError
-from mypt.text.clean import Cleaner
-from mypt.text.dedup import first_occurrences, text_hash
-from mypt.text.document import Document
-from mypt.text.sources import SourceFile, choose_unit, read_documents
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How files become cleaned documents; two passes with equal readings give equal documents."""
-
-    files: list[SourceFile]
-    units: dict[SourceFile, str]
-    text_column: str
-    normalize: bool
-    lowercase: bool
-    filter: bool
-    max_documents: int | None
-
-    def documents(self, cleaner: Cleaner | None = None) -> Iterator[tuple[Document, bytes]]:
-        """The documents that cleaning keeps, each with its UTF-8 bytes, in the order of the input."""
-        cleaner = cleaner or self.cleaner()
-        raw = (doc for file in self.files for doc in read_documents(file, self.units[file], self.text_column))
-        for document in islice(raw, self.max_documents):
-            if (cleaned := cleaner(document)) is not None:
-                yield cleaned, cleaned.text.encode()
-
-    def cleaner(self) -> Cleaner:
-        return Cleaner(normalize=self.normalize, lowercase=self.lowercase, filter=self.filter)
+from mypt.files import replace_text
+from mypt.shards.settings import PrepareSettings
+from mypt.shards.units import Piece, kept_lines
+from mypt.tokenization.bpe import TextSample
 
 
 @dataclass
+class Surveyed:
+    """What one unit showed."""
+
+    key: str
+    documents_read: int
+    bytes: int  # UTF-8 bytes of the documents that cleaning keeps
+    lines: int  # that are not blank
+    characters: str  # the different ones, if a char tokenizer is to be made
+
+
+@dataclass(frozen=True)
 class Survey:
-    """What the first pass saw. 8 bytes of hash and 1 of verdict are kept of each document."""
+    """What to look for: the same for every unit of a preparation."""
 
-    hashes: np.ndarray  # uint64 (documents,)
-    keep: np.ndarray  # bool (documents,): not a duplicate
-    bytes: int  # UTF-8 bytes of all documents, duplicates included
-    cleaner: Cleaner
-
-    def kept(self, reading: Reading) -> Iterator[tuple[int, Document, bytes]]:
-        """Read the text again: (ordinal, document, UTF-8 bytes) of what is kept.
-
-        Raises DataError if the text is not what the survey saw.
-        """
-        ordinal = -1
-        for ordinal, (document, data) in enumerate(reading.documents()):
-            if ordinal >= len(self.hashes) or text_hash(data) != int(self.hashes[ordinal]):
-                raise DataError(f"{document.id} changed while it was being prepared; run the same command again")
-            if self.keep[ordinal]:
-                yield ordinal, document, data
-        if ordinal + 1 != len(self.hashes):
-            raise DataError("the sources became shorter while they were being prepared; run the same command again")
+    folder: Path
+    settings: PrepareSettings
+    make: str | None  # the kind of tokenizer to make: bpe, char or none
+    corpus: str  # changes with any unit: what a sample may leave out depends on the others
 
 
-def choose_units(files: Iterable[SourceFile], asked: str | None, keep_whole: bool) -> dict[SourceFile, str]:
-    """What a document is, for each file: as asked, else by the file's size (`choose_unit`)."""
-    return {file: asked or choose_unit(file, keep_whole) for file in files}
+def survey_unit(survey: Survey, piece: Piece, below: int = 2**64) -> Surveyed:
+    """Read a unit once, unless that was done before. Of the sample only hashes under `below` can still win."""
+    settings, index = survey.settings, piece.number
+    content = [survey.corpus, index, settings.reading(), settings.training(), survey.make, piece.limit]
+    key = xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
+    record = survey.folder / f"{index:05d}.survey.json"
+    if record.is_file():
+        found = Surveyed(**json.loads(record.read_text(encoding="utf-8")))
+        if found.key == key:
+            return found
+    record.unlink(missing_ok=True)
+    sample = TextSample(settings.tokenizer_train_examples, settings.seed, below)
+    characters: set[str] = set()
+    found = Surveyed(key, 0, 0, 0, "")
+    cleaner = settings.cleaner()
+    with open(survey.folder / f"{index:05d}.lines", "wb") as hashes:
+        for text, _ in piece.documents(cleaner):
+            found.bytes += len(text) if text.isascii() else len(text.encode())
+            if survey.make == "bpe":
+                sample.add(text)
+            elif survey.make == "char":
+                characters.update(text)
+            if settings.dedup == "line":
+                lines = [xxhash.xxh3_64_intdigest(line.encode()) for line in kept_lines(text)]
+                found.lines += len(lines)
+                hashes.write(np.array(lines, "<u8").data)
+    found.documents_read, found.characters = cleaner.counts["documents"], "".join(sorted(characters))
+    _write_sample(survey.folder / f"{index:05d}.sample", sample)
+    replace_text(record, json.dumps(asdict(found), ensure_ascii=False))
+    return found
 
 
-def survey(reading: Reading, dedup: bool, observe: Callable[[str], object], advance: Callable[[int], object]) -> Survey:
-    """Read everything once; `observe` sees each document's text and `advance` its bytes.
+def line_hashes(folder: Path, pieces: list[Piece]) -> Iterator[np.ndarray]:
+    """The hashes of all lines that are not blank, uint64, unit by unit, at most a million at once."""
+    for piece in pieces:
+        with open(folder / f"{piece.number:05d}.lines", "rb") as file:
+            while len(part := np.fromfile(file, "<u8", 1 << 20)):
+                yield part
 
-    Raises DataError if no document is left.
-    """
-    cleaner = reading.cleaner()
-    hashes = array("Q")
-    total = 0
-    for document, data in reading.documents(cleaner):
-        hashes.append(text_hash(data))
-        total += len(data)
-        observe(document.text)
-        advance(len(data))
-    if not hashes:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in cleaner.dropped.items()) or "no document in them"
-        raise DataError(f"the sources hold no text ({reasons}); give other files, or --no-filter to keep everything")
-    found = np.frombuffer(hashes, dtype=np.uint64)
-    keep = first_occurrences(found) if dedup else np.ones(len(found), dtype=bool)
-    return Survey(found, keep, total, cleaner)
+
+def _write_sample(path: Path, sample: TextSample) -> None:
+    with open(path, "wb") as file:
+        for key, example in sample.entries():
+            file.write(key.to_bytes(8, "little") + len(example).to_bytes(4, "little") + example)
+
+
+def merge_sample(sample: TextSample, path: Path) -> None:
+    """Take a unit's sample into the sample of the whole text."""
+    data, place = path.read_bytes(), 0
+    while place < len(data):
+        key, size = (int.from_bytes(data[place + a : place + b], "little") for a, b in ((0, 8), (8, 12)))
+        sample.offer(key, data[place + 12 : place + 12 + size])
+        place += 12 + size

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -12,7 +13,8 @@ import xxhash
 
 from mypt.errors import DataError
 from mypt.shards.format import METADATA_NAME, read_manifest
-from mypt.shards.prepare import prepare_dataset
+from mypt.shards.prepare import append_text, prepare_dataset
+from mypt.shards.report import REPORT_NAME
 from mypt.shards.staging import STAGING
 from mypt.text.clean import normalize
 from mypt.tokenization.load import EOS, load_tokenizer, tokenizer_hash
@@ -54,7 +56,9 @@ def documents(out, split):
 
 
 def contents(directory):
-    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+    """All files but the report, which tells how long it took."""
+    files = {str(p.relative_to(directory)): p for p in sorted(directory.rglob("*")) if p.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name != REPORT_NAME}
 
 
 @pytest.mark.parametrize(("tokenizer", "vocab_size"), [("char", "auto"), ("bpe", 300)])
@@ -236,8 +240,7 @@ def test_half_finished_and_damaged_directories_are_redone(tmp_path):
     for stale in ("train/shard_00999.bin", "train/shard_00003.bin.tmp", f"{STAGING}/train/shard_00000.bin"):
         (tmp_path / "out" / stale).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / stale).write_bytes(b"stale")
-    manifest = prepare(source, tmp_path / "out", "bpe", tokens_per_shard=100)
-    assert any("using the tokenizer in" in note for note in manifest.report["notes"])
+    prepare(source, tmp_path / "out", "bpe", tokens_per_shard=100)
     assert contents(tmp_path / "out") == whole
     (tmp_path / "out/train/shard_00001.bin").unlink()
     prepare(source, tmp_path / "out", "bpe", tokens_per_shard=100)
@@ -249,6 +252,15 @@ def test_a_tokenizer_made_otherwise_is_not_reused(tmp_path):
     prepare(source, tmp_path / "out", "bpe", vocab_size=270)
     (tmp_path / "out" / METADATA_NAME).unlink()
     assert prepare(source, tmp_path / "out", "bpe", vocab_size=280).vocab_size == 280
+
+
+def test_another_tokenizer_at_the_same_place_in_the_same_process(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", texts(50))
+    for vocab_size in (290, 257):
+        prepare(source, tmp_path / "out", "bpe", vocab_size=vocab_size, val_fraction=0)
+        expected = list(dict.fromkeys(filter(str.strip, map(normalize, texts(50)))))
+        assert documents(tmp_path / "out", "train") == expected
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_a_foreign_dataset_is_left_alone(tmp_path):
@@ -264,7 +276,7 @@ def test_a_foreign_dataset_is_left_alone(tmp_path):
     [
         ({"val_fraction": 1.0}, "val_fraction is 1.0; it must be 0"),
         ({"val_split": "head"}, "hash or tail"),
-        ({"document": "word"}, "file, block, line"),
+        ({"document": "word"}, "file or block or line"),
         ({"tokens_per_shard": 0}, "1 or more"),
         ({"max_documents": 0}, "1 or more"),
         ({"vocab_size": 300}, "only --tokenizer bpe"),
@@ -307,7 +319,7 @@ def test_a_full_disk_is_an_error_and_the_old_dataset_stays(tmp_path):
     script = f"""
 import resource, sys
 from mypt.errors import DataError
-from mypt.shards.prepare import prepare_dataset
+from mypt.shards.prepare import append_text, prepare_dataset
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     prepare_dataset({str(source)!r}, {str(tmp_path / "out")!r}, "char", retrain=True, progress=False)
@@ -315,6 +327,121 @@ except DataError as error:
     sys.exit(str(error))
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "no room to write" in result.stderr and "MB are needed" in result.stderr, result.stderr
+    assert "no room to write" in result.stderr and "run the same command again" in result.stderr, result.stderr
     after = {name: data for name, data in contents(tmp_path / "out").items() if not name.startswith(STAGING)}
     assert after == before
+
+
+def test_the_largest_settings_make_the_same_bytes_with_workers(tmp_path):
+    sources = [jsonl(tmp_path / f"{n}.jsonl", texts(80, seed=n) + texts(10)) for n in range(3)]
+    for workers in (1, 2):
+        prepare(sources, tmp_path / str(workers), "bpe", vocab_size=300, tokens_per_shard=700, workers=workers)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_a_large_file_kept_whole_is_one_document_of_equal_tokens(tmp_path):
+    """Read in parts of a million characters, cut where no token spans, and split inside one of them."""
+    words = random.Random(0).choices(["alpha", "beta,", "gamma\n", "  delta", "épsilon"], k=400_000)
+    text = " ".join(words)
+    assert len(text) > 2_000_000
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    manifest = prepare(tmp_path / "a.txt", tmp_path / "out", "bpe", vocab_size=300, val_split="tail")
+    place = int(len(text) * 0.9)
+    assert documents(tmp_path / "out", "train") == [text[:place]]
+    assert documents(tmp_path / "out", "val") == [text[place:]]
+    tokenizer = load_tokenizer(tmp_path / "out")
+    assert stream(tmp_path / "out", "train") == tokenizer(text[:place]).input_ids
+    assert manifest.report["documents"] == 1
+    whole = prepare(tmp_path / "a.txt", tmp_path / "all", tmp_path / "out", val_fraction=0, document="file")
+    assert stream(tmp_path / "all", "train")[:-1] == tokenizer(normalize(text)).input_ids
+    assert whole.splits["train"].bytes == len(normalize(text).encode())
+
+
+def test_lines_that_came_before_are_dropped_everywhere(tmp_path):
+    first = jsonl(tmp_path / "a.jsonl", ["head\none\nfoot", "head\n\ntwo\ntwo\nfoot", "head\nfoot"])
+    second = jsonl(tmp_path / "b.jsonl", ["head\nthree\none\nfoot"])
+    manifest = prepare([first, second], tmp_path / "out", dedup="line", val_fraction=0)
+    assert documents(tmp_path / "out", "train") == ["head\none\nfoot", "\ntwo", "three"]
+    assert manifest.report["dropped_lines"] == {"duplicate": 8}
+    assert manifest.report["dropped"] == {"empty": 1}
+    assert manifest.report["duplicates"] == 0
+
+
+def test_lines_that_are_no_text_are_dropped(tmp_path):
+    source = jsonl(tmp_path / "a.jsonl", ["good line\n--\n\x00\x01\x02\x03\n\nanother"])
+    manifest = prepare(source, tmp_path / "out", filter="line", val_fraction=0)
+    assert documents(tmp_path / "out", "train") == ["good line\n\nanother"]
+    assert manifest.report["dropped_lines"] == {"not_text": 1, "short": 1}
+
+
+def test_near_copies_are_dropped(tmp_path):
+    pytest.importorskip("rensa", reason="the extra `dedup` is not installed")
+    words = [f"word{n}" for n in range(300)]
+    copy = [*words[:150], "changed", *words[151:]]
+    rows = [" ".join(words), "something else " * 30, " ".join(copy), " ".join(reversed(words))]
+    manifest = prepare(jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out", near_dedup=0.8, val_fraction=0)
+    assert documents(tmp_path / "out", "train") == [normalize(rows[n]) for n in (0, 1, 3)]
+    assert (manifest.report["near_duplicates"], manifest.report["duplicates"]) == (1, 0)
+
+
+def test_the_report_file(tmp_path):
+    rows = [*texts(50), "", "\x00\x01", texts(50)[7]]
+    manifest = prepare(jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out")
+    report = json.loads((tmp_path / "out" / REPORT_NAME).read_text())
+    assert {name: report[name] for name in manifest.report if name in read_manifest(tmp_path / "out").report} == {
+        name: value for name, value in manifest.report.items() if name in read_manifest(tmp_path / "out").report
+    }
+    assert report["splits"]["train"]["tokens"] == manifest.splits["train"].tokens
+    assert report["examples"].keys() >= {"not_text", "duplicate"}
+    assert report["examples"]["duplicate"][0] == normalize(texts(50)[7])[:200]
+    assert report["run"]["workers"] == 1 and report["run"]["seconds"] > 0
+
+
+def test_max_documents_over_units(tmp_path):
+    sources = [jsonl(tmp_path / f"{n}.jsonl", texts(10, seed=n)) for n in range(4)]
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        manifest = prepare(sources, out, max_documents=25, dedup=False, filter=False, val_fraction=0, workers=workers)
+        assert manifest.report["documents_read"] == 25
+        assert [source["documents"] for source in manifest.sources] == [10, 10, 5]
+        again = prepare(sources, out, max_documents=25, dedup=False, filter=False, val_fraction=0, workers=workers)
+        assert again.splits == manifest.splits
+        assert "seconds" not in again.report  # returned at once
+
+
+def test_appended_text(tmp_path):
+    first, second = texts(100), texts(60, seed=3)
+    out = tmp_path / "out"
+    prepare(jsonl(tmp_path / "a.jsonl", first), out, "bpe", vocab_size=300, tokens_per_shard=500)
+    before = contents(out)
+    more = jsonl(tmp_path / "b.jsonl", [*second, *first[:20]])
+    manifest = append_text(out, more, progress=False)
+    after = contents(out)
+    assert all(after[name] == data for name, data in before.items() if name != METADATA_NAME)
+    prepare([tmp_path / "a.jsonl", more], tmp_path / "both", tmp_path / "out", tokens_per_shard=500)
+    for split in ("train", "val"):  # the same documents as if all had been prepared at once
+        assert documents(out, split) == documents(tmp_path / "both", split)
+    assert append_text(out, more, progress=False) == manifest
+    assert contents(out) == after
+    assert not (out / STAGING).exists()
+
+
+def test_appending_what_is_there_or_little(tmp_path):
+    out = tmp_path / "out"
+    prepare(jsonl(tmp_path / "a.jsonl", texts(100)), out, "bpe", vocab_size=300)
+    before = contents(out)
+    append_text(out, jsonl(tmp_path / "b.jsonl", texts(100)[:30]), progress=False)
+    assert contents(out) == before
+    append_text(out, jsonl(tmp_path / "c.jsonl", ["another new document"]), progress=False)
+    assert documents(out, "train")[-1] == "another new document"
+    with pytest.raises(DataError, match="append changed it since"):
+        prepare([tmp_path / "a.jsonl", tmp_path / "c.jsonl"], out, "bpe", vocab_size=300)
+
+
+@pytest.mark.parametrize("chunk", [1, 37, 1000])
+def test_long_documents_are_copied_in_parts(tmp_path, monkeypatch, chunk):
+    source = jsonl(tmp_path / "a.jsonl", texts(60))
+    prepare(source, tmp_path / "whole", tokens_per_shard=500)
+    monkeypatch.setattr("mypt.shards.join._CHUNK_TOKENS", chunk)
+    prepare(source, tmp_path / "parts", tokens_per_shard=500)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")

@@ -25,12 +25,12 @@ def test_tail_cut_is_nanogpts():
 @pytest.mark.parametrize(
     ("start", "parts"),
     [
-        (0, [Part("train", "abcd", True)]),
-        (6, [Part("train", "abcd", True)]),
-        (7, [Part("train", "abc", False), Part("val", "d", True)]),
-        (9, [Part("train", "a", False), Part("val", "bcd", True)]),
-        (10, [Part("val", "abcd", True)]),
-        (11, [Part("val", "abcd", True)]),
+        (0, [Part("train", "abcd")]),
+        (6, [Part("train", "abcd")]),
+        (7, [Part("train", "abc"), Part("val", "d")]),
+        (9, [Part("train", "a"), Part("val", "bcd")]),
+        (10, [Part("val", "abcd")]),
+        (11, [Part("val", "abcd")]),
     ],
 )
 def test_split_at_character_ten(start, parts):

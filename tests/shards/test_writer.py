@@ -12,7 +12,7 @@ from mypt.shards.writer import ShardWriter
 def write(directory, documents, dtype="uint16", tokens_per_shard=10, text_bytes=100):
     writer = ShardWriter(directory, "train", dtype, tokens_per_shard)
     for ids in documents:
-        writer.write(np.array(ids, dtype=np.uint32), text_bytes)
+        writer.write(np.array(ids, dtype=np.uint32), [len(ids)], [text_bytes])
     return writer.close()
 
 
@@ -58,6 +58,30 @@ def test_a_shard_that_is_exactly_full_starts_no_empty_one(tmp_path):
     assert len(write(tmp_path, [[1] * 10, [2] * 10]).shards) == 2
 
 
+@pytest.mark.parametrize("per_call", [1, 3, 20])
+def test_documents_written_together_or_one_by_one_are_the_same_shards(tmp_path, per_call):
+    draw = np.random.default_rng(1)
+    documents = [draw.integers(0, 500, draw.integers(1, 40)) for _ in range(20)]
+    sizes = draw.integers(0, 200, 20)
+    single, batched = (ShardWriter(tmp_path / name, "train", "uint16", 25) for name in ("single", "batched"))
+    for ids, size in zip(documents, sizes, strict=True):
+        single.write(ids, [len(ids)], [size])
+    for start in range(0, 20, per_call):
+        part = documents[start : start + per_call]
+        batched.write(np.concatenate(part), [len(ids) for ids in part], sizes[start : start + per_call])
+    assert single.close() == batched.close()
+
+
+def test_a_document_may_come_in_parts(tmp_path):
+    writer = ShardWriter(tmp_path, "train", "uint16", 10)
+    writer.write(np.full(8, 1), [8], [80])
+    writer.write(np.full(9, 2), [9], [90], goes_on=True)
+    writer.write(np.full(9, 3), [4, 5], [40, 50], goes_on=True)
+    shards = writer.close().shards
+    assert [shard.documents for shard in shards] == [1, 0, 1]  # the second begins with token 21
+    assert sum(shard.bytes for shard in shards) == 260
+
+
 def test_nothing_written_is_no_shard(tmp_path):
     assert write(tmp_path, []).shards == []
     assert list((tmp_path / "train").iterdir()) == []
@@ -73,7 +97,7 @@ def test_dtype_boundary(tmp_path):
 
 def test_an_unfinished_shard_is_only_a_tmp_file(tmp_path):
     writer = ShardWriter(tmp_path, "train", "uint16", 10)
-    writer.write(np.arange(15, dtype=np.uint32), 15)
+    writer.write(np.arange(15, dtype=np.uint32), [15], [15])
     assert sorted(path.name for path in (tmp_path / "train").iterdir()) == ["shard_00000.bin", "shard_00001.bin.tmp"]
     writer.abandon()
     writer.abandon()

@@ -1,0 +1,51 @@
+"""A new dataset directory made of another one: written aside, published in one step, known again when asked twice."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mypt.errors import DataError
+from mypt.shards.format import METADATA_NAME, Manifest, read_manifest
+from mypt.shards.staging import STAGING, publish
+
+
+def made_before(out: Path, made: dict) -> Manifest | None:
+    """The manifest of what `out` holds if it was made as `made` says, its last entry of history; None if it is new.
+
+    Raises DataError if it holds anything else.
+    """
+    if out.exists() and not out.is_dir():
+        raise DataError(f"--out {out} is a file; give a directory")
+    publish(out)  # what a killed call had ready
+    if (out / METADATA_NAME).exists():
+        manifest = read_manifest(out)
+        if manifest.history and _essence(manifest.history[-1]) == _essence(made):
+            return manifest
+        raise DataError(f"{out} already holds another dataset; choose another --out or remove it")
+    if out.is_dir() and (others := sorted(path.name for path in out.iterdir() if path.name != STAGING)):
+        raise DataError(f"{out} holds {others[0]} and is no finished dataset; choose an empty --out")
+    return None
+
+
+def _essence(entry: dict) -> dict:
+    return {name: value for name, value in entry.items() if name != "of"}  # a directory may be called otherwise now
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """An empty folder inside `out` to write in; it is removed again if that fails."""
+    staging = out / STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def fingerprints(manifest: Manifest) -> dict[str, str]:
+    return {name: manifest.fingerprint(name) for name, split in manifest.splits.items() if split.shards}

@@ -1,0 +1,107 @@
+"""Shards read from end to end, a chunk at a time: what they hold, and whether that is what the metadata says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from mypt.errors import DataError
+from mypt.shards.format import Manifest, Shard
+from mypt.shards.writer import ShardWriter
+
+CHUNK_TOKENS = 1 << 20
+
+Advance = Callable[[int], object]  # called with the bytes that were read
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What one reading of a shard found."""
+
+    tokens: int
+    ends: int  # end-of-text ids
+    last_id: int
+    min_id: int
+    max_id: int
+    xxh3_128: str
+
+
+def read_chunks(path: Path, dtype: np.dtype) -> Iterator[np.ndarray]:
+    """The ids of a file, at most CHUNK_TOKENS at once."""
+    with open(path, "rb") as file:
+        while len(ids := np.fromfile(file, dtype, CHUNK_TOKENS)):
+            yield ids
+
+
+def scan_shard(path: Path, dtype: np.dtype, eos: int, see: Callable[[np.ndarray], object]) -> Contents:
+    """Read a shard that is not empty and report what it holds; `see` is shown every chunk of it."""
+    digest, tokens, ends, lowest, highest = xxhash.xxh3_128(), 0, 0, 2**32, 0
+    for ids in read_chunks(path, dtype):
+        digest.update(ids.data)
+        tokens += len(ids)
+        ends += int(np.count_nonzero(ids == eos))
+        lowest, highest = min(lowest, int(ids.min())), max(highest, int(ids.max()))
+        last = int(ids[-1])
+        see(ids)
+    return Contents(tokens, ends, last, lowest, highest, digest.hexdigest())
+
+
+def checked_chunks(directory: Path, manifest: Manifest, split: str, advance: Advance = lambda size: None):
+    """The ids of a split in stream order, chunk by chunk, ndarray (tokens,).
+
+    Raises DataError for a shard that is missing or is not what the metadata says: after its last chunk, so nothing made
+    from the chunks may be kept then.
+    """
+    for shard in manifest.splits[split].shards:
+        if problem := shard_problem(directory, shard, manifest):
+            raise DataError(f"{directory}: {shard.file} {problem}; restore it or prepare the data again")
+        digest = xxhash.xxh3_128()
+        for ids in read_chunks(directory / shard.file, manifest.numpy_dtype):
+            digest.update(ids.data)
+            yield ids
+            advance(ids.nbytes)
+        if digest.hexdigest() != shard.xxh3_128:
+            raise DataError(
+                f"{directory}: {shard.file} was changed (its checksum differs); restore it or prepare again"
+            )
+
+
+def shard_problem(directory: Path, shard: Shard, manifest: Manifest) -> str | None:
+    """What the metadata and a look at the file tell: "is missing", "holds 38 bytes, the metadata says 40"."""
+    file, expected = directory / shard.file, shard.tokens * manifest.numpy_dtype.itemsize
+    if not file.is_file():
+        return "is missing"
+    size = file.stat().st_size
+    if size != expected:
+        return f"holds {size:,} bytes, the metadata says {expected:,}"
+    if shard.max_id >= manifest.vocab_size:
+        return f"holds id {shard.max_id}, outside the vocabulary of {manifest.vocab_size}"
+    return None
+
+
+def pieces(ids: np.ndarray, eos: int) -> np.ndarray:
+    """The lengths, int64, of the parts of `ids` that end with EOS, and of what is left behind the last one."""
+    ends = np.flatnonzero(ids == eos) + 1
+    if not len(ends) or ends[-1] != len(ids):
+        ends = np.append(ends, len(ids))
+    return np.diff(ends, prepend=0)
+
+
+def write_stream(chunks: Iterable[np.ndarray], writer: ShardWriter, eos: int, text_bytes) -> None:
+    """Write a stream of ids as it is; `text_bytes(ids, tokens)` gives the bytes of text in each piece."""
+    goes_on = False
+    for ids in chunks:
+        tokens = pieces(ids, eos)
+        writer.write(ids, tokens, text_bytes(ids, tokens), goes_on=goes_on)
+        goes_on = bool(ids[-1] != eos)
+
+
+def progress_bar(what: str, total: int, shown: bool = True):
+    """A bar over bytes on a terminal's stderr; nothing elsewhere."""
+    from tqdm import tqdm
+
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, disable=None if shown else True, leave=False)

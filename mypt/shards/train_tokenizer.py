@@ -1,0 +1,88 @@
+"""A tokenizer alone: the one that `prepare_dataset` would make of the same text, in a directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from mypt.errors import TokenizerError
+from mypt.files import replace_text
+from mypt.shards.format import METADATA_NAME
+from mypt.shards.pipeline import Pipeline
+from mypt.shards.settings import PrepareSettings
+from mypt.shards.staging import STAGING
+from mypt.text.sources import find_units, stamp
+
+TRAINING_NAME = "tokenizer_training.json"  # beside tokenizer.json: what it was made of, and the reasons for its size
+
+
+def train_tokenizer(
+    sources: Iterable[str | Path],
+    out: str | Path,
+    tokenizer: str = "bpe",
+    *,
+    retrain: bool = False,
+    workers: int = 1,
+    progress: bool = True,
+    say: Callable[[str], object] = lambda line: None,
+    **settings: Any,
+) -> Path:
+    """Make a `bpe` or `char` tokenizer of `sources` and write it to the directory `out`, which is returned.
+
+    `settings` are fields of PrepareSettings: vocab_size, min_vocab_size, max_vocab_size, tokenizer_train_examples,
+    seed, text_column, lowercase, max_documents. A tokenizer that was made of the same sources with the same settings
+    is left as it is unless `retrain`; a killed call goes on where it was. `say` gets the reasons for the size.
+    Raises TokenizerError if `out` holds anything else, and DataError for the sources and the settings.
+    """
+    out, chosen = Path(out), PrepareSettings.of(tokenizer, **settings)
+    units = find_units(sources, text_column=chosen.text_column)
+    made_of = {
+        "settings": chosen.training(),
+        "sources": list(dict.fromkeys(unit.source for unit in units)),
+        "text": xxhash.xxh3_128_hexdigest(json.dumps([[asdict(unit), stamp(unit)] for unit in units]).encode()),
+    }
+    if _already_made(out, made_of, retrain):
+        say(f"{out} already holds the tokenizer of this text with these settings (--retrain: make it again)")
+        return out
+    notes: list[str] = []
+    pipeline = Pipeline(out / STAGING, chosen, units, workers, notes.append, progress)
+    pipeline.make_tokenizer(retrain)
+    (out / TRAINING_NAME).unlink(missing_ok=True)
+    for path in pipeline.staging.glob("tokenizer*.json"):
+        os.replace(path, out / path.name)
+    replace_text(out / TRAINING_NAME, json.dumps(made_of | {"notes": notes}, indent=1, ensure_ascii=False))
+    shutil.rmtree(pipeline.staging)
+    return out
+
+
+def training_record(directory: Path) -> dict[str, Any] | None:
+    """What `train_tokenizer` wrote of how it made the tokenizer in `directory`: settings, sources, notes."""
+    path = directory / TRAINING_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _already_made(out: Path, made_of: dict[str, Any], retrain: bool) -> bool:
+    """Raises TokenizerError if `out` holds something that must not be replaced."""
+    if out.exists() and not out.is_dir():
+        raise TokenizerError(f"{out} is a file; give a directory")
+    if (out / METADATA_NAME).exists():
+        raise TokenizerError(f"{out} is a dataset, whose tokenizer belongs to its tokens; choose another --out")
+    if retrain or not (out / "tokenizer.json").is_file():
+        return False
+    previous = training_record(out) or {}
+    if {name: previous.get(name) for name in made_of} == made_of:
+        return True
+    differing = [
+        f"{name} {previous['settings'].get(name)} -> {value}"
+        for name, value in made_of["settings"].items()
+        if "settings" in previous and previous["settings"].get(name) != value
+    ]
+    reason = "; ".join(differing) or "other text"
+    raise TokenizerError(f"{out} holds another tokenizer ({reason}); choose another --out, or --retrain to replace it")

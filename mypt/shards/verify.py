@@ -1,0 +1,136 @@
+"""Every shard of a dataset directory against its metadata."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from mypt.errors import CheckFailed, DataError, MyPTError
+from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, Shard, read_manifest
+from mypt.shards.legacy import origin
+from mypt.shards.scan import Advance, Contents, progress_bar, scan_shard, shard_problem
+from mypt.tokenization.load import largest_id, load_tokenizer, tokenizer_hash
+
+
+def verify_dataset(directory: str | Path, *, workers: int = 1, progress: bool = True) -> dict:
+    """A JSON-ready report: what each split holds, what is wrong (`problems`) and what should be known (`notes`).
+
+    Reads every shard: presence, size, xxh3-128, smallest and largest id, ids inside the vocabulary, documents; then
+    looks for shards that the metadata does not list and for the tokenizer. `workers` threads read shards side by side.
+    Memory: 4 MiB a worker. Of a whole directory the metadata's time is set to the beginning of the check, which
+    tells a later run that shards older than that are what the metadata says.
+    Raises DataError if `directory` is no dataset, CheckFailed if its metadata is damaged.
+    """
+    directory, began = Path(directory), time.time_ns()
+    try:
+        manifest = read_manifest(directory)
+    except DataError as error:
+        if (directory / METADATA_NAME).is_file():
+            raise CheckFailed(str(error)) from None
+        raise
+    total = sum(split.tokens for split in manifest.splits.values()) * manifest.numpy_dtype.itemsize
+    notes, problems, seconds = [], [], 0.0
+    if origin(manifest):
+        notes.append(
+            f"a dataset of {origin(manifest)}, which keeps no checksums: its sizes and ids were checked, nothing else "
+            f"can be; mypt convert {directory} --out DIR records them"
+        )
+    else:
+        started = time.perf_counter()
+        with progress_bar(f"reading {directory}", total, progress) as bar:
+            problems = _shard_problems(directory, manifest, workers, bar.update)
+        seconds = time.perf_counter() - started
+        problems += [*_foreign_shards(directory, manifest), *_tokenizer_problems(directory, manifest)]
+        notes += _leftovers(directory)
+    if not problems and not origin(manifest):
+        _remember(directory / METADATA_NAME, began)
+    return {
+        "path": str(directory),
+        "splits": {
+            name: {"shards": len(split.shards), "tokens": split.tokens, "documents": split.documents}
+            for name, split in manifest.splits.items()
+        },
+        "bytes": total,
+        "seconds": seconds,
+        "problems": problems,
+        "notes": notes,
+    }
+
+
+def _shard_problems(directory: Path, manifest: Manifest, workers: int, advance: Advance) -> list[dict[str, str]]:
+    def see(ids: np.ndarray) -> None:
+        advance(ids.nbytes)
+
+    def read(shard: Shard) -> Contents | str:
+        if problem := shard_problem(directory, shard, manifest):
+            return problem
+        try:
+            return scan_shard(directory / shard.file, manifest.numpy_dtype, manifest.eos_token_id, see)
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+
+    problems = []
+    with ThreadPoolExecutor(workers) as pool:
+        for split in manifest.splits.values():
+            begins: bool | None = True  # whether a document begins with the shard; None behind one that is damaged
+            for shard, found in zip(split.shards, pool.map(read, split.shards), strict=True):
+                if isinstance(found, str):
+                    problem, begins = found, None
+                else:
+                    problem = _difference(shard, found, begins, manifest)
+                    begins = found.last_id == manifest.eos_token_id
+                if problem:
+                    problems.append({"file": shard.file, "problem": problem})
+    return problems
+
+
+def _difference(shard: Shard, found: Contents, begins: bool | None, manifest: Manifest) -> str | None:
+    if found.xxh3_128 != shard.xxh3_128:
+        return "was changed: its checksum differs"
+    if found.max_id >= manifest.vocab_size:
+        return f"holds id {found.max_id}, outside the vocabulary of {manifest.vocab_size}"
+    if (found.min_id, found.max_id) != (shard.min_id, shard.max_id):
+        return f"holds ids from {found.min_id} to {found.max_id}, the metadata says {shard.min_id} to {shard.max_id}"
+    documents = shard.documents if begins is None else begins + found.ends - (found.last_id == manifest.eos_token_id)
+    if documents != shard.documents:
+        return f"holds the beginnings of {documents:,} documents, the metadata says {shard.documents:,}"
+    return None
+
+
+def _foreign_shards(directory: Path, manifest: Manifest) -> list[dict[str, str]]:
+    listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
+    found = {path.relative_to(directory).as_posix() for split in SPLITS for path in directory.glob(f"{split}/*.bin")}
+    left = "the metadata does not list it: left by a command that was killed (repeat that), or put there by hand"
+    return [{"file": file, "problem": left} for file in sorted(found - listed)]
+
+
+def _tokenizer_problems(directory: Path, manifest: Manifest) -> list[dict[str, str]]:
+    if not (directory / "tokenizer.json").is_file():
+        return [{"file": "tokenizer.json", "problem": "is missing"}]
+    try:
+        tokenizer = load_tokenizer(directory)
+    except MyPTError as error:
+        return [{"file": "tokenizer.json", "problem": str(error)}]
+    asked = (manifest.tokenizer_hash, manifest.vocab_size, manifest.eos_token_id)
+    found = (tokenizer_hash(tokenizer), largest_id(tokenizer) + 1, tokenizer.eos_token_id)
+    names = ("its hash", "its vocabulary", "its EOS id")
+    differences = [
+        f"{name} is {b}, the metadata says {a}" for name, a, b in zip(names, asked, found, strict=True) if a != b
+    ]
+    return [{"file": "tokenizer.json", "problem": "; ".join(differences)}] if differences else []
+
+
+def _leftovers(directory: Path) -> list[str]:
+    names = [path.name for path in directory.iterdir() if path.name in (".preparing", ".appending")]
+    return [f"{name} belongs to a command that is going on or was killed" for name in sorted(names)]
+
+
+def _remember(metadata: Path, moment: int) -> None:
+    """Set the file's time, in ns; where that is not allowed nothing is lost but time later."""
+    with suppress(OSError):
+        os.utime(metadata, ns=(moment, max(moment, metadata.stat().st_mtime_ns)))
