@@ -1,19 +1,9 @@
 """What has been seen, worked out from the number of the next sample: nothing is counted twice or lost in a resume."""
 
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
-from mypt.streams.mixture import Mixture
-from mypt.streams.windows import window_count
-
-
-@dataclass(frozen=True)
-class Source:
-    """One training source: a name, its size in tokens and its weight in the mixture."""
-
-    name: str
-    tokens: int
-    weight: float
+from mypt.streams.timeline import Source, Timeline
 
 
 @dataclass(frozen=True)
@@ -23,31 +13,59 @@ class Seen:
     name: str
     samples: int  # windows drawn
     tokens: int  # targets: samples x block_size
-    epochs: float  # samples / windows per epoch
-    coverage: float  # tokens / tokens in the source
+    epochs: float | None  # passes: whole ones, and the share of the windows of the one under way
+    coverage: float | None  # tokens / tokens in the source, as it has grown
+    estimated: bool = False  # of a `JitStream`: a guess at the size of its source; None: there is not even that
 
 
-def main_source(sources: list[Source]) -> int:
-    """Index of the heaviest source, whose passes are the run's epochs and coverage."""
-    return max(range(len(sources)), key=lambda index: sources[index].weight)
+class Ledger:
+    """The account of a stream of samples: a pure function of (sources, events, next_sample).
 
+    sources: as at sample 0. block_size: targets per sample. events: what changed on the way, as of `Timeline`.
+    """
 
-def seen_so_far(sources: list[Source], block_size: int, next_sample: int) -> list[Seen]:
-    """The ledger after global samples 0 .. next_sample - 1."""
-    drawn = _mixture(tuple(source.weight for source in sources)).drawn(next_sample)
-    return [
-        Seen(
-            name=source.name,
-            samples=samples,
-            tokens=samples * block_size,
-            epochs=samples / window_count(source.tokens, block_size),
-            coverage=samples * block_size / source.tokens,
-        )
-        for source, samples in zip(sources, drawn, strict=True)
-    ]
+    def __init__(self, sources: Sequence[Source], block_size: int, events: Sequence[dict] = ()):
+        self.block_size = block_size
+        self.events = list(events)
+        self.timeline = Timeline(sources, block_size, self.events)
 
+    @property
+    def sources(self) -> list[Source]:
+        """The sources as they are by now: all events counted."""
+        return self.timeline.now
 
-@lru_cache(maxsize=8)
-def _mixture(weights: tuple[float, ...]) -> Mixture:
-    """Its table costs 0.1 ms to build, too much for every training step."""
-    return Mixture(list(weights))
+    @property
+    def main(self) -> int:
+        """Index of the source that was heaviest at sample 0: its passes are the run's epochs and coverage."""
+        return self.timeline.main
+
+    def sources_before(self, index: int) -> list[Source]:
+        """The sources before event number `index`."""
+        return Timeline(self.timeline.sources, self.block_size, self.events[:index]).now
+
+    def add_event(self, event: dict) -> None:
+        """Count an event from its sample on. Raises DataError for weights that are not one per source."""
+        self.timeline = Timeline(self.timeline.sources, self.block_size, [*self.events, event])
+        self.events.append(event)
+
+    def seen(self, next_sample: int) -> list[Seen]:
+        """What each source has given after global samples 0 .. next_sample - 1."""
+        return [
+            Seen(
+                name=source.name,
+                samples=samples,
+                tokens=samples * self.block_size,
+                epochs=self.timeline.epochs(index, samples),
+                coverage=samples * self.block_size / source.tokens,
+            )
+            for index, (source, samples) in enumerate(zip(self.sources, self.timeline.drawn(next_sample), strict=True))
+        ]
+
+    def state(self, next_sample: int) -> dict:
+        """All that this account follows from, for JSON."""
+        return {
+            "next_sample": next_sample,
+            "block_size": self.block_size,
+            "sources": [asdict(source) for source in self.timeline.sources],
+            "events": list(self.events),
+        }

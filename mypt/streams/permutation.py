@@ -1,19 +1,25 @@
 """A keyed permutation of range(n): any entry in O(1), nothing stored."""
 
+import math
 from functools import lru_cache
 
 import numpy as np
 
 SMALL = 65_536  # up to here a sort of hashes is cheap and exactly uniform
 ROUNDS = 6
+_CHUNK = 4_096  # positions: arrays that stay in the first-level cache
 _MASK = (1 << 64) - 1
 
 
 def mix(value: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser (Steele, Lea & Flood 2014): uint64 -> uint64, every input bit moves every output bit."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    mixed = value >> np.uint64(30)
+    mixed ^= value
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 def derive_key(*parts: int) -> int:
@@ -33,7 +39,10 @@ def permute(positions: np.ndarray, n: int, key: int) -> np.ndarray:
     """
     if n <= SMALL:
         return _shuffled(n, key)[positions]
-    values = _feistel(positions.astype(np.uint64), n, key)
+    values = np.empty(len(positions), np.uint64)
+    for begin in range(0, len(positions), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        values[part] = _feistel(positions[part].astype(np.uint64), n, key)
     outside = np.flatnonzero(values >= n)
     while len(outside):
         values[outside] = _feistel(values[outside], n, key)
@@ -47,18 +56,31 @@ def _shuffled(n: int, key: int) -> np.ndarray:
 
 
 def _feistel(values: np.ndarray, n: int, key: int) -> np.ndarray:
-    a = int(np.ceil(np.sqrt(n)))
+    a = math.isqrt(n - 1) + 1
     b = -(-n // a)
-    left, right = values // np.uint64(b), values % np.uint64(b)
-    for round_ in range(ROUNDS):
-        round_key = np.uint64(derive_key(key, round_))
+    left, right = np.divmod(values, np.uint64(b))
+    spare = np.empty_like(left)
+    for round_, round_key in enumerate(_round_keys(key)):
         if round_ % 2 == 0:
-            left = (left + _scaled(right, round_key, a)) % np.uint64(a)
+            _add_scaled(left, right, round_key, np.uint64(a), spare)
         else:
-            right = (right + _scaled(left, round_key, b)) % np.uint64(b)
-    return left * np.uint64(b) + right
+            _add_scaled(right, left, round_key, np.uint64(b), spare)
+    left *= np.uint64(b)
+    left += right
+    return left
 
 
-def _scaled(half: np.ndarray, key: np.uint64, size: int) -> np.ndarray:
-    """A keyed hash of `half`, scaled to range(size) without a division; size < 2**32."""
-    return ((mix(half + key) >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32)
+@lru_cache(maxsize=64)
+def _round_keys(key: int) -> list[np.uint64]:
+    return [np.uint64(derive_key(key, round_)) for round_ in range(ROUNDS)]
+
+
+def _add_scaled(half: np.ndarray, other: np.ndarray, key: np.uint64, size: np.uint64, spare: np.ndarray) -> None:
+    """half = (half + a keyed hash of `other` scaled to range(size)) % size, in place and without a division."""
+    hashed = mix(np.add(other, key, out=spare))
+    hashed >>= np.uint64(32)
+    hashed *= size
+    hashed >>= np.uint64(32)
+    half += hashed
+    # half < 2 * size, and half - size wraps to something huge below size: the smaller one is the remainder
+    np.minimum(half, np.subtract(half, size, out=spare), out=half)

@@ -1,6 +1,5 @@
 """`ShardStream`: token windows of dataset directories as ready micro-batches, in one global order, from any sample."""
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,26 +8,35 @@ import torch
 
 from mypt.errors import DataError
 from mypt.shards.reader import ShardReader
-from mypt.streams.ledger import Source, main_source
+from mypt.streams.curriculum import cut, length_at
+from mypt.streams.ledger import Ledger
 from mypt.streams.mixture import PERIOD, Mixture
-from mypt.streams.windows import window_count, window_starts
+from mypt.streams.resume import events_since, source_of
+from mypt.streams.windows import document_positions, window_count
 
 CHUNK = 16_384  # samples whose places are worked out at once: numpy's cost per call then vanishes
+AHEAD = 256  # windows (to twice as many) for which the system is asked before they are read
+READ_TOKENS = 65_536  # copied out of the shards at once: few calls, and they are still in the cache when widened
+SINGLES = 16  # samples that share memory when they are given one by one: one that is kept keeps so many
 
 
-class ShardStream(torch.utils.data.IterableDataset):
-    """Endless training samples; the order depends on (data, block_size, seed) alone.
+class ShardStream(Ledger, torch.utils.data.IterableDataset):
+    """Endless training samples; the order depends on (data, block_size, seed, order) and recorded events alone.
 
     Sample g of the global order is the same for every world size, micro-batch size and number of workers: rank r of w
     yields, as its k-th micro-batch, samples start_sample + (k * w + r) * micro_batch_size and the following. In each
     epoch of a source every window comes exactly once. A resume is `start_sample`: no batch is read to be skipped.
 
     directory: a dataset directory, or {directory: weight} for a mixture with exact proportions.
+    order: `full`, or `blocks` for disks that cannot seek. reading, dtype: as of `ShardReader`.
+    curriculum: [(first sample, length), ...] of `mypt.streams.curriculum`: windows cut into shorter rows.
+    state: what `state` gave, from a checkpoint: goes on from its next sample instead of start_sample. Weights other
+    than those given then, and shards appended since, become events there.
     Yields dicts of int64 tensors (micro_batch_size, block_size): `input_ids`, `labels` (= input_ids, HF's convention),
     `shift_labels` (contiguous; the token after each input), and with `document_mask` `position_ids` that start anew
     after each end-of-text token. With micro_batch_size=None: single samples (block_size,), for a stock DataLoader.
 
-    Raises DataError for a damaged directory, or a split shorter than one window.
+    Raises DataError for a damaged directory, a split shorter than one window, or a state of other data.
     """
 
     def __init__(
@@ -43,75 +51,147 @@ class ShardStream(torch.utils.data.IterableDataset):
         world_size: int = 1,
         start_sample: int = 0,
         document_mask: bool = False,
+        order: str = "full",
+        reading: str = "auto",
+        dtype: str | None = None,
+        curriculum: list[tuple[int, int]] | None = None,
+        state: dict | None = None,
     ):
         weights = directory if isinstance(directory, dict) else {directory: 1.0}
-        self.readers = [ShardReader(source, split) for source in weights]
-        self.sources = [
-            Source(str(name), len(reader), float(weight))
-            for (name, weight), reader in zip(weights.items(), self.readers, strict=True)
-        ]
-        self.mixture = Mixture([source.weight for source in self.sources])
-        self.windows_per_epoch = [window_count(source.tokens, block_size) for source in self.sources]
+        options = {"reading": reading, "dtype": dtype, "blocks": order == "blocks"}
+        self.readers = [ShardReader(source, split, **options) for source in weights]
         if not 0 <= rank < world_size or start_sample < 0:
             raise DataError(
                 f"rank {rank} of {world_size}, start_sample {start_sample}: expected 0 <= rank < world_size"
             )
-        self.block_size = block_size
+        self._weights = [float(weight) for weight in weights.values()]  # as given: they may change on the way
+        sources = [source_of(*source) for source in zip(weights.items(), self.readers, strict=True)]
+        super().__init__(sources, block_size)
         self.seed = seed
         self.micro_batch_size = micro_batch_size
         self.rank = rank
         self.world_size = world_size
         self.start_sample = start_sample
         self.document_mask = document_mask
+        self.order = order
+        self.curriculum = curriculum
+        self._reached = start_sample  # samples below are handed out, by all ranks together
+        if state:
+            self._go_on(state)
+        if self.curriculum and micro_batch_size is None:
+            raise DataError("a curriculum cuts micro-batches into shorter rows; give micro_batch_size, not None")
 
     @property
     def samples_per_epoch(self) -> int:
         """Samples in which the heaviest source is seen once (of one directory: its number of windows)."""
-        main = main_source(self.sources)
-        return -(-self.windows_per_epoch[main] * PERIOD // self.mixture.counts[main])
+        return -(-self.windows_per_epoch[self.main] * PERIOD // self._main_slots)
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Tokens of the mixture in which the heaviest source is seen once."""
+        return round(self.timeline.sources[self.main].tokens * PERIOD / self._main_slots)
+
+    @property
+    def windows_per_epoch(self) -> list[int]:
+        """Of each source, as it was at sample 0."""
+        return [window_count(source.tokens, self.block_size) for source in self.timeline.sources]
+
+    @property
+    def _main_slots(self) -> int:
+        return Mixture([source.weight for source in self.timeline.sources]).counts[self.main]
+
+    def state(self, next_sample: int) -> dict:
+        """All that a resume needs, for JSON: `ShardStream(..., state=...)` goes on from `next_sample`."""
+        order = {"seed": self.seed, "order": self.order, "curriculum": self.curriculum}
+        return super().state(next_sample) | order | {"weights": self._weights}
+
+    def _go_on(self, state: dict) -> None:
+        for name in ("seed", "block_size", "order"):
+            if state[name] != getattr(self, name):
+                raise DataError(f"the state was saved with {name} {state[name]}, this stream has {getattr(self, name)}")
+        super().__init__(*events_since(state, self.sources, self.readers))
+        self.start_sample = self._reached = state["next_sample"]
+        self.curriculum = state["curriculum"]
+
+    def change_weights(self, weights: list[float], sample: int) -> dict:
+        """Draw from the sources with other weights from global sample `sample` on; returns the event.
+
+        An iteration that is under way goes on with them. All ranks call it alike, with the next sample of all. Raises
+        DataError for a sample that is already handed out. It cannot reach the copies that DataLoader workers have.
+        """
+        if sample < self._reached or len(weights) != len(self.sources):
+            raise DataError(
+                f"weights {weights} for {len(self.sources)} sources from sample {sample} on, but samples below "
+                f"{self._reached} are already handed out; give one weight per source and the next sample"
+            )
+        event = {"sample": sample, "weights": [float(weight) for weight in weights]}
+        self.add_event(event)
+        return event
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = torch.utils.data.get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        batch, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         size = self.micro_batch_size or 1
         per_chunk = max(1, CHUNK // size)
-        for chunk in itertools.count(0, per_chunk):
-            batches = first + stride * np.arange(chunk, chunk + per_chunk)
+        while True:
+            timeline = self.timeline
+            batches = batch + stride * np.arange(per_chunk)
             samples = self.start_sample + (batches * self.world_size + self.rank)[:, None] * size + np.arange(size)
-            owners, starts = self.places(samples.reshape(-1))
-            for row in range(0, len(starts), size):
-                batch = self._batch(owners[row : row + size], starts[row : row + size])
-                yield batch if self.micro_batch_size else {name: tensor[0] for name, tensor in batch.items()}
+            items = self._items(*self.places(samples.reshape(-1)))
+            for first, item in zip(samples[:, 0].tolist(), items, strict=True):
+                if self.timeline is not timeline:
+                    break  # the weights changed: what comes next has another place
+                self._reached = self.start_sample + (batch + 1) * self.world_size * size
+                yield cut(item, length_at(self.curriculum, first)) if self.curriculum else item
+                batch += stride
+
+    def _items(self, owners: np.ndarray, starts: np.ndarray) -> Iterator[dict[str, torch.Tensor]]:
+        """The windows at these places: in micro-batches, or one by one out of small ones, which is faster."""
+        size, asked = self.micro_batch_size or SINGLES, 0
+        per_read = max(1, READ_TOKENS // (size * self.block_size)) * size
+        for first in range(0, len(starts), per_read):
+            if first + AHEAD >= asked:
+                soon = slice(asked, first + per_read + 2 * AHEAD)
+                for index, reader in enumerate(self.readers):
+                    reader.prefetch(starts[soon][owners[soon] == index], self.block_size + 1)
+                asked = soon.stop
+            windows = self._windows(owners[first : first + per_read], starts[first : first + per_read])
+            for row in range(0, len(windows), size):
+                batch = self._batch(windows[row : row + size], owners[first + row : first + row + size])
+                if self.micro_batch_size:
+                    yield batch
+                else:
+                    for single in zip(*(tensor.unbind() for tensor in batch.values()), strict=True):
+                        yield dict(zip(batch, single, strict=True))
 
     def places(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Global sample numbers int64 (k,) -> index of the source (k,) and first token of the window in it (k,)."""
-        owners, local = self.mixture.locate(samples)
+        owners, local = self.timeline.locate(samples)
         starts = np.empty(len(samples), np.int64)
-        for index, source in enumerate(self.sources):
+        for index in range(len(self.sources)):
             rows = np.flatnonzero(owners == index)
-            starts[rows] = window_starts(local[rows], source.tokens, self.block_size, self.seed)
+            starts[rows] = self.timeline.starts(index, local[rows], self.seed, self.order)
         return owners, starts
 
-    def _batch(self, owners: np.ndarray, starts: np.ndarray) -> dict[str, torch.Tensor]:
-        inputs = np.empty((len(starts), self.block_size), np.int64)
-        targets = np.empty_like(inputs)
-        positions = np.empty_like(inputs) if self.document_mask else None
+    def _windows(self, owners: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Token ids (n, B + 1) in the shards' own dtype."""
+        if len(self.readers) == 1:
+            return self.readers[0].gather(starts, self.block_size + 1)
+        dtype = np.result_type(*(reader.manifest.numpy_dtype for reader in self.readers))
+        windows = np.empty((len(starts), self.block_size + 1), dtype)
         for index, reader in enumerate(self.readers):
-            rows = slice(None) if len(self.readers) == 1 else np.flatnonzero(owners == index)
-            window = reader.gather(starts[rows], self.block_size + 1)  # (rows, B + 1), uint16 or uint32
-            inputs[rows], targets[rows] = window[:, :-1], window[:, 1:]
-            if positions is not None:
-                positions[rows] = document_positions(inputs[rows], reader.manifest.eos_token_id)
-        batch = {"input_ids": torch.from_numpy(inputs), "shift_labels": torch.from_numpy(targets)}
-        batch["labels"] = batch["input_ids"]
-        if positions is not None:
-            batch["position_ids"] = torch.from_numpy(positions)
+            rows = (owners == index).nonzero()[0]
+            windows[rows] = reader.gather(starts[rows], self.block_size + 1)
+        return windows
+
+    def _batch(self, windows: np.ndarray, owners: np.ndarray) -> dict[str, torch.Tensor]:
+        inputs = torch.from_numpy(windows[:, :-1].astype(np.int64))
+        batch = {
+            "input_ids": inputs,
+            "shift_labels": torch.from_numpy(windows[:, 1:].astype(np.int64)),
+            "labels": inputs,
+        }
+        if self.document_mask:
+            ends = np.array([reader.manifest.eos_token_id for reader in self.readers])[owners]
+            batch["position_ids"] = torch.from_numpy(document_positions(windows[:, :-1], ends[:, None]))
         return batch
-
-
-def document_positions(inputs: np.ndarray, eos_token_id: int) -> np.ndarray:
-    """Positions that start at 0 again after each end-of-text token; int64 (n, B) -> int64 (n, B)."""
-    index = np.arange(inputs.shape[1])
-    begins = np.zeros(inputs.shape, bool)
-    begins[:, 1:] = inputs[:, :-1] == eos_token_id
-    return index - np.maximum.accumulate(np.where(begins, index, 0), axis=1)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mypt.errors import DataError
-from mypt.streams.ledger import Source, seen_so_far
+from mypt.streams.ledger import Ledger
+from mypt.streams.timeline import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,7 +45,9 @@ def decoded_windows(
     return shown
 
 
-def saved_ledger(stream_state: dict) -> list[dict]:
-    """What each source had given when a stream's state (sources, block_size, next_sample) was saved."""
-    sources = [Source(**source) for source in stream_state["sources"]]
-    return [asdict(seen) for seen in seen_so_far(sources, stream_state["block_size"], stream_state["next_sample"])]
+def saved_ledger(state: dict) -> list[dict]:
+    """What each source had given when a stream's state was saved; that of a `JitStream` says so itself."""
+    if "seen" in state:
+        return state["seen"]
+    ledger = Ledger([Source(**source) for source in state["sources"]], state["block_size"], state["events"])
+    return [asdict(seen) for seen in ledger.seen(state["next_sample"])]

@@ -1,8 +1,11 @@
 """Cut a stream of T tokens into windows of B inputs and B targets: how many, and where each sample's begins."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from mypt.errors import DataError
+from mypt.shards.fetching import BLOCK_TOKENS, POOL_BLOCKS
 from mypt.streams.permutation import derive_key, permute
 
 
@@ -19,20 +22,58 @@ def window_count(tokens: int, block_size: int) -> int:
     return max(1, (tokens - block_size) // block_size)
 
 
-def window_starts(samples: np.ndarray, tokens: int, block_size: int, seed: int) -> np.ndarray:
+def window_starts(
+    samples: np.ndarray, tokens: int, block_size: int, seed: int, order: str = "full", first_epoch: int = 0
+) -> np.ndarray:
     """First token of the window of each sample number; int64 (k,) -> int64 (k,).
 
-    Sample g is position g % n of epoch g // n. Each epoch has its own permutation and its own phase (0 in epoch 0),
-    so that no target comes twice in an epoch and another few tokens at the ends are left out each time.
+    Sample g is position g % n of epoch first_epoch + g // n. Each epoch has its own permutation and its own phase (0 in
+    epoch 0), so that no target comes twice in an epoch and another few tokens at the ends are left out each time.
+
+    order: `full`, any window may follow any other; or `blocks`, for media that cannot seek: blocks of neighbouring
+    windows in a permuted order, and windows shuffled within pools of POOL_BLOCKS of them (docs/reading.md).
     """
+    if order not in _ORDERS:
+        raise DataError(f"order {order!r} is none of {', '.join(_ORDERS)}")
     n = window_count(tokens, block_size)
-    epochs, positions = np.divmod(samples, n)
     starts = np.empty(len(samples), np.int64)
-    for epoch in np.unique(epochs).tolist():
-        rows = epochs == epoch
-        order = permute(positions[rows], n, derive_key(seed, epoch))
-        starts[rows] = order * block_size + phase(epoch, tokens, block_size, seed)
+    for epoch, rows in _groups(samples // n):
+        positions = samples[rows] - epoch * n
+        epoch += first_epoch
+        windows = _ORDERS[order](positions, n, block_size, derive_key(seed, epoch))
+        starts[rows] = windows * block_size + phase(epoch, tokens, block_size, seed)
     return starts
+
+
+def _fully(positions: np.ndarray, n: int, block_size: int, key: int) -> np.ndarray:
+    return permute(positions, n, key)
+
+
+def _by_blocks(positions: np.ndarray, n: int, block_size: int, key: int) -> np.ndarray:
+    """The windows left over behind the last whole block are shuffled into the last pool."""
+    per_block = max(1, BLOCK_TOKENS // block_size)
+    per_pool, whole_blocks = per_block * POOL_BLOCKS, n // per_block
+    windows = np.empty_like(positions)
+    for pool, rows in _groups(positions // per_pool):
+        size = min(per_pool, n - pool * per_pool)
+        place = pool * per_pool + permute(positions[rows] - pool * per_pool, size, derive_key(key, 0, pool))
+        whole = (place < whole_blocks * per_block).nonzero()[0]
+        block, inside = np.divmod(place[whole], per_block)
+        place[whole] = permute(block, whole_blocks, key) * per_block + inside
+        windows[rows] = place
+    return windows
+
+
+_ORDERS = {"full": _fully, "blocks": _by_blocks}
+
+
+def _groups(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray | slice]]:
+    """Each number that occurs, and the rows that have it; numbers: int64 (k,)."""
+    if len(numbers) and numbers.min() == numbers.max():
+        yield int(numbers[0]), slice(None)
+        return
+    for number in np.unique(numbers).tolist():
+        yield number, (numbers == number).nonzero()[0]
 
 
 def phase(epoch: int, tokens: int, block_size: int, seed: int) -> int:
@@ -50,3 +91,11 @@ def evaluation_starts(tokens: int, block_size: int) -> np.ndarray:
     if tokens < 2:
         raise DataError(f"an evaluation split needs at least 2 tokens, it has {tokens}; prepare more text")
     return np.arange(0, tokens - 1, block_size, dtype=np.int64)
+
+
+def document_positions(inputs: np.ndarray, eos_token_id: int | np.ndarray) -> np.ndarray:
+    """Positions that start at 0 again after each end-of-text token; (n, B) -> int64 (n, B). An id per row: (n, 1)."""
+    index = np.arange(inputs.shape[1])
+    begins = np.zeros(inputs.shape, bool)
+    begins[:, 1:] = inputs[:, :-1] == eos_token_id
+    return index - np.maximum.accumulate(np.where(begins, index, 0), axis=1)

@@ -37,3 +37,42 @@ def test_a_limit_takes_evenly_spaced_windows(make_shards):
 
 def test_bytes_per_token(make_shards):
     assert EvalWindows(make_shards(train=[1, 2], val=np.arange(100)), block_size=16).bytes_per_token == 3
+
+
+def test_positions_begin_anew_with_each_document(make_shards):
+    ids = np.tile([3, 4, 5, 0], 10)[:37]
+    windows = EvalWindows(make_shards(train=[1, 2], val=ids, eos=0), block_size=8, document_mask=True)
+    inputs, targets = windows.gather(np.array([0, 1]))
+    assert inputs["position_ids"].tolist() == [[0, 1, 2, 3] * 2] * 2 and targets.shape == (2, 8)
+    assert windows[4]["position_ids"].tolist() == [0, 1, 2, 3, 0, 0, 0, 0]  # 4 inputs, then filled up
+    assert "position_ids" not in EvalWindows(windows.reader.directory, block_size=8)[0]
+
+
+@pytest.mark.parametrize("reading", ["ram", "readahead", "pread"])
+def test_the_first_shards_alone_in_any_way_of_reading(make_shards, reading):
+    ids = np.arange(100)
+    directory = make_shards(train=[1, 2], val=ids, per_shard=30)
+    windows = EvalWindows(directory, block_size=16, shards=2, reading=reading)
+    assert windows.reader.reading == reading and windows.lengths.sum() == 59
+    assert windows.gather(np.array([0, 1]))[1].flatten().tolist() == list(range(1, 33))
+    assert windows.bytes_per_token == 3
+
+
+def test_document_masks_give_positions(make_shards):
+    ids = np.array([5, 6, 0, 7, 8, 9, 0, 4, 3, 2])
+    windows = EvalWindows(make_shards(train=[1, 2], val=ids), block_size=8, document_mask=True)
+    assert windows[0]["position_ids"].tolist() == [0, 1, 2, 0, 1, 2, 3, 0]
+    assert windows[1]["position_ids"].tolist() == [0] * 8, "what fills up the last window is no document"
+    inputs, targets = windows.gather(np.array([1]))
+    assert (inputs["input_ids"].tolist(), inputs["position_ids"].tolist(), targets.tolist()) == ([[3]], [[0]], [[2]])
+
+
+def test_the_first_shards_are_the_set_as_it_was(make_shards):
+    ids = np.random.default_rng(0).integers(0, 99, 161)
+    old = EvalWindows(make_shards("old", train=[1, 2], val=ids[:100], per_shard=50), block_size=16)
+    grown = make_shards("grown", train=[1, 2], val=ids, per_shard=50)
+    pinned = EvalWindows(grown, block_size=16, shards=2)
+    assert pinned.reader.fingerprint == old.reader.fingerprint != EvalWindows(grown, block_size=16).reader.fingerprint
+    assert len(pinned) == len(old) and pinned.bytes_per_token == old.bytes_per_token
+    for index in range(len(old)):
+        assert torch.equal(pinned[index]["shift_labels"], old[index]["shift_labels"])

@@ -1,5 +1,7 @@
 """The keyed permutation: a bijection at any size, and not to be told from a true shuffle."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -51,3 +53,27 @@ def test_a_far_position_of_a_huge_range_needs_no_table():
     values = permute(np.arange(n - 1_000, n), n, key=3)
     assert len(set(values.tolist())) == 1_000
     assert values.min() >= 0 and values.max() < n
+
+
+@pytest.mark.parametrize("n", [70_001, 2**32 + 1, 10**15])
+def test_it_is_the_network_that_it_says_it_is(n):
+    """The same in Python's own integers, with real divisions: orders of earlier runs stay what they were."""
+
+    def hashed(value: int) -> int:
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            value = (value ^ value >> shift) * factor % 2**64
+        return value ^ value >> 31
+
+    def walked(value: int, key: int) -> int:
+        a = math.isqrt(n - 1) + 1
+        sizes = (a, -(-n // a))
+        halves = list(divmod(value, sizes[1]))
+        for step in range(6):
+            moved, other = step % 2, 1 - step % 2
+            keyed = hashed((halves[other] + derive_key(key, step)) % 2**64) >> 32
+            halves[moved] = (halves[moved] + (keyed * sizes[moved] >> 32)) % sizes[moved]
+        value = halves[0] * sizes[1] + halves[1]
+        return value if value < n else walked(value, key)
+
+    picks = np.random.default_rng(0).integers(0, n, 300)
+    assert permute(picks, n, key=9).tolist() == [walked(pick, 9) for pick in picks.tolist()]

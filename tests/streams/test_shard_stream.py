@@ -109,6 +109,71 @@ def test_a_mixture_takes_exact_shares_from_each_directory(make_shards):
     assert counts.sum() == 1_500 and len(set(rows[rows < 10_000][:n].tolist())) == n
 
 
+@pytest.mark.parametrize(("world", "micro", "accumulation", "workers"), LAYOUTS)
+def test_a_change_of_weights_is_the_same_for_every_layout_and_resume(make_shards, world, micro, accumulation, workers):
+    names = [make_shards("low", train=numbered(900)), make_shards("high", train=numbered(5_000) + 10_000)]
+    changed = ShardStream(dict(zip(names, (0.9, 0.1), strict=True)), block_size=BLOCK, seed=2)
+    changed.change_weights([0.25, 0.75], 80)
+    expected = samples(changed, 200)[:, 0]
+    assert [(part < 10_000).sum() for part in (expected[:80], expected[80:])] == [72, 30]
+    for start in (0, 40, 80, 120):
+        mine = torch.empty(8, accumulation, world, micro, dtype=torch.int64)
+        for rank in range(world):
+            stream = ShardStream(
+                dict(zip(names, (0.25, 0.75), strict=True)), block_size=BLOCK, seed=2, micro_batch_size=micro,
+                rank=rank, world_size=world, state=changed.state(start),
+            )  # fmt: skip
+            assert stream.events == changed.events
+            loader = DataLoader(stream, batch_size=None, num_workers=workers)
+            batches = [batch["input_ids"][:, 0] for batch in itertools.islice(loader, 8 * accumulation)]
+            mine[:, :, rank] = torch.stack(batches).view(8, accumulation, micro)
+        assert torch.equal(mine.flatten(), expected[start : start + 64])
+
+
+def test_weights_change_under_a_running_iteration(make_shards):
+    """Two ranks, two micro-batches of 3 to a step: after 5 steps both are told, and both go on as one stream."""
+    names = [make_shards("low", train=numbered(900)), make_shards("high", train=numbered(5_000) + 10_000)]
+    weights = dict(zip(names, (0.9, 0.1), strict=True))
+    planned = ShardStream(weights, block_size=BLOCK)
+    planned.change_weights([0.5, 0.5], 60)
+    streams = [ShardStream(weights, block_size=BLOCK, micro_batch_size=3, rank=rank, world_size=2) for rank in range(2)]
+    loaders = [iter(DataLoader(stream, batch_size=None)) for stream in streams]
+    rows = []
+    for step in range(10):
+        if step == 5:
+            for stream in streams:
+                assert stream.change_weights([0.5, 0.5], 60) == {"sample": 60, "weights": [0.5, 0.5]}
+        rows += [next(loader)["input_ids"][:, 0] for _ in range(2) for loader in loaders]
+    assert torch.equal(torch.cat(rows), samples(planned, 120)[:, 0])
+    for refused in ((119, [0.5, 0.5]), (120, [1.0]), (120, [1.0, 0.0001])):
+        with pytest.raises(DataError):
+            streams[0].change_weights(refused[1], refused[0])
+    assert len(streams[0].events) == 1
+
+
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_a_curriculum_cuts_the_same_windows(make_shards, document_mask):
+    directory = make_shards(train=np.random.default_rng(0).integers(0, 9, 3_000))
+    options = {"block_size": BLOCK, "micro_batch_size": 4, "document_mask": document_mask}
+    plain = ShardStream(directory, **options)
+    short = ShardStream(directory, **options, curriculum=[(0, 4), (8, 8), (16, BLOCK)])
+    batches = list(itertools.islice(short, 6))
+    assert [tuple(batch["input_ids"].shape) for batch in batches] == [(16, 4)] * 2 + [(8, 8)] * 2 + [(4, BLOCK)] * 2
+    for batch, whole in zip(batches, plain, strict=False):
+        for name in ("input_ids", "labels", "shift_labels"):
+            assert torch.equal(batch[name].flatten(), whole[name].flatten())
+        if document_mask:
+            assert (batch["position_ids"][:, 0] == 0).all()
+            begins = (batch["position_ids"] == 0).flatten()
+            documents = (whole["position_ids"] == 0).flatten()
+            assert torch.equal(begins | documents, begins), "a document that begins in a row begins there anew, too"
+    # a resume has the stages from the state, whatever the batch is now
+    again = ShardStream(directory, **options | {"micro_batch_size": 2}, state=short.state(8))
+    assert [len(batch["input_ids"]) for batch in itertools.islice(again, 5)] == [4] * 4 + [2]
+    with pytest.raises(DataError, match="not None"):
+        ShardStream(directory, block_size=BLOCK, micro_batch_size=None, curriculum=[(0, 4), (8, BLOCK)])
+
+
 def test_single_samples_for_a_stock_loader_over_two_workers(make_shards):
     directory = make_shards(train=numbered(2_000))
     stream = ShardStream(directory, block_size=BLOCK, micro_batch_size=None)
@@ -162,3 +227,35 @@ def test_bad_places_are_refused(make_shards):
         ShardStream(directory, block_size=100)
     with pytest.raises(DataError, match="no val split"):
         ShardStream(directory, "val", block_size=8)
+
+
+@pytest.mark.parametrize("order", ["full", "blocks"])
+@pytest.mark.parametrize("micro", [1, 7, 300, None])
+def test_the_way_of_reading_changes_nothing_that_comes(make_shards, order, micro):
+    low = make_shards("low", train=numbered(9_000), per_shard=500)
+    high = make_shards("high", train=numbered(4_000) + 70_000, dtype="uint32", per_shard=977)
+    options = {"block_size": BLOCK, "micro_batch_size": micro, "order": order, "document_mask": True}
+    items = {
+        reading: list(
+            itertools.islice(ShardStream({low: 0.7, high: 0.3}, reading=reading, start_sample=100, **options), 40)
+        )
+        for reading in ("auto", "ram", "readahead", "pread")
+    }
+    for reading in ("ram", "readahead", "pread"):
+        for item, expected in zip(items[reading], items["auto"], strict=True):
+            assert all(torch.equal(item[name], expected[name]) for name in expected)
+            assert all(tensor.is_contiguous() and tensor.dtype == torch.int64 for tensor in item.values())
+
+
+@pytest.mark.parametrize("micro", [4, None])
+def test_items_that_are_kept_and_changed_leave_later_ones_alone(make_shards, micro):
+    directory = make_shards(train=numbered(3_000))
+    expected = list(itertools.islice(ShardStream(directory, block_size=BLOCK, micro_batch_size=micro), 50))
+    kept = []
+    for item, right in zip(ShardStream(directory, block_size=BLOCK, micro_batch_size=micro), expected, strict=False):
+        assert torch.equal(item["input_ids"], right["input_ids"])
+        assert torch.equal(item["shift_labels"], right["shift_labels"])
+        kept.append(item)
+        item["input_ids"].fill_(-1)
+        item["shift_labels"].fill_(-2)
+    assert all((item["input_ids"] == -1).all() and (item["shift_labels"] == -2).all() for item in kept)

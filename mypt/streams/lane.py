@@ -1,0 +1,123 @@
+"""The documents of one reader (a process, or a DataLoader worker of it), shuffled in blocks, from any place."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from mypt.errors import DataError
+from mypt.streams.permutation import derive_key, permute
+from mypt.text.sources import Unit, read_documents
+
+BLOCK_CHARACTERS = 64 * 1024 * 1024  # of a block's documents: where they are long, it ends before it is full
+EMPTY_EPOCHS = 3  # so many without a document, and there is none
+
+
+class Place(NamedTuple):
+    """Where a lane goes on. `unit`, `document` and `ordinal` name the document with which the current block begins."""
+
+    epoch: int = 0
+    unit: int = 0  # in the lane's order of this epoch
+    document: int = 0  # in that unit
+    ordinal: int = 0  # among all documents of the units before it and of this one
+    drawn: int = 0  # documents of the block that are done, in its shuffled order
+    token: int = 0  # tokens of the document after those that are done
+    documents: int = 0  # given since the very first place
+    before: int = 0  # of these, in the epochs before this one
+
+
+class Lane:
+    """Lane `number` of `lanes`; together they give every document of the units once per epoch, endlessly.
+
+    With at least as many units as lanes each unit belongs to one lane, by an order that changes with (seed, epoch).
+    Else, and with `max_examples` (the first so many documents of the sources), each lane reads all the units and
+    takes every lanes-th document.
+
+    The documents come in blocks of `shuffle_buffer`, each in an order of its own; a block ends with its epoch.
+    keep: the text as it is trained on, or None to drop it; called when a document's turn has come.
+    """
+
+    def __init__(
+        self,
+        units: list[Unit],
+        number: int,
+        lanes: int,
+        *,
+        keep: Callable[[str], str | None],
+        seed: int,
+        shuffle_buffer: int,
+        max_examples: int | None = None,
+    ):
+        self.units = units
+        self.number = number
+        self.lanes = lanes
+        self.keep = keep
+        self.seed = seed
+        self.shuffle_buffer = shuffle_buffer
+        self.max_examples = max_examples
+
+    def documents(self, place: Place) -> Iterator[tuple[Place, str]]:
+        """Kept documents from `place` on, each with the place of its first token.
+
+        Raises DataError after EMPTY_EPOCHS epochs without one.
+        """
+        given, last_epoch = place.documents, place.epoch - 1
+        while True:
+            for block in self._blocks(place):
+                start = block[0][0]
+                key = derive_key(self.seed, place.epoch, self.number, start.ordinal)
+                order = permute(np.arange(len(block)), len(block), key)
+                for drawn in range(place.drawn, len(block)):
+                    text = self.keep(block[order[drawn]][1])
+                    block[order[drawn]] = None  # or the next block would be read beside all of this one
+                    if text is not None:
+                        yield start._replace(drawn=drawn, documents=given, before=place.before), text
+                        given, last_epoch = given + 1, place.epoch
+                place = place._replace(drawn=0)
+            if place.epoch - last_epoch >= EMPTY_EPOCHS:
+                self._refuse()
+            place = Place(place.epoch + 1, before=given)
+
+    def _blocks(self, place: Place) -> Iterator[list[tuple[Place, str]]]:
+        """The rest of the epoch in blocks that are never empty."""
+        documents = self._read(place)
+        for first in documents:
+            block, characters = [first], len(first[1])
+            while len(block) < self.shuffle_buffer and characters < BLOCK_CHARACTERS:
+                document = next(documents, None)
+                if document is None:
+                    break
+                block.append(document)
+                characters += len(document[1])
+            yield block
+
+    def _read(self, place: Place) -> Iterator[tuple[Place, str]]:
+        """This lane's documents of the epoch as they stand in the sources, from the place's block on."""
+        units, every, mine = self._deal(place.epoch)
+        ordinal = place.ordinal
+        for index in range(place.unit, len(units)):
+            skip = place.document if index == place.unit else 0
+            for number, document in enumerate(itertools.islice(read_documents(units[index]), skip, None), skip):
+                if ordinal == self.max_examples:
+                    return
+                if ordinal % every == mine:
+                    yield Place(place.epoch, index, number, ordinal), document.text
+                ordinal += 1
+
+    def _deal(self, epoch: int) -> tuple[list[Unit], int, int]:
+        """Units that this lane reads, in order; it takes the documents whose ordinal modulo `every` is `mine`."""
+        if self.max_examples is not None:
+            return self.units, self.lanes, self.number
+        order = permute(np.arange(len(self.units)), len(self.units), derive_key(self.seed, epoch))
+        if len(self.units) < self.lanes:
+            return [self.units[index] for index in order], self.lanes, self.number
+        return [self.units[index] for index in order[self.number :: self.lanes]], 1, 0
+
+    def _refuse(self) -> None:
+        names = ", ".join(dict.fromkeys(unit.source for unit in self.units))
+        fewer = "; use fewer processes or dataloader_num_workers" if self.lanes > 1 else ""
+        raise DataError(
+            f"reader {self.number + 1} of {self.lanes} found no document to train on in {EMPTY_EPOCHS} passes over "
+            f"{names}: all are empty, dropped by the filters or held out for evaluation{fewer}"
+        )

@@ -1,0 +1,122 @@
+"""Which window is sample g, across events: weights that changed, and data that was appended, on the way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mypt.streams.mixture import PERIOD, Mixture
+from mypt.streams.windows import window_count, window_starts
+
+
+@dataclass(frozen=True)
+class Source:
+    """One training source: a name, its size in tokens, its weight in the mixture, and which shards these tokens are."""
+
+    name: str
+    tokens: int
+    weight: float
+    shards: int = 1
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A source from one of its own samples on: so many tokens, in epochs counted from `epoch`."""
+
+    first: int
+    epoch: int
+    tokens: int
+
+
+class Timeline:
+    """A pure function of (sources, block_size, events): sample g -> source and place; what the first g samples were.
+
+    sources: as at sample 0. events: dicts in the order of their `sample`, the first sample they hold for. Two kinds
+    count here:
+    - {"sample", "weights": [one per source]}: from there on the sources are drawn with these weights. Each source's
+      own samples go on without gap or repeat.
+    - {"sample", "appended": {"source": its index, "tokens", "shards", "fingerprint"}}: the source has grown to this
+      size. Its epoch under way ends with the old windows; the next one is cut from all tokens.
+    """
+
+    def __init__(self, sources: Sequence[Source], block_size: int, events: Sequence[dict] = ()):
+        self.sources = list(sources)
+        self.now = list(sources)  # once all events are in
+        self.block_size = block_size
+        self.main = max(range(len(sources)), key=lambda index: sources[index].weight)
+        # Parallel lists: the table that holds from a sample on, and what each source had given by then.
+        self._firsts = [0]
+        self._mixtures = [Mixture([source.weight for source in sources])]
+        self._given = [np.zeros(len(sources), np.int64)]
+        self._stretches = [[Stretch(0, 0, source.tokens)] for source in sources]
+        for source in sources:
+            window_count(source.tokens, block_size)  # an error now rather than at the first sample
+        for event in events:
+            if "weights" in event:
+                self._reweigh(event["sample"], event["weights"])
+            if "appended" in event:
+                self._extend(event["sample"], **event["appended"])
+
+    def _reweigh(self, sample: int, weights: list[float]) -> None:
+        mixture, given = Mixture(weights), np.array(self.drawn(sample))
+        self._firsts.append(sample)
+        self._mixtures.append(mixture)
+        self._given.append(given)
+        self.now = [replace(source, weight=weight) for source, weight in zip(self.now, weights, strict=True)]
+
+    def _extend(self, sample: int, source: int, **size) -> None:
+        self.now[source] = replace(self.now[source], **size)
+        drawn = self.drawn(sample)[source]
+        old = self._stretch(source, drawn)
+        epochs = -(-(drawn - old.first) // window_count(old.tokens, self.block_size))  # those begun are finished
+        first = old.first + epochs * window_count(old.tokens, self.block_size)
+        self._stretches[source].append(Stretch(first, old.epoch + epochs, self.now[source].tokens))
+
+    def _stretch(self, source: int, local: int) -> Stretch:
+        """The stretch that a source's own sample lies in; of several that begin at one sample, the last."""
+        return next(s for s in reversed(self._stretches[source]) if s.first <= local)
+
+    def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Global samples int64 (k,) -> source indices (k,) and sample numbers within the source (k,)."""
+        owners, local = np.empty(len(samples), np.int64), np.empty(len(samples), np.int64)
+        parts = np.searchsorted(self._firsts, samples, side="right") - 1
+        for part in np.unique(parts).tolist():
+            rows = parts == part
+            owners[rows], local[rows] = self._mixtures[part].locate(samples[rows] - self._firsts[part])
+            local[rows] += self._given[part][owners[rows]]
+        return owners, local
+
+    def starts(self, source: int, local: np.ndarray, seed: int, order: str = "full") -> np.ndarray:
+        """First token of the window of each of a source's own samples; int64 (k,) -> int64 (k,)."""
+        stretches = self._stretches[source]
+        starts = np.empty(len(local), np.int64)
+        parts = np.searchsorted([stretch.first for stretch in stretches], local, side="right") - 1
+        for part in np.unique(parts).tolist():
+            rows, stretch = parts == part, stretches[part]
+            starts[rows] = window_starts(
+                local[rows] - stretch.first, stretch.tokens, self.block_size, seed, order, first_epoch=stretch.epoch
+            )
+        return starts
+
+    def drawn(self, next_sample: int) -> list[int]:
+        """How many samples each source has given when global samples 0 .. next_sample - 1 are done."""
+        part = int(np.searchsorted(self._firsts, next_sample, side="right")) - 1
+        ahead = self._mixtures[part].drawn(next_sample - self._firsts[part])
+        return (self._given[part] + ahead).tolist()
+
+    def epochs(self, source: int, drawn: int) -> float:
+        """Passes over a source of which `drawn` samples were given."""
+        stretch = self._stretch(source, drawn)
+        return stretch.epoch + (drawn - stretch.first) / window_count(stretch.tokens, self.block_size)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples in which the heaviest source, as it was at sample 0, is seen once."""
+        windows = window_count(self.sources[self.main].tokens, self.block_size)
+        return -(-windows * PERIOD // self._mixtures[0].counts[self.main])
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Tokens of all sources together in that many samples, the few that fill no window included."""
+        return round(self.sources[self.main].tokens / self._mixtures[0].shares[self.main])
