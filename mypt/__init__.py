@@ -17,6 +17,8 @@ _MODULE_OF = {
     "calculate_dataset_coverage": "mypt.planning.coverage",
     "prepare_dataset": "mypt.shards.prepare",
     "ShardStream": "mypt.streams.shard_stream",
+    "JitStream": "mypt.streams.jit_stream",
+    "JitLoader": "mypt.streams.jit_loader",
     "EvalWindows": "mypt.streams.eval_windows",
     "CoverageCallback": "mypt.training.callbacks.coverage",
     "ForgettingCallback": "mypt.training.callbacks.forgetting",

@@ -69,7 +69,16 @@ class DataSection:
     val_fraction: float = 0.1
     val_split: str = "tail"
     document_mask: bool = False
+    order: str = "full"
+    curriculum: dict | None = None
+    reading: str = "auto"
+    dtype: str | None = None
     text_column: str = "text"
+    streaming: bool = True
+    shuffle_buffer: int = 10_000
+    stride: int | None = None
+    max_train_examples: int | None = None
+    max_eval_examples: int = 1_000
 
 
 @dataclass
@@ -128,12 +137,19 @@ CHOICES = {
     ("model", "dtype"): ("float32", "bfloat16", "float16"),
     ("tokenizer", "vocab_size"): ("auto",),
     ("data", "val_split"): ("hash", "tail"),
+    ("data", "order"): ("full", "blocks"),
+    ("data", "reading"): ("auto", "ram", "readahead", "pread"),
+    ("data", "dtype"): ("uint16", "uint32"),
     ("forgetting", "action"): ("warn", "stop"),
     ("forgetting", "eval_windows"): ("all",),
     ("optimizer", "schedule"): ("wsd", "linear", "cosine", "constant"),
 }
 RANGES = {
     ("data", "block_size"): (1, math.inf),
+    ("data", "shuffle_buffer"): (1, math.inf),
+    ("data", "stride"): (1, math.inf),
+    ("data", "max_train_examples"): (1, math.inf),
+    ("data", "max_eval_examples"): (1, math.inf),
     ("forgetting", "tolerance"): (0, math.inf),
     ("forgetting", "eval_windows"): (1, math.inf),
     ("forgetting", "time_budget"): (0, 1),
@@ -198,6 +214,7 @@ def parse_recipe(content: dict) -> Recipe:
         else:
             setattr(recipe, name, _parse_section(name, section_type, values))
     _check_sources(recipe.data)
+    _check_curriculum(recipe.data.curriculum)
     return recipe
 
 
@@ -250,6 +267,20 @@ def _check_sources(data: DataSection) -> None:
     for name, source in data.eval.items():
         if not isinstance(name, str) or not isinstance(source, str):
             raise RecipeError(f"data.eval holds {name!r}: {source!r}, expected {{name: path}}")
+
+
+def _check_curriculum(curriculum: dict | None) -> None:
+    """Both of its keys, each a whole number; whether they suit the block size is known when it is."""
+    if curriculum is None:
+        return
+    keys = ("start_length", "steps")
+    for key, value in curriculum.items():
+        if key not in keys:
+            raise RecipeError(_unknown("key in data.curriculum:", key, keys))
+        if _checked(f"data.curriculum.{key}", value, (int,)) < 1:
+            raise RecipeError(f"data.curriculum.{key} is {value}, expected 1 or more")
+    if missing := [key for key in keys if key not in curriculum]:
+        raise RecipeError(f"data.curriculum lacks {missing[0]}, expected {{start_length: tokens, steps: number}}")
 
 
 def _check_training(values: dict) -> dict:

@@ -43,7 +43,7 @@ def by_name(page: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
 def test_every_command_and_snippet_of_a_page_runs(page, run_command):
-    names = {}
+    names = {"__name__": "__main__"}  # a snippet is a script
     for tag, content in fences(page):
         if tag == "bash":
             for line in commands(content):

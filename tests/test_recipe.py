@@ -21,6 +21,7 @@ data:
   train: {"data/no: yes": 0.9, data/general: 1}
   eval: {domain: data/domain, "on": "~"}
   block_size: 128
+  curriculum: {start_length: 32, steps: 100}
 coverage: {target: 2}
 forgetting: {target: domain, guard: [general], eval_windows: all}
 optimizer: {name: adamw, schedule: cosine}
@@ -112,6 +113,14 @@ def test_one_source_is_a_mixture_of_one(recipe):
         ("data: {block_size: 128.0}", "expected a whole number or null"),
         ("data: {block_size: 0}", "data.block_size is 0, expected 1 or more"),
         ("data: {val_split: head}", "hash, tail"),
+        ("data: {order: sorted}", "expected one of: full, blocks"),
+        ("data: {reading: mmap}", "expected one of: auto, ram, readahead, pread"),
+        ("data: {dtype: int16}", "expected one of: uint16, uint32"),
+        ("data: {curriculum: 64}", "data.curriculum is 64, expected a mapping or null"),
+        ("data: {curriculum: {start_len: 64}}", "data.curriculum: 'start_len'; did you mean 'start_length'"),
+        ("data: {curriculum: {start_length: 64}}", "data.curriculum lacks steps"),
+        ("data: {curriculum: {start_length: 64.0, steps: 3}}", "start_length is 64.0, expected a whole number"),
+        ("data: {curriculum: {start_length: 64, steps: 0}}", "steps is 0, expected 1 or more"),
         ("coverage: {confirm: yes}", "coverage.confirm is 'yes', expected true or false"),
         ("forgetting: {guard: general}", "expected a list or null"),
         ("forgetting: {action: rollback}", "warn, stop"),

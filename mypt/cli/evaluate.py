@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guard", nargs="+", action="extend", default=[], metavar="NAME", help="sets whose change is judged"
     )
+    parser.add_argument(
+        "--document-mask", action="store_true", help="tokens see their own document only, as with data.document_mask"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -40,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
         block_size=args.block_size,
         batch_size=args.batch_size,
         guard=args.guard,
+        document_mask=args.document_mask,
     )
     if args.json:
         print(json.dumps([asdict(score) for score in scores], indent=1))

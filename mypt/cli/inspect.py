@@ -7,6 +7,8 @@ from pathlib import Path
 from mypt.cli.table import print_table
 from mypt.errors import MyPTError
 
+_TOLD = ("of", "from", "samples", "tokens", "fraction", "val", "seed")  # of what made a dataset of another one
+
 HELP = "show what is in a run folder, a checkpoint or a dataset, without loading weights"
 
 
@@ -81,6 +83,11 @@ def _print_dataset(report: dict) -> None:
     print()
     _line("tokenizer", f"{tokenizer['name']}, {tokenizer['vocab_size']:,} ids, EOS is {tokenizer['eos_token_id']}")
     _line("token ids", report["dtype"])
+    _line("format", report["format"])
+    for entry in report["history"]:
+        told = {name: value for name, value in entry.items() if name in _TOLD}
+        texts = ", ".join(source["name"] for source in entry.get("text", ()))
+        _line(entry["did"], _plain({"of": texts} | told if texts else told))
     print()
     sources = [[s["name"], *_numbers(s["documents"], s["bytes"], s["tokens"])] for s in report["sources"]]
     print_table("", ["source", "documents", "bytes of text", "tokens"], sources)
@@ -117,7 +124,7 @@ def _print_checkpoint(report: dict) -> None:
         print()
         print_table("", ["parameters", "number"], [[part, f"{count:,}"] for part, count in parameters.items()])
     if coverage := report["coverage"]:
-        rows = [[s["name"], *_numbers(s["samples"], s["tokens"]), f"{s['coverage']:.2f}x"] for s in coverage["seen"]]
+        rows = [[s["name"], *_numbers(s["samples"], s["tokens"]), _times(s)] for s in coverage["seen"]]
         print()
         print_table("", ["training data", "samples seen", "tokens seen", "coverage"], rows)
     if report["forgetting"]:
@@ -134,6 +141,13 @@ def _print_checkpoint(report: dict) -> None:
         print_table("", ["checkpoint", "state"], rows)
     print()
     _print_files(report)
+
+
+def _times(seen: dict) -> str:
+    """Coverage, of which a streamed source has an estimate at best."""
+    if seen["coverage"] is None:
+        return "unknown"
+    return f"{'about ' if seen.get('estimated') else ''}{seen['coverage']:.2f}x"
 
 
 def _print_progress(progress: dict) -> None:

@@ -9,7 +9,20 @@ import sys
 from mypt.errors import MyPTError
 
 # In the order in which a newcomer meets them.
-COMMANDS = ("prepare", "plan", "presets", "train", "evaluate", "generate", "inspect")
+COMMANDS = (
+    "prepare",
+    "verify",
+    "append",
+    "subset",
+    "convert",
+    "tokenizer",
+    "plan",
+    "presets",
+    "train",
+    "evaluate",
+    "generate",
+    "inspect",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -174,6 +174,7 @@ def _recipe_dimensions(recipe, vocabulary: int | None, notes: list[str]) -> dict
 def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, int | None]:
     """Sizes of the recipe's training data (None unless all are known) and its vocabulary, if it is prepared."""
     from mypt.shards.format import METADATA_NAME, read_manifest
+    from mypt.text.files import dataset_directory
 
     sources, vocabulary = [], None
     for name, weight in recipe.data.train.items():
@@ -181,14 +182,16 @@ def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, int | None]:
         prepared = Path(recipe.training.get("output_dir", ""), "data")
         if directory.is_file() and (prepared / METADATA_NAME).is_file():
             directory = prepared
-        if directory.is_dir():
-            manifest = read_manifest(directory)
+        if directory.is_dir() and dataset_directory(name) is None:
+            manifest = read_manifest(directory, recipe.data.dtype)
             vocabulary = manifest.vocab_size
             sources.append({"name": name, "weight": weight, "tokens": manifest.splits["train"].tokens})
         elif directory.is_file():
             tokens = int(directory.stat().st_size / BYTES_PER_TOKEN * (1 - recipe.data.val_fraction))
             notes.append(f"{name} is not prepared yet: its tokens are estimated at {BYTES_PER_TOKEN} bytes each")
             sources.append({"name": name, "weight": weight, "tokens": max(1, tokens), "estimated": True})
+        elif directory.is_dir() or name.startswith("hf://"):
+            notes.append(f"{name} is streamed: its size is not known before it is read")
         else:
             notes.append(f"{name} is not on this machine yet (`mypt prepare --source ... --out DIR` makes a dataset)")
     return (sources if sources and len(sources) == len(recipe.data.train) else None), vocabulary

@@ -1,28 +1,19 @@
-"""`mypt prepare`: text files to a dataset directory."""
+"""`mypt prepare`: text to a dataset directory."""
 
 import argparse
 import json
+from pathlib import Path
 
-HELP = "turn text files into a dataset directory of token shards"
+HELP = "turn text files or HF datasets into a dataset directory of token shards"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--source", nargs="+", required=True, metavar="PATH_OR_GLOB", help="text, .jsonl(.gz) or .parquet files")
+    add_reading(parser)
     add("--out", required=True, metavar="DIR", help="dataset directory to make")
     add("--tokenizer", default="bpe", help="bpe (trained on the text), char, gpt2, a directory or a hub id")
-    add("--vocab-size", type=_ids_or_auto, default="auto", metavar="N|auto", help="ids of a bpe tokenizer")
-    add("--min-vocab-size", type=int, default=5000, metavar="N", help="lower bound of an automatic vocabulary, ids")
-    add("--max-vocab-size", type=int, default=50_000, metavar="N", help="upper bound of an automatic vocabulary, ids")
-    add(
-        "--tokenizer-train-examples",
-        type=int,
-        default=10_000,
-        metavar="N",
-        help="examples that train a bpe, <= 10 kB each",
-    )
+    add_training(parser)
     add("--retrain", action="store_true", help="train the tokenizer and write the shards again even if they are there")
-    add("--text-column", default="text", metavar="NAME", help="column of .jsonl and .parquet files that holds the text")
     add("--tokens-per-shard", type=int, default=10_000_000, metavar="N", help="tokens in a shard file")
     add("--val-fraction", type=float, default=0.1, metavar="F", help="share of the text held out as val; 0 for none")
     add("--val-split", choices=("hash", "tail"), default="hash", help="val documents: by hash, or the end of the text")
@@ -40,18 +31,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="Unicode NFC, line ends, no blanks at line ends (default: yes, but no with --val-split tail)",
     )
-    add("--no-filter", action="store_true", help="keep documents that are empty or not text")
-    add("--no-dedup", action="store_true", help="keep documents that occur more than once")
+    add("--filter", choices=("document", "line"), default="document", help="what is dropped if it is empty or no text")
+    add("--no-filter", action="store_true", help="keep what is empty or not text")
+    add("--dedup", choices=("document", "line"), default="document", help="what is dropped if it came before")
+    add("--no-dedup", action="store_true", help="keep what occurs more than once")
+    add(
+        "--near-dedup",
+        type=float,
+        default=argparse.SUPPRESS,
+        metavar="S",
+        help="drop documents whose similarity (Jaccard, of word 5-grams) with an earlier one is S or more, e.g. 0.8",
+    )
     add("--lowercase", action="store_true", help="lower-case all text")
-    add("--max-documents", type=int, default=argparse.SUPPRESS, metavar="N", help="read the first N documents only")
-    add("--seed", type=int, default=42, help="picks the examples that train a bpe")
+    add("--show-dropped", action="store_true", help="print the beginnings of the first documents that were dropped")
     add("--json", action="store_true", help="print the report as JSON")
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """What every command takes that trains a tokenizer."""
+    add = parser.add_argument
+    add("--vocab-size", type=_ids_or_auto, default="auto", metavar="N|auto", help="ids of a bpe tokenizer")
+    add("--min-vocab-size", type=int, default=5000, metavar="N", help="lower bound of an automatic vocabulary, ids")
+    add("--max-vocab-size", type=int, default=50_000, metavar="N", help="upper bound of an automatic vocabulary, ids")
+    add(
+        "--tokenizer-train-examples",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="examples that train a bpe, <= 10 kB each",
+    )
+    add("--seed", type=int, default=42, help="picks the examples that train a bpe")
+
+
+def add_reading(parser: argparse.ArgumentParser, choice: argparse._ActionsContainer | None = None) -> None:
+    """What every command takes that reads text; `choice` is a group of which --source is one."""
+    add = parser.add_argument
+    (choice or parser).add_argument(
+        "--source",
+        nargs="+",
+        required=choice is None,
+        default=argparse.SUPPRESS,
+        metavar="PATH_OR_GLOB",
+        help="text, .jsonl, .csv or .parquet files, HF dataset directories, hf://name[:config][@revision][#split]",
+    )
+    add("--text-column", default="text", metavar="NAME", help="column of records that holds the text")
+    add("--max-documents", type=int, default=argparse.SUPPRESS, metavar="N", help="read the first N documents only")
+    add("--workers", type=int, default=argparse.SUPPRESS, metavar="N", help="processes (default: one for each core)")
 
 
 def run(args: argparse.Namespace) -> None:
     from mypt.shards.prepare import prepare_dataset
+    from mypt.shards.workers import available_cores
 
-    chosen = {name: getattr(args, name) for name in ("document", "normalize", "max_documents") if hasattr(args, name)}
+    optional = ("document", "normalize", "max_documents", "near_dedup", "workers")
+    chosen = {name: getattr(args, name) for name in optional if hasattr(args, name)}
     manifest = prepare_dataset(
         args.source,
         args.out,
@@ -65,26 +98,23 @@ def run(args: argparse.Namespace) -> None:
         tokens_per_shard=args.tokens_per_shard,
         val_fraction=args.val_fraction,
         val_split=args.val_split,
-        filter=not args.no_filter,
-        dedup=not args.no_dedup,
+        filter=None if args.no_filter else args.filter,
+        dedup=None if args.no_dedup else args.dedup,
         lowercase=args.lowercase,
         seed=args.seed,
-        **chosen,
+        **{"workers": available_cores(), **chosen},
     )
     if args.json:
         splits = {
-            name: {
-                "tokens": split.tokens,
-                "documents": split.documents,
-                "bytes": split.bytes,
-                "shards": len(split.shards),
-            }
-            for name, split in manifest.splits.items()
+            name: {"tokens": s.tokens, "documents": s.documents, "bytes": s.bytes, "shards": len(s.shards)}
+            for name, s in manifest.splits.items()
         }
         facts = {"out": args.out, "dtype": manifest.dtype, "vocab_size": manifest.vocab_size, "splits": splits}
         print(json.dumps(facts | {"sources": manifest.sources, "report": manifest.report}, indent=1))
         return
     _print_report(args.out, manifest)
+    if args.show_dropped:
+        _print_dropped(Path(args.out))
 
 
 def _print_report(out: str, manifest) -> None:
@@ -98,14 +128,30 @@ def _print_report(out: str, manifest) -> None:
         [[row[0], *(f"{number:,}" for number in row[1:])] for row in rows],
     )
     dropped = {"duplicates": report["duplicates"], **report["dropped"]}
+    if "near_duplicates" in report:
+        dropped["near duplicates"] = report["near_duplicates"]
+    dropped |= {f"{reason} lines": count for reason, count in report.get("dropped_lines", {}).items()}
     print(f"tokenizer     {report['tokenizer']}, {manifest.vocab_size:,} ids, {manifest.dtype}")
     print(f"bytes/token   {report['bytes_per_token']:.3f}")
     print(f"dropped       {', '.join(f'{count:,} {reason}' for reason, count in dropped.items())}")
     print(f"changed       {report['normalized']:,} normalized, {report['invalid_utf8']:,} bytes of invalid UTF-8")
     print(f"in both       {report['contaminated']:,} documents")
-    if "mb_per_second" in report:
-        print(f"time          {report['seconds']:.1f} s, {report['mb_per_second']:.2f} MB/s")
+    if "engine" in report:
+        processes = f"{report['workers']} process" + "es" * (report["workers"] > 1)
+        print(f"encoder       {report['engine']}, {report['encode_mb_per_second']:.0f} MB/s")
+        print(f"time          {report['seconds']:.1f} s, {report['mb_per_second']:.2f} MB/s, {processes}")
+        if report["peak_memory_mb"]:
+            print(f"memory        {report['peak_memory_mb']:,} MB at most in a process")
     print(f"next          mypt plan --tokens {manifest.splits['train'].tokens}")
+
+
+def _print_dropped(out: Path) -> None:
+    """The beginnings of what was dropped, by reason, as JSON strings: what is no text must not reach the terminal."""
+    from mypt.shards.report import read_examples
+
+    for reason, texts in read_examples(out).items():
+        for text in texts:
+            print(f"{reason:13} {json.dumps(text, ensure_ascii=False)}")
 
 
 def _ids_or_auto(text: str) -> int | str:

@@ -26,3 +26,16 @@ def print_table(title: str, columns: list[str], rows: list[list[object]]) -> Non
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join([first, *rest]).rstrip())
+
+
+def print_dataset(facts: dict) -> None:
+    """Print what `mypt.shards.inspect.summary` tells: a dataset's splits, and its sources if there are several."""
+    counts = ["documents", "tokens", "bytes", "shards"]
+    rows = [[name, *(f"{split[count]:,}" for count in counts)] for name, split in facts["splits"].items()]
+    print_table(facts["path"], ["split", *counts], rows)
+    print()
+    if len(facts["sources"]) > 1:
+        rows = [[source["name"], *(f"{source[count]:,}" for count in counts[:3])] for source in facts["sources"]]
+        print_table("", ["source", *counts[:3]], rows)
+        print()
+    print(f"token ids     {facts['dtype']}, vocabulary {facts['vocab_size']:,}")

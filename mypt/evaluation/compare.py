@@ -7,6 +7,7 @@ import torch
 from tqdm.auto import tqdm
 
 from mypt.errors import MyPTError
+from mypt.evaluation.documents import require_document_mask
 from mypt.evaluation.loss import WindowLosses, window_losses
 from mypt.evaluation.verdict import judge
 from mypt.generation.load import load_model
@@ -38,13 +39,16 @@ def compare(
     block_size: int | None = None,
     batch_size: int = 8,
     guard: list[str] | None = None,
+    document_mask: bool = False,
 ) -> list[Score]:
     """Exact loss of every model on every `{name: dataset directory}`, over the whole split.
 
     block_size: context in tokens; default the shortest among the models' contexts, so that all see the same windows.
-    guard: sets whose change is judged as forgetting. The models compute in float32.
+    guard: sets whose change is judged as forgetting. document_mask: tokens see their own document only. The models
+    compute in float32.
     Raises CheckpointError for a model that cannot be loaded, TokenizerError if its tokenizer is not the data's,
-    DataError for a damaged directory, MyPTError for a context that is too long and for a loss that is no number.
+    DataError for a damaged directory, MyPTError for a context that is too long, a model that cannot keep documents
+    apart and a loss that is no number.
     """
     for name in guard or []:
         if name not in data:
@@ -52,8 +56,12 @@ def compare(
     if batch_size < 1:
         raise MyPTError(f"--batch-size is {batch_size}, expected 1 window or more")
     loaded = {path: load_model(path).float() for path in dict.fromkeys(models)}
+    if document_mask:
+        for path, model in loaded.items():
+            require_document_mask(model, path)
     block_size = _common_block_size(loaded, block_size)
-    sets = {name: EvalWindows(directory, split, block_size=block_size) for name, directory in data.items()}
+    options = {"block_size": block_size, "document_mask": document_mask}
+    sets = {name: EvalWindows(directory, split, **options) for name, directory in data.items()}
     scores, baselines = [], {}
     total = len(loaded) * sum(len(windows) for windows in sets.values())
     with tqdm(total=total, unit="window", disable=None, leave=False) as bar:

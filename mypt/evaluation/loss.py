@@ -68,8 +68,10 @@ def window_losses(
     device = next(model.parameters()).device
     sums = torch.zeros(len(windows), dtype=torch.float64)
     for indices in windows.batches(batch_size, rank, world_size):
-        inputs, targets = (tensor.to(device) for tensor in windows.gather(indices))
-        logits = model(input_ids=inputs, use_cache=False).logits  # (batch, T, vocabulary)
+        inputs, targets = windows.gather(indices)
+        inputs, targets = {name: tensor.to(device) for name, tensor in inputs.items()}, targets.to(device)
+        # Without a cache: transformers looks for the documents of a packed window only then.
+        logits = model(**inputs, use_cache=False).logits  # (batch, T, vocabulary)
         losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         sums[torch.from_numpy(indices)] = losses.view_as(targets).cpu().sum(dim=1, dtype=torch.float64)
         if progress:

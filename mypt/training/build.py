@@ -12,11 +12,10 @@ from transformers import logging as transformers_logging
 
 from mypt.checkpoints.complete import read_state
 from mypt.errors import RecipeError
+from mypt.evaluation.documents import require_document_mask
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.planning.coverage import planned_steps
 from mypt.recipe import RESOLVED_NAME, Recipe, save_recipe
-from mypt.streams.eval_windows import EvalWindows
-from mypt.streams.ledger import main_source
 from mypt.streams.shard_stream import ShardStream
 from mypt.training import run_folder
 from mypt.training.arguments import OWN_OPTIMIZERS, build_arguments, default_arguments
@@ -27,6 +26,7 @@ from mypt.training.callbacks.progress import ProgressBarCallback
 from mypt.training.data import RunData, resolve_data
 from mypt.training.model import build_model, default_block_size
 from mypt.training.optimizers import muon_factory
+from mypt.training.stream import build_eval_sets, build_stream, data_identity, place_stream
 from mypt.training.trainer import MyPTTrainer
 
 
@@ -48,20 +48,16 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
     data = resolve_data(recipe)
     block_size = recipe.data.block_size or default_block_size(recipe.model)
     model = build_model(recipe.model, data, block_size, seed)
-    block_size = block_size or model.config.max_position_embeddings
-    stream = ShardStream(
-        data.train,
-        block_size=block_size,
-        seed=recipe.training.get("data_seed", seed),
-        document_mask=recipe.data.document_mask,
-    )
-    eval_sets = _eval_sets(recipe, data, block_size)
-    recipe = _resolve(recipe, data, model, block_size)
-    identity = _identity(recipe, stream, data, model)
+    if recipe.data.document_mask:
+        require_document_mask(model, recipe.model.init_from or recipe.model.preset)
+    recipe = _resolve(recipe, data, model, block_size or model.config.max_position_embeddings)
+    identity = _identity(recipe, data, model, run_folder.recorded_identity(run))
     checkpoint = _claim(run, identity, resume)
-    progress = _progress(checkpoint)
-    args = _arguments(recipe, model, stream, *progress)
-    _place(stream, args, start_sample=progress[1])
+    steps_done, saved = _progress(checkpoint)
+    stream = build_stream(recipe, data, saved)
+    eval_sets = build_eval_sets(recipe, data, going_on=bool(checkpoint))
+    args = _arguments(recipe, model, stream, steps_done)
+    place_stream(stream, recipe, args)
 
     callbacks, forgetting = _callbacks(recipe, model, stream, eval_sets, args, assume_yes)
     trainer = MyPTTrainer(
@@ -100,21 +96,21 @@ def _resolve(recipe: Recipe, data: RunData, model: PreTrainedModel, block_size: 
     )
 
 
-def _identity(recipe: Recipe, stream: ShardStream, data: RunData, model: PreTrainedModel) -> dict:
+def _identity(recipe: Recipe, data: RunData, model: PreTrainedModel, recorded: dict) -> dict:
     """What makes this run this run; a resume must agree on every entry."""
     architecture = model.config.to_diff_dict()
     volatile = ("dtype", "transformers_version", "_name_or_path", "architectures", "auto_map", "use_cache")
+    seed = recipe.training.get("seed", 42)
     return {
-        # Without the paths: data that was moved is still the same data.
-        "data": [
-            {"fingerprint": reader.fingerprint, "weight": source.weight}
-            for source, reader in zip(stream.sources, stream.readers, strict=True)
-        ],
+        # Without the paths: data that was moved is still the same data. Without the weights: they may change.
+        "data": data_identity(data, recorded.get("data", [])),
         "tokenizer": data.tokenizer_hash,
-        "block_size": stream.block_size,
-        "seed": recipe.training.get("seed", 42),
-        "data_seed": stream.seed,
-        "document_mask": stream.document_mask,
+        "block_size": recipe.data.block_size,
+        "seed": seed,
+        "data_seed": recipe.training.get("data_seed", seed),
+        "order": recipe.data.order,
+        "curriculum": recipe.data.curriculum,
+        "document_mask": recipe.data.document_mask,
         "model": {key: value for key, value in sorted(architecture.items()) if key not in volatile},
         "init_from": recipe.model.init_from,
         "optimizer": recipe.optimizer.name,
@@ -134,15 +130,15 @@ def _claim(run: Path, identity: dict, resume: bool) -> str | None:
     return str(checkpoint) if checkpoint else None
 
 
-def _progress(checkpoint: str | None) -> tuple[int, int]:
-    """Steps done and the number of the next sample."""
+def _progress(checkpoint: str | None) -> tuple[int, dict | None]:
+    """Steps done and the saved state of the stream."""
     if not checkpoint:
-        return 0, 0
+        return 0, None
     state = read_state(Path(checkpoint))
-    return state["global_step"], state["stateful_callbacks"]["CoverageCallback"]["attributes"]["next_sample"]
+    return state["global_step"], state["stateful_callbacks"]["CoverageCallback"]["attributes"]
 
 
-def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream, steps_done: int, next_sample: int):
+def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream, steps_done: int):
     """TrainingArguments with the number of steps; every choice made here is then frozen into the recipe."""
     given = recipe.training
     per_step = (
@@ -150,21 +146,18 @@ def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream, step
         * given.get("gradient_accumulation_steps", 1)
         * PartialState().num_processes
     )
-    main = main_source(stream.sources)
-    share = stream.mixture.shares[main]
     steps, reason = planned_steps(
         max_steps=given.get("max_steps"),
         num_train_epochs=given.get("num_train_epochs"),
         coverage_target=recipe.coverage.target,
         samples=stream.samples_per_epoch,
-        # of a mixture, the main source decides, and only its share of a step is drawn from it
-        total_tokens=round(stream.sources[main].tokens / share),
+        total_tokens=stream.tokens_per_epoch,
         global_batch=1,
         block_size=stream.block_size,
     )
     if not given.get("max_steps", 0) > 0:
         # The length is in samples; a resume may take the rest of them in larger or smaller steps.
-        steps = steps_done + max(0, math.ceil((steps - next_sample) / per_step))
+        steps = steps_done + max(0, math.ceil((steps - stream.start_sample) / per_step))
     parameters = model.num_parameters(exclude_embeddings=True)
     args = build_arguments(recipe, parameters, steps)
     defaults = default_arguments(parameters, steps, bool(recipe.data.eval))
@@ -182,24 +175,9 @@ def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream, step
     return args
 
 
-def _place(stream: ShardStream, args, start_sample: int) -> None:
-    """Give the stream this process's share of each step and the first sample not yet trained on."""
-    stream.micro_batch_size = args.per_device_train_batch_size
-    stream.rank, stream.world_size = args.process_index, args.world_size
-    stream.start_sample = start_sample
-
-
-def _eval_sets(recipe: Recipe, data: RunData, block_size: int) -> dict[str, EvalWindows]:
-    limit = None if recipe.forgetting.eval_windows == "all" else recipe.forgetting.eval_windows
-    return {
-        name: EvalWindows(directory, block_size=block_size, max_windows=limit) for name, directory in data.eval.items()
-    }
-
-
 def _callbacks(recipe, model, stream, eval_sets, args, assume_yes):
     coverage = CoverageCallback(
-        stream.sources,
-        stream.block_size,
+        stream,
         parameters={"total": model.num_parameters(), "non_embedding": model.num_parameters(exclude_embeddings=True)},
         confirm=recipe.coverage.confirm,
         strict=recipe.coverage.strict,

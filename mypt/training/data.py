@@ -1,15 +1,18 @@
 """The recipe's sources as dataset directories of one tokenizer: text prepared first, everything checked."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
+from glob import has_magic
 from pathlib import Path
-
-from accelerate import PartialState
 
 from mypt.errors import DataError, RecipeError
 from mypt.recipe import Recipe
-from mypt.shards.format import METADATA_NAME, read_manifest
-from mypt.shards.prepare import prepare_dataset
+from mypt.shards.format import Manifest, read_manifest
+from mypt.shards.pipeline import TRAINED
+from mypt.text.files import dataset_directory
+from mypt.text.hub import PREFIX
 from mypt.tokenization.load import load_tokenizer, require_same_tokenizer
+from mypt.training.text import DATA_NAME, Streamed, prepare_eval, prepare_train
 
 
 @dataclass
@@ -18,76 +21,98 @@ class RunData:
 
     train: dict[str, float]
     eval: dict[str, str]
-    eval_sources: dict[str, str]  # as a recipe names them: a text file, not the directory that it was prepared into
+    manifests: dict[str, Manifest]  # of every directory in both
+    eval_sources: dict[str, str]  # as a recipe names them: a text source, not the directory that it was prepared into
     tokenizer: object
     tokenizer_hash: str
+    streamed: Streamed | None = None  # what is trained on instead of `train`, the directory of its first documents
+    eval_splits: dict[str, str] = field(default_factory=dict)  # of the sets that are not their directory's val split
 
 
 def resolve_data(recipe: Recipe) -> RunData:
-    """Prepare a text source into OUT/data, find the evaluation sets, check that all share one tokenizer.
+    """Prepare what is not yet a dataset directory into the run folder, check that all share one tokenizer.
 
-    Without `data.eval` the val split of every training source that has one is an evaluation set, under the
-    directory's name. Raises DataError, RecipeError or TokenizerError.
+    Without `data.eval` the val split of every training source that has one is an evaluation set, under the source's
+    name. Raises DataError, RecipeError or TokenizerError.
     """
-    if not recipe.data.train:
-        raise RecipeError("data.train is missing: name a dataset directory, a text file or {source: weight}")
-    prepared = _prepare_text(recipe)
-    train = {prepared.get(source, source): weight for source, weight in recipe.data.train.items()}
-    named = {name: prepared.get(source, source) for name, source in recipe.data.eval.items()}
-    directories = dict.fromkeys([*train, *named.values()])
-    manifests = {directory: read_manifest(directory) for directory in directories}
-    if not recipe.data.eval:
-        watched = [d for d in train if manifests[d].splits.get("val") and manifests[d].splits["val"].tokens]
-        named = {_default_name(directory, prepared): directory for directory in watched}
-        if len(named) < len(watched):
-            raise RecipeError(f"two sources of data.train end in the same name ({', '.join(watched)}); name data.eval")
-    first = next(iter(manifests))
+    section = recipe.data
+    if not section.train:
+        raise RecipeError("data.train is missing: name a dataset directory, a text source or {source: weight}")
+    directories, streamed = _train_directories(recipe)
+    first = next(iter(directories.values()))
+    eval_sources, splits = section.eval or _default_sets(directories, section.dtype), {}
+    named = {}
+    for name, source in eval_sources.items():
+        named[name] = directories.get(source, source)
+        if source not in directories and not _is_dataset(source):
+            named[name], splits[name] = prepare_eval(recipe, source, name, tokenizer=first), "train"
+    manifests = {d: read_manifest(d, section.dtype) for d in dict.fromkeys([*directories.values(), *named.values()])}
     for directory, manifest in manifests.items():
         require_same_tokenizer(first, manifests[first].tokenizer_hash, directory, manifest.tokenizer_hash)
-    texts = {directory: text for text, directory in prepared.items()}
-    eval_sources = {name: texts.get(directory, directory) for name, directory in named.items()}
-    return RunData(train, named, eval_sources, load_tokenizer(first), manifests[first].tokenizer_hash)
+    return RunData(
+        train={directories[source]: weight for source, weight in section.train.items()},
+        eval=named,
+        manifests=manifests,
+        eval_sources=eval_sources,
+        tokenizer=load_tokenizer(first),
+        tokenizer_hash=manifests[first].tokenizer_hash,
+        streamed=streamed,
+        eval_splits=splits,
+    )
 
 
-def _default_name(directory: str, prepared: dict[str, str]) -> str:
-    text = next((source for source, target in prepared.items() if target == directory), None)
-    return Path(text).stem if text else Path(directory).name
-
-
-def _prepare_text(recipe: Recipe) -> dict[str, str]:
-    """Prepare the recipe's text file, if it has one, into OUT/data: {file: directory}."""
-    sources = dict.fromkeys([*recipe.data.train, *recipe.data.eval.values()])
-    texts = [source for source in sources if not Path(source).is_dir()]
-    if not texts:
-        return {}
+def _train_directories(recipe: Recipe) -> tuple[dict[str, str], Streamed | None]:
+    """{source: directory}, and what is streamed if the only source is."""
+    section = recipe.data
+    directories, streamed = {source: source for source in section.train}, None
+    texts = [source for source in section.train if not _is_dataset(source)]
     for source in texts:
-        if source.startswith("hf://"):
-            raise DataError(f"data source {source}: hub datasets cannot be read yet; save it as jsonl or parquet files "
-                            "and run mypt prepare on them")  # fmt: skip
-        if not Path(source).is_file():
+        if len(section.train) > 1:
             raise DataError(
-                f"data source {source} does not exist; name a text file or a directory made by "
-                f"`mypt prepare --out {source}`"
+                f"{source} is a text source among several; prepare it first, with the tokenizer of the others: "
+                f"mypt prepare --source {source} --out data/NAME --tokenizer DIRECTORY"
             )
-    out = Path(recipe.training["output_dir"]) / "data"
-    if any(source not in (texts[0], str(out)) for source in sources):
+        _require_one_tokenizer(recipe, source)
+        directories[source], streamed = prepare_train(recipe, source)
+    if section.stride and not streamed:
+        raise RecipeError("data.stride is for streamed sources (docs/streaming.md); leave it out")
+    if section.max_train_examples and not texts:
+        raise RecipeError("data.max_train_examples counts documents of text; make a smaller directory: mypt subset")
+    return directories, streamed
+
+
+def _require_one_tokenizer(recipe: Recipe, text: str) -> None:
+    """Refuse at once, and not after the text is prepared, a tokenizer that no evaluation set can share."""
+    own = Path(recipe.training["output_dir"], DATA_NAME)
+    others = [s for s in recipe.data.eval.values() if s != text and _is_dataset(s) and Path(s) != own]
+    if others and recipe.tokenizer.name in TRAINED:
         raise DataError(
-            f"{texts[0]} is a text file among several sources; prepare it first, with the tokenizer of the others: "
-            f"mypt prepare --source {texts[0]} --out data/NAME --tokenizer DIRECTORY"
+            f"{text} would get a tokenizer made for it, and the evaluation set {others[0]} has one already; set "
+            f"tokenizer.name: {others[0]}"
         )
-    with PartialState().main_process_first():
-        if PartialState().is_main_process or not (out / METADATA_NAME).exists():
-            prepare_dataset(
-                [texts[0]],
-                out,
-                tokenizer=recipe.tokenizer.name,
-                vocab_size=recipe.tokenizer.vocab_size,
-                min_vocab_size=recipe.tokenizer.min_vocab_size,
-                max_vocab_size=recipe.tokenizer.max_vocab_size,
-                tokenizer_train_examples=recipe.tokenizer.train_examples,
-                retrain=recipe.tokenizer.retrain,
-                text_column=recipe.data.text_column,
-                val_fraction=recipe.data.val_fraction,
-                val_split=recipe.data.val_split,
-            )
-    return {texts[0]: str(out)}
+
+
+def _default_sets(directories: dict[str, str], dtype: str | None) -> dict[str, str]:
+    """The training sources with a val split, by name."""
+    watched = [s for s, d in directories.items() if (val := read_manifest(d, dtype).splits.get("val")) and val.tokens]
+    sets = {_name(source): source for source in watched}
+    if len(sets) < len(watched):
+        raise RecipeError(f"two sources of data.train end in the same name ({', '.join(watched)}); name data.eval")
+    return sets
+
+
+def _name(source: str) -> str:
+    """data/general -> general, notes/a.txt -> a, hf://org/name:config@revision#split -> name."""
+    path = Path(re.split("[:@#]", source.removeprefix(PREFIX))[0] if source.startswith(PREFIX) else source)
+    return path.name if path.is_dir() or source.startswith(PREFIX) else path.stem
+
+
+def _is_dataset(source: str) -> bool:
+    """Whether it is a directory of shards. Raises DataError for a path where nothing is."""
+    path = Path(source)
+    if not (path.exists() or source.startswith(PREFIX) or has_magic(source) or "#" in source):
+        raise DataError(
+            f"data source {source} does not exist; name a text source or a directory made by "
+            f"`mypt prepare --out {source}`"
+        )
+    return path.is_dir() and dataset_directory(source) is None

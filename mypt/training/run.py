@@ -9,6 +9,7 @@ from mypt.evaluation.verdict import INFEASIBLE
 from mypt.recipe import Recipe
 from mypt.training import run_folder
 from mypt.training.build import build_trainer
+from mypt.training.callbacks.coverage import write_ledger
 
 
 def train(recipe: Recipe, *, resume: bool = False, assume_yes: bool = False) -> Path:
@@ -23,6 +24,10 @@ def train(recipe: Recipe, *, resume: bool = False, assume_yes: bool = False) -> 
     stopped = trainer.forgetting and trainer.forgetting.stopped_before(done)
     if stopped or done["global_step"] >= trainer.args.max_steps:
         best = {name: done[name] for name in ("best_metric", "best_global_step", "best_model_checkpoint")}
+        if (
+            trainer.checkpoint and trainer.is_world_process_zero()
+        ):  # a kill right after the last save may have left none
+            write_ledger(run, done["global_step"], done["stateful_callbacks"]["CoverageCallback"]["attributes"])
         words = f"already complete: step {done['global_step']} of {trainer.args.max_steps}"
         if stopped:
             words += " (stopped by the forgetting guard; another forgetting.tolerance or action: warn goes on)"

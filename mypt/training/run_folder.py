@@ -34,7 +34,7 @@ def claim(run: Path, identity: dict, resume: bool) -> tuple[Path | None, list[st
     if not path.exists() and checkpoints(run):
         raise CheckpointError(f"{run} holds checkpoints of a run that mypt did not start; choose another output_dir")
     if path.exists():
-        _compare(run, _recorded(path), json.loads(json.dumps(identity, default=str)))
+        _compare(run, recorded_identity(run), json.loads(json.dumps(identity, default=str)))
         if checkpoints(run) and not resume:
             raise CheckpointError(
                 f"{run} already holds checkpoints of this run; add --resume to go on, or choose another "
@@ -43,12 +43,16 @@ def claim(run: Path, identity: dict, resume: bool) -> tuple[Path | None, list[st
     return last_complete_checkpoint(run)
 
 
-def _recorded(path: Path) -> dict:
+def recorded_identity(run: Path) -> dict:
+    """The identity of the run that this folder holds; empty if it holds none. Raises CheckpointError if damaged."""
+    path = run / ENVIRONMENT_NAME
+    if not path.exists():
+        return {}
     try:
         return json.loads(path.read_text(encoding="utf-8"))["identity"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}), so it cannot be told whose run {path.parent} holds; restore "
+            f"{path} is damaged ({type(error).__name__}), so it cannot be told whose run {run} holds; restore "
             "the file, or choose another training.output_dir"
         ) from None
 

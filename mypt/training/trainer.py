@@ -12,6 +12,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mypt.errors import CheckpointError, MyPTError
+from mypt.streams.jit_loader import JitLoader
+from mypt.streams.jit_stream import JitStream
 from mypt.training.optimizers import decayed_parameters
 
 # A full disk in the words of Python and safetensors, and of torch.save, which does not pass the reason on.
@@ -19,7 +21,7 @@ DISK_FULL = ("No space left", "PytorchStreamWriter failed", "file write failed")
 
 
 class MyPTTrainer(Trainer):
-    """Trains on a `ShardStream` that yields this rank's ready micro-batches.
+    """Trains on a `ShardStream` or a `JitStream` that yields this rank's ready micro-batches.
 
     forgetting: the ForgettingCallback that measures the evaluation sets, or None when there are none.
     """
@@ -33,13 +35,14 @@ class MyPTTrainer(Trainer):
 
         The private generator leaves the global random state alone, so that a resume restores it exactly.
         """
-        return DataLoader(
-            self.train_dataset,
-            batch_size=None,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
-            generator=torch.Generator(),
-        )
+        options = {
+            "num_workers": self.args.dataloader_num_workers,
+            "pin_memory": self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            "generator": torch.Generator(),
+        }
+        if isinstance(self.train_dataset, JitStream):
+            return JitLoader(self.train_dataset, **options)
+        return DataLoader(self.train_dataset, batch_size=None, **options)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> int:
         """Targets in the global batch: a constant, since every window of the stream is full; no device sync."""
@@ -82,6 +85,8 @@ class MyPTTrainer(Trainer):
         """Save unless the weights are already lost; a full disk is one clear error and the older checkpoints stay."""
         if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
             self._refuse_loss(math.nan)
+        if isinstance(self.train_dataset, JitStream):
+            self.train_dataset.gather()
         try:
             super()._save_checkpoint(model, trial)
         except Exception as error:

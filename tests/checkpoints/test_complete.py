@@ -26,7 +26,7 @@ def trained(tmp_path_factory) -> Path:
     from transformers import Trainer, TrainingArguments
 
     from mypt import CoverageCallback
-    from mypt.streams.ledger import Source
+    from mypt.streams.ledger import Ledger, Source
 
     out = tmp_path_factory.mktemp("trained")
     samples = [{"input_ids": row, "labels": row} for row in torch.arange(64).view(4, 16) % 32]
@@ -40,7 +40,7 @@ def trained(tmp_path_factory) -> Path:
         disable_tqdm=True,
         logging_strategy="no",
     )
-    coverage = CoverageCallback([Source("data", 64, 1.0)], 16, confirm=False)
+    coverage = CoverageCallback(Ledger([Source("data", 64, 1.0)], 16), confirm=False)
     Trainer(model=tiny_model(), args=args, train_dataset=samples, callbacks=[coverage]).train()
     return out
 

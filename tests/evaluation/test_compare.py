@@ -72,6 +72,15 @@ def test_figures_are_those_of_the_exact_evaluator(save_model, data):
     assert score.bits_per_byte == pytest.approx(score.loss / math.log(2) / 3)  # make_shards: 3 bytes per token
 
 
+def test_document_masks_are_the_evaluators(save_model, data):
+    path = save_model("model")
+    (masked,) = compare([path], {"general": data["general"]}, document_mask=True)
+    (plain,) = compare([path], {"general": data["general"]})
+    windows = EvalWindows(data["general"], block_size=32, document_mask=True)
+    assert masked.loss == pytest.approx(window_losses(MyPTForCausalLM.from_pretrained(path), windows).loss, rel=1e-6)
+    assert masked.tokens == plain.tokens and masked.loss != plain.loss
+
+
 def test_half_precision_weights_compute_in_float32(save_model, data):
     path = save_model("half", dtype=torch.bfloat16)
     losses = window_losses(

@@ -87,11 +87,14 @@ def test_resuming_a_finished_run_trains_nothing(recipe_for, capsys):
     content = recipe_for()
     run = train(parse_recipe(content))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("checkpoint-*/*")}
-    (run / "model.safetensors").unlink()  # killed after the last save, before the final model was there
+    ledger = json.loads((run / "coverage.json").read_text())
+    for name in ("model.safetensors", "coverage.json"):  # killed right after the last save
+        (run / name).unlink()
     train(parse_recipe(content), resume=True)
     assert "already complete: step 12 of 12" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("checkpoint-*/*")}
     assert (run / "model.safetensors").is_file()
+    assert json.loads((run / "coverage.json").read_text()) == ledger
 
 
 def test_a_longer_run_goes_on_and_records_what_changed(recipe_for, tmp_path, capsys):
@@ -225,7 +228,7 @@ def test_bad_input_is_one_clear_error(recipe_for, corpora, tmp_path):
 
     data = recipe_for()["data"]
     refused(DataError, "does not exist", data=data | {"train": str(tmp_path / "nowhere")})
-    refused(DataError, "among several sources", data=data | {"train": str(corpora / "domain.txt")})
+    refused(DataError, "has one already; set tokenizer.name", data=data | {"train": str(corpora / "domain.txt")})
     refused(RecipeError, "longer than the model's 64 positions",
             data=data | {"block_size": 128}, model={"max_position_embeddings": 64})  # fmt: skip
     refused(MyPTError, "forgetting names the set 'nothing'", forgetting={"target": "nothing"})

@@ -98,14 +98,14 @@ def test_a_stock_model_learns_from_the_stream(domain, tmp_path, make_model):
     set_seed(0)
     stream = ShardStream(domain, block_size=BLOCK, micro_batch_size=None)
     args = arguments(tmp_path, max_steps=25, save_strategy="no")
-    trainer, _ = train(make_model(), stream, args, [CoverageCallback(stream.sources, stream.block_size, confirm=False)])
+    trainer, _ = train(make_model(), stream, args, [CoverageCallback(stream, confirm=False)])
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[0] > 3 and losses[-1] < 1.5
 
 
 def test_the_order_is_the_streams_and_a_resume_goes_on_in_it(numbered, tmp_path):
     stream = ShardStream(numbered, block_size=BLOCK, seed=3, micro_batch_size=None)
-    coverage = CoverageCallback(stream.sources, stream.block_size, confirm=False)
+    coverage = CoverageCallback(stream, confirm=False)
     _, seen = train(gpt2(), stream, arguments(tmp_path, gradient_accumulation_steps=2), [coverage])
     assert seen == expected_order(numbered, 0, 32) and coverage.next_sample == 32
 
@@ -162,7 +162,7 @@ model.register_forward_pre_hook(lambda m, _, kw: seen.extend(kw["input_ids"][:, 
 args = TrainingArguments(output_dir=out, max_steps=5, per_device_train_batch_size=4, dataloader_num_workers=2,
                          remove_unused_columns=False, use_cpu=True, save_strategy="no", report_to="none",
                          disable_tqdm=True)
-coverage = CoverageCallback(stream.sources, stream.block_size)
+coverage = CoverageCallback(stream)
 Trainer(model=model, args=args, train_dataset=stream, callbacks=[coverage]).train()
 with open(f"{out}/seen_{args.process_index}.json", "w") as file:
     json.dump({"seen": seen, "next_sample": coverage.next_sample}, file)

@@ -11,10 +11,13 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from mypt.errors import CheckFailed
+from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.files import replace_text
 from mypt.planning.report import coverage_report
-from mypt.streams.ledger import Seen, Source, main_source, seen_so_far
+from mypt.streams.ledger import Ledger, Seen
+from mypt.streams.resume import describe
+from mypt.streams.show import saved_ledger
+from mypt.training.callbacks.progress import say
 
 LEDGER_NAME = "coverage.json"
 
@@ -22,41 +25,41 @@ LEDGER_NAME = "coverage.json"
 class CoverageCallback(TrainerCallback, ExportableState):
     """Coverage of each training source, for any HF Trainer.
 
-    sources: name, tokens and weight of each. block_size: targets per sample. parameters: {"total", "non_embedding"}
-    of the model, for the verdict. confirm: ask below one pass. strict: stop below one pass. assume_yes: do not ask.
-    The number of the next sample lives in trainer_state.json; everything seen follows from it. Writes coverage.json.
-    Raises CheckFailed on the answer no, or below one pass with `strict`.
+    stream: the `ShardStream` or `JitStream` that is trained on, or for data of another kind a `Ledger` of it.
+    parameters: {"total", "non_embedding"} of the model, for the verdict. confirm: ask below one pass. strict: stop
+    below one pass. assume_yes: do not ask.
+    The stream's state, with the number of the next sample, lives in trainer_state.json; everything seen follows from
+    it. Writes coverage.json.
+    Raises CheckFailed on the answer no, or below one pass with `strict`; CheckpointError for a resume with a stream
+    that does not know of the weights or data that changed during the run.
     """
 
     def __init__(
         self,
-        sources: list[Source],
-        block_size: int,
+        stream: Ledger,
         *,
         parameters: dict[str, int] | None = None,
         confirm: bool = True,
         strict: bool = False,
         assume_yes: bool = False,
     ):
-        self.sources = sources
-        self.block_size = block_size
+        self.stream = stream
         self.parameters = parameters
         self.confirm = confirm
         self.strict = strict
         self.assume_yes = assume_yes
         self.next_sample = 0
-        self.events: list[dict] = []
+        self.changes: list[dict] = []  # events about settings; those about the data are the stream's
         self.settings: dict = {}
 
+    @property
+    def events(self) -> list[dict]:
+        """Everything that was changed on the way, in the order of the samples."""
+        return sorted([*self.changes, *self.stream.events], key=lambda event: event["sample"])
+
     def state(self) -> dict:
-        attributes = {
-            "next_sample": self.next_sample,
-            "block_size": self.block_size,
-            "sources": [asdict(source) for source in self.sources],
-            "settings": self.settings,
-            "events": self.events,
-        }
-        return {"args": {}, "attributes": attributes}
+        stream = self.stream.state(self.next_sample)
+        return {"args": {}, "attributes": {**stream, "settings": self.settings, "events": self.events}}
 
     def on_train_begin(self, args, state, control, **kwargs):
         name = type(self).__name__
@@ -64,14 +67,17 @@ class CoverageCallback(TrainerCallback, ExportableState):
         saved = {"next_sample": state.global_step * self._batch, "events": [], "settings": {}}
         if state.global_step and name in state.stateful_callbacks:  # else a new run, or one that did without a ledger
             saved = state.stateful_callbacks[name]["attributes"]
-        self.next_sample, self.events = saved["next_sample"], list(saved["events"])
+        self.next_sample = saved["next_sample"]
+        self.changes = [event for event in saved["events"] if "changes" in event]
+        self._note_events(state, [event for event in saved["events"] if "changes" not in event])
         self._note_changes(args, state, saved["settings"])
         state.stateful_callbacks.setdefault(name, self.state())
         planned = self.next_sample + (state.max_steps - state.global_step) * self._batch
         refusal = [None]
         if state.is_world_process_zero:
             print("\n".join(self._report(args, state)), flush=True)
-            refusal = [self._refusal() if self._main(planned).coverage < 1 else None]
+            coverage = self._main(planned).coverage
+            refusal = [self._refusal() if coverage is not None and coverage < 1 else None]
         if args.world_size > 1:
             broadcast_object_list(refusal)
         if refusal[0]:
@@ -83,18 +89,49 @@ class CoverageCallback(TrainerCallback, ExportableState):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self._write(Path(args.output_dir) / LEDGER_NAME, state)
+            write_ledger(Path(args.output_dir), state.global_step, self.state()["attributes"])
 
     def on_train_end(self, args, state, control, **kwargs):
         self.on_save(args, state, control)
 
     def ledger(self) -> list[dict]:
         """What each source has given so far: samples, tokens, epochs, coverage."""
-        return [asdict(seen) for seen in seen_so_far(self.sources, self.block_size, self.next_sample)]
+        return [asdict(seen) for seen in self.stream.seen(self.next_sample)]
+
+    def change_weights(self, args, state, weights: list[float]) -> None:
+        """Draw from the sources with other weights from the next step on; to be called between two steps.
+
+        args, state: as HF's events get them. Every process calls it alike. Raises MyPTError with DataLoader workers,
+        which have read ahead, DataError for another number of weights.
+        """
+        if args.dataloader_num_workers:
+            raise MyPTError(
+                f"weights cannot change while {args.dataloader_num_workers} DataLoader workers read ahead; set "
+                "dataloader_num_workers: 0"
+            )
+        before = self.stream.sources
+        event = self.stream.change_weights(weights, self.next_sample)
+        self._announce(state, event, before)
 
     def _main(self, next_sample: int) -> Seen:
         """The ledger's entry of the heaviest source."""
-        return seen_so_far(self.sources, self.block_size, next_sample)[main_source(self.sources)]
+        return self.stream.seen(next_sample)[self.stream.main]
+
+    def _note_events(self, state, saved: list[dict]) -> None:
+        """Say what the stream does otherwise than the last session, and at which step."""
+        known = self.stream.events[: len(saved)]
+        if known != saved:
+            raise CheckpointError(
+                f"the checkpoint records {len(saved)} changes of weights or data, this stream {len(known)} of them; "
+                "build it with ShardStream(..., state=...) from the checkpoint (docs/stream.md)"
+            )
+        for index, event in enumerate(self.stream.events[len(saved) :], start=len(saved)):
+            self._announce(state, event, self.stream.sources_before(index))
+
+    def _announce(self, state, event: dict, before: list) -> None:
+        event["step"] = state.global_step
+        if state.is_world_process_zero:
+            say(f"changed from step {state.global_step} on: {describe(event, before)}")
 
     def _note_changes(self, args, state, before: dict) -> None:
         """Record what this session changes against the last one (a first session changes nothing)."""
@@ -111,20 +148,28 @@ class CoverageCallback(TrainerCallback, ExportableState):
             key: [before[key], value] for key, value in self.settings.items() if key in before and before[key] != value
         }
         if changes:
-            self.events.append({"sample": self.next_sample, "step": state.global_step, "changes": changes})
+            self.changes.append({"sample": self.next_sample, "step": state.global_step, "changes": changes})
             if state.is_world_process_zero:
                 for key, (old, new) in changes.items():
                     print(f"changed from step {state.global_step} on: {key} {old} -> {new}")
 
     def _report(self, args, state) -> list[str]:
-        seen = seen_so_far(self.sources, self.block_size, self.next_sample)
+        sources = [
+            {
+                "name": source.name,
+                "tokens": source.tokens,
+                "weight": source.weight,
+                "tokens_seen": seen.tokens,
+                "estimated": seen.estimated,
+            }
+            for source, seen in zip(self.stream.sources, self.stream.seen(self.next_sample), strict=True)
+        ]
+        if not all(source["tokens"] for source in sources):
+            return ["Dataset coverage: not known, since the size of what is streamed is not; coverage.json counts it"]
         return coverage_report(
-            sources=[
-                {"name": s.name, "tokens": s.tokens, "weight": s.weight, "tokens_seen": e.tokens}
-                for s, e in zip(self.sources, seen, strict=True)
-            ],
+            sources=sources,
             batch_size=args.per_device_train_batch_size,
-            block_size=self.block_size,
+            block_size=self.stream.block_size,
             accumulation=args.gradient_accumulation_steps,
             processes=args.world_size,
             steps=state.max_steps,
@@ -145,9 +190,11 @@ class CoverageCallback(TrainerCallback, ExportableState):
             return f"stopped: the answer was {answer.strip() or 'empty'!r}; nothing was trained"
         return None
 
-    def _write(self, path: Path, state) -> None:
-        content = {"step": state.global_step, **self.state()["attributes"], "seen": self.ledger()}
-        replace_text(path, json.dumps(content, indent=1))
+
+def write_ledger(directory: Path, step: int, saved: dict) -> None:
+    """coverage.json from a saved state of this callback: with what each source has given by then."""
+    content = {"step": step, **saved, "seen": saved_ledger(saved)}
+    replace_text(directory / LEDGER_NAME, json.dumps(content, indent=1))
 
 
 def _answer(question: str) -> str | None:

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from mypt.errors import CheckpointError, MyPTError
+from mypt.errors import MyPTError
 from mypt.evaluation.loss import WindowLosses, window_losses
 from mypt.evaluation.verdict import ACTED_ON, INFEASIBLE, TOLERANCE, judge, verdict
 from mypt.files import replace_text
 from mypt.streams.eval_windows import EvalWindows
+from mypt.training.callbacks.baseline import load_baseline, save_baseline
 from mypt.training.callbacks.curves import plot_forgetting
+from mypt.training.callbacks.progress import say
 
-BASELINE_NAME = "forgetting_baseline.safetensors"
 REPORT_NAME = "forgetting.json"
 ACTIONS = ("warn", "stop")
 
@@ -95,11 +94,11 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         self.stopped_at, self._baseline = None, {}
         self._seconds, self._started = 0.0, time.monotonic()
         if self.history:
-            self._baseline = self._load_baseline(Path(args.output_dir))
+            self._baseline = load_baseline(Path(args.output_dir), self.eval_sets)
         else:
             state.log_history.append({**self.measure(model, args, state), "epoch": 0.0, "step": state.global_step})
             if state.is_world_process_zero:
-                self._save_baseline(Path(args.output_dir))
+                save_baseline(Path(args.output_dir), self._baseline, self.eval_sets)
                 self._write(Path(args.output_dir))
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -187,36 +186,6 @@ class ForgettingCallback(TrainerCallback, ExportableState):
 
     # ---- files ----
 
-    def _save_baseline(self, directory: Path) -> None:
-        tensors = {f"{name}.sums": losses.sums for name, losses in self._baseline.items()}
-        tensors |= {f"{name}.tokens": losses.tokens for name, losses in self._baseline.items()}
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, directory / BASELINE_NAME, metadata=self._fingerprints())
-
-    def _load_baseline(self, directory: Path) -> dict[str, WindowLosses]:
-        path = directory / BASELINE_NAME
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing: without it no change can be measured; restore it to resume")
-        try:
-            with safe_open(path, "np") as file:
-                if file.metadata() == self._fingerprints():
-                    return {
-                        name: WindowLosses(file.get_tensor(f"{name}.sums"), file.get_tensor(f"{name}.tokens"))
-                        for name in self.eval_sets
-                    }
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}); restore it to resume") from None
-        raise CheckpointError(
-            f"{path} was measured on other evaluation sets than those given now; a baseline is only comparable on "
-            "the same windows: restore the sets (data.eval), or start a new run"
-        )
-
-    def _fingerprints(self) -> dict[str, str]:
-        return {
-            name: f"{windows.reader.fingerprint} block {windows.block_size} windows {len(windows)}"
-            for name, windows in self.eval_sets.items()
-        }
-
     def report(self) -> dict:
         """The contents of forgetting.json: settings, every measurement, the verdict."""
         return {
@@ -236,13 +205,6 @@ class ForgettingCallback(TrainerCallback, ExportableState):
     def _say(self, state, line: str) -> None:
         if state.is_world_process_zero:
             say(line)
-
-
-def say(line: str) -> None:
-    """Print a line above the progress bar, if there is one."""
-    from tqdm.auto import tqdm
-
-    tqdm.write(line)
 
 
 def human_line(step: int, readings: dict[str, Reading]) -> str:

@@ -47,3 +47,8 @@ class ProgressBarCallback(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if self._bar is not None:
             self._bar.close()
+
+
+def say(line: str) -> None:
+    """Print a line above the progress bar, if there is one."""
+    tqdm.write(line)

@@ -17,7 +17,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from mypt.errors import CheckFailed
-from mypt.streams.ledger import Source, seen_so_far
+from mypt.streams.ledger import Ledger, Source
 from mypt.training.callbacks.coverage import CoverageCallback
 
 WINDOWS = (3_000 - 16) // 16
@@ -25,7 +25,7 @@ QUESTION = "Continue anyway? (y/n)"
 
 
 def coverage_of(stream, **options) -> CoverageCallback:
-    return CoverageCallback(stream.sources, stream.block_size, **options)
+    return CoverageCallback(stream, **options)
 
 
 def saved(run: Path, step: int) -> dict:
@@ -40,7 +40,7 @@ def test_a_run_is_accounted_for_to_the_sample(stream, make_trainer, tmp_path, ca
     assert callback.next_sample == 5 * 4 * 2
     [seen] = callback.ledger()
     assert seen == {"name": str(stream.sources[0].name), "samples": 40, "tokens": 640, "epochs": 40 / WINDOWS,
-                    "coverage": 640 / 3_000}  # fmt: skip
+                    "coverage": 640 / 3_000, "estimated": False}  # fmt: skip
     assert trainer.state.epoch == 40 / WINDOWS
     assert saved(tmp_path / "run", 3)["next_sample"] == 24
     report = json.loads((tmp_path / "run" / "coverage.json").read_text())
@@ -94,9 +94,9 @@ def test_the_same_object_starts_anew_and_joins_a_run_that_did_without_it(stream,
 
 def test_the_ledger_of_a_mixture_is_that_of_the_planner():
     sources = [Source("domain", 50_000, 0.9), Source("general", 9_000, 0.1)]
-    callback = CoverageCallback(sources, 16)
+    callback = CoverageCallback(Ledger(sources, 16))
     callback.next_sample = 12_345
-    assert callback.ledger() == [vars(seen) for seen in seen_so_far(sources, 16, 12_345)]
+    assert callback.ledger() == [vars(seen) for seen in Ledger(sources, 16).seen(12_345)]
     assert sum(seen["samples"] for seen in callback.ledger()) == 12_345
 
 
@@ -227,7 +227,7 @@ def test_strict_refuses_and_confirm_and_yes_skip_the_question(stream):
 
 
 def test_from_one_pass_on_nothing_is_asked():
-    callback = CoverageCallback([Source("small", 250, 1.0)], 16, strict=True)
+    callback = CoverageCallback(Ledger([Source("small", 250, 1.0)], 16), strict=True)
     code, text = ask(callback, pipe_with(b"n\n"))
     assert code == 0 and "1.02x" in text
 

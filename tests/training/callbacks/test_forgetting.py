@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from mypt.errors import CheckpointError, MyPTError
 from mypt.evaluation.loss import window_losses
 from mypt.streams.eval_windows import EvalWindows
-from mypt.training.callbacks.forgetting import BASELINE_NAME, ForgettingCallback, Reading, human_line
+from mypt.training.callbacks.baseline import BASELINE_NAME
+from mypt.training.callbacks.forgetting import ForgettingCallback, Reading, human_line
 
 
 def refuse_constant(name: str):

@@ -18,7 +18,7 @@ LINE = re.compile(r"step (\d+)/4: loss (\d\.\d{3}), lr 1\.00e-03, (\d\.\d\d)x, (
 
 
 def test_plain_lines_when_piped(stream, make_trainer, capfd):
-    coverage = CoverageCallback(stream.sources, stream.block_size, confirm=False)
+    coverage = CoverageCallback(stream, confirm=False)
     make_trainer([coverage, ProgressBarCallback(4 * 16)], max_steps=4, logging_steps=2, save_strategy="no").train()
     captured = capfd.readouterr()
     found = [LINE.fullmatch(line) for line in captured.out.splitlines() if line.startswith("step")]

@@ -1,0 +1,52 @@
+"""`mypt append DIR --source ...` or `--from OTHER_DIR`: more data for a dataset directory."""
+
+import argparse
+import json
+import sys
+
+from mypt.cli.prepare import add_reading
+from mypt.cli.table import print_dataset
+
+HELP = "add text, or the shards of another dataset, to a dataset"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("directory", metavar="DIR", help="dataset directory that grows")
+    given = parser.add_mutually_exclusive_group(required=True)
+    # Without a default, which help would print as None.
+    given.add_argument("--from", dest="other", metavar="OTHER_DIR", default=argparse.SUPPRESS, help="dataset to add")
+    add_reading(parser, given)
+    add("--no-overlap", action="store_true", help="do not look for documents of --from that DIR has already")
+    add("--json", action="store_true", help="print what the directory then holds as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from mypt.shards.append import append_dataset
+    from mypt.shards.inspect import summary
+    from mypt.shards.overlap import overlaps
+
+    shared = []
+    if hasattr(args, "source"):
+        from mypt.shards.prepare import append_text
+        from mypt.shards.workers import available_cores
+
+        chosen = {name: getattr(args, name) for name in ("max_documents", "workers") if hasattr(args, name)}
+        chosen = {"text_column": args.text_column, "workers": available_cores()} | chosen
+        manifest = append_text(args.directory, args.source, **chosen)
+    else:
+        if not args.no_overlap:
+            found = overlaps(args.directory, args.other, lines=False)
+            shared = [entry for entry in found if entry.directory == args.other]
+        manifest = append_dataset(args.directory, args.other, say=lambda line: print(line, file=sys.stderr))
+    if args.json:
+        facts = summary(args.directory, manifest) | {"shared": [asdict(entry) for entry in shared]}
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        return
+    print_dataset(summary(args.directory, manifest))
+    for entry in shared:
+        if entry.shared_documents:
+            print(f"in both       {entry.shared_documents:,} of {entry.documents:,} {entry.split} documents of "
+                  f"{entry.directory} are in {entry.other_split} of {entry.other}")  # fmt: skip

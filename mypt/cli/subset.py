@@ -1,0 +1,43 @@
+"""`mypt subset DIR --out DIR2`: a reproducible part of a dataset."""
+
+import argparse
+import json
+import sys
+
+from mypt.cli.table import print_dataset
+
+HELP = "a reproducible part of a dataset that keeps the ratios of its sources"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("directory", metavar="DIR", help="dataset directory to take from")
+    add("--out", required=True, metavar="DIR", help="dataset directory to make")
+    size = parser.add_mutually_exclusive_group()
+    # Which size is meant is known from which is given, so only the help names the default.
+    size.add_argument(
+        "--samples", type=int, metavar="N", default=argparse.SUPPRESS, help="documents of train (default: 10000)"
+    )
+    size.add_argument(
+        "--tokens", type=int, metavar="N", default=argparse.SUPPRESS, help="as many documents as fit in N tokens"
+    )
+    size.add_argument(
+        "--fraction", type=float, metavar="F", default=argparse.SUPPRESS, help="share of the documents of train"
+    )
+    add("--val", choices=("whole", "proportional"), default="whole", help="keep all of val, or the same share of it")
+    add("--seed", type=int, default=42, help="picks the documents")
+    add("--json", action="store_true", help="print what was made as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from mypt.shards.inspect import summary
+    from mypt.shards.subset import subset_dataset
+
+    size = {name: getattr(args, name) for name in ("samples", "tokens", "fraction") if hasattr(args, name)}
+    manifest = subset_dataset(
+        args.directory, args.out, seed=args.seed, val=args.val, say=lambda line: print(line, file=sys.stderr), **size
+    )
+    if args.json:
+        print(json.dumps(summary(args.out, manifest), indent=1, ensure_ascii=False))
+    else:
+        print_dataset(summary(args.out, manifest))

@@ -1,0 +1,124 @@
+"""`mypt tokenizer`: what a tokenizer is and how it does on a text, or a new one made of a text."""
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+from mypt.cli.prepare import add_reading, add_training
+from mypt.errors import TokenizerError
+
+HELP = "show what a tokenizer is and how it does on a text, or make one of a text"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "name",
+        nargs="?",
+        metavar="TOKENIZER",
+        help="directory with a tokenizer (dataset, checkpoint), gpt2 or a hub id",
+    )
+    add_reading(parser, parser)
+    add("--text", help="show the tokens of this text")
+    add("--out", metavar="DIR", help="make a tokenizer of --source in this directory, instead of showing one")
+    add(
+        "--tokenizer", choices=("bpe", "char"), default="bpe", help="what to make: byte-level BPE, or an id a character"
+    )
+    add_training(parser)
+    add("--lowercase", action="store_true", help="lower-case the text first")
+    add("--retrain", action="store_true", help="make it again if --out holds one")
+    add("--json", action="store_true", help="print the report as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from mypt.shards.train_tokenizer import training_record
+    from mypt.tokenization.inspect import inspect_tokenizer, tokens_of
+    from mypt.tokenization.load import load_tokenizer
+
+    if (args.name is None) == (args.out is None):
+        raise TokenizerError("give a tokenizer to show (`mypt tokenizer gpt2`), or --source and --out to make one")
+    if args.out is not None:
+        _train(args)
+    name = args.name or args.out
+    tokenizer = load_tokenizer(name)
+    report = {"tokenizer": name, **inspect_tokenizer(tokenizer), "training": training_record(Path(name))}
+    if args.text is not None:
+        report["text"] = tokens_of(tokenizer, args.text)
+    if args.out is None and hasattr(args, "source"):
+        report["source"] = _measured(args, tokenizer)
+    if args.json:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+    else:
+        _print_report(report)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from mypt.shards.train_tokenizer import train_tokenizer
+    from mypt.shards.workers import available_cores
+
+    if not hasattr(args, "source"):
+        raise TokenizerError("--out makes a tokenizer of a text; name the text with --source")
+    names = ("vocab_size", "min_vocab_size", "max_vocab_size", "tokenizer_train_examples", "seed", "text_column")
+    settings = {name: getattr(args, name) for name in (*names, "lowercase", "max_documents") if hasattr(args, name)}
+    workers = getattr(args, "workers", None) or available_cores()
+    say = partial(print, file=sys.stderr)
+    train_tokenizer(args.source, args.out, args.tokenizer, retrain=args.retrain, workers=workers, say=say, **settings)
+
+
+def _measured(args: argparse.Namespace, tokenizer) -> dict:
+    from itertools import chain, islice
+
+    from mypt.text.clean import Cleaner
+    from mypt.text.sources import find_units, read_documents
+    from mypt.tokenization.inspect import measure
+    from mypt.tokenization.vocab_size import choose_vocab_size
+
+    units = find_units(args.source, text_column=args.text_column)
+    documents = islice(chain.from_iterable(map(read_documents, units)), getattr(args, "max_documents", None))
+    found = measure(tokenizer, (document.text for document in Cleaner(lowercase=args.lowercase)(documents)))
+    size, reasons = choose_vocab_size(found["bytes"], args.min_vocab_size, args.max_vocab_size)
+    return {**found, "automatic_vocab_size": size, "reasons": reasons}
+
+
+def _print_report(report: dict) -> None:
+    from mypt.cli.table import print_table
+
+    merges = f", {report['merges']:,} merges" if report["merges"] else ""
+    print(f"tokenizer     {report['tokenizer']}")
+    print(f"kind          {report['kind']}{merges}")
+    print(f"ids           {report['ids']:,}")
+    for token in report["special_tokens"]:
+        roles = f" ({', '.join(token['roles'])})" if token["roles"] else ""
+        print(f"special       {token['id']} {token['text']}{roles}")
+    print(f"hash          {report['hash']}")
+    if report["training"]:
+        print(f"made of       {', '.join(report['training']['sources'])}")
+        for step in (step for note in report["training"]["notes"] for step in note.split("; ")):
+            print(f"              {step}")
+    if report["longest_tokens"]:
+        rows = [[_quoted(token["text"]), token["bytes"], token["id"]] for token in report["longest_tokens"]]
+        print()
+        print_table("", ["longest tokens", "bytes", "id"], rows)
+    if "text" in report:
+        print()
+        print_table("", ["token", "id"], [[_quoted(token["text"]), token["id"]] for token in report["text"]])
+    if "source" in report:
+        _print_measured(report)
+
+
+def _print_measured(report: dict) -> None:
+    found = report["source"]
+    ratio = "-" if found["bytes_per_token"] is None else f"{found['bytes_per_token']:.3f}"
+    print()
+    print(f"text          {found['bytes']:,} bytes, {found['tokens']:,} tokens")
+    print(f"bytes/token   {ratio}")
+    print(f"ids used      {found['ids_used']:,} of {report['ids']:,} ({found['ids_used'] / report['ids']:.1%})")
+    print(f"its own bpe   {found['automatic_vocab_size']:,} ids by --vocab-size auto:")
+    for step in found["reasons"]:
+        print(f"              {step}")
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

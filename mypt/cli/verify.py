@@ -1,0 +1,74 @@
+"""`mypt verify DIR ...`: every shard against its metadata; of several directories also the text that they share."""
+
+import argparse
+import json
+from itertools import combinations
+
+from mypt.cli.table import print_table
+
+HELP = "check every shard of a dataset, and which text two datasets share"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("directories", nargs="+", metavar="DIR", help="dataset directories; two or more are also compared pair by pair")
+    add("--no-lines", action="store_true", help="compare whole documents only, not lines of 40 characters or more")
+    add("--workers", type=int, default=1, metavar="N", help="shards read at once")
+    add("--json", action="store_true", help="print the report as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from mypt.errors import DataError
+    from mypt.shards.overlap import overlaps
+    from mypt.shards.verify import verify_dataset
+
+    if args.workers < 1:
+        raise DataError(f"--workers is {args.workers}; it must be 1 or more")
+    reports = [verify_dataset(directory, workers=args.workers) for directory in args.directories]
+    damaged = any(report["problems"] for report in reports)
+    pairs = [] if damaged else combinations(args.directories, 2)  # damaged text is worth no comparison
+    shared = [found for pair in pairs for found in overlaps(*pair, lines=not args.no_lines)]
+    leaks = [found for found in shared if found.leaks]
+    if args.json:
+        facts = {"directories": reports, "shared": [asdict(found) for found in shared], "ok": not damaged and not leaks}
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        return 1 if damaged or leaks else 0
+    for report in reports:
+        _print_report(report)
+    if shared:
+        _print_shared(shared)
+    for found in leaks:
+        print(f"PROBLEM: {found.shared_documents:,} val documents of {found.directory} are in train of {found.other}: "
+              f"a model trained there is measured on text that it has seen")  # fmt: skip
+    return 1 if damaged or leaks else 0
+
+
+def _print_report(report: dict) -> None:
+    rows = [
+        [name, *(f"{split[count]:,}" for count in ("shards", "tokens", "documents"))]
+        for name, split in report["splits"].items()
+    ]
+    print_table(report["path"], ["split", "shards", "tokens", "documents"], rows)
+    for problem in report["problems"]:
+        print(f"PROBLEM: {problem['file']}: {problem['problem']}")
+    for note in report["notes"]:
+        print(f"note: {note}")
+    if not report["problems"]:
+        print(f"ok: {report['bytes'] / 1e6:,.1f} MB" + (f", {report['seconds']:.1f} s" if report["seconds"] else ""))
+    print()
+
+
+def _print_shared(shared: list) -> None:
+    columns = ["text of", "also in", "documents", "of", "share", "long lines", "of", "share"]
+    rows = []
+    for found in shared:
+        lines = ("", "", "") if found.lines is None else _share(found.shared_lines, found.lines)
+        places = (f"{found.directory} {found.split}", f"{found.other} {found.other_split}")
+        rows.append([*places, *_share(found.shared_documents, found.documents), *lines])
+    print_table("shared text, val text in train first", columns, rows)
+
+
+def _share(part: int, whole: int) -> tuple[str, str, str]:
+    return f"{part:,}", f"{whole:,}", f"{part / whole:.2%}" if whole else ""

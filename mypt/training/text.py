@@ -1,0 +1,99 @@
+"""Text sources of a run as dataset directories in its folder: whole ones, or the first documents of a streamed one."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+
+from mypt.errors import DataError, RecipeError
+from mypt.recipe import DataSection, Recipe
+from mypt.shards.format import METADATA_NAME, Manifest, read_manifest
+from mypt.shards.prepare import prepare_dataset
+from mypt.text.size import document_count
+from mypt.text.sources import Unit, find_units
+
+DATA_NAME, HEAD_NAME, EVAL_NAME = "data", "head", "eval"  # in the run folder
+STREAMED_KINDS = ("jsonl", "csv", "parquet", "arrow", "hub")  # of units; plain text is prepared
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A source that is cleaned, tokenised and packed while it is trained on."""
+
+    units: list[Unit]
+    held_out: float  # share of the documents that is left for evaluation
+    expected: tuple[float, float]  # documents to train on per epoch (0: not known), tokens per document
+
+
+def prepare_train(recipe: Recipe, source: str) -> tuple[str, Streamed | None]:
+    """Prepare all of a text source, or the head of one to stream. Raises RecipeError, and as `prepare_dataset` does."""
+    section = recipe.data
+    units = find_units([source], text_column=section.text_column)
+    if section.streaming and units[0].kind in STREAMED_KINDS:
+        return _prepare_head(recipe, source, units)
+    options = {"val_fraction": section.val_fraction, "val_split": section.val_split}
+    return prepare(recipe, source, DATA_NAME, max_documents=section.max_train_examples, **options), None
+
+
+def prepare_eval(recipe: Recipe, source: str, name: str, tokenizer: str) -> str:
+    """The first `max_eval_examples` documents of a source, all of them in the train split."""
+    limit = recipe.data.max_eval_examples
+    return prepare(recipe, source, f"{EVAL_NAME}/{name}", tokenizer, max_documents=limit, val_fraction=0.0)
+
+
+def prepare(recipe: Recipe, source: str, name: str, tokenizer: str | None = None, **options) -> str:
+    """Text as the directory OUT/name, made by the main process, with a given tokenizer or the recipe's."""
+    directory, section = Path(recipe.training["output_dir"]) / name, recipe.tokenizer
+    made = {
+        "tokenizer": section.name,
+        "vocab_size": section.vocab_size,
+        "min_vocab_size": section.min_vocab_size,
+        "max_vocab_size": section.max_vocab_size,
+        "tokenizer_train_examples": section.train_examples,
+        "retrain": section.retrain,
+    }
+    made = {"tokenizer": tokenizer} if tokenizer else made
+    with PartialState().main_process_first():
+        if PartialState().is_main_process or not (directory / METADATA_NAME).exists():
+            prepare_dataset([source], directory, text_column=recipe.data.text_column, **made, **options)
+    return str(directory)
+
+
+def _prepare_head(recipe: Recipe, source: str, units: list[Unit]) -> tuple[str, Streamed]:
+    """The first documents: they give the tokenizer, the evaluation set, and an idea of what the rest is like."""
+    section = recipe.data
+    _require_streamable(source, recipe)
+    held_out = section.val_fraction if not section.eval or source in section.eval.values() else 0.0
+    examples = max(recipe.tokenizer.train_examples, math.ceil(section.max_eval_examples / held_out) if held_out else 0)
+    begun = Path(recipe.training["output_dir"], HEAD_NAME, METADATA_NAME).exists()
+    try:
+        head = prepare(recipe, source, HEAD_NAME, max_documents=examples, val_fraction=held_out)
+    except DataError as error:
+        if not begun:
+            raise
+        raise DataError(
+            f"{source} or its settings are not what this run began with ({error}); restore them (a hub dataset: name "
+            "its @revision), or choose another training.output_dir"
+        ) from None
+    return head, Streamed(units, held_out, _expected(units, read_manifest(head), examples, section))
+
+
+def _require_streamable(source: str, recipe: Recipe) -> None:
+    if not recipe.training.get("max_steps", 0) > 0:
+        raise RecipeError(
+            f"{source} is streamed, so how long one pass takes is not known before: give training.max_steps, or set "
+            "data.streaming: false to prepare it first"
+        )
+    for key, needless in (("curriculum", None), ("order", "full")):
+        if getattr(recipe.data, key) != needless:
+            raise RecipeError(f"data.{key} needs prepared data: leave it out, or set data.streaming: false")
+
+
+def _expected(units: list[Unit], head: Manifest, examples: int, section: DataSection) -> tuple[float, float]:
+    """Documents per epoch and tokens per document, if the whole source is like its head."""
+    read, train, most = head.report["documents_read"], head.splits["train"], section.max_train_examples
+    documents = read if read < examples else document_count(units)
+    if most is not None:
+        documents = min(documents or most, most)
+    return documents * train.documents / read, train.tokens / train.documents

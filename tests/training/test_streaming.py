@@ -1,0 +1,198 @@
+"""Training on text just in time: what is trained on and what is not, and that a kill loses and repeats nothing."""
+
+import io
+import json
+import random
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from mypt.errors import DataError, RecipeError
+from mypt.recipe import parse_recipe
+from mypt.shards.reader import ShardReader
+from mypt.training.build import build_trainer
+from mypt.training.data import resolve_data
+from mypt.training.run import train
+from tests.training.test_distributed import launch
+from tests.training.test_kill import start, wait_for
+
+
+@pytest.fixture
+def documents() -> list[str]:
+    return [f"{number} {text[:600].strip()}" for number, (_, text) in enumerate(sorted(topics.items()))][:60]
+
+
+@pytest.fixture
+def streaming(recipe_for, documents, tmp_path):
+    """streaming(section={key: value}): the recipe of a run that is fed from a JSON lines file."""
+    (tmp_path / "prose.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+
+    def build(**sections) -> dict:
+        content = recipe_for()
+        content["data"] = {"train": str(tmp_path / "prose.jsonl"), "block_size": 32, "shuffle_buffer": 10}
+        content["tokenizer"] = {"name": "char"}
+        for name, values in sections.items():
+            content[name] = content.get(name, {}) | values
+        return content
+
+    return build
+
+
+def test_the_ledger_counts_and_the_evaluation_is_held_out(streaming, documents, tmp_path):
+    run = train(parse_recipe(streaming(training={"max_steps": 700, "save_steps": 350, "eval_steps": 350})))
+    ledger = json.loads((run / "coverage.json").read_text())
+    (seen,) = ledger["seen"]
+    head = ShardReader(run / "head", "val")
+    texts = resolve_data(parse_recipe(streaming())).tokenizer.decode(head.gather([0], len(head))[0].tolist())
+    held_out = {int(text.split()[0]) for text in texts.split("<|endoftext|>")[:-1]}
+    assert 0 < len(held_out) < 20
+    # several epochs: what an epoch has was counted, and it is everything but what is evaluated
+    places = ledger["lanes"].values()
+    assert all(place[0] >= 2 and place[-1] == place[0] * (60 - len(held_out)) for place in places)
+    tokens = sum(len(text) + 1 for number, text in enumerate(documents) if number not in held_out)
+    assert seen["estimated"] and seen["tokens"] == 700 * 4 * 32
+    assert ledger["sources"][0]["tokens"] == pytest.approx(tokens, rel=0.02)
+    assert seen["coverage"] == pytest.approx(seen["tokens"] / tokens, rel=0.02)
+    assert "eval_prose_loss" in (run / "metrics.jsonl").read_text()
+
+
+def run_and_kill(content: dict, folder: Path) -> tuple[Path, Path, str]:
+    """A run, and the same one killed at a random step and gone on with; the message names the step."""
+    content["training"] |= {"max_steps": 90, "save_steps": 15, "eval_steps": 45, "logging_steps": 1}
+    content["training"] |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
+    recipes = {}
+    for name in ("whole", "killed"):
+        content["training"]["output_dir"] = str(folder / name)
+        recipes[name] = folder / f"{name}.yaml"
+        recipes[name].write_text(yaml.safe_dump(content))
+    whole = start(recipes["whole"])
+    output = whole.communicate()[0].decode()
+    assert whole.returncode == 0, output
+    moment = random.SystemRandom().randrange(16, 85)
+    process = start(recipes["killed"])
+    wait_for(folder / "killed", moment, process)
+    process.kill()
+    process.communicate()
+    final = start(recipes["killed"])
+    output = final.communicate()[0].decode()
+    assert final.returncode == 0 and "resuming from" in output, f"killed at {moment}: {output}"
+    return folder / "whole", folder / "killed", f"killed at {moment}"
+
+
+def require_equal(whole: Path, killed: Path, message: str) -> None:
+    left, right = (load_file(run / "model.safetensors") for run in (whole, killed))
+    assert all(torch.equal(left[name], right[name]) for name in left), message
+    ledgers = [json.loads((run / "coverage.json").read_text()) for run in (whole, killed)]
+    for ledger in ledgers:
+        del ledger["events"]  # of the steps that were changed
+    assert ledgers[0] == ledgers[1] and ledgers[0]["next_sample"] == 90 * 3, message
+
+
+def test_resumed_it_ends_with_the_weights_of_an_unbroken_run(streaming, tmp_path):
+    changes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "warmup_steps": 3, "eval_steps": 45}
+    for name, lengths in {"whole": [90], "broken": [15, 52, 90]}.items():
+        for steps in lengths:
+            more = {"max_steps": steps, "save_steps": 90, "output_dir": str(tmp_path / name)}
+            train(parse_recipe(streaming(training=changes | more)), resume=True)
+    require_equal(tmp_path / "whole", tmp_path / "broken", "resumed at 15 and 52")
+
+
+def test_killed_anywhere_so_does_a_run_on_a_hub_dataset_with_workers(streaming, documents, tmp_path, hub, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    files = {}
+    for number in range(3):  # shards, one more than there are readers
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.table({"text": documents[number::3]}), buffer, row_group_size=5)
+        files[f"train-{number}.parquet"] = buffer.getvalue()
+    hub.datasets = {"me/prose": {"main": files}}
+    for key, value in {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}.items():
+        monkeypatch.setenv(key, value)
+    content = streaming(data={"train": "hf://me/prose"}, training={"dataloader_num_workers": 2})
+    require_equal(*run_and_kill(content, tmp_path))
+    assert "eval_prose_loss" in (tmp_path / "killed" / "metrics.jsonl").read_text()
+
+
+def test_two_processes_go_on_each_at_its_own_place(streaming, weights, tmp_path):
+    content = streaming(training={"per_device_train_batch_size": 2}, model={"hidden_dropout": 0.0})
+    recipes = {}
+    for name in ("whole", "broken"):
+        content["training"]["output_dir"] = str(tmp_path / name)
+        recipes[name] = tmp_path / f"{name}.yaml"
+        recipes[name].write_text(yaml.safe_dump(content))
+    launch("cpu_2.yaml", recipes["whole"])
+    launch("cpu_2.yaml", recipes["broken"], "--training.max_steps=8")  # the second save
+    launch("cpu_2.yaml", recipes["broken"], "--resume")
+    left, right = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    ledgers = [json.loads((tmp_path / name / "coverage.json").read_text()) for name in ("whole", "broken")]
+    assert ledgers[0]["lanes"] == ledgers[1]["lanes"] and sorted(ledgers[0]["lanes"]) == ["0", "1"]
+
+
+def test_a_resume_with_other_readers_or_other_data_is_refused(streaming, tmp_path):
+    recipe = streaming(training={"max_steps": 4})
+    train(parse_recipe(recipe))
+    recipe["training"] |= {"max_steps": 8}
+    more = recipe["training"] | {"dataloader_num_workers": 2}
+    with pytest.raises(DataError, match="1 processes of 1 workers, now by 1 of 2"):
+        build_trainer(parse_recipe(recipe | {"training": more}), resume=True)
+    with pytest.raises(DataError, match=r"cannot go on where it was \(shuffle_buffer: 10 there, 20 now\)"):
+        build_trainer(parse_recipe(recipe | {"data": recipe["data"] | {"shuffle_buffer": 20}}), resume=True)
+    train(parse_recipe(recipe), resume=True)
+    with open(recipe["data"]["train"], "a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(DataError, match=r"not what this run began with .*other source text"):
+        build_trainer(parse_recipe(recipe), resume=True)
+
+
+@pytest.mark.parametrize(
+    "sections, words",
+    [
+        ({"training": {"max_steps": -1}}, "is streamed, so .* give training.max_steps"),
+        ({"data": {"curriculum": {"start_length": 8, "steps": 2}}}, "data.curriculum needs prepared data"),
+        ({"data": {"order": "blocks"}}, "data.order needs prepared data"),
+        ({"data": {"streaming": False, "stride": 4}}, "data.stride is for streamed sources"),
+    ],
+)
+def test_what_does_not_go_with_a_stream_is_refused(streaming, sections, words):
+    with pytest.raises(RecipeError, match=words):
+        resolve_data(parse_recipe(streaming(**sections)))
+
+
+def test_several_text_sources_are_refused(streaming, corpora):
+    recipe = streaming()
+    recipe["data"]["train"] = {recipe["data"]["train"]: 0.9, str(corpora / "general"): 0.1}
+    with pytest.raises(DataError, match="is a text source among several; prepare it first"):
+        resolve_data(parse_recipe(recipe))
+
+
+def test_without_streaming_it_is_prepared_whole(streaming, tmp_path):
+    recipe = streaming(data={"streaming": False, "val_split": "hash"})
+    data = resolve_data(parse_recipe(recipe))
+    assert data.streamed is None and list(data.train) == [str(tmp_path / "run" / "data")]
+    assert data.eval == {"prose": str(tmp_path / "run" / "data")}
+
+
+def test_evaluation_sets_of_text_are_prepared_with_the_runs_tokenizer(streaming, documents, tmp_path):
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents[:9]))
+    sets = {"other": str(tmp_path / "other.jsonl"), "mine": str(tmp_path / "prose.jsonl")}
+    data = resolve_data(parse_recipe(streaming(data={"eval": sets, "max_eval_examples": 5})))
+    assert data.eval == {"other": str(tmp_path / "run" / "eval" / "other"), "mine": str(tmp_path / "run" / "head")}
+    assert data.eval_splits == {"other": "train"} and data.eval_sources == sets
+    assert data.manifests[data.eval["other"]].splits["train"].documents == 5
+    assert {manifest.tokenizer_hash for manifest in data.manifests.values()} == {data.tokenizer_hash}
+    assert data.streamed.held_out == 0.1
+    elsewhere = {"output_dir": str(tmp_path / "elsewhere")}
+    alone = resolve_data(parse_recipe(streaming(data={"eval": {"other": sets["other"]}}, training=elsewhere)))
+    assert alone.streamed.held_out == 0.0  # nothing is left out for an evaluation that nobody asked for
+
+
+def test_a_dataset_directory_of_hugging_face_is_streamed(streaming, documents, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": documents}).save_to_disk(tmp_path / "saved")
+    trainer = build_trainer(parse_recipe(streaming(data={"train": str(tmp_path / "saved")})))
+    assert trainer.train_dataset.documents_per_epoch < 60 and list(trainer.eval_dataset) == ["saved"]
+    assert next(iter(trainer.get_train_dataloader()))["input_ids"].shape == (4, 32)
