@@ -2,7 +2,7 @@
 
     python scripts/bench_prepare.py [--text FILE] [--megabytes 50] [--core 0]
 
-Every side reads the same file, alone in a process of its own on one core. Measured is the processor's time from the
+Every side reads the same file (text, or .jsonl with documents in "text"), alone in a process of its own on one core. Measured is the processor's time from the
 call to the last written byte, which other jobs hardly change; loading the tokenizer counts, imports do not.
 
   loop        the way of the original MyPT: collapse blanks, skip short lines and lines seen before (a set), encode line
@@ -81,18 +81,27 @@ def loop(text: Path, out: Path) -> dict:
         np.array(ids, dtype=np.uint32).tofile(out / f"shard_{shards:05d}.bin")
         tokens, shards = tokens + len(ids), shards + 1
 
-    with open(text, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            line = " ".join(line.split())
-            if len(line) < SHORT or line in seen:
-                continue
-            seen.add(line)
-            waiting.extend(encoding.encode_ordinary(line))
-            if len(waiting) >= SHARD_TOKENS:
-                write(waiting[:SHARD_TOKENS])
-                waiting = waiting[SHARD_TOKENS:]
+    for line in lines_of(text):
+        line = " ".join(line.split())
+        if len(line) < SHORT or line in seen:
+            continue
+        seen.add(line)
+        waiting.extend(encoding.encode_ordinary(line))
+        if len(waiting) >= SHARD_TOKENS:
+            write(waiting[:SHARD_TOKENS])
+            waiting = waiting[SHARD_TOKENS:]
     write(waiting)
     return clock.stop(tokens)
+
+
+def lines_of(text: Path) -> Iterator[str]:
+    """The lines of a text file, or of the texts of a .jsonl file."""
+    with open(text, encoding="utf-8", errors="replace") as file:
+        if text.suffix != ".jsonl":
+            yield from file
+            return
+        for record in file:
+            yield from json.loads(record)["text"].split("\n")
 
 
 def datasets(text: Path, out: Path) -> dict:
@@ -103,7 +112,8 @@ def datasets(text: Path, out: Path) -> dict:
     disable_progress_bars()
     clock = Clock()
     tokenizer = load_tokenizer("gpt2")
-    lines = load_dataset("text", data_files=str(text), split="train", cache_dir=str(out / "cache"))
+    kind = "json" if text.suffix == ".jsonl" else "text"
+    lines = load_dataset(kind, data_files=str(text), split="train", cache_dir=str(out / "cache"))
     encoded = lines.map(
         lambda batch: {"ids": tokenizer(batch["text"])["input_ids"]}, batched=True, remove_columns=["text"]
     )

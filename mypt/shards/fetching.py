@@ -99,16 +99,23 @@ class Mapped(_Shards):
         owners = self.ends.searchsorted(starts, "right")
         sample = slice(None, None, -(-len(starts) // _SAMPLED))
         offsets = (starts - self.begins[owners])[sample] * self.dtype.itemsize
-        if all(_is_cached(self.open(self.paths[shard]), at) for shard, at in zip(owners[sample], offsets, strict=True)):
+        if all(self._is_cached(self.paths[shard], at) for shard, at in zip(owners[sample], offsets, strict=True)):
             return
         for begin in ((starts + self._shift[owners]) * self.dtype.itemsize).tolist():
             page = begin // mmap.PAGESIZE * mmap.PAGESIZE
             end = min(begin + length * self.dtype.itemsize, len(self._memory))
             self._memory.madvise(mmap.MADV_WILLNEED, page, end - page)
 
+    def _is_cached(self, path: Path, offset: int) -> bool:
+        """Whether a byte of a file comes from memory at once; mincore would not tell for a file of somebody else."""
+        try:
+            return os.preadv(self.open(path).number, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+        except (OSError, AttributeError):  # not in memory, or deleted since; a system that cannot tell
+            return False
+
 
 class Pread(_Shards):
-    """Read calls: a file that is cut short under a running job is an error that names it.
+    """Read calls: a file that is cut short or replaced under a running job is an error that names it.
 
     blocks: read whole blocks of consecutive windows and keep a bit more than one pool of them, for `order: blocks`.
     """
@@ -117,6 +124,7 @@ class Pread(_Shards):
         super().__init__(paths, tokens, dtype)
         self.blocks = blocks
         self.bytes_read = 0
+        self._written = [os.stat(path).st_mtime_ns for path in paths]
         self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
@@ -160,6 +168,8 @@ class Pread(_Shards):
             raise DataError(f"shard {self.paths[shard]} cannot be read any more ({error.strerror})") from None
         if len(data) < size:
             raise _truncated(self.paths[shard])
+        if file.written != self._written[shard]:  # files are opened when they are needed, by their names
+            raise DataError(f"shard {self.paths[shard]} was replaced since this process began; restore it")
         self.bytes_read += size
         return data
 
@@ -169,6 +179,7 @@ class _OpenFile:
 
     def __init__(self, path: Path):
         self.number = os.open(path, os.O_RDONLY)
+        self.written = os.fstat(self.number).st_mtime_ns
         if hasattr(os, "posix_fadvise"):  # not on macOS
             os.posix_fadvise(self.number, 0, 0, os.POSIX_FADV_RANDOM)  # read what is asked for, no more
 
@@ -200,14 +211,6 @@ def _libc() -> ctypes.CDLL:
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
     return libc
-
-
-def _is_cached(file: _OpenFile, offset: int) -> bool:
-    """Whether a byte of a file comes from memory at once; mincore would not tell for a file of somebody else."""
-    try:
-        return os.preadv(file.number, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-    except (OSError, AttributeError):  # not in memory; a file system or a system that cannot tell
-        return False
 
 
 def _truncated(path: Path) -> DataError:

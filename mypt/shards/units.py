@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -55,10 +56,17 @@ class Piece:
     limit: int | None = None  # documents, from its first
     lines: np.ndarray | None = None  # packed bits: for each line that is not blank whether to keep it
 
-    def documents(self, cleaner: Cleaner) -> Iterator[Document]:
+    def batches(self, cleaner: Cleaner) -> Iterator[list[Document]]:
         """What is left of its documents after cleaning."""
-        documents = cleaner(first_documents(read_documents(self.unit), self.limit))
-        return documents if self.lines is None else unrepeated(documents, np.unpackbits(self.lines), cleaner)
+        documents = read_documents(self.unit)
+        if self.limit is not None:
+            documents = first_documents(documents, self.limit)
+        batches = cleaner.batches(documents)
+        return batches if self.lines is None else unrepeated(batches, np.unpackbits(self.lines), cleaner)
+
+    def documents(self, cleaner: Cleaner) -> Iterator[Document]:
+        """The same one by one."""
+        return chain.from_iterable(self.batches(cleaner))
 
     def parts(self, row: int, cleaner: Cleaner) -> Iterator[Document]:
         """The parts of document number `row` of those."""
@@ -132,7 +140,7 @@ def finish_unit(work: Work, piece: Piece) -> Finished:
     record.unlink(missing_ok=True)
     input_digest, cleaner = digest(piece.unit), work.settings.cleaner()
     writer = UnitWriter(work, piece.number)
-    writer.write(piece.documents(cleaner))
+    writer.write(piece.batches(cleaner))
     if stamp(piece.unit) != content[1]:
         raise DataError(f"{piece.unit.name} changed while it was being prepared; run the same command again")
     finished = Finished.of(cleaner, writer, key=key.hexdigest(), digest=input_digest)
@@ -140,15 +148,13 @@ def finish_unit(work: Work, piece: Piece) -> Finished:
     return finished
 
 
-def first_documents(documents: Iterable[Document], limit: int | None) -> Iterator[Document]:
+def first_documents(documents: Iterable[Document], limit: int) -> Iterator[Document]:
     """The first `limit` documents, all their parts included."""
-    left = limit
     for document in documents:
-        if left == 0:
+        if limit == 0:
             return
         yield document
-        if left is not None:
-            left -= document.ended
+        limit -= document.ended
 
 
 def kept_lines(text: str) -> list[str]:
@@ -156,24 +162,27 @@ def kept_lines(text: str) -> list[str]:
     return [line for line in text.split("\n") if line and not line.isspace()]
 
 
-def unrepeated(documents: Iterable[Document], keep: np.ndarray, cleaner: Cleaner) -> Iterator[Document]:
+def unrepeated(batches: Iterable[list[Document]], keep: np.ndarray, cleaner: Cleaner) -> Iterator[list[Document]]:
     """The documents without the lines that came before; `keep` is 0 or 1 for each line that is not blank."""
     position, going_on = 0, False
-    for text, ended in documents:
-        kept = []
-        for line in text.split("\n"):
-            if line and not line.isspace():
-                position += 1
-                if not keep[position - 1]:
-                    cleaner.dropped_lines["duplicate"] += 1
-                    continue
-            kept.append(line)
-        text = "\n".join(kept)
-        if ended and not going_on and (not text or text.isspace()):
-            cleaner.dropped["empty"] += 1
-        else:
-            yield Document(text, ended)
-        going_on = not ended
+    for batch in batches:
+        left = []
+        for text, ended in batch:
+            kept = []
+            for line in text.split("\n"):
+                if line and not line.isspace():
+                    position += 1
+                    if not keep[position - 1]:
+                        cleaner.dropped_lines["duplicate"] += 1
+                        continue
+                kept.append(line)
+            text = "\n".join(kept)
+            if ended and not going_on and (not text or text.isspace()):
+                cleaner.dropped["empty"] += 1
+            else:
+                left.append(Document(text, ended))
+            going_on = not ended
+        yield left
 
 
 class UnitWriter:
@@ -184,19 +193,24 @@ class UnitWriter:
         self.encoder = load_encoder(work)
         self.seconds = 0.0  # in the encoder
         self._texts: list[str] = []
+        self._sizes: list[int] = []  # of the texts, in UTF-8 bytes
         self._ended: list[bool] = []
         self._characters = 0  # of the batch
-        self._rows: list[tuple[int, int, int]] = []  # hash, bytes, characters of the batch's documents
+        # Of the batch's documents:
+        self._hashes: list[int] = []
+        self._bytes: list[int] = []
+        self._lengths: list[int] = []  # in characters
         self._open: list = []  # of a document that goes on: its digest, bytes, characters
         self._open_tokens = 0
         self._tables: list[np.ndarray] = []
         self._signatures: list[np.ndarray] = []
 
-    def write(self, documents: Iterable[Document]) -> None:
+    def write(self, batches: Iterable[list[Document]]) -> None:
         """Write all of them to the disk."""
         with open(f"{self.path}.ids", "wb") as file:
-            for document in documents:
-                self._add(*document)
+            for batch in batches:
+                if batch:
+                    self._add(batch)
                 if self._characters >= _BATCH_CHARACTERS:
                     self._flush(file)
             self._flush(file)
@@ -206,37 +220,50 @@ class UnitWriter:
         if self._signatures:
             _save(f"{self.path}.signatures.npy", np.concatenate(self._signatures))
 
-    def _add(self, text: str, ended: bool) -> None:
-        data = text.encode()
-        if ended and not self._open:
-            self._rows.append((text_hash(data), len(data), len(text)))
+    def _add(self, batch: list[Document]) -> None:
+        texts, ended = zip(*batch, strict=True)
+        data, lengths = list(map(str.encode, texts)), list(map(len, texts))
+        sizes = list(map(len, data))
+        if all(ended) and not self._open:
+            self._add_rows(map(text_hash, data), sizes, lengths)
         else:
-            self._open = self._open or [xxhash.xxh3_64(), 0, 0]
-            self._open[0].update(data)
-            self._open[1] += len(data)
-            self._open[2] += len(text)
-            if ended:
-                self._rows.append((self._open[0].intdigest(), *self._open[1:]))
-                self._open = []
-        self._texts.append(text)
-        self._ended.append(ended)
-        self._characters += len(text)
+            for part, length, last in zip(data, lengths, ended, strict=True):
+                self._add_part(part, length, last)
+        self._texts += texts
+        self._sizes += sizes
+        self._ended += ended
+        self._characters += sum(lengths)
+
+    def _add_rows(self, hashes: Iterable[int], sizes: Iterable[int], lengths: Iterable[int]) -> None:
+        self._hashes += hashes
+        self._bytes += sizes
+        self._lengths += lengths
+
+    def _add_part(self, data: bytes, length: int, ended: bool) -> None:
+        self._open = self._open or [xxhash.xxh3_64(), 0, 0]
+        self._open[0].update(data)
+        self._open[1] += len(data)
+        self._open[2] += length
+        if ended:
+            self._add_rows([self._open[0].intdigest()], self._open[1:2], self._open[2:])
+            self._open = []
 
     def _flush(self, file: IO[bytes]) -> None:
         if not self._texts:
             return
         ended = np.array(self._ended)
         began = time.perf_counter()
-        ids, counts = self.encoder(self._texts)
+        ids, counts = self.encoder(self._texts, self._sizes)
         self.seconds += time.perf_counter() - began
         ends = np.cumsum(counts + ended)  # in the batch, EOS included
-        stream = np.full(ends[-1], self.work.eos_token_id, np.uint32)
+        stream = np.full(ends[-1], self.work.eos_token_id, DTYPES[self.work.dtype])
         is_text = np.ones(len(stream), bool)
         is_text[ends[ended] - 1] = False
         stream[is_text] = ids
-        file.write(stream.astype(DTYPES[self.work.dtype]).data)
-        table = np.empty(len(self._rows), ROW)
-        table["hash"], table["bytes"], table["characters"] = np.array(self._rows, np.uint64).reshape(-1, 3).T
+        file.write(stream.data)
+        table = np.empty(len(self._hashes), ROW)
+        table["hash"], table["bytes"] = np.array(self._hashes, np.uint64), self._bytes
+        table["characters"] = self._lengths
         table["tokens"] = np.diff(ends[ended], prepend=-self._open_tokens)
         self._open_tokens = int(ends[-1] - ends[ended][-1]) if len(table) else self._open_tokens + int(ends[-1])
         self._tables.append(table)
@@ -245,7 +272,8 @@ class UnitWriter:
 
             # A document in parts is known by its last one.
             self._signatures.append(signatures([text for text, last in zip(self._texts, ended, strict=True) if last]))
-        self._texts, self._ended, self._rows, self._characters = [], [], [], 0
+        self._texts, self._sizes, self._ended, self._characters = [], [], [], 0
+        self._hashes, self._bytes, self._lengths = [], [], []
 
 
 def _save(path: str, array: np.ndarray) -> None:

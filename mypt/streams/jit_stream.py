@@ -13,7 +13,7 @@ from mypt.errors import DataError
 from mypt.shards.split import hashed_to_val
 from mypt.streams.estimate import EstimatedLedger
 from mypt.streams.lane import Lane, Place
-from mypt.streams.packing import pack
+from mypt.streams.packing import GROUP, pack
 from mypt.streams.windows import document_positions
 from mypt.text.clean import Cleaner
 from mypt.text.dedup import text_hash
@@ -212,11 +212,11 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
             max_examples=self.max_examples,
         )
         documents = lane.documents(place)
-        first = next(documents)
+        first = list(itertools.islice(documents, GROUP))
         backend = self.tokenizer.backend_tokenizer
-        encoder = Encoder(backend, choose_engine(backend, [first[1]], say=lambda line: None))
+        encoder = Encoder(backend, choose_engine(backend, [text for _, text in first], say=lambda line: None))
         yield from pack(
-            itertools.chain([first], documents),
+            itertools.chain(first, documents),
             encoder,
             self.tokenizer.eos_token_id,
             self.block_size,

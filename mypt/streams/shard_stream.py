@@ -10,9 +10,8 @@ from mypt.errors import DataError
 from mypt.shards.reader import ShardReader
 from mypt.streams.curriculum import cut, length_at
 from mypt.streams.ledger import Ledger
-from mypt.streams.mixture import PERIOD, Mixture
 from mypt.streams.resume import events_since, source_of
-from mypt.streams.windows import document_positions, window_count
+from mypt.streams.windows import document_positions
 
 CHUNK = 16_384  # samples whose places are worked out at once: numpy's cost per call then vanishes
 AHEAD = 256  # windows (to twice as many) for which the system is asked before they are read
@@ -84,21 +83,12 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
     @property
     def samples_per_epoch(self) -> int:
         """Samples in which the heaviest source is seen once (of one directory: its number of windows)."""
-        return -(-self.windows_per_epoch[self.main] * PERIOD // self._main_slots)
+        return self.timeline.samples_per_epoch
 
     @property
     def tokens_per_epoch(self) -> int:
         """Tokens of the mixture in which the heaviest source is seen once."""
-        return round(self.timeline.sources[self.main].tokens * PERIOD / self._main_slots)
-
-    @property
-    def windows_per_epoch(self) -> list[int]:
-        """Of each source, as it was at sample 0."""
-        return [window_count(source.tokens, self.block_size) for source in self.timeline.sources]
-
-    @property
-    def _main_slots(self) -> int:
-        return Mixture([source.weight for source in self.timeline.sources]).counts[self.main]
+        return self.timeline.tokens_per_epoch
 
     def state(self, next_sample: int) -> dict:
         """All that a resume needs, for JSON: `ShardStream(..., state=...)` goes on from `next_sample`."""

@@ -79,6 +79,8 @@ class Timeline:
 
     def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Global samples int64 (k,) -> source indices (k,) and sample numbers within the source (k,)."""
+        if len(self._mixtures) == 1:
+            return self._mixtures[0].locate(samples)
         owners, local = np.empty(len(samples), np.int64), np.empty(len(samples), np.int64)
         parts = np.searchsorted(self._firsts, samples, side="right") - 1
         for part in np.unique(parts).tolist():

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
@@ -127,6 +127,10 @@ class Cleaner:
 
     def __call__(self, documents: Iterable[Document]) -> Iterator[Document]:
         """The documents that are kept, cleaned."""
+        return chain.from_iterable(self.batches(documents))
+
+    def batches(self, documents: Iterable[Document]) -> Iterator[list[Document]]:
+        """The same in lists of a bounded number of characters: whoever counts or hashes them pays less for each."""
         documents, size = iter(documents), 1
         first, keep, counted = True, True, False  # of the document in parts that is being read
         while batch := list(islice(documents, size)):
@@ -138,8 +142,9 @@ class Cleaner:
             faults = _faults(texts, whole, lines=self.filter == "line") - self._ignored
             if first and not faults and False not in ended:
                 self.counts["documents"] += len(batch)
-                yield from self._without_empty(whole_documents(texts) if self.lowercase else batch, texts)
+                yield self._without_empty(list(whole_documents(texts)) if self.lowercase else batch, texts)
                 continue
+            kept = []
             for text, last in zip(texts, ended, strict=True):
                 clean, changed = self._clean(text, faults)
                 if first:
@@ -149,10 +154,11 @@ class Cleaner:
                     self.counts["normalized"] += 1
                     counted = True
                 if keep:
-                    yield Document(clean, last)
+                    kept.append(Document(clean, last))
                 first = last
+            yield kept
 
-    def _without_empty(self, documents: Iterable[Document], texts: Iterable[str]) -> Iterable[Document]:
+    def _without_empty(self, documents: list[Document], texts: Iterable[str]) -> list[Document]:
         """The documents of a batch that needs no change, without those of no text."""
         if all(texts) and not (self.filter and any(map(str.isspace, texts))):
             return documents

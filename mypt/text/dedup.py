@@ -84,7 +84,7 @@ def shared(first: Iterable[np.ndarray], second: Iterable[np.ndarray], scratch: P
             seen: list[np.ndarray] = []
             for hashes, items in blocks:
                 asked = items >= 0
-                seen.append(np.unique(hashes[~asked]))
+                seen.append(np.sort(hashes[~asked]))
                 marks.mark(items[asked & _among(seen, hashes)])
     return marks
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mypt.tokenization.encode import encode_flat
+from mypt.tokenization.load import parsed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -82,13 +82,16 @@ class Encoder:
             content = tokenizer.to_str()
             self._lengths, self._encode = _byte_lengths(content), _LOADERS[engine](content)
 
-    def __call__(self, texts: Sequence[str]) -> Flat:
-        """The ids of all texts, uint32 (tokens,), and how many each text has, int64 (len(texts),)."""
+    def __call__(self, texts: Sequence[str], sizes: Sequence[int] | None = None) -> Flat:
+        """The ids of all texts, uint32 (tokens,), and how many each text has, int64 (len(texts),).
+
+        `sizes`: the UTF-8 bytes of each text, if they are known.
+        """
         if self.engine == "tokenizers" or not texts:
             return encode_flat(self.tokenizer, texts)
         try:
             ids, counts = self._encode(texts)
-            if self._adds_up(texts, ids, counts) and self._agrees(texts, ids, counts):
+            if self._adds_up(texts, sizes, ids, counts) and self._agrees(texts, ids, counts):
                 return ids, counts
             reason = "gave other ids than the tokenizer"
         except Exception as error:
@@ -100,16 +103,15 @@ class Encoder:
         )
         return encode_flat(self.tokenizer, texts)
 
-    def _adds_up(self, texts: Sequence[str], ids: np.ndarray, counts: np.ndarray) -> bool:
+    def _adds_up(self, texts: Sequence[str], sizes: Sequence[int] | None, ids: np.ndarray, counts: np.ndarray) -> bool:
         """Whether the ids of each text stand for as many bytes as the text has, where ids stand for bytes at all."""
         if len(counts) != len(texts) or counts.sum() != len(ids):
             return False
         if self._lengths is None:
             return True
-        some, sizes = counts > 0, np.zeros(len(texts), dtype=np.int64)
-        sizes[some] = np.add.reduceat(self._lengths[ids], (np.cumsum(counts) - counts)[some], dtype=np.int64)
-        expected = map(len, texts) if "".join(texts).isascii() else (len(text.encode()) for text in texts)
-        return np.array_equal(sizes, np.fromiter(expected, np.int64, len(texts)))
+        some, found = counts > 0, np.zeros(len(texts), dtype=np.int64)
+        found[some] = np.add.reduceat(self._lengths[ids], (np.cumsum(counts) - counts)[some], dtype=np.int64)
+        return np.array_equal(found, [len(text.encode()) for text in texts] if sizes is None else sizes)
 
     def _agrees(self, texts: Sequence[str], ids: np.ndarray, counts: np.ndarray) -> bool:
         """Whether some texts' beginnings have the tokenizer's ids; which ones depends on the call alone."""
@@ -139,7 +141,7 @@ def _equal(first: Flat, second: Flat) -> bool:
 
 def _byte_lengths(tokenizer_json: str) -> np.ndarray | None:
     """The bytes of text that each id stands for, uint16 (ids,), in a byte-level tokenizer; None for any other."""
-    content = json.loads(tokenizer_json)
+    content = parsed(tokenizer_json)
     rule = content["pre_tokenizer"] or {}
     *splits, last = rule.get("pretokenizers", [rule])
     if (
@@ -174,7 +176,7 @@ def _fastokens(tokenizer_json: str) -> Callable[[Sequence[str]], Flat]:
 @lru_cache(maxsize=1)
 def _characters(tokenizer_json: str) -> Callable[[Sequence[str]], Flat] | None:
     """A table from code points to ids, if the tokenizer gives each character an id and any other one its bytes'."""
-    content = json.loads(tokenizer_json)
+    content = parsed(tokenizer_json)
     model = content["model"]
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
     if (

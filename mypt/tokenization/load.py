@@ -69,11 +69,17 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     return _essence_hash(tokenizer.backend_tokenizer.to_str())
 
 
+@lru_cache(maxsize=1)
+def parsed(tokenizer_json: str) -> dict:
+    """The content of a tokenizer.json, not to be changed: a large one takes a tenth of a second, and several ask."""
+    return json.loads(tokenizer_json)
+
+
 @lru_cache(maxsize=4)  # half a second for a large vocabulary
 def _essence_hash(tokenizer_json: str) -> str:
     import xxhash
 
-    content = json.loads(tokenizer_json)
+    content = parsed(tokenizer_json)
     added = [
         {"content": token["content"], "id": token["id"], "special": True} if token["special"] else token
         for token in content["added_tokens"]

@@ -10,6 +10,7 @@ from mypt.errors import DataError, RecipeError
 from mypt.recipe import DataSection, Recipe
 from mypt.shards.format import METADATA_NAME, Manifest, read_manifest
 from mypt.shards.prepare import prepare_dataset
+from mypt.shards.split import FEWEST_FOR_HASH
 from mypt.text.size import document_count
 from mypt.text.sources import Unit, find_units
 
@@ -76,7 +77,14 @@ def _prepare_head(recipe: Recipe, source: str, units: list[Unit]) -> tuple[str, 
             f"{source} or its settings are not what this run began with ({error}); restore them (a hub dataset: name "
             "its @revision), or choose another training.output_dir"
         ) from None
-    return head, Streamed(units, held_out, _expected(units, read_manifest(head), examples, section))
+    manifest = read_manifest(head)
+    documents = manifest.report["documents"]
+    if held_out and documents < FEWEST_FOR_HASH:  # the head's val is its tail then, which the stream does not leave out
+        raise DataError(
+            f"{source} has {documents} documents, and from {FEWEST_FOR_HASH} on some can be held out of a stream for "
+            "evaluation; name data.eval, or set data.streaming: false"
+        )
+    return head, Streamed(units, held_out, _expected(units, manifest, examples, section))
 
 
 def _require_streamable(source: str, recipe: Recipe) -> None:

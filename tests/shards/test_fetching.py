@@ -1,11 +1,13 @@
 """All ways of fetching give the same windows, with few open files and without reading what is not needed."""
 
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from mypt.errors import DataError
 from mypt.shards.fetching import BLOCK_TOKENS, InMemory, Mapped, Pread
 from mypt.streams.windows import window_count, window_starts
 
@@ -51,6 +53,25 @@ def test_a_full_order_reads_no_more_than_the_windows(tmp_path):
     fetch = Pread(*write(tmp_path, tokens, [25_000, 35_000]))
     fetch.windows(np.arange(0, 50_000, 500), 101)
     assert fetch.bytes_read == 100 * 101 * 2
+
+
+def test_what_is_mapped_outlives_its_file(tmp_path):
+    tokens = np.arange(5_000, dtype="<u2")
+    fetch = Mapped(*write(tmp_path, tokens, [2_000, 3_000]))
+    (tmp_path / "1.bin").unlink()  # as when a dataset is prepared again while it is trained on
+    fetch.prefetch(np.array([100, 3_000]), 65)
+    assert np.array_equal(fetch.windows(np.array([3_000]), 65)[0], tokens[3_000:3_065])
+
+
+def test_with_pread_a_file_replaced_later_is_an_error_that_names_it(tmp_path):
+    tokens = np.arange(5_000, dtype="<u2")
+    fetch = Pread(*write(tmp_path, tokens, [2_000, 3_000]))
+    tokens[::-1][:3_000].tofile(tmp_path / "other.bin")
+    os.utime(tmp_path / "other.bin", (1, 1))
+    os.replace(tmp_path / "other.bin", tmp_path / "1.bin")
+    assert np.array_equal(fetch.windows(np.array([1_000]), 65)[0], tokens[1_000:1_065])
+    with pytest.raises(DataError, match=r"1\.bin was replaced"):
+        fetch.windows(np.array([3_000]), 65)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of open files are POSIX")

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from mypt.errors import DataError
 from mypt.shards.format import Manifest, Shard, Split, write_manifest
 from mypt.streams.shard_stream import ShardStream, document_positions
-from mypt.streams.windows import phase
+from mypt.streams.windows import phase, window_count
 
 BLOCK = 16
 
@@ -105,7 +105,7 @@ def test_a_mixture_takes_exact_shares_from_each_directory(make_shards):
     assert ((rows >= 10_000).sum(), (rows < 10_000).sum()) == (500, 1_500)
     # the small source goes round, each of its windows as often as any other, give or take one
     counts = torch.bincount(rows[rows < 10_000])
-    n = stream.windows_per_epoch[0]
+    n = window_count(900, BLOCK)
     assert counts.sum() == 1_500 and len(set(rows[rows < 10_000][:n].tolist())) == n
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,19 +32,22 @@ def evaluations(run: Path) -> list[dict]:
     return [{key: entry[key] for key in entry if key.endswith("_loss") or key == "loss"} for entry in entries[:-1]]
 
 
-def test_two_processes_equal_one(recipe_for, weights, tmp_path):
+def test_two_processes_equal_one(recipe_for, weights, corpora, tmp_path):
     content = recipe_for(model={"hidden_dropout": 0.0})
     recipes = {}
-    for name, batch in (("one", 4), ("two", 2), ("mixed", 2)):
+    for name, batch in (("one", 4), ("two", 2), ("mixed", 4)):
         content["training"] |= {"output_dir": str(tmp_path / name), "per_device_train_batch_size": batch}
         recipes[name] = tmp_path / f"{name}.yaml"
         recipes[name].write_text(yaml.safe_dump(content))
-    launch("cpu.yaml", recipes["one"])
-    launch("cpu_2.yaml", recipes["two"])
-    # started by two processes, gone on with by one that takes the whole batch: the sample order is the same
-    launch("cpu_2.yaml", recipes["mixed"], "--training.max_steps=8")
-    changed = launch("cpu.yaml", recipes["mixed"], "--resume", "--training.per_device_train_batch_size=4")
-    assert "world_size 2 -> 1" in changed
+    launch("cpu.yaml", recipes["one"], "--training.max_steps=8")
+    launch("cpu_2.yaml", recipes["two"], "--training.max_steps=8")
+    # begun by two processes, gone on with by one that takes the whole batch
+    shutil.copytree(tmp_path / "two", tmp_path / "mixed")
+    sources = f"--data.train={{{corpora / 'domain'}: 0.3, {corpora / 'general'}: 0.7}}"  # other weights: an event
+    for name, config in (("one", "cpu.yaml"), ("two", "cpu_2.yaml"), ("mixed", "cpu.yaml")):
+        printed = launch(config, recipes[name], "--resume", sources)
+        assert ("world_size 2 -> 1" in printed) == (name == "mixed")
+        assert "changed from step 8 on: weights" in printed
 
     one = weights(tmp_path / "one")
     for name in ("two", "mixed"):
@@ -53,5 +57,6 @@ def test_two_processes_equal_one(recipe_for, weights, tmp_path):
             assert left == pytest.approx(right, abs=1e-5)
         ledgers = [json.loads((tmp_path / run / "coverage.json").read_text()) for run in ("one", name)]
         assert ledgers[0]["seen"] == ledgers[1]["seen"]
+        assert [seen["samples"] for seen in ledgers[1]["seen"]] == [24 + 5, 8 + 11]
         assert ledgers[0]["next_sample"] == ledgers[1]["next_sample"] == 48
     assert not torch.equal(one["model.norm.weight"], torch.ones_like(one["model.norm.weight"])), "nothing was trained"

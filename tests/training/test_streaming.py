@@ -1,8 +1,10 @@
 """Training on text just in time: what is trained on and what is not, and that a kill loses and repeats nothing."""
 
+import gzip
 import io
 import json
 import random
+import re
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -130,6 +132,29 @@ def test_two_processes_go_on_each_at_its_own_place(streaming, weights, tmp_path)
     assert all(torch.equal(left[name], right[name]) for name in left)
     ledgers = [json.loads((tmp_path / name / "coverage.json").read_text()) for name in ("whole", "broken")]
     assert ledgers[0]["lanes"] == ledgers[1]["lanes"] and sorted(ledgers[0]["lanes"]) == ["0", "1"]
+
+
+def test_a_source_of_unknown_size_is_trained_on(streaming, documents, tmp_path, capsys):
+    with gzip.open(tmp_path / "prose.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in documents)
+    content = streaming(data={"train": str(tmp_path / "prose.jsonl.gz"), "max_eval_examples": 2})
+    content["tokenizer"]["train_examples"] = 20
+    run = train(parse_recipe(content))
+    out = capsys.readouterr().out
+    assert "Dataset coverage: not known" in out
+    assert re.search(r"step 12/12: loss \S+, lr 3.00e-03, [\d,]+ tokens/s", out)
+    (seen,) = json.loads((run / "coverage.json").read_text())["seen"]
+    assert (seen["samples"], seen["epochs"], seen["coverage"]) == (48, None, None)
+
+
+def test_too_few_documents_to_hold_some_out_are_refused(streaming, documents, tmp_path):
+    recipe = streaming(data={"train": str(tmp_path / "few.jsonl")})
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents[:19]))
+    with pytest.raises(DataError, match="has 19 documents, and from 20 on some can be held out"):
+        resolve_data(parse_recipe(recipe))
+    recipe["data"]["eval"] = {"other": str(tmp_path / "prose.jsonl")}
+    recipe["training"]["output_dir"] = str(tmp_path / "other")
+    assert resolve_data(parse_recipe(recipe)).streamed.held_out == 0.0
 
 
 def test_a_resume_with_other_readers_or_other_data_is_refused(streaming, tmp_path):

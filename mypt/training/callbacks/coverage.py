@@ -102,7 +102,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
         """Draw from the sources with other weights from the next step on; to be called between two steps.
 
         args, state: as HF's events get them. Every process calls it alike. Raises MyPTError with DataLoader workers,
-        which have read ahead, DataError for another number of weights.
+        which have read ahead, DataError in a stock Trainer, which has too, and for another number of weights.
         """
         if args.dataloader_num_workers:
             raise MyPTError(

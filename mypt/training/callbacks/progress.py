@@ -34,7 +34,8 @@ class ProgressBarCallback(TrainerCallback):
         seconds = max(time.monotonic() - self._last_time, 1e-9)
         rate = (state.global_step - self._last_step) * self.tokens_per_step / seconds
         self._last_step, self._last_time = state.global_step, time.monotonic()
-        text = f"loss {logs['loss']:.3f}, lr {logs['learning_rate']:.2e}, {state.epoch:.2f}x, {rate:,.0f} tokens/s"
+        passes = "" if state.epoch is None else f"{state.epoch:.2f}x, "  # None: of what is streamed, nobody knows yet
+        text = f"loss {logs['loss']:.3f}, lr {logs['learning_rate']:.2e}, {passes}{rate:,.0f} tokens/s"
         if self._bar.disable:
             print(f"step {state.global_step}/{state.max_steps}: {text}", flush=True)
         else:
