@@ -2,8 +2,9 @@
 
     python scripts/bench_prepare.py [--text FILE] [--megabytes 50] [--core 0]
 
-Every side reads the same file (text, or .jsonl with documents in "text"), alone in a process of its own on one core. Measured is the processor's time from the
-call to the last written byte, which other jobs hardly change; loading the tokenizer counts, imports do not.
+Every side reads the same file (text, or .jsonl with documents in "text"), alone in a process of its own on one core.
+Measured is the processor's time from the call to the last written byte, which other jobs hardly change; loading the
+tokenizer counts, imports do not.
 
   loop        the way of the original MyPT: collapse blanks, skip short lines and lines seen before (a set), encode line
               by line with tiktoken into a list, write uint32 shards

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from mypt.cli.prepare import add_reading
 from mypt.cli.table import print_dataset
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         if not args.no_overlap:
             found = overlaps(args.directory, args.other, lines=False)
-            shared = [entry for entry in found if entry.directory == args.other]
+            shared = [entry for entry in found if entry.directory == str(Path(args.other))]
         manifest = append_dataset(args.directory, args.other, say=lambda line: print(line, file=sys.stderr))
     if args.json:
         facts = summary(args.directory, manifest) | {"shared": [asdict(entry) for entry in shared]}

@@ -23,11 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mypt.checkpoints.inspect import is_checkpoint
     from mypt.shards.format import METADATA_NAME
+    from mypt.shards.legacy import is_foreign
 
     path = Path(args.path)
     if not path.exists():
         raise MyPTError(f"{path} does not exist; name a run folder, a checkpoint folder or a dataset directory")
-    if (path / METADATA_NAME).is_file():
+    if (path / METADATA_NAME).is_file() or is_foreign(path):
         report = _dataset_report(path, args)
         show = _print_dataset
     elif is_checkpoint(path):

@@ -48,6 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns 0 (done), 1 (a check failed) or 2 (bad input)."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what it can't show does not end a command
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if rest:

@@ -80,6 +80,7 @@ def add_reading(parser: argparse.ArgumentParser, choice: argparse._ActionsContai
 
 
 def run(args: argparse.Namespace) -> None:
+    from mypt.shards.inspect import summary
     from mypt.shards.prepare import prepare_dataset
     from mypt.shards.workers import available_cores
 
@@ -105,12 +106,7 @@ def run(args: argparse.Namespace) -> None:
         **{"workers": available_cores(), **chosen},
     )
     if args.json:
-        splits = {
-            name: {"tokens": s.tokens, "documents": s.documents, "bytes": s.bytes, "shards": len(s.shards)}
-            for name, s in manifest.splits.items()
-        }
-        facts = {"out": args.out, "dtype": manifest.dtype, "vocab_size": manifest.vocab_size, "splits": splits}
-        print(json.dumps(facts | {"sources": manifest.sources, "report": manifest.report}, indent=1))
+        print(json.dumps(summary(args.out, manifest) | {"report": manifest.report}, indent=1, ensure_ascii=False))
         return
     _print_report(args.out, manifest)
     if args.show_dropped:

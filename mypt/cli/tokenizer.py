@@ -68,15 +68,20 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _measured(args: argparse.Namespace, tokenizer) -> dict:
-    from itertools import chain, islice
+    from itertools import chain
 
+    from mypt.shards.units import first_documents
     from mypt.text.clean import Cleaner
     from mypt.text.sources import find_units, read_documents
     from mypt.tokenization.inspect import measure
     from mypt.tokenization.vocab_size import choose_vocab_size
 
     units = find_units(args.source, text_column=args.text_column)
-    documents = islice(chain.from_iterable(map(read_documents, units)), getattr(args, "max_documents", None))
+    documents = chain.from_iterable(map(read_documents, units))
+    if hasattr(args, "max_documents"):
+        if args.max_documents < 1:
+            raise TokenizerError(f"--max-documents is {args.max_documents}; it must be 1 or more")
+        documents = first_documents(documents, args.max_documents)
     found = measure(tokenizer, (document.text for document in Cleaner(lowercase=args.lowercase)(documents)))
     size, reasons = choose_vocab_size(found["bytes"], args.min_vocab_size, args.max_vocab_size)
     return {**found, "automatic_vocab_size": size, "reasons": reasons}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from mypt.shards.format import METADATA_NAME, Manifest, Split, read_manifest, wr
 from mypt.shards.legacy import origin
 from mypt.shards.output import fingerprints
 from mypt.shards.scan import checked_chunks, progress_bar, shard_problem, write_stream
+from mypt.shards.staging import only_writer
 from mypt.shards.writer import ShardWriter
 from mypt.tokenization.load import require_same_tokenizer
 
@@ -43,9 +43,7 @@ def append_dataset(
         manifest, added = read_manifest(directory), read_manifest(other)
         require_same_tokenizer(str(directory), manifest.tokenizer_hash, str(other), added.tokenizer_hash)
         entry = {"did": "append", "of": str(other), "fingerprints": fingerprints(added)}
-        if any(
-            done.get("fingerprints") == entry["fingerprints"] for done in manifest.history if done["did"] == "append"
-        ):
+        if any(done.get("fingerprints") == entry["fingerprints"] for done in appended(manifest)):
             say(f"{directory} already holds {other}")
             return manifest
         total = sum(split.tokens for split in added.splits.values()) * added.numpy_dtype.itemsize
@@ -107,27 +105,24 @@ def append_shards(directory: Path, staged: Path, added: Manifest, entry: dict) -
 def only_appender(directory: Path) -> Iterator[None]:
     """Hold `directory` for one append; begins by taking back what one that was killed left, ends by tidying up.
 
-    Raises DataError if another process is appending to it.
+    Raises DataError if another process is writing in it.
     """
-    import fcntl
-
     if not directory.is_dir():
         read_manifest(directory)  # says what is wrong
-    held = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise DataError(f"another process is adding data to {directory}; wait until it is done") from None
-            # A file system without locks: nothing is lost but this protection.
+    with only_writer(directory):
         take_back(directory)
         try:
             yield
         finally:
             take_back(directory)
-    finally:
-        os.close(held)
+
+
+def appended(manifest: Manifest) -> list[dict]:
+    """The entries of `history` for what was appended and is there as a whole: of a subset, what came behind it."""
+    entries: list[dict] = []
+    for entry in manifest.history:
+        entries = [] if entry["did"] == "subset" else [*entries, entry]
+    return [entry for entry in entries if entry["did"] == "append"]
 
 
 def take_back(directory: Path) -> None:

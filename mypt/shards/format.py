@@ -125,7 +125,7 @@ def read_manifest(directory: str | Path, dtype: str | None = None) -> Manifest:
                 return manifest
         if content is not None:
             return _parse(path, content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); prepare the data again") from None
     raise DataError(
         f"{directory} holds no {METADATA_NAME}: it is no dataset directory, or its preparation did not finish; "
@@ -152,5 +152,5 @@ def _check_paths(path: Path, manifest: Manifest) -> None:
     for name, split in manifest.splits.items():
         for shard in split.shards:
             parts = Path(shard.file).parts
-            if len(parts) != 2 or parts[0] != name or parts[1] in ("..", "."):
+            if len(parts) != 2 or parts[0] != name or name != Path(name).name or ".." in parts:
                 raise DataError(f"{path} names the shard {shard.file!r}, which is outside {name}/; refusing to read it")

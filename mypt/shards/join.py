@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from mypt.shards.encoding import load_encoder
 from mypt.shards.format import DTYPES, SPLITS, Split
 from mypt.shards.resolve import TRAIN, VAL, Cut, Resolution
 from mypt.shards.split import split_at
-from mypt.shards.units import Piece, Work, load_encoder, rows
+from mypt.shards.units import Piece, Work, rows
 from mypt.shards.writer import ShardWriter
 
 _CHUNK_TOKENS = 4_000_000  # copied at once; a longer document goes alone

@@ -49,6 +49,12 @@ def read_foreign(directory: Path, content: dict, dtype: str | None, tokenizer: s
     return manifest
 
 
+def is_foreign(directory: Path) -> bool:
+    """Whether it holds shards of the original's or of nanoGPT's, by the names of its files; without metadata, too."""
+    is_original = (directory / STATE_NAME).is_file()
+    return directory.is_dir() and bool(_find_shards(directory, is_original))
+
+
 def origin(manifest: Manifest) -> str | None:
     """Whose directory it is: "the original MyPT" or "nanoGPT"; None for today's format."""
     return manifest.report.get("origin")

@@ -14,14 +14,14 @@ import xxhash
 
 from mypt.errors import DataError
 from mypt.shards.format import Manifest, read_manifest
-from mypt.shards.scan import checked_chunks, pieces, progress_bar
+from mypt.shards.scan import checked_chunks, pieces, progress_bar, read_chunks
 from mypt.text.dedup import shared
 from mypt.tokenization.load import load_tokenizer
 from mypt.tokenization.token_bytes import TextOf
 
 LONG_LINE = 40  # characters from which a shared line is more than a shared phrase
 _WHOLE_TOKENS = 1 << 24  # a document up to this long is decoded in one go
-_READ_HASHES = 1 << 20
+_HASH = np.dtype("u8")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def held_documents(directory: Path, manifest: Manifest, scratch: Path) -> Iterat
     """`id_hash` of every document of every split, uint64 (documents,) in chunks. Raises DataError for damage."""
     for split in _present(manifest):
         _write_hashes(directory, manifest, split, _id_bytes, False, scratch / split, lambda size: None)
-        yield from _hashes(scratch / f"{split}.documents")
+        yield from read_chunks(scratch / f"{split}.documents", _HASH)
 
 
 def id_hash(ids: np.ndarray) -> int:
@@ -94,17 +94,11 @@ def _compare(directories: list[Path], pair: tuple[int, str, int, str], lines: bo
 
     def count(kind: str) -> tuple[int, int]:
         own, other = (scratch / f"{index}-{name}.{kind}" for index, name in ((a, split), (b, other_split)))
-        marks = shared(_hashes(other), _hashes(own), scratch)
+        marks = shared(read_chunks(other, _HASH), read_chunks(own, _HASH), scratch)
         return len(marks), marks.count()
 
     found = [*count("documents"), *(count("lines") if lines else (None, None))]
     return Shared(str(directories[a]), split, str(directories[b]), other_split, *found)
-
-
-def _hashes(path: Path) -> Iterator[np.ndarray]:
-    with open(path, "rb") as file:
-        while len(hashes := np.fromfile(file, np.uint64, _READ_HASHES)):
-            yield hashes
 
 
 def _write_hashes(

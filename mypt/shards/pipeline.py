@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +16,14 @@ import xxhash
 
 from mypt.errors import DataError
 from mypt.files import replace_text
+from mypt.shards.encoding import finish_unit
 from mypt.shards.format import SPLITS, Split
 from mypt.shards.join import write_shards
 from mypt.shards.resolve import Resolution, divide, require_text, resolve
 from mypt.shards.settings import PrepareSettings
 from mypt.shards.staging import UNITS
 from mypt.shards.survey import Survey, Surveyed, line_hashes, merge_sample, survey_unit
-from mypt.shards.units import Finished, Piece, Work, finish_unit, rows
+from mypt.shards.units import Finished, Piece, Work, rows
 from mypt.shards.workers import run_in_order
 from mypt.shards.writer import ShardWriter
 from mypt.text.dedup import first_occurrences
@@ -57,6 +57,8 @@ class Pipeline:
     started: float = field(init=False, default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise DataError(f"workers is {self.workers}; it must be 1 or more (left out: one for each core)")
         self.pieces = [Piece(number, unit) for number, unit in enumerate(self.units)]
 
     @property
@@ -259,16 +261,21 @@ def source_digests(units: list[Unit], digests: list[str]) -> dict[str, str]:
     return {source: total.hexdigest() for source, total in totals.items()}
 
 
-def holds_sources(recorded: list[dict], units: list[Unit], partly: bool) -> bool:
+def holds_sources(
+    recorded: list[dict], units: list[Unit], partly: bool, digest_of: Callable[[Unit], str] = digest
+) -> bool:
     """Whether the recorded digests are those of `units`; `partly`: of as many of their first units as were read."""
     wanted = [source.get("xxh3_128") for source in recorded]
-    groups = [list(group) for _, group in groupby(units, key=lambda unit: unit.source)]
-    if not partly and len(groups) != len(wanted):
+    by_source: dict[str, list[Unit]] = {}
+    for unit in units:
+        by_source.setdefault(unit.source, []).append(unit)
+    groups = list(by_source.values())
+    if None in wanted or (not partly and len(groups) != len(wanted)):
         return False
     for group, expected in zip(groups, wanted, strict=False):
         total, found = xxhash.xxh3_128(), None
         for unit in group:
-            total.update(digest(unit).encode())
+            total.update(digest_of(unit).encode())
             found = total.hexdigest()
             if partly and found == expected:
                 break

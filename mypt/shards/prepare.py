@@ -7,21 +7,21 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mypt.errors import DataError
-from mypt.shards.append import append_shards, only_appender
+from mypt.shards.append import append_shards, appended, only_appender
 from mypt.shards.format import Manifest, dtype_for, read_manifest
 from mypt.shards.overlap import held_documents
 from mypt.shards.pipeline import TRAINED, Pipeline, holds_sources
 from mypt.shards.report import count, examples, write_report
 from mypt.shards.resolve import divide
 from mypt.shards.settings import PrepareSettings
-from mypt.shards.staging import STAGING, previous_manifest, publish, write_error
+from mypt.shards.staging import STAGING, only_writer, previous_manifest, publish, write_error
 from mypt.shards.units import Work
-from mypt.text.sources import Unit, find_units
+from mypt.text.sources import Unit, digest, find_units
 from mypt.tokenization.load import largest_id, load_tokenizer, tokenizer_hash
 
 if TYPE_CHECKING:
@@ -56,15 +56,16 @@ def prepare_dataset(
     if out.exists() and not out.is_dir():
         raise DataError(f"--out {out} is a file; give a directory")
     say = partial(_say, notes, progress)
-    publish(out)  # what a killed call had ready
     units = _find(sources, chosen, say)
-    partly = chosen.max_documents is not None
-    previous = previous_manifest(out, chosen, partial(holds_sources, units=units, partly=partly))
-    if previous and not retrain:
-        say(f"{out} is already prepared from the same text with the same settings")
-        return previous
     pipeline = Pipeline(out / STAGING, chosen, units, workers, say, progress)
-    with disk_errors(out, pipeline):
+    partly = chosen.max_documents is not None
+    with disk_errors(out, pipeline), only_writer(out):
+        publish(out)  # what a killed call had ready
+        previous = previous_manifest(out, chosen, partial(holds_sources, units=units, partly=partly))
+        if previous and not retrain:
+            say(f"{out} is already prepared from the same text with the same settings")
+            shutil.rmtree(pipeline.staging, ignore_errors=True)  # of a call that was killed when all was done
+            return previous
         loaded = loaded or (pipeline.make_tokenizer(retrain) if name in TRAINED else load_tokenizer(name))
         if chosen.val_split == "tail" and not chosen.normalize:
             say("val is the tail of the text, which is kept as it is (--normalize changes it)")
@@ -94,10 +95,10 @@ def append_text(
         manifest, tokenizer = read_manifest(directory), load_tokenizer(directory)
         settings = _settings_again(manifest, text_column, max_documents)
         units = _find(sources, settings, say)
-        for entry in manifest.history:
-            if "text" in entry and holds_sources(entry["text"], units, partly=max_documents is not None):
-                say(f"{directory} already holds this text")
-                return manifest
+        if _holds_text(manifest, units, settings):
+            say(f"{directory} already holds this text")
+            shutil.rmtree(directory / STAGING, ignore_errors=True)  # of a call that was killed when all was done
+            return manifest
         pipeline = Pipeline(directory / STAGING, settings, units, workers, say, progress)
         with disk_errors(directory, pipeline):
             work = pipeline.encode(tokenizer, manifest.dtype)
@@ -114,9 +115,8 @@ def append_text(
             splits, added = pipeline.write(work, resolution)
             report = count(pipeline.finished, resolution, splits, pipeline.scratch())
             new = replace(manifest, splits=splits, sources=added)
-            manifest = append_shards(
-                directory, pipeline.staging, new, {"did": "append", "text": added, "report": report}
-            )
+            entry = {"did": "append", "text": added, "read": _reading(settings), "report": report}
+            manifest = append_shards(directory, pipeline.staging, new, entry)
         shutil.rmtree(pipeline.staging)
     return manifest
 
@@ -129,6 +129,21 @@ def _settings_again(manifest: Manifest, text_column: str, max_documents: int | N
         given["val_fraction"] = 0.0  # it has no val split and gets none
     given |= {"text_column": text_column, "max_documents": max_documents}
     return PrepareSettings.of(f"xxh3-128:{manifest.tokenizer_hash}", **given)
+
+
+def _reading(settings: PrepareSettings) -> dict[str, Any]:
+    """What decides which part of a source is read."""
+    return {"text_column": settings.text_column, "max_documents": settings.max_documents}
+
+
+def _holds_text(manifest: Manifest, units: list[Unit], settings: PrepareSettings) -> bool:
+    """Whether a dataset was made of these units, or had them appended, read in the same way."""
+    texts = [(entry["text"], entry.get("read")) for entry in appended(manifest) if "text" in entry]
+    if manifest.settings and not any(entry["did"] == "subset" for entry in manifest.history):
+        first = manifest.sources[: len({unit.source for unit in units})]
+        texts.append((first, {name: manifest.settings.get(name) for name in _reading(settings)}))
+    partly, digest_of = settings.max_documents is not None, cache(digest)  # a text is read once, however many there are
+    return any(read == _reading(settings) and holds_sources(text, units, partly, digest_of) for text, read in texts)
 
 
 def _find(

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ import xxhash
 
 from mypt.errors import DataError, TokenizerError
 from mypt.files import replace_text
+from mypt.shards.encoding import UnitWriter
 from mypt.shards.format import METADATA_NAME, Manifest, dtype_for, read_manifest
 from mypt.shards.pipeline import TRAINED, Pipeline
 from mypt.shards.prepare import disk_errors, join_units
 from mypt.shards.settings import PrepareSettings
 from mypt.shards.staging import STAGING, UNITS, previous_manifest, publish
-from mypt.shards.units import Finished, Piece, UnitWriter, Work, rows, token_ids
+from mypt.shards.units import Finished, Piece, Work, rows, token_ids
 from mypt.text.clean import Cleaner
 from mypt.text.dedup import text_hash
 from mypt.text.document import Document
@@ -39,6 +40,7 @@ from mypt.tokenization.load import largest_id, load_tokenizer, save_tokenizer, t
 _LAUNCH = "launch.json"
 _ENGINES: dict[str, str] = {}  # the encoder for each tokenizer (by hash): every process chooses once
 _NAMED = 10  # ranks in a message
+_TOGETHER = 16  # documents that are hashed at once
 _NOT_OURS = {
     "text_column": "what reads the documents knows where their text is",
     "max_documents": "limit what reads the documents",
@@ -152,7 +154,7 @@ def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> 
         sample, documents = _look(documents)
         _ENGINES[work.tokenizer_hash] = choose_engine(Tokenizer.from_file(str(work.tokenizer)), sample, _say)
     writer = UnitWriter(replace(work, folder=own, engine=_ENGINES[work.tokenizer_hash]), rank)
-    writer.write(documents)
+    writer.write(iter(lambda: list(islice(documents, _TOGETHER)), []))
     finished = Finished.of(cleaner, writer, key=launch.key(rank, ranks), digest=seen.hexdigest())
     finished.save(own / f"{name}.json")
     (folder / f"{name}.json").unlink(missing_ok=True)

@@ -11,13 +11,12 @@ from mypt.files import replace_text
 from mypt.shards.format import Manifest, Split
 from mypt.shards.resolve import Resolution
 from mypt.shards.units import Finished, Work, rows, token_ids
+from mypt.text.clean import EXAMPLE_CHARACTERS, EXAMPLES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 REPORT_NAME = "prepare_report.json"
-EXAMPLES = 3  # of each reason
-EXAMPLE_CHARACTERS = 200
 
 
 def count(finished: list[Finished], resolution: Resolution, splits: dict[str, Split], scratch: Path) -> dict:

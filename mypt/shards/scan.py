@@ -31,7 +31,7 @@ class Contents:
 
 
 def read_chunks(path: Path, dtype: np.dtype) -> Iterator[np.ndarray]:
-    """The ids of a file, at most CHUNK_TOKENS at once."""
+    """The ids (or hashes) in a file, at most CHUNK_TOKENS at once."""
     with open(path, "rb") as file:
         while len(ids := np.fromfile(file, dtype, CHUNK_TOKENS)):
             yield ids

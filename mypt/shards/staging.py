@@ -3,16 +3,40 @@
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mypt.errors import DataError, MyPTError
 from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, read_manifest, write_manifest
+from mypt.shards.legacy import is_foreign
 from mypt.shards.settings import PrepareSettings
 
 STAGING = ".preparing"  # inside the dataset directory, so that finished files are moved by a rename
 UNITS = "units"  # inside the staging directory: what goes on after a kill, and is not published
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: how numpy reports what did not fit
+
+
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Hold the directory `out` (made if it is missing) for one command; DataError if another process writes in it."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing is lost but this protection
+        yield
+        return
+    held = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise DataError(f"another process is writing {out}; wait until it is done") from None
+            # A file system without locks.
+        yield
+    finally:
+        os.close(held)
 
 
 def previous_manifest(
@@ -20,6 +44,8 @@ def previous_manifest(
 ) -> Manifest | None:
     """The manifest of what `out` holds if that is whole and what is asked for; an error if it is something else."""
     if not (out / METADATA_NAME).exists():
+        if is_foreign(out):
+            raise DataError(f"{out} holds shards of the original MyPT's or of nanoGPT's; choose another --out")
         return None
     try:
         manifest = read_manifest(out)
@@ -74,8 +100,8 @@ def write_error(error: OSError, out: Path, kept: str) -> DataError:
     """What to tell the user when `out` cannot be written; `kept` says what is finished."""
     if error.errno not in _DISK_FULL:
         return DataError(f"cannot write {out}: {error.strerror}; check its permissions or choose another --out")
-    free = shutil.disk_usage(out).free
+    free, reason = shutil.disk_usage(out).free, error.strerror or error
     return DataError(
-        f"no room to write {out} ({error.strerror}, {free / 1e6:,.1f} MB are free): {kept}; make room and run the same "
+        f"no room to write {out} ({reason}, {free / 1e6:,.1f} MB are free): {kept}; make room and run the same "
         "command again, or choose another --out"
     )

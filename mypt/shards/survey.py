@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from mypt.files import replace_text
+from mypt.shards.scan import read_chunks
 from mypt.shards.settings import PrepareSettings
-from mypt.shards.units import Piece, kept_lines
+from mypt.shards.units import Piece, kept_lines, read_record
 from mypt.tokenization.bpe import TextSample
 
 
@@ -40,13 +42,11 @@ class Survey:
 def survey_unit(survey: Survey, piece: Piece, below: int = 2**64) -> Surveyed:
     """Read a unit once, unless that was done before. Of the sample only hashes under `below` can still win."""
     settings, index = survey.settings, piece.number
-    content = [survey.corpus, index, settings.reading(), settings.training(), survey.make, piece.limit]
+    content = [version("mypt"), survey.corpus, index, settings.reading(), settings.training(), survey.make, piece.limit]
     key = xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
     record = survey.folder / f"{index:05d}.survey.json"
-    if record.is_file():
-        found = Surveyed(**json.loads(record.read_text(encoding="utf-8")))
-        if found.key == key:
-            return found
+    if (found := read_record(Surveyed, record, key)) is not None:
+        return found
     record.unlink(missing_ok=True)
     sample = TextSample(settings.tokenizer_train_examples, settings.seed, below)
     characters: set[str] = set()
@@ -72,9 +72,7 @@ def survey_unit(survey: Survey, piece: Piece, below: int = 2**64) -> Surveyed:
 def line_hashes(folder: Path, pieces: list[Piece]) -> Iterator[np.ndarray]:
     """The hashes of all lines that are not blank, uint64, unit by unit, at most a million at once."""
     for piece in pieces:
-        with open(folder / f"{piece.number:05d}.lines", "rb") as file:
-            while len(part := np.fromfile(file, "<u8", 1 << 20)):
-                yield part
+        yield from read_chunks(folder / f"{piece.number:05d}.lines", np.dtype("<u8"))
 
 
 def _write_sample(path: Path, sample: TextSample) -> None:

@@ -17,7 +17,7 @@ from mypt.files import replace_text
 from mypt.shards.format import METADATA_NAME
 from mypt.shards.pipeline import Pipeline
 from mypt.shards.settings import PrepareSettings
-from mypt.shards.staging import STAGING
+from mypt.shards.staging import STAGING, only_writer
 from mypt.text.sources import find_units, stamp
 
 TRAINING_NAME = "tokenizer_training.json"  # beside tokenizer.json: what it was made of, and the reasons for its size
@@ -53,12 +53,13 @@ def train_tokenizer(
         return out
     notes: list[str] = []
     pipeline = Pipeline(out / STAGING, chosen, units, workers, notes.append, progress)
-    pipeline.make_tokenizer(retrain)
-    (out / TRAINING_NAME).unlink(missing_ok=True)
-    for path in pipeline.staging.glob("tokenizer*.json"):
-        os.replace(path, out / path.name)
-    replace_text(out / TRAINING_NAME, json.dumps(made_of | {"notes": notes}, indent=1, ensure_ascii=False))
-    shutil.rmtree(pipeline.staging)
+    with only_writer(out):
+        pipeline.make_tokenizer(retrain)
+        (out / TRAINING_NAME).unlink(missing_ok=True)
+        for path in pipeline.staging.glob("tokenizer*.json"):
+            os.replace(path, out / path.name)
+        replace_text(out / TRAINING_NAME, json.dumps(made_of | {"notes": notes}, indent=1, ensure_ascii=False))
+        shutil.rmtree(pipeline.staging)
     return out
 
 

@@ -53,11 +53,7 @@ def first_occurrences(chunks: Iterable[np.ndarray], scratch: Path) -> Marks:
     Memory: about 130 MB, the distinct hashes of one file and one bit per item.
     """
     with Partitions(scratch) as partitions:
-        size = 0
-        for chunk in chunks:
-            partitions.add(chunk, np.arange(size, size + len(chunk)))
-            size += len(chunk)
-        marks = Marks(size)
+        marks = Marks(partitions.add_numbered(chunks))
         for blocks in partitions:
             seen: list[np.ndarray] = []
             for hashes, items in blocks:
@@ -75,11 +71,7 @@ def shared(first: Iterable[np.ndarray], second: Iterable[np.ndarray], scratch: P
     with Partitions(scratch) as partitions:
         for chunk in first:
             partitions.add(chunk, np.full(len(chunk), -1))
-        size = 0
-        for chunk in second:
-            partitions.add(chunk, np.arange(size, size + len(chunk)))
-            size += len(chunk)
-        marks = Marks(size)
+        marks = Marks(partitions.add_numbered(second))
         for blocks in partitions:
             seen: list[np.ndarray] = []
             for hashes, items in blocks:
@@ -128,6 +120,14 @@ class Partitions:
                 self._spill()
             self._waiting.append((hashes[part], items[part]))
             self._held += len(hashes[part])
+
+    def add_numbered(self, chunks: Iterable[np.ndarray]) -> int:
+        """Add the hashes of `chunks` with their ordinals as items; returns how many there are."""
+        size = 0
+        for chunk in chunks:
+            self.add(chunk, np.arange(size, size + len(chunk)))
+            size += len(chunk)
+        return size
 
     def __iter__(self) -> Iterator[Iterator[tuple[np.ndarray, np.ndarray]]]:
         """Each partition, in blocks of at most BUFFER pairs; all in one if they fit in memory."""

@@ -5,7 +5,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from mypt.errors import DataError
-from mypt.text.opening import ARCHIVES, COMPRESSED
+from mypt.text.opening import ARCHIVES, compression
 from mypt.text.tables import row_groups, splits_of
 
 LARGE_FILE = 1_000_000  # bytes on the disk; a text file above it is cut into blocks unless it must stay whole
@@ -17,7 +17,7 @@ _KINDS = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 def find_files(source: str) -> list[Path]:
     """A file, or those of a glob sorted by path (`**` descends).
 
-    Raises DataError for a file that is missing, a directory, a glob without a match and an archive.
+    Raises DataError for a file that is missing, a directory, a pipe, a glob without a match and an archive.
     """
     path = Path(source)
     if path.is_dir():
@@ -28,8 +28,10 @@ def find_files(source: str) -> list[Path]:
     if not paths:
         raise DataError(f"source {source} does not exist; give a file, a glob, a dataset directory or hf://NAME")
     for path in paths:
-        if path.suffix in ARCHIVES:
-            raise DataError(f"{path} is compressed; decompress it first (only .gz and .zst are read as they are)")
+        if _suffix(path) in ARCHIVES:
+            raise DataError(f"{path} is an archive; unpack it first (only .gz and .zst files are read as they are)")
+        if not path.is_file():
+            raise DataError(f"{path} is a pipe or a device, and a source is read more than once; write it to a file")
     return paths
 
 
@@ -53,8 +55,12 @@ def dataset_directory(source: str) -> Path | None:
 
 def kind_of(path: Path) -> str:
     """jsonl, csv, parquet, or text for any other name; .gz and .zst do not count."""
-    name = path.with_suffix("") if path.suffix in COMPRESSED else path
-    return _KINDS.get(name.suffix, "text")
+    return _KINDS.get(_suffix(path), "text")
+
+
+def _suffix(path: Path) -> str:
+    """In lower case, without .gz and .zst."""
+    return (path.with_suffix("") if compression(path) else path).suffix.lower()
 
 
 def document_of(path: Path) -> str:
@@ -67,7 +73,7 @@ def pieces(path: Path, document: str, text_column: str) -> Iterator[tuple[int, i
     kind, size = kind_of(path), path.stat().st_size
     if kind == "parquet":
         yield from _together(row_groups(str(path), text_column))
-    elif path.suffix in COMPRESSED or kind == "csv" or (kind == "text" and document == "file"):
+    elif compression(path) or kind == "csv" or (kind == "text" and document == "file"):
         yield 0, None
     else:
         for start in range(0, size, UNIT_BYTES):

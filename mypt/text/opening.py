@@ -18,10 +18,16 @@ ARCHIVES = (".zip", ".bz2", ".xz", ".7z", ".tar", ".tgz", ".rar")  # refused
 _READ = 1 << 17  # compressed bytes at a time
 
 
+def compression(path: str | Path) -> str:
+    """.gz, .zst, or nothing."""
+    suffix = Path(path).suffix.lower()
+    return suffix if suffix in COMPRESSED else ""
+
+
 @contextmanager
 def open_bytes(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a file for reading, decompressed if it is a .gz or .zst; what goes wrong with it is a DataError."""
-    suffix = Path(path).suffix
+    suffix = compression(path)
     try:
         if suffix == ".zst":
             with open(path, "rb", buffering=0) as file:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mypt.text import hub
-from mypt.text.opening import COMPRESSED
+from mypt.text.opening import compression
 from mypt.text.sources import Unit
 
 SAMPLE_BYTES = 1 << 20
@@ -31,7 +31,7 @@ def _count(path: str, unit: Unit) -> float:
         metadata = read_metadata(path)
         groups = range(metadata.num_row_groups)[unit.start : unit.stop]
         return sum(metadata.row_group(group).num_rows for group in groups)
-    if unit.kind not in ("jsonl", "csv") or Path(path).suffix in COMPRESSED:
+    if unit.kind not in ("jsonl", "csv") or compression(path):
         return 0
     with open(path, "rb") as file:
         sample = file.read(SAMPLE_BYTES)

@@ -20,7 +20,7 @@ def datasets(tmp_path, capsys):
 
 def test_the_table_tells_what_both_have(datasets, capsys):
     old, new = map(str, datasets)
-    assert main(["append", old, "--from", new]) == 0
+    assert main(["append", old, "--from", f"{new}/"]) == 0
     out = capsys.readouterr().out
     splits = read_manifest(old).splits
     assert splits["train"].documents + splits["val"].documents == 160

@@ -1,6 +1,7 @@
 """`mypt inspect` on a real run, its checkpoints and its data."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -142,6 +143,29 @@ def test_a_damaged_shard_is_named(make_shards, capsys):
         "train/shard_00000.bin holds 38 bytes, the metadata says 40",
         "train/shard_00002.bin is missing",
     ]
+
+
+def test_a_dataset_of_the_originals_without_metadata(tmp_path, capsys):
+    np.arange(9, dtype=np.uint32).tofile(tmp_path / "shard_00000.bin")
+    (tmp_path / "tokenizer_state.json").write_text(
+        '{"token_kind": "char", "chars": ["' + '", "'.join("abcdefghi") + '"]}'
+    )
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["format"], report["splits"]["train"]["tokens"]) == ("the original MyPT", 9)
+
+
+def test_a_name_that_cannot_be_printed_is_escaped(make_shards):
+    directory = make_shards(train=np.arange(50))
+    metadata = directory / "dataset_metadata.json"
+    source = {"name": "caf\udce9.txt", "documents": 1, "bytes": 1, "tokens": 50}
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"sources": [source]}))
+    command, environment = (
+        [sys.executable, "-m", "mypt", "inspect", str(directory)],
+        {"PYTHONIOENCODING": "utf-8:strict"},
+    )
+    shown = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    assert shown.returncode == 0 and "caf\\udce9.txt" in shown.stdout, shown.stderr
 
 
 def test_what_is_neither_is_one_clear_error(run_folder, tmp_path, capsys):

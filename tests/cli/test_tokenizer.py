@@ -128,10 +128,13 @@ def test_the_longest_tokens(tokenizer):
         (["--out", "made"], "name the text with --source"),
         (["--source", "none.txt", "--out", "made"], "none.txt does not exist"),
         (["--source", "text.txt", "--out", "made", "--vocab-size", "100"], "vocab_size is 100"),
+        (["made", "--source", "text.txt", "--max-documents", "-1"], "--max-documents is -1; it must be 1 or more"),
         (["none"], "none"),
     ],
 )
 def test_errors(tokenizer, line, message, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    if line[:1] == ["made"]:
+        save_tokenizer(build_char_tokenizer("ab"), "made")
     with pytest.raises(MyPTError, match=message):
         tokenizer(*line)

@@ -158,7 +158,7 @@ def test_new_metadata_does_not_vouch_for_a_changed_shard(make_dataset):
 
 def test_one_append_at_a_time(make_dataset):
     directory, other = make_dataset("old", **OLD), make_dataset("new", **NEW)
-    with only_appender(directory), pytest.raises(DataError, match="another process is adding data"):
+    with only_appender(directory), pytest.raises(DataError, match="another process is writing"):
         append(directory, other)
 
 

@@ -76,7 +76,7 @@ MOMENTS = [
     "mypt.shards.pipeline:survey_unit:4",
     "mypt.shards.pipeline:train_bpe_tokenizer:1",
     "mypt.shards.pipeline:finish_unit:4",
-    "mypt.shards.units:UnitWriter._flush:3",
+    "mypt.shards.encoding:UnitWriter._flush:3",
     "mypt.shards.units:replace_text:2",
     "mypt.shards.pipeline:resolve:1",
     "mypt.shards.writer:ShardWriter._finish:2",

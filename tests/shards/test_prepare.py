@@ -1,7 +1,9 @@
 """Preparing: the shards decode to the cleaned text, in order, the same bytes each time, or one clear error."""
 
 import json
+import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,8 @@ from mypt.errors import DataError
 from mypt.shards.format import METADATA_NAME, read_manifest
 from mypt.shards.prepare import append_text, prepare_dataset
 from mypt.shards.report import REPORT_NAME
-from mypt.shards.staging import STAGING
+from mypt.shards.staging import STAGING, only_writer, write_error
+from mypt.shards.subset import subset_dataset
 from mypt.text.clean import normalize
 from mypt.tokenization.load import EOS, load_tokenizer, tokenizer_hash
 
@@ -263,6 +266,40 @@ def test_another_tokenizer_at_the_same_place_in_the_same_process(tmp_path):
         shutil.rmtree(tmp_path / "out")
 
 
+def test_sources_named_twice_and_in_turn_are_known_again(tmp_path):
+    a, b = (jsonl(tmp_path / f"{name}.jsonl", texts(20, seed)) for seed, name in enumerate("ab"))
+    first = prepare([a, b, a], tmp_path / "out", dedup=False)
+    assert [source["documents"] for source in first.sources] == [40, 20]
+    assert "seconds" not in prepare([a, b, a], tmp_path / "out", dedup=False).report
+
+
+def test_shards_of_the_originals_without_metadata_are_left_alone(tmp_path):
+    shard = tmp_path / "out/train/shard_00000.bin"
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(b"abcd")
+    (tmp_path / "out/tokenizer_state.json").write_text('{"token_kind": "gpt2"}')
+    with pytest.raises(DataError, match="original MyPT's"):
+        prepare(jsonl(tmp_path / "a.jsonl", ["x"]), tmp_path / "out", val_fraction=0)
+    assert shard.read_bytes() == b"abcd"
+
+
+def test_a_source_whose_name_is_not_utf8(tmp_path):
+    source = jsonl(tmp_path / os.fsdecode(b"caf\xe9.jsonl"), texts(30))
+    prepare(source, tmp_path / "out")
+    assert read_manifest(tmp_path / "out").sources[0]["name"] == str(source)
+
+
+def test_one_writer_at_a_time(tmp_path):
+    with only_writer(tmp_path / "out"), pytest.raises(DataError, match="another process is writing"):
+        prepare(jsonl(tmp_path / "a.jsonl", texts(30)), tmp_path / "out")
+
+
+def test_a_full_disk_that_numpy_meets_is_one(tmp_path):
+    with open("/dev/full", "wb") as file, pytest.raises(OSError) as caught:
+        np.zeros(100_000).tofile(file)
+    assert re.match(r"no room to write .* \(100000 requested and", str(write_error(caught.value, tmp_path, "")))
+
+
 def test_a_foreign_dataset_is_left_alone(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / METADATA_NAME).write_text('{"total_tokens": 5}')
@@ -278,6 +315,7 @@ def test_a_foreign_dataset_is_left_alone(tmp_path):
         ({"val_split": "head"}, "hash or tail"),
         ({"document": "word"}, "file or block or line"),
         ({"tokens_per_shard": 0}, "1 or more"),
+        ({"workers": 0}, "workers is 0; it must be 1 or more"),
         ({"max_documents": 0}, "1 or more"),
         ({"vocab_size": 300}, "only --tokenizer bpe"),
         ({"vocab_size": 256, "tokenizer": "bpe"}, "auto or 257"),
@@ -436,6 +474,45 @@ def test_appending_what_is_there_or_little(tmp_path):
     assert documents(out, "train")[-1] == "another new document"
     with pytest.raises(DataError, match="append changed it since"):
         prepare([tmp_path / "a.jsonl", tmp_path / "c.jsonl"], out, "bpe", vocab_size=300)
+
+
+def test_a_source_read_otherwise_is_other_text(tmp_path):
+    out, rows = tmp_path / "out", [{"text": f"text {n}", "title": f"title {n}"} for n in range(30)]
+    more = tmp_path / "b.jsonl"
+    more.write_text("".join(map("{}\n".format, map(json.dumps, rows))))
+    prepare(jsonl(tmp_path / "a.jsonl", texts(50)), out)
+    for options, added in ({"max_documents": 10}, 10), ({}, 20), ({"text_column": "title"}, 30):
+        for expected in (added, 0):  # the second time it is known
+            before = read_manifest(out).splits
+            splits = append_text(out, more, progress=False, **options).splits
+            assert sum(splits[name].documents - before[name].documents for name in splits) == expected
+
+
+def test_what_it_was_made_of_is_not_added_again(tmp_path):
+    source = tmp_path / "a.txt"
+    source.write_text("\n".join(texts(30)))
+    prepare(source, tmp_path / "out", val_split="tail")  # val's text is a part of a document
+    before = contents(tmp_path / "out")
+    append_text(tmp_path / "out", source, progress=False)
+    assert contents(tmp_path / "out") == before
+
+
+def test_what_a_call_killed_at_its_very_end_left_goes(tmp_path):
+    out, source, more = tmp_path / "out", jsonl(tmp_path / "a.jsonl", texts(50)), jsonl(tmp_path / "b.jsonl", ["b"])
+    for again in (lambda: prepare(source, out), lambda: append_text(out, more, progress=False)):
+        again()
+        (out / STAGING / "units").mkdir(parents=True)
+        again()
+        assert not (out / STAGING).exists()
+
+
+def test_a_subset_can_get_back_what_it_lost(tmp_path):
+    prepare(jsonl(tmp_path / "a.jsonl", texts(50)), tmp_path / "out", dedup=False, val_fraction=0)
+    more = jsonl(tmp_path / "b.jsonl", texts(50, seed=1))
+    append_text(tmp_path / "out", more, progress=False)
+    part = subset_dataset(tmp_path / "out", tmp_path / "part", samples=10, progress=False)
+    whole = append_text(tmp_path / "part", more, progress=False)
+    assert whole.splits["train"].documents == part.splits["train"].documents + 50
 
 
 @pytest.mark.parametrize("chunk", [1, 37, 1000])

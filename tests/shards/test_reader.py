@@ -152,7 +152,22 @@ def test_a_manifest_cannot_point_outside_its_directory(make_shards, name):
         read_manifest(directory)
 
 
-@pytest.mark.parametrize("damage", ["{", '{"format": "mypt-shards"}', "[]"])
+@pytest.mark.parametrize(("split", "name"), [("..", "../secret"), ("/", "/secret"), ("//", "//secret")])
+def test_nor_can_the_name_of_a_split(make_shards, split, name):
+    directory = make_shards(train=np.arange(50), val=np.arange(50))
+    path = directory / METADATA_NAME
+    content = json.loads(path.read_text())
+    content["splits"][split] = content["splits"].pop("val")
+    content["splits"][split]["shards"][0]["file"] = name
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"outside {split}/"):
+        read_manifest(directory)
+
+
+DAMAGED_SPLITS = json.dumps({"format": "mypt-shards", "version": 1, "splits": []})
+
+
+@pytest.mark.parametrize("damage", [DAMAGED_SPLITS, "{", '{"format": "mypt-shards"}', "[]"])
 def test_damaged_metadata_is_one_clear_error(make_shards, damage):
     directory = make_shards(train=np.arange(50))
     (directory / METADATA_NAME).write_text(damage)

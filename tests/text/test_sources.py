@@ -246,13 +246,24 @@ def test_a_stamp_changes_with_size_or_time(tmp_path):
             use(unit)
 
 
+def test_an_ending_in_capitals_is_the_same_kind(tmp_path):
+    (tmp_path / "A.JSONL").write_text('{"text": "a"}')
+    (tmp_path / "A.TXT.GZ").write_bytes(gzip.compress(b"b"))
+    units = find_units([tmp_path / "A.JSONL", tmp_path / "A.TXT.GZ"])
+    assert [document.text for unit in units for document in read_documents(unit)] == ["a", "b"]
+
+
 def test_source_errors_say_what_to_pass(tmp_path):
-    (tmp_path / "a.zip").write_bytes(b"")
+    for name in ("a.zip", "a.tar.gz"):
+        (tmp_path / name).write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe")
     for source, message in [
         (tmp_path, r"is a directory; .*\*\*/\*\.txt"),
         (tmp_path / "missing.txt", "missing.txt does not exist"),
         (f"{tmp_path}/*.md", "no file matches the glob"),
-        (tmp_path / "a.zip", "compressed"),
+        (tmp_path / "a.zip", "archive"),
+        (tmp_path / "a.tar.gz", "archive"),
+        (tmp_path / "pipe", "a pipe or a device"),
         ("hf://", r"not of the form hf://NAME\[:CONFIG\]\[@REVISION\]\[#SPLIT\]"),
     ]:
         with pytest.raises(DataError, match=message):
