@@ -143,7 +143,8 @@ def require_text(resolution: Resolution) -> None:
         documents += 1  # the cut one is in both
     for name, fate in zip(SPLITS, (TRAIN, VAL), strict=True):
         if not documents[fate] and (name == "train" or settings.val_fraction):
+            other = "" if settings.val_split == "tail" else ", or use --val-split tail"
             raise DataError(
                 f"the {name} split of {documents[TRAIN] + documents[VAL]} documents is empty with --val-fraction "
-                f"{settings.val_fraction:g}; change it (0: no val split), give more text, or use --val-split tail"
+                f"{settings.val_fraction:g}; change it (0: no val split), give more text{other}"
             )
