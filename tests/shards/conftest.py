@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mypt.shards.format import Manifest, dtype_for, read_manifest, write_manifest
+from mypt.shards.format import METADATA_NAME, Manifest, dtype_for, read_manifest, write_manifest
+from mypt.shards.report import REPORT_NAME
 from mypt.shards.writer import ShardWriter
 from mypt.tokenization.char import build_char_tokenizer
 from mypt.tokenization.encode import encode_documents
@@ -74,6 +75,12 @@ def texts(directory: Path, split: str) -> list[str]:
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def output(directory: Path, metadata: bool = True) -> dict[str, bytes]:
+    """What equal preparations have equal: all but the report, which tells how long it took (and the metadata)."""
+    left_out = {REPORT_NAME} if metadata else {REPORT_NAME, METADATA_NAME}
+    return {name: data for name, data in contents(directory).items() if name not in left_out}
 
 
 def die_at(touch: int, function, *arguments) -> bool:

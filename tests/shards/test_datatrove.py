@@ -21,8 +21,9 @@ from mypt.errors import DataError
 from mypt.shards.datatrove import MyPTMerger, MyPTWriter
 from mypt.shards.format import METADATA_NAME, read_manifest
 from mypt.shards.prepare import prepare_dataset
-from mypt.shards.report import REPORT_NAME
 from mypt.shards.staging import STAGING
+
+from .conftest import output
 
 TASKS = 4
 SETTINGS = {"tokens_per_shard": 20_000}
@@ -52,11 +53,6 @@ def executors(corpus, out, workers, logs, read=(), tasks=TASKS):
     return writing, merging
 
 
-def contents(directory):
-    files = {str(p.relative_to(directory)): p for p in sorted(directory.rglob("*")) if p.is_file()}
-    return {name: p.read_bytes() for name, p in files.items() if name not in (REPORT_NAME, METADATA_NAME)}
-
-
 def test_two_workers_killed_and_started_again(corpus, tmp_path):
     """Every process of the first run ends by kill -9 when a task is done and others are not."""
     out, logs = tmp_path / "out", tmp_path / "logs"
@@ -73,13 +69,13 @@ if __name__ == "__main__":
 """
     script = tmp_path / "script.py"
     script.write_text(code)
-    with open(tmp_path / "output", "w") as output:
+    with open(tmp_path / "output", "w") as printed:
         process = subprocess.Popen(
             [sys.executable, str(script)],
             env=os.environ | {"PYTHONPATH": os.getcwd()},
             start_new_session=True,
-            stdout=output,
-            stderr=output,
+            stdout=printed,
+            stderr=printed,
         )
         deadline = time.monotonic() + 120
         while not list(logs.glob("write/completions/*")) and process.poll() is None and time.monotonic() < deadline:
@@ -97,10 +93,10 @@ if __name__ == "__main__":
     writing.run()
     assert times == {path: path.stat().st_mtime_ns for path in done}  # done once
     merging.run()
-    assert contents(out) == contents(corpus / "expected")
+    assert output(out, metadata=False) == output(corpus / "expected", metadata=False)
     assert not (out / STAGING).exists()
     executors(corpus, out, 2, logs)[1].run()  # the same script once more
-    assert contents(out) == contents(corpus / "expected")
+    assert output(out, metadata=False) == output(corpus / "expected", metadata=False)
 
 
 def test_one_worker_and_filters_of_datatrove(corpus, tmp_path):
@@ -110,7 +106,7 @@ def test_one_worker_and_filters_of_datatrove(corpus, tmp_path):
     prepare_dataset(tmp_path / "some.jsonl", tmp_path / "expected", corpus / "bpe", progress=False, **SETTINGS)
     read = [lambda data, rank, tasks: data if rank < 2 else (), LambdaFilter(lambda document: len(document.text) > 100)]
     stats = executors(corpus, tmp_path / "out", 1, tmp_path / "logs", read)[1].run()
-    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+    assert output(tmp_path / "out", metadata=False) == output(tmp_path / "expected", metadata=False)
     found = {name: stat.total for name, stat in stats.stats[0].stats.items()}
     assert found["train_tokens"] == read_manifest(tmp_path / "out").splits["train"].tokens
 

@@ -11,8 +11,9 @@ import time
 import pytest
 
 from mypt.shards.prepare import prepare_dataset
-from mypt.shards.report import REPORT_NAME
 from mypt.shards.staging import STAGING, UNITS
+
+from .conftest import output
 
 FILES = 8
 
@@ -36,16 +37,11 @@ def options(corpus, workers=1):
             "workers": workers, "progress": False}  # fmt: skip
 
 
-def contents(directory):
-    files = {str(p.relative_to(directory)): p for p in sorted(directory.rglob("*")) if p.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name != REPORT_NAME}
-
-
 @pytest.fixture(scope="module")
 def whole(corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "out"
     prepare_dataset(out=out, **options(corpus))
-    return contents(out)
+    return output(out)
 
 
 def start(corpus, out, workers=1, kill=""):
@@ -90,7 +86,7 @@ def test_killed_at(corpus, whole, tmp_path, moment):
     out = tmp_path / "out"
     assert start(corpus, out, kill=moment).wait() == -signal.SIGKILL
     prepare_dataset(out=out, **options(corpus))
-    assert contents(out) == whole
+    assert output(out) == whole
 
 
 def test_killed_at_random_moments_with_workers(corpus, whole, tmp_path):
@@ -106,7 +102,7 @@ def test_killed_at_random_moments_with_workers(corpus, whole, tmp_path):
             time.sleep(0.1)
         assert not _alive(process.pid)
     prepare_dataset(out=out, **options(corpus, workers=2))
-    assert contents(out) == whole
+    assert output(out) == whole
 
 
 def test_a_restart_does_not_repeat_finished_units(corpus, whole, tmp_path):

@@ -22,6 +22,8 @@ from mypt.shards.subset import subset_dataset
 from mypt.text.clean import normalize
 from mypt.tokenization.load import EOS, load_tokenizer, tokenizer_hash
 
+from .conftest import output
+
 
 def texts(count, seed=0):
     draw = random.Random(seed)
@@ -56,12 +58,6 @@ def documents(out, split):
         else:
             ids.append(id)
     return found + ([tokenizer.decode(ids)] if ids else [])
-
-
-def contents(directory):
-    """All files but the report, which tells how long it took."""
-    files = {str(p.relative_to(directory)): p for p in sorted(directory.rglob("*")) if p.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name != REPORT_NAME}
 
 
 @pytest.mark.parametrize(("tokenizer", "vocab_size"), [("char", "auto"), ("bpe", 300)])
@@ -109,7 +105,7 @@ def test_two_runs_give_identical_directories(tmp_path, tokenizer):
     source = jsonl(tmp_path / "a.jsonl", texts(100))
     for name in "ab":
         prepare(source, tmp_path / name, tokenizer, tokens_per_shard=500)
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert output(tmp_path / "a") == output(tmp_path / "b")
     assert not (tmp_path / "a" / STAGING).exists()
 
 
@@ -219,35 +215,35 @@ def test_a_vocabulary_above_65536_is_uint32(tmp_path):
 def test_already_prepared(tmp_path):
     source = jsonl(tmp_path / "a.jsonl", texts(50))
     first = prepare(source, tmp_path / "out", "bpe", vocab_size=300)
-    before = contents(tmp_path / "out")
+    before = output(tmp_path / "out")
     stamp = (tmp_path / "out" / METADATA_NAME).stat().st_mtime_ns
     source.touch()
     assert prepare(source, tmp_path / "out", "bpe", vocab_size=300).splits == first.splits
     assert (tmp_path / "out" / METADATA_NAME).stat().st_mtime_ns == stamp
     prepare(source, tmp_path / "out", "bpe", vocab_size=300, retrain=True)
     assert (tmp_path / "out" / METADATA_NAME).stat().st_mtime_ns != stamp
-    assert contents(tmp_path / "out") == before
+    assert output(tmp_path / "out") == before
     with pytest.raises(DataError, match="vocab_size 300 -> 301"):
         prepare(source, tmp_path / "out", "bpe", vocab_size=301)
     jsonl(source, texts(51))
     with pytest.raises(DataError, match="other source text"):
         prepare(source, tmp_path / "out", "bpe", vocab_size=300)
-    assert contents(tmp_path / "out") == before
+    assert output(tmp_path / "out") == before
 
 
 def test_half_finished_and_damaged_directories_are_redone(tmp_path):
     source = jsonl(tmp_path / "a.jsonl", texts(50))
     prepare(source, tmp_path / "out", "bpe", tokens_per_shard=100)
-    whole = contents(tmp_path / "out")
+    whole = output(tmp_path / "out")
     (tmp_path / "out" / METADATA_NAME).unlink()
     for stale in ("train/shard_00999.bin", "train/shard_00003.bin.tmp", f"{STAGING}/train/shard_00000.bin"):
         (tmp_path / "out" / stale).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / stale).write_bytes(b"stale")
     prepare(source, tmp_path / "out", "bpe", tokens_per_shard=100)
-    assert contents(tmp_path / "out") == whole
+    assert output(tmp_path / "out") == whole
     (tmp_path / "out/train/shard_00001.bin").unlink()
     prepare(source, tmp_path / "out", "bpe", tokens_per_shard=100)
-    assert contents(tmp_path / "out") == whole
+    assert output(tmp_path / "out") == whole
 
 
 def test_a_tokenizer_made_otherwise_is_not_reused(tmp_path):
@@ -352,7 +348,7 @@ def test_a_corpus_without_text(tmp_path):
 def test_a_full_disk_is_an_error_and_the_old_dataset_stays(tmp_path):
     source = jsonl(tmp_path / "a.jsonl", texts(2000))
     prepare(source, tmp_path / "out")
-    before = contents(tmp_path / "out")
+    before = output(tmp_path / "out")
     # A limit on the size of a file stands in for a full disk.
     script = f"""
 import resource, sys
@@ -366,7 +362,7 @@ except DataError as error:
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "no room to write" in result.stderr and "run the same command again" in result.stderr, result.stderr
-    after = {name: data for name, data in contents(tmp_path / "out").items() if not name.startswith(STAGING)}
+    after = {name: data for name, data in output(tmp_path / "out").items() if not name.startswith(STAGING)}
     assert after == before
 
 
@@ -374,7 +370,7 @@ def test_the_largest_settings_make_the_same_bytes_with_workers(tmp_path):
     sources = [jsonl(tmp_path / f"{n}.jsonl", texts(80, seed=n) + texts(10)) for n in range(3)]
     for workers in (1, 2):
         prepare(sources, tmp_path / str(workers), "bpe", vocab_size=300, tokens_per_shard=700, workers=workers)
-    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    assert output(tmp_path / "1") == output(tmp_path / "2")
 
 
 def test_a_large_file_kept_whole_is_one_document_of_equal_tokens(tmp_path):
@@ -451,25 +447,25 @@ def test_appended_text(tmp_path):
     first, second = texts(100), texts(60, seed=3)
     out = tmp_path / "out"
     prepare(jsonl(tmp_path / "a.jsonl", first), out, "bpe", vocab_size=300, tokens_per_shard=500)
-    before = contents(out)
+    before = output(out)
     more = jsonl(tmp_path / "b.jsonl", [*second, *first[:20]])
     manifest = append_text(out, more, progress=False)
-    after = contents(out)
+    after = output(out)
     assert all(after[name] == data for name, data in before.items() if name != METADATA_NAME)
     prepare([tmp_path / "a.jsonl", more], tmp_path / "both", tmp_path / "out", tokens_per_shard=500)
     for split in ("train", "val"):  # the same documents as if all had been prepared at once
         assert documents(out, split) == documents(tmp_path / "both", split)
     assert append_text(out, more, progress=False) == manifest
-    assert contents(out) == after
+    assert output(out) == after
     assert not (out / STAGING).exists()
 
 
 def test_appending_what_is_there_or_little(tmp_path):
     out = tmp_path / "out"
     prepare(jsonl(tmp_path / "a.jsonl", texts(100)), out, "bpe", vocab_size=300)
-    before = contents(out)
+    before = output(out)
     append_text(out, jsonl(tmp_path / "b.jsonl", texts(100)[:30]), progress=False)
-    assert contents(out) == before
+    assert output(out) == before
     append_text(out, jsonl(tmp_path / "c.jsonl", ["another new document"]), progress=False)
     assert documents(out, "train")[-1] == "another new document"
     with pytest.raises(DataError, match="append changed it since"):
@@ -492,9 +488,9 @@ def test_what_it_was_made_of_is_not_added_again(tmp_path):
     source = tmp_path / "a.txt"
     source.write_text("\n".join(texts(30)))
     prepare(source, tmp_path / "out", val_split="tail")  # val's text is a part of a document
-    before = contents(tmp_path / "out")
+    before = output(tmp_path / "out")
     append_text(tmp_path / "out", source, progress=False)
-    assert contents(tmp_path / "out") == before
+    assert output(tmp_path / "out") == before
 
 
 def test_what_a_call_killed_at_its_very_end_left_goes(tmp_path):
@@ -521,4 +517,4 @@ def test_long_documents_are_copied_in_parts(tmp_path, monkeypatch, chunk):
     prepare(source, tmp_path / "whole", tokens_per_shard=500)
     monkeypatch.setattr("mypt.shards.join._CHUNK_TOKENS", chunk)
     prepare(source, tmp_path / "parts", tokens_per_shard=500)
-    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
+    assert output(tmp_path / "whole") == output(tmp_path / "parts")

@@ -11,11 +11,12 @@ from importlib.util import find_spec
 import pytest
 
 from mypt.errors import DataError, TokenizerError
-from mypt.shards.format import METADATA_NAME, read_manifest
+from mypt.shards.format import read_manifest
 from mypt.shards.prepare import prepare_dataset
 from mypt.shards.ranks import finish, start, write_rank
-from mypt.shards.report import REPORT_NAME
 from mypt.shards.staging import STAGING
+
+from .conftest import output
 
 RANKS = 3
 
@@ -55,12 +56,6 @@ def prepared(corpus, out, **settings):
     return prepare_dataset(sources, out, corpus / "bpe", progress=False, **settings)
 
 
-def contents(directory, metadata=True):
-    files = {str(p.relative_to(directory)): p for p in sorted(directory.rglob("*")) if p.is_file()}
-    left_out = (REPORT_NAME,) if metadata else (REPORT_NAME, METADATA_NAME)
-    return {name: path.read_bytes() for name, path in files.items() if name not in left_out}
-
-
 NEAR = pytest.param({"near_dedup": 0.7}, marks=pytest.mark.skipif(not find_spec("rensa"), reason="needs rensa"))
 
 
@@ -77,7 +72,7 @@ NEAR = pytest.param({"near_dedup": 0.7}, marks=pytest.mark.skipif(not find_spec(
 )
 def test_the_bytes_are_those_of_prepare(corpus, tmp_path, settings):
     ours, expected = by_ranks(corpus, tmp_path / "a", **settings), prepared(corpus, tmp_path / "b", **settings)
-    assert contents(tmp_path / "a", metadata=False) == contents(tmp_path / "b", metadata=False)
+    assert output(tmp_path / "a", metadata=False) == output(tmp_path / "b", metadata=False)
     ours, expected = read_manifest(tmp_path / "a"), read_manifest(tmp_path / "b")
     assert replace(ours, sources=[], report={}) == replace(expected, sources=[], report={})
     assert ours.report | {"tokenizer": ""} == expected.report | {"tokenizer": ""}
@@ -95,7 +90,7 @@ def test_a_document_in_parts_that_the_tail_cuts(tmp_path, corpus):
     write_rank(tmp_path / "a", 0, 1, rows)
     finish(tmp_path / "a")
     prepare_dataset(tmp_path / "long.jsonl", tmp_path / "b", corpus / "bpe", progress=False, **settings)
-    assert contents(tmp_path / "a", metadata=False) == contents(tmp_path / "b", metadata=False)
+    assert output(tmp_path / "a", metadata=False) == output(tmp_path / "b", metadata=False)
 
 
 def test_ranks_in_any_order_and_twice(corpus, tmp_path):
@@ -103,7 +98,7 @@ def test_ranks_in_any_order_and_twice(corpus, tmp_path):
     start(tmp_path / "b", corpus / "bpe", "datatrove")
     write_rank(tmp_path / "b", 1, RANKS, texts(7))
     by_ranks(corpus, tmp_path / "b", order=[2, 1, 0])
-    assert contents(tmp_path / "b") == contents(tmp_path / "a")
+    assert output(tmp_path / "b") == output(tmp_path / "a")
 
 
 def test_an_attempt_that_fails_leaves_what_was_there(corpus, tmp_path):
@@ -118,14 +113,14 @@ def test_an_attempt_that_fails_leaves_what_was_there(corpus, tmp_path):
         write_rank(tmp_path / "a", 1, RANKS, broken())
     finish(tmp_path / "a")
     by_ranks(corpus, tmp_path / "b")
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert output(tmp_path / "a") == output(tmp_path / "b")
 
 
 def test_a_rank_without_documents(corpus, tmp_path):
     by_ranks(corpus, tmp_path / "a", given=lambda rank: [] if rank == 1 else texts(rank))
     sources = [corpus / "0.jsonl", corpus / "2.jsonl"]
     prepare_dataset(sources, tmp_path / "b", corpus / "bpe", progress=False)
-    assert contents(tmp_path / "a", metadata=False) == contents(tmp_path / "b", metadata=False)
+    assert output(tmp_path / "a", metadata=False) == output(tmp_path / "b", metadata=False)
 
 
 def test_missing_ranks_are_named(corpus, tmp_path):
@@ -157,13 +152,13 @@ def test_ranks_made_otherwise_are_named(corpus, tmp_path):
     write_rank(out, 0, RANKS, texts(0))
     finish(out)
     by_ranks(corpus, tmp_path / "expected")
-    assert contents(out) == contents(tmp_path / "expected")
+    assert output(out) == output(tmp_path / "expected")
 
 
 def test_a_finished_directory_is_left_alone(corpus, tmp_path):
     out = tmp_path / "out"
     by_ranks(corpus, out)
-    before = contents(out)
+    before = output(out)
     start(out, corpus / "bpe", "datatrove")
     assert finish(out) == read_manifest(out)
     with pytest.raises(DataError, match="remove it to make it again"):
@@ -172,11 +167,11 @@ def test_a_finished_directory_is_left_alone(corpus, tmp_path):
         start(out, corpus / "bpe", "datatrove", val_fraction=0.2)
     with pytest.raises(DataError, match="other source text"):
         start(out, corpus / "bpe", "the web")
-    assert contents(out) == before and not (out / STAGING).exists()
+    assert output(out) == before and not (out / STAGING).exists()
     (out / STAGING / "units").mkdir(parents=True)  # as if killed while it tidied up
     start(out, corpus / "bpe", "datatrove")
     assert finish(out) == read_manifest(out)
-    assert contents(out) == before and not (out / STAGING).exists()
+    assert output(out) == before and not (out / STAGING).exists()
     (out / "train" / "shard_00000.bin").unlink()
     with pytest.raises(DataError, match="is damaged, files are missing"):
         start(out, corpus / "bpe", "datatrove")
@@ -208,7 +203,7 @@ ranks.finish({str(out)!r})
         file.unlink()  # all is ready to be moved
     finish(out)
     by_ranks(corpus, tmp_path / "expected", tokens_per_shard=400)
-    assert contents(out) == contents(tmp_path / "expected")
+    assert output(out) == output(tmp_path / "expected")
 
 
 def test_what_a_killed_prepare_left_is_not_taken_for_a_rank(corpus, tmp_path):
