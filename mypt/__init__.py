@@ -13,6 +13,8 @@ _MODULE_OF = {
     "MyPTModel": "mypt.models.modeling_mypt",
     "MyPTForCausalLM": "mypt.models.modeling_mypt",
     "MyPTForSequenceClassification": "mypt.models.modeling_mypt",
+    "MyPTForTokenClassification": "mypt.models.modeling_mypt",
+    "MyPTForQuestionAnswering": "mypt.models.modeling_mypt",
     "preset_config": "mypt.models.presets",
     "calculate_dataset_coverage": "mypt.planning.coverage",
     "prepare_dataset": "mypt.shards.prepare",

@@ -49,6 +49,11 @@ class MyPTConfig(PreTrainedConfig):
 
     model_type = "mypt"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    base_model_pp_plan: ClassVar = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
 
     vocab_size: int = 16000
     unpadded_vocab_size: int | None = None
@@ -92,6 +97,20 @@ class MyPTConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.position_embedding_type == "learned":
             self.rope_parameters = None  # the base class fills it for every config that declares the field
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How `MyPTModel` is split over the processes of tensor parallelism; names only modules that it has."""
+        attention, mlp = "layers.*.self_attn", "layers.*.mlp"
+        inputs = [f"{attention}.{name}_proj" for name in "qkv"] + [f"{mlp}.up_proj"]
+        inputs += [f"{mlp}.gate_proj"] * self.mlp_gated
+        # Each process sees its own heads only, so that the gradients of the norms are sums over processes.
+        norms = [f"{attention}.{name}_norm" for name in "qk"] * self.qk_norm
+        return {
+            **dict.fromkeys(inputs, "colwise"),
+            **dict.fromkeys(norms, "replicated_with_grad_allreduce"),
+            **dict.fromkeys([f"{attention}.o_proj", f"{mlp}.down_proj"], "rowwise"),
+        }
 
     def validate_architecture(self):
         """Refuse dimensions that do not fit together; `@strict` calls this after construction and before saving."""

@@ -9,12 +9,24 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, initialization
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    initialization,
+)
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
@@ -61,8 +73,8 @@ class MyPTRotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Angles in float32; the cosines and sines, (B, 1, T, D), in the dtype of `hidden_states`."""
-        angles = position_ids[:, None, :, None].float() * self.inv_freq.to(hidden_states.device, torch.float)
+        """Angles in float32; the cosines and sines, (B, T, D), in the dtype of `hidden_states`."""
+        angles = position_ids[..., None].float() * self.inv_freq.to(hidden_states.device, torch.float)
         angles = torch.cat((angles, angles), dim=-1)
         scale, dtype = self.attention_scaling, hidden_states.dtype
         return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
@@ -209,6 +221,19 @@ class MyPTPreTrainedModel(PreTrainedModel):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             initialization.normal_(module.weight, mean=0.0, std=std)
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As for any model; `new_num_tokens` becomes the tokenizer's size, rows beyond it are padding."""
+        padding = range(self.config.unpadded_vocab_size or self.config.vocab_size, self.config.vocab_size)
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.config.unpadded_vocab_size = min(new_num_tokens or padding.start, self.config.vocab_size)
+        if self.can_generate():
+            chosen = set(self.generation_config.suppress_tokens or ()) - set(padding)
+            padding = range(self.config.unpadded_vocab_size, self.config.vocab_size)
+            self.generation_config.suppress_tokens = sorted(chosen.union(padding)) or None
+        return embeddings
+
 
 def look_up(table: nn.Embedding, ids: torch.Tensor, name: str) -> torch.Tensor:
     """Rows of `table`; on CPU an id outside it is a ValueError that says so (a check on GPU would wait for the GPU)."""
@@ -302,8 +327,12 @@ class MyPTModel(MyPTPreTrainedModel):
         if position_ids is None:
             position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None] + seen  # (1, T)
         if learned:
+            # A later stage of a pipeline receives hidden states, which have positions, and lacks the first layer.
+            if isinstance(self.layers[0], nn.Identity):
+                return hidden_states, None
             return hidden_states + look_up(self.embed_positions, position_ids, "position_ids"), None
-        return hidden_states, self.rotary_emb(hidden_states, position_ids)
+        cos, sin = self.rotary_emb(hidden_states, position_ids)
+        return hidden_states, (cos[:, None], sin[:, None])  # (B, 1, T, D), the same for all heads
 
     def check_length(self, length: int) -> None:
         if length > self.config.max_position_embeddings:
@@ -317,6 +346,9 @@ class MyPTForCausalLM(MyPTPreTrainedModel, GenerationMixin):
     """The decoder with a language-model head: ids (B, T) to logits (B, T, V)."""
 
     _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan: ClassVar = {"lm_head": "colwise_gather_output"}
+    _pp_plan: ClassVar = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan: ClassVar = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: MyPTConfig):
         super().__init__(config)
@@ -372,13 +404,25 @@ class MyPTForCausalLM(MyPTPreTrainedModel, GenerationMixin):
         )
 
 
-class MyPTForSequenceClassification(GenericForSequenceClassification, MyPTPreTrainedModel):
-    """The decoder with a linear classifier on the last token that is no padding."""
+class MyPTWithHead(MyPTPreTrainedModel):
+    """Base of the classes whose head, with its loss, is transformers' generic one."""
 
     def __init__(self, config: MyPTConfig):
         # The generic class asks AutoModel; transformers may have executed a shipped copy of the config's module twice.
         AutoModel.register(type(config), MyPTModel, exist_ok=True)
         super().__init__(config)
+
+
+class MyPTForSequenceClassification(GenericForSequenceClassification, MyPTWithHead):
+    """The decoder with a linear classifier on the last token that is no padding."""
+
+
+class MyPTForTokenClassification(GenericForTokenClassification, MyPTWithHead):
+    """The decoder with a linear classifier on every token."""
+
+
+class MyPTForQuestionAnswering(GenericForQuestionAnswering, MyPTWithHead):
+    """The decoder with two scores per token: the answer begins here, the answer ends here."""
 
 
 # The second line makes `save_pretrained` copy this file and its sibling beside the weights, whoever calls it, so that
@@ -387,6 +431,8 @@ for _auto_class, _model_class in (
     (AutoModel, MyPTModel),
     (AutoModelForCausalLM, MyPTForCausalLM),
     (AutoModelForSequenceClassification, MyPTForSequenceClassification),
+    (AutoModelForTokenClassification, MyPTForTokenClassification),
+    (AutoModelForQuestionAnswering, MyPTForQuestionAnswering),
 ):
     _auto_class.register(MyPTConfig, _model_class, exist_ok=True)
     _model_class.register_for_auto_class(_auto_class)
