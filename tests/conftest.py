@@ -18,6 +18,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import pytest
 
+from tests.hub import hub, logged_in  # noqa: F401
+
 
 @pytest.fixture
 def make_shards(tmp_path):

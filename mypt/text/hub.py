@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from mypt import hub_errors
 from mypt.errors import DataError
 from mypt.text.tables import require_text, strings
 
@@ -84,43 +85,30 @@ def _open(place: str) -> IterableDataset:
     return datasets.load_dataset(f"hf://datasets/{name}", config, split=split, revision=revision, streaming=True)
 
 
-def _connection_lost(error: BaseException) -> bool:
-    return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(("httpx", "httpcore"))
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what went wrong, without the queries of signed addresses."""
-    lines = str(error).strip().splitlines()
-    return re.sub(r"\?\S+", "", lines[0]) if lines else type(error).__name__
-
-
 def _explained(place: _Place, error: BaseException) -> DataError:
     """What to do about an error of the hub or the datasets library."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
-    page = f"{constants.ENDPOINT}/datasets/{place.name}"
-    chain = [error]
-    while chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(chain[-1].__cause__ or chain[-1].__context__)
+    page = f"{hub_errors.endpoint()}/datasets/{place.name}"
+    chain, reason = hub_errors.chain(error), hub_errors.reason(error)
     text = " ".join(map(str, chain))
 
     def has(*kinds: type[BaseException]) -> bool:
         return any(isinstance(item, kinds) for item in chain)
 
-    statuses = {getattr(getattr(item, "response", None), "status_code", None) for item in chain}
     if has(errors.GatedRepoError) or "is a gated dataset" in text:
         return DataError(f"{place} is gated: ask for access on {page}, then run `hf auth login`")
     if has(errors.RevisionNotFoundError):
         return DataError(f"{place}: there is no revision {place.revision!r}; see {page}/tree/main")
-    if has(errors.RepositoryNotFoundError) or statuses & {401, 403}:
+    if has(errors.RepositoryNotFoundError) or hub_errors.statuses(error) & {401, 403}:
         return DataError(f"{place}: no such dataset that you may read; check the name, or run `hf auth login` ({page})")
     if found := re.search(r"Available splits: \[(.*?)\]", text):
         return DataError(f"{place}: no split {place.split!r}; add one of: {_listed(found[1], '#')}")
     if found := re.search(r"(?:Available|available configs): \[(.*?)\]", text):
         return DataError(f"{place}: choose a configuration, one of: {_listed(found[1], ':')}")
-    if _connection_lost(error):
-        return DataError(f"{place}: the hub at {constants.ENDPOINT} can't be reached ({_reason(error)}); try again")
-    return DataError(f"{place} can't be read ({_reason(error)}); see {page}")
+    if hub_errors.connection_lost(error):
+        return DataError(f"{place}: the hub at {hub_errors.endpoint()} can't be reached ({reason}); try again")
+    return DataError(f"{place} can't be read ({reason}); see {page}")
 
 
 def _listed(names: str, mark: str) -> str:

@@ -7,8 +7,6 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from tests.text.conftest import hub  # noqa: F401
-
 
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory) -> Path:

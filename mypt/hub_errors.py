@@ -1,0 +1,94 @@
+"""What went wrong with the Hugging Face hub, in one line that says what to do and holds no secret."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mypt.errors import CheckFailed, MyPTError
+
+_STUMBLES = {408, 412, 429, 500, 502, 503, 504}  # 412: another commit came first
+
+
+@contextmanager
+def explained(place: str) -> Iterator[None]:
+    """Turns the library's errors into MyPTError (the request is wrong) or CheckFailed (the hub, or the way to it)."""
+    try:
+        yield
+    except MyPTError:
+        raise
+    except Exception as error:
+        raise _explanation(place, error) from error
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same request may succeed a little later."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if any(isinstance(item, OfflineModeIsEnabled) for item in chain(error)):
+        return False
+    return bool(statuses(error) & _STUMBLES) or any(map(connection_lost, chain(error)))
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """An error and those that it came from."""
+    found = [error]
+    while following := found[-1].__cause__ or found[-1].__context__:
+        found.append(following)
+    return found
+
+
+def statuses(error: BaseException) -> set[int]:
+    """The HTTP statuses that the hub answered with."""
+    found = {getattr(getattr(item, "response", None), "status_code", None) for item in chain(error)}
+    return {status for status in found if status is not None}
+
+
+def connection_lost(error: BaseException) -> bool:
+    """Whether it is one of the http library's own errors, which come without an answer."""
+    if getattr(error, "response", None) is not None:
+        return False
+    return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(("httpx", "httpcore"))
+
+
+def endpoint() -> str:
+    """The hub's address."""
+    from huggingface_hub import constants
+
+    return without_secrets(constants.ENDPOINT)
+
+
+def reason(error: BaseException) -> str:
+    """The first two lines that say something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return without_secrets(" ".join(lines[:2]) if lines else type(error).__name__).rstrip(".")[:300]
+
+
+def without_secrets(text: str) -> str:
+    """A text without tokens, without a login before a host and without the queries of signed addresses."""
+    text = re.sub(r"://[^/\s:@]*:[^/\s@]*@", "://", text)
+    return re.sub(r"\bhf_\w{8,}", "hf_...", re.sub(r"\?\S+", "", text))
+
+
+def _explanation(place: str, error: Exception) -> MyPTError:
+    from huggingface_hub import errors
+
+    def has(kind: type[Exception]) -> bool:
+        return any(isinstance(item, kind) for item in chain(error))
+
+    if any(map(connection_lost, chain(error))):
+        return CheckFailed(f"{place}: the hub at {endpoint()} can't be reached ({reason(error)}); try again")
+    if may_pass(error):
+        return CheckFailed(
+            f"{place}: the hub fails with status {max(statuses(error))} ({reason(error)}); try again later"
+        )
+    if has(errors.GatedRepoError):
+        return MyPTError(f"{place} is gated: ask for access on its page, then run `hf auth login`")
+    if has(errors.RevisionNotFoundError):
+        return MyPTError(f"{place}: there is no such revision; leave it out for main")
+    if has(errors.RepositoryNotFoundError):
+        return MyPTError(f"{place}: no such model that you may read; check the name, or run `hf auth login`")
+    if 401 in statuses(error):
+        return MyPTError("the hub refuses the token; run `hf auth login`, or set HF_TOKEN to a valid one")
+    if 403 in statuses(error):
+        return MyPTError(f"{place}: your token may not write there; check the name, or the token's permissions")
+    return MyPTError(f"{place}: {reason(error)}")
