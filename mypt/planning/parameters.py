@@ -1,6 +1,11 @@
 """Parameter counts from a configuration's dimensions, part by part."""
 
+import difflib
+import re
+
 from mypt.errors import MyPTError
+
+ALL_LINEAR = "all-linear"  # every linear layer but the head
 
 FIELDS = (
     "vocab_size",
@@ -66,7 +71,7 @@ def complete(dimensions: dict) -> dict:
 
 
 def dimensions_of(config: dict) -> dict:
-    """MyPTConfig fields from the contents of a checkpoint's config.json: mypt, Llama, Qwen3 or GPT-2.
+    """MyPTConfig fields from the contents of a checkpoint's config.json: mypt, Llama, Mistral, Qwen2, Qwen3 or GPT-2.
 
     Raises MyPTError for another model type, or one of these without its dimensions.
     """
@@ -74,14 +79,18 @@ def dimensions_of(config: dict) -> dict:
     try:
         if kind == "mypt":
             return complete({"tie_word_embeddings": True} | config)
-        if kind in ("llama", "qwen3"):
+        if kind in ("llama", "mistral", "qwen3"):
             return complete(_LLAMA | {"attention_output_bias": config.get("attention_bias", False)}
                             | {"qk_norm": kind == "qwen3"} | config)  # fmt: skip
+        if kind == "qwen2":
+            fixed = {"attention_bias": True, "attention_output_bias": False, "qk_norm": False}
+            return complete(_LLAMA | config | fixed)
         if kind == "gpt2":
             return complete(_GPT2 | _from_gpt2(config))
     except KeyError as missing:
         raise MyPTError(f"a {kind} config without {missing}; it must state the model's dimensions") from None
-    raise MyPTError(f"model_type is {kind!r}, expected mypt, llama, qwen3 or gpt2; give --params instead")
+    expected = "mypt, llama, mistral, qwen2, qwen3 or gpt2"
+    raise MyPTError(f"model_type is {kind!r}, expected {expected}; give --params instead")
 
 
 def _from_gpt2(config: dict) -> dict:
@@ -113,8 +122,8 @@ def count_parameters(dimensions: dict) -> dict[str, int]:
     parts = {
         "embedding": d["vocab_size"] * width,
         "positions": d["max_position_embeddings"] * width if d["position_embedding_type"] == "learned" else 0,
-        "attention": layers * _attention(d),
-        "mlp": layers * _mlp(d),
+        "attention": layers * _biased(d, ATTENTION),
+        "mlp": layers * _biased(d, MLP),
         "norms": _norms(d),
         "head": (0 if d["tie_word_embeddings"] else d["vocab_size"] * width) + d["vocab_size"] * d["lm_head_bias"],
     }
@@ -122,28 +131,95 @@ def count_parameters(dimensions: dict) -> dict[str, int]:
     return parts | {"total": total, "non_embedding": total - parts["embedding"] - parts["positions"]}
 
 
+def parameters_per_layer(dimensions: dict) -> dict[str, int]:
+    """Parameters of one layer: attention, mlp, norms, and their total."""
+    d = complete(dimensions)
+    parts = {"attention": _biased(d, ATTENTION), "mlp": _biased(d, MLP), "norms": _layer_norms(d)}
+    return parts | {"total": sum(parts.values())}
+
+
 def hidden_matrices(dimensions: dict) -> int:
     """Parameters in the layers' weight matrices: those that Muon updates."""
     d = complete(dimensions)
-    without_biases = d | {"attention_bias": False, "attention_output_bias": False, "mlp_bias": False}
-    return d["num_hidden_layers"] * (_attention(without_biases) + _mlp(without_biases))
+    return d["num_hidden_layers"] * sum(inward * outward for inward, outward in projections(d).values())
 
 
-def _attention(d: dict) -> int:
+def projections(d: dict) -> dict[str, tuple[int, int]]:
+    """Width of input and output of each linear layer of a decoder layer, by name; d: complete dimensions."""
+    width, inner = d["hidden_size"], d["intermediate_size"]
     queries = d["num_attention_heads"] * d["head_dim"]
     keys = d["num_key_value_heads"] * d["head_dim"]
-    matrices = d["hidden_size"] * (queries + 2 * keys) + queries * d["hidden_size"]
-    biases = (queries + 2 * keys) * d["attention_bias"] + d["hidden_size"] * d["attention_output_bias"]
-    return matrices + biases
+    layers = {
+        "q_proj": (width, queries),
+        "k_proj": (width, keys),
+        "v_proj": (width, keys),
+        "o_proj": (queries, width),
+        "gate_proj": (width, inner),
+        "up_proj": (width, inner),
+        "down_proj": (inner, width),
+    }
+    return layers if d["mlp_gated"] else {name: size for name, size in layers.items() if name != "gate_proj"}
 
 
-def _mlp(d: dict) -> int:
-    inward = 2 if d["mlp_gated"] else 1  # gate and up, or up alone; then down
-    matrices = (inward + 1) * d["hidden_size"] * d["intermediate_size"]
-    return matrices + (inward * d["intermediate_size"] + d["hidden_size"]) * d["mlp_bias"]
+def adapted(d: dict, targets: str | list[str]) -> dict[str, tuple[int, int]]:
+    """The `projections` that LoRA adapts: all of them for "all-linear", else as peft finds them.
+
+    targets: ends of module names (`q_proj`, `mlp.up_proj`) or one regular expression of whole ones, which is tried on
+    the first layer. Raises MyPTError if one of them finds nothing.
+    """
+    known = projections(d)
+    if targets == ALL_LINEAR:
+        return known
+    paths = {name: f"model.layers.0.{'self_attn' if name in ATTENTION else 'mlp'}.{name}" for name in known}
+    if isinstance(targets, str):
+        found = {target: [n for n, path in paths.items() if re.fullmatch(target, path)] for target in [targets]}
+    else:
+        found = {target: [n for n, path in paths.items() if f".{path}".endswith(f".{target}")] for target in targets}
+    for target, names in found.items():
+        if not names:
+            near = difflib.get_close_matches(target, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected {ALL_LINEAR} or some of {', '.join(known)}"
+            raise MyPTError(f"LoRA target {target!r} finds no linear layer of this model; {hint}")
+    chosen = {name for names in found.values() for name in names}
+    return {name: size for name, size in known.items() if name in chosen}
+
+
+def lora_parameters(dimensions: dict, r: int, targets: str | list[str] = ALL_LINEAR) -> int:
+    """Parameters that LoRA of rank `r` trains: r x (input + output width) for each adapted linear layer."""
+    d = complete(dimensions)
+    return d["num_hidden_layers"] * r * sum(map(sum, adapted(d, targets).values()))
+
+
+def parameter_report(dimensions: dict, lora: dict | None = None) -> dict:
+    """`count_parameters`, with `per_layer` and, where LoRA adds adapters, `adapters`, `trained` and `frozen`.
+
+    lora: {"r": rank, "targets": as `adapted` takes them}.
+    """
+    report = count_parameters(dimensions) | {"per_layer": parameters_per_layer(dimensions)}
+    if lora:
+        adapters = lora_parameters(dimensions, lora["r"], lora["targets"])
+        report |= {"adapters": adapters, "trained": adapters, "frozen": report["total"]}
+    else:
+        report |= {"trained": report["total"], "frozen": 0}
+    return report
+
+
+ATTENTION = {"q_proj": "attention_bias", "k_proj": "attention_bias", "v_proj": "attention_bias",
+             "o_proj": "attention_output_bias"}  # fmt: skip
+MLP = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp_bias")
+
+
+def _biased(d: dict, switches: dict[str, str]) -> int:
+    """Matrices and biases of one layer's projections; switches: the field that gives each its bias."""
+    sizes = {name: size for name, size in projections(d).items() if name in switches}
+    return sum(inward * outward + outward * bool(d[switches[name]]) for name, (inward, outward) in sizes.items())
+
+
+def _layer_norms(d: dict) -> int:
+    vectors = 2 if d["norm_type"] == "layernorm" else 1  # weight and bias, or weight alone
+    return 2 * d["hidden_size"] * vectors + (2 * d["head_dim"] if d["qk_norm"] else 0)
 
 
 def _norms(d: dict) -> int:
-    vectors = 2 if d["norm_type"] == "layernorm" else 1  # weight and bias, or weight alone
-    stream = (2 * d["num_hidden_layers"] + 1) * d["hidden_size"] * vectors
-    return stream + (2 * d["num_hidden_layers"] * d["head_dim"] if d["qk_norm"] else 0)
+    vectors = 2 if d["norm_type"] == "layernorm" else 1
+    return d["num_hidden_layers"] * _layer_norms(d) + d["hidden_size"] * vectors

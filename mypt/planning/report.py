@@ -4,9 +4,10 @@ import itertools
 import math
 import textwrap
 
-from mypt.planning import memory, scaling
+from mypt.planning import scaling
 from mypt.planning.coverage import BANDS
-from mypt.planning.memory import gibibytes
+from mypt.planning.fit import gibibytes, plan_memory
+from mypt.planning.memory import PHASES, Step
 from mypt.planning.parameters import count_parameters
 from mypt.planning.verdict import assess, figure, short
 
@@ -176,17 +177,15 @@ def plan(
     sources: list[dict] | None = None,
     dimensions: dict | None = None,
     parameters: int | None = None,
-    optimizer: str = "adamw",
-    weight_dtype: str = "float32",
-    compute_dtype: str = "float32",
-    checkpointing: bool = False,
     available: int | None = None,
     tokens_per_second: float | None = None,
+    **settings,
 ) -> dict:
     """Everything that can be worked out from what is given, as JSON-ready figures.
 
     batch_size: sequences per process and pass. dimensions: MyPTConfig fields; without them `parameters`, a total.
-    available: bytes of memory on one device. tokens_per_second: a measured rate over all processes.
+    available: bytes of memory on one device. tokens_per_second: a measured rate over all processes. settings: the
+    other fields of `mypt.planning.memory.Step`.
 
     Returns a dict with those of the sections `parameters`, `coverage`, `compute`, `memory` for which enough is known.
     Raises MyPTError as the parts do.
@@ -206,29 +205,18 @@ def plan(
         if tokens_per_second:
             result["compute"]["seconds"] = tokens / tokens_per_second
     if dimensions:
-        settings = {
-            "block_size": block_size,
-            "optimizer": optimizer,
-            "weight_dtype": weight_dtype,
-            "compute_dtype": compute_dtype,
-            "checkpointing": checkpointing,
-        }
-        result["memory"] = memory.plan_memory(dimensions, batch_size, available, **settings)
+        step = Step(micro_batch_size=batch_size, block_size=block_size, accumulation=accumulation, **settings)
+        result["memory"] = plan_memory(dimensions, step, available)
     return result
 
 
 def plan_rows(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:
     """Tables of a plan: (title, columns, rows)."""
     tables = []
-    counts = result.get("parameters", {})
-    if len(counts) > 1:
-        total = counts["total"]
-        rows = [[name, f"{count:,}", f"{count / total:.1%}"] for name, count in counts.items()]
-        tables.append(("Parameters", ["part", "parameters", "share"], rows))
+    if len(result.get("parameters", {})) > 1:
+        tables.append(parameter_rows(result["parameters"]))
     if "memory" in result:
-        for title, name in (("Memory to train", "training"), ("Memory to generate", "generation")):
-            rows = [[part, gibibytes(size)] for part, size in result["memory"][name].items()]
-            tables.append((title + " (estimate)", ["component", "GiB"], rows))
+        tables += memory_rows(result["memory"])
     if "compute" in result:
         compute = result["compute"]
         rows = [["FLOPs per token", f"{compute['flops_per_token']:.3g}"], ["FLOPs in all", f"{compute['flops']:.3g}"]]
@@ -236,6 +224,28 @@ def plan_rows(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:
             rows.append(["time", duration(compute["seconds"])])
         tables.append(("Compute", ["figure", "value"], rows))
     return tables
+
+
+def parameter_rows(counts: dict) -> tuple[str, list[str], list[list[str]]]:
+    """Table of `count_parameters` or `parameter_report`: parts, in one layer if known, shares of the total."""
+    layer, total = counts.get("per_layer"), counts["total"]
+    rows = []
+    for name, count in counts.items():
+        if name != "per_layer":
+            one = [f"{layer[name]:,}" if name in layer and name != "total" else ""] if layer else []
+            rows.append([name, *one, f"{count:,}", f"{count / total:.1%}"])
+    return "Parameters", ["part", *(["per layer"] if layer else []), "parameters", "share"], rows
+
+
+def memory_rows(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Tables of `plan_memory`: GiB in each phase of a training step, and what generation takes."""
+    phases, generation = result["training"]["phases"], result["generation"]
+    names = [name for name in phases["loss"] if any(phase[name] for phase in phases.values())]
+    rows = [[name, *(gibibytes(phases[phase][name]) for phase in PHASES)] for name in names]
+    return [
+        ("Memory to train (estimate)", ["GiB", *PHASES], rows),
+        ("Memory to generate (estimate)", ["component", "GiB"], [[n, gibibytes(v)] for n, v in generation.items()]),
+    ]
 
 
 def duration(seconds: float) -> str:

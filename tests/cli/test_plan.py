@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from mypt.cli.main import main
-from mypt.cli.plan import byte_count, count
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.models.presets import preset_dimensions
 from mypt.planning.parameters import count_parameters
@@ -49,19 +48,6 @@ def plan(capsys, monkeypatch):
         return json.loads(capsys.readouterr().out)
 
     return run
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [("500_000_000", 500_000_000), ("5e8", 500_000_000), ("1.2B", 1_200_000_000), ("500M", 500_000_000),
-     ("128k", 128_000), ("1,000", 1_000), ("7", 7)],
-)  # fmt: skip
-def test_counts_as_people_write_them(text, number):
-    assert count(text) == number
-
-
-def test_bytes_as_people_write_them():
-    assert [byte_count(text) for text in ("24G", "24GiB", "1.5g", "1024")] == [24 * 2**30, 24 * 2**30, 3 * 2**29, 1024]
 
 
 @pytest.mark.parametrize("text", ["", "M", "-5", "0", "1e-3", "five", "1.2X", "nan"])
@@ -152,6 +138,25 @@ def test_a_checkpoint(plan, tmp_path):
     assert plan(str(tmp_path))["parameters"] == count_parameters(config.to_dict())
 
 
+GPT2 = {"model_type": "gpt2", "vocab_size": 960, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
+
+
+@pytest.mark.parametrize(
+    ("own", "section", "optimizer"),
+    [({}, "", "muon"), ({"scale_attn_by_inverse_layer_idx": True}, "", "adamw"), ({}, "lora: {}\n", "adamw")],
+    ids=["as mypt", "as it is", "adapter"],
+)
+def test_an_existing_model_is_planned_as_it_will_be_trained(plan, recipe, dataset, tmp_path, own, section, optimizer):
+    """With rows for the data's 1,000 ids, positions for its block, and the optimizer that its class gets."""
+    (tmp_path / "config.json").write_text(json.dumps(GPT2 | own))
+    text = (
+        f"model: {{init_from: {tmp_path}}}\ndata: {{train: {dataset('corpus', 100_000)}, block_size: 1024}}\n{section}"
+    )
+    planned = plan(recipe(text))
+    assert planned["parameters"]["embedding"] == 1024 * 64 and planned["parameters"]["positions"] == 1024 * 64
+    assert planned["memory"] == plan(recipe(f"{text}optimizer: {{name: {optimizer}}}"))["memory"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -183,8 +188,10 @@ def test_a_plan_that_does_not_fit_says_by_how_much(capsys):
     assert "does not fit" in capsys.readouterr().out
 
 
-def test_no_heavy_import(recipe, dataset):
-    path = recipe(f"data: {{train: {dataset('corpus', 1_000_000)}}}\ntraining: {{num_train_epochs: 1}}")
+def test_no_heavy_import(recipe, dataset, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(GPT2))
+    data = f"data: {{train: {dataset('corpus', 1_000_000)}}}"
+    path = recipe(f"model: {{init_from: {tmp_path}}}\n{data}\ntraining: {{num_train_epochs: 1}}")
     program = (
         "import sys; from mypt.cli.main import main; code = main(['plan', sys.argv[1]]); "
         "print(sorted({'torch', 'transformers', 'datasets', 'tokenizers'} & set(sys.modules)), code)"

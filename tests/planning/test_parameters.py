@@ -1,5 +1,7 @@
 """Parameter counts against numbers worked by hand and against the models themselves."""
 
+import random
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -8,7 +10,16 @@ from mypt.errors import MyPTError
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import PRESETS, preset_dimensions
-from mypt.planning.parameters import FIELDS, count_parameters, dimensions_of, hidden_matrices
+from mypt.planning.parameters import (
+    FIELDS,
+    adapted,
+    complete,
+    count_parameters,
+    dimensions_of,
+    hidden_matrices,
+    lora_parameters,
+    parameters_per_layer,
+)
 
 SMALL = {"num_hidden_layers": 2, "vocab_size": 96, "hidden_size": 64, "num_attention_heads": 4}
 
@@ -80,3 +91,48 @@ def test_missing_fields_are_named():
 def test_other_configs_are_refused(config):
     with pytest.raises(MyPTError):
         dimensions_of(config)
+
+
+def test_random_configs_of_all_switches_have_the_parameters_of_their_models():
+    draw = random.Random(4)
+    switches = ("mlp_gated", "qk_norm", "attention_bias", "attention_output_bias", "mlp_bias", "lm_head_bias",
+                "tie_word_embeddings")  # fmt: skip
+    for _ in range(30):
+        heads = draw.choice([2, 4])
+        fields = {name: draw.random() < 0.5 for name in switches} | {
+            "position_embedding_type": draw.choice(["rope", "learned"]),
+            "norm_type": draw.choice(["rmsnorm", "layernorm"]),
+            "num_key_value_heads": draw.choice([1, 2, heads]),
+            "head_dim": draw.choice([8, 20]),
+            "intermediate_size": draw.randrange(50, 90),
+        }
+        config = MyPTConfig(**SMALL | {"num_attention_heads": heads}, **fields)
+        with torch.device("meta"):
+            model = MyPTForCausalLM(config)
+        assert count_parameters(config.to_dict())["total"] == model.num_parameters(), fields
+        layer = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+        assert parameters_per_layer(config.to_dict())["total"] == layer
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        ("all-linear", None),
+        (["q_proj", "v_proj"], {"q_proj", "v_proj"}),
+        (["mlp.up_proj"], {"up_proj"}),
+        (r".*\.(gate|down)_proj", {"gate_proj", "down_proj"}),
+    ],
+)
+def test_adapters_are_those_that_peft_makes(targets, names):
+    from peft import LoraConfig, get_peft_model
+
+    config = MyPTConfig(**SMALL)
+    model = get_peft_model(MyPTForCausalLM(config), LoraConfig(r=3, target_modules=targets, task_type="CAUSAL_LM"))
+    assert lora_parameters(config.to_dict(), 3, targets) == model.num_parameters(only_trainable=True)
+    if names:
+        assert set(adapted(complete(config.to_dict()), targets)) == names
+
+
+def test_a_target_that_finds_nothing_is_named():
+    with pytest.raises(MyPTError, match="did you mean q_proj"):
+        lora_parameters(MyPTConfig(**SMALL).to_dict(), 3, ["q_porj"])

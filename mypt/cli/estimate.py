@@ -1,0 +1,110 @@
+"""`mypt estimate`: parameters and memory of a model, part by part, and the largest micro-batch that fits."""
+
+import argparse
+import json
+from dataclasses import asdict
+
+from mypt.errors import MyPTError
+from mypt.planning.numbers import byte_count, count
+from mypt.training.hardware import this_machine
+from mypt.training.target import read_target
+
+HELP = "exact parameters, memory to train and to generate by component, and the largest micro-batch that fits"
+
+# Dimensions that options of the same name change; the other switches of an architecture come with the target.
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from mypt.planning.memory import ATTENTIONS, BYTES, DEVICES, STATES
+
+    add = parser.add_argument
+    help_target = "a preset, a recipe, or a folder with a config.json; modern-tiny if left out"
+    add("target", nargs="?", default="modern-tiny", help=help_target, metavar="TARGET")
+    for name in SIZES:
+        add(f"--{name.replace('_', '-')}", type=count, help="takes the place of the target's")
+    add("--batch-size", type=count, help="sequences per device and pass (micro-batch); None: the recipe's, else 8")
+    add("--block-size", type=count, help="tokens per sequence; None: the recipe's, else the model's")
+    add("--accumulation", type=count, help="passes per step; None: the recipe's, else 1")
+    add("--optimizer", choices=STATES, help="None: the recipe's, else muon, with --lora-r adamw")
+    add("--weights", choices=BYTES, help="dtype of weights, gradients and states; None: the recipe's, else float32")
+    dtype = "of matrix products (autocast); None: the recipe's, else bfloat16 where this machine has it"
+    add("--dtype", choices=BYTES, help=dtype)
+    add("--checkpointing", action="store_true", default=None, help="compute the layers again in the backward pass")
+    add("--attention", choices=ATTENTIONS, help="eager keeps the attention weights; None: sdpa")
+    add("--lora-r", type=count, help="train adapters of this rank beside frozen weights; None: the recipe's, else none")
+    targets = "linear layers that get adapters; None: the recipe's, else all but the head"
+    add("--lora-targets", nargs="+", metavar="NAME", help=targets)
+    add("--fsdp", type=count, help="devices that share weights, gradients and states (full shard); None: 1")
+    add("--memory", type=byte_count, help="bytes of one device (24G: GiB); None: this machine's GPU or main memory")
+    add("--device", choices=DEVICES, help="None: gpu with --memory, else this machine's")
+    add("--json", action="store_true", help="print the figures as JSON")
+    parser.set_defaults(overrides=[])
+    parser.epilog = "--section.key=value changes one value of the recipe, for example --data.block_size=2048"
+
+
+def run(args: argparse.Namespace) -> None:
+    from mypt.cli.table import print_table
+    from mypt.planning.fit import plan_memory
+    from mypt.planning.parameters import parameter_report
+    from mypt.planning.report import memory_rows, parameter_rows
+
+    machine = this_machine()
+    fields = {name: getattr(args, name) for name in SIZES if getattr(args, name)}
+    target = read_target(args.target, args.overrides, machine, fields)
+    if not target.dimensions:
+        raise MyPTError(f"{args.target}: {'; '.join(target.notes)}")
+    dimensions, step = _step(args, target, machine)
+    parameters = parameter_report(dimensions, step.lora)
+    memory = plan_memory(dimensions, step, args.memory or machine.memory)
+    if args.json:
+        report = {"target": args.target, "notes": target.notes, "dimensions": dimensions, "step": asdict(step),
+                  "parameters": parameters, "memory": memory}  # fmt: skip
+        print(json.dumps(report, indent=1))
+        return
+    for note in target.notes:
+        print(f"note: {note}")
+    print_table(*parameter_rows(parameters))
+    print(f"\n{_words(step)}")
+    for table in memory_rows(memory):
+        print()
+        print_table(*table)
+    if "advice" in memory:
+        print(f"\nMemory{'' if args.memory else f' ({machine.name}; --memory for another device)'}: {memory['advice']}")
+
+
+def _step(args: argparse.Namespace, target, machine) -> tuple[dict, object]:
+    """The dimensions, with positions for a longer block, and the step to be measured."""
+    from mypt.planning.memory import Step
+
+    given = {"micro_batch_size": args.batch_size, "block_size": args.block_size, "accumulation": args.accumulation,
+             "optimizer": args.optimizer, "weight_dtype": args.weights, "compute_dtype": args.dtype,
+             "checkpointing": args.checkpointing, "attention": args.attention, "lora_r": args.lora_r,
+             "lora_targets": args.lora_targets, "fsdp": args.fsdp}  # fmt: skip
+    device = args.device or ("gpu" if args.memory else machine.device)
+    defaults = {"micro_batch_size": 8, "block_size": target.dimensions["max_position_embeddings"], "device": device}
+    settings = defaults | target.settings | {name: value for name, value in given.items() if value is not None}
+    if args.weights and not args.dtype and args.weights != "float32":
+        settings["compute_dtype"] = args.weights
+    if args.lora_r and not args.optimizer:
+        settings["optimizer"] = "adamw"
+    longest = max(target.dimensions["max_position_embeddings"], settings["block_size"])
+    return target.dimensions | {"max_position_embeddings": longest}, Step(**settings)
+
+
+def _words(step) -> str:
+    """The step in one line."""
+    parts = [
+        f"{step.micro_batch_size:,} x {step.block_size:,} tokens per pass",
+        step.optimizer,
+        f"{step.weight_dtype} weights"
+        + (f", {step.compute_dtype} autocast" if step.compute_dtype != step.weight_dtype else ""),
+        f"{step.attention} attention",
+        "activation checkpointing" if step.checkpointing else "",
+        f"{step.accumulation} passes per step" if step.accumulation > 1 else "",
+        f"LoRA of rank {step.lora_r}" if step.lora_r else "",
+        f"FSDP over {step.fsdp} devices" if step.fsdp > 1 else "",
+        f"on a {step.device.upper()}",
+    ]
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,29 @@
+"""Numbers as people write them on a command line."""
+
+import argparse
+import re
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+_BYTE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def count(text: str) -> int:
+    """500_000_000, 5e8, 1.2B or 500M as a whole number."""
+    return _parse(text, _UNITS, "a number such as 500_000_000, 5e8, 1.2B or 500M")
+
+
+def byte_count(text: str) -> int:
+    """24G, 24GiB or 25769803776 as bytes; the letters are powers of 1,024."""
+    return _parse(re.sub(r"(?i)i?b$", "", text), _BYTE_UNITS, "bytes such as 24G or 80GiB")
+
+
+def _parse(text: str, units: dict[str, int], expected: str) -> int:
+    match = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?(?:[eE][+]?[0-9]{1,2})?)\s*([a-zA-Z]?)", text.strip())
+    if not match or match[2].lower() not in units:
+        raise argparse.ArgumentTypeError(f"{text!r} is not understood, expected {expected}")
+    from fractions import Fraction
+
+    number = int(Fraction(re.sub("[_,]", "", match[1])) * units[match[2].lower()])
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is below 1, expected {expected}")
+    return number

@@ -1,0 +1,191 @@
+"""TARGET of `mypt plan` and `mypt estimate`: a recipe, a preset or a folder with a config.json, read without torch."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mypt.errors import MyPTError
+from mypt.training.hardware import Machine
+
+BYTES_PER_TOKEN = 4  # English text under a BPE tokenizer of some tens of thousands of tokens
+
+
+@dataclass
+class Target:
+    """What a target says of a run; what it leaves open is None or absent.
+
+    dimensions: MyPTConfig fields. settings: fields of `mypt.planning.memory.Step`. sources: as `assess` takes them.
+    steps: max_steps, num_train_epochs and coverage_target of a recipe. notes: what had to be assumed or left out.
+    """
+
+    dimensions: dict | None = None
+    settings: dict = field(default_factory=dict)
+    sources: list[dict] | None = None
+    steps: dict = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_target(target: str, overrides: list[str], machine: Machine, fields: dict | None = None) -> Target:
+    """overrides: `--section.key=value` for a recipe. fields: MyPTConfig fields that take the place of the target's.
+
+    Raises MyPTError for a target that is nothing of these, with the nearest name.
+    """
+    is_recipe = target.endswith((".yaml", ".yml")) or Path(target, "recipe.yaml").is_file()
+    if overrides and not is_recipe:
+        raise MyPTError(f"unrecognized arguments: {' '.join(overrides)}; only a recipe has keys to change")
+    if is_recipe:
+        return _from_recipe(target, overrides, machine, fields or {})
+    settings = {"compute_dtype": "bfloat16" if machine.bfloat16 else "float32", "optimizer": "muon"}
+    dimensions = _dimensions(target, fields or {})
+    return Target(dimensions, settings | {"block_size": dimensions["max_position_embeddings"]})
+
+
+def _dimensions(target: str, fields: dict) -> dict:
+    from mypt.models.presets import PRESETS
+
+    if target in PRESETS:
+        return _preset(target, fields)
+    if Path(target).exists():
+        return _read_config(target) | fields
+    try:
+        return _preset(target, fields)
+    except MyPTError as error:
+        raise MyPTError(f"{target} is no recipe (.yaml) or checkpoint folder that exists, and {error}") from None
+
+
+def _preset(name: str, fields: dict) -> dict:
+    from mypt.models.presets import preset_dimensions
+
+    try:
+        return preset_dimensions(name, **fields)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise MyPTError(error) from None
+
+
+def _read_config(folder: str) -> dict:
+    from mypt.planning.parameters import dimensions_of
+
+    return dimensions_of(_config(folder))
+
+
+def _config(folder: str) -> dict:
+    path = Path(folder, "config.json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MyPTError(f"{path} cannot be read ({type(error).__name__}); expected a saved model's folder") from None
+
+
+def _from_recipe(path: str, overrides: list[str], machine: Machine, fields: dict) -> Target:
+    from mypt.recipe import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    result = Target()
+    result.sources, vocabulary = _sources(recipe, result.notes)
+    result.dimensions = _recipe_dimensions(recipe, vocabulary, result.notes, fields)
+    result.settings = _step_settings(recipe, machine, result.notes)
+    block_size = recipe.data.block_size or (result.dimensions and result.dimensions["max_position_embeddings"])
+    if block_size:
+        result.settings["block_size"] = block_size
+    steps = {name: recipe.training.get(name) for name in ("max_steps", "num_train_epochs")}
+    result.steps = steps | {"coverage_target": recipe.coverage.target}
+    return result
+
+
+def _step_settings(recipe, machine: Machine, notes: list[str]) -> dict:
+    from mypt.planning.coverage import whole
+
+    training, weights = recipe.training, recipe.model.dtype or "float32"
+    settings = {"weight_dtype": weights, "compute_dtype": weights, "optimizer": _optimizer(recipe, notes)}
+    if training.get("fp16"):
+        settings["compute_dtype"] = "float16"
+    elif training.get("bf16", machine.bfloat16):
+        settings["compute_dtype"] = "bfloat16"
+    settings["checkpointing"] = bool(training.get("activation_checkpointing") or training.get("gradient_checkpointing"))
+    names = {"micro_batch_size": "per_device_train_batch_size", "accumulation": "gradient_accumulation_steps"}
+    settings |= {
+        name: whole(f"training.{key}", training[key]) for name, key in names.items() if training.get(key) is not None
+    }
+    if recipe.lora:
+        settings |= {"lora_r": recipe.lora.r, "lora_targets": recipe.lora.target_modules}
+        if recipe.lora.load_in_4bit:
+            notes.append("lora.load_in_4bit: the frozen weights are counted in model.dtype, which is more")
+    return settings
+
+
+def _optimizer(recipe, notes: list[str]) -> str:
+    """As training chooses it."""
+    from mypt.planning.memory import STATES
+
+    name = recipe.training.get("optim") or recipe.optimizer.name
+    if name and name not in STATES:
+        notes.append(f"the memory of optimizer {name} is not known: AdamW's is assumed")
+    if name:
+        return name if name in STATES else "adamw"
+    return "muon" if _trains_mypt(recipe) else "adamw"
+
+
+def _trains_mypt(recipe) -> bool:
+    """Whether the model will be MyPT's own class and all of it is trained: then Muon is the default."""
+    from mypt.checkpoints.families import obstacles
+
+    base = recipe.model.init_from
+    if recipe.lora or (base and not Path(base, "config.json").is_file()):
+        return False
+    config = _config(base) if base else {"model_type": "mypt"}
+    return config.get("model_type") == "mypt" or not obstacles(config)
+
+
+def _recipe_dimensions(recipe, vocabulary: int | None, notes: list[str], fields: dict) -> dict | None:
+    section = recipe.model
+    if section.init_from:
+        if Path(section.init_from, "config.json").is_file():
+            return _existing_dimensions(recipe, vocabulary) | fields
+        notes.append(f"model.init_from {section.init_from} is not on this machine: give --params to plan the model")
+        return None
+    try:
+        dimensions = _preset(section.preset, {})
+        changes = {"vocab_size": -(-vocabulary // 64) * 64} if vocabulary else {}
+        if recipe.data.block_size and recipe.data.block_size > dimensions["max_position_embeddings"]:
+            changes["max_position_embeddings"] = recipe.data.block_size
+        return _preset(section.preset, changes | section.config | fields)
+    except MyPTError as error:
+        raise MyPTError(f"model: {error}") from None
+
+
+def _existing_dimensions(recipe, vocabulary: int | None) -> dict:
+    """Those of model.init_from, extended as `mypt train` does it."""
+    dimensions, section = _read_config(recipe.model.init_from), recipe.model
+    if vocabulary and vocabulary > dimensions["vocab_size"]:
+        dimensions["vocab_size"] = -(-vocabulary // 64) * 64
+    positions = (section.config.get("max_position_embeddings"), recipe.data.block_size)
+    dimensions["max_position_embeddings"] = max(
+        dimensions["max_position_embeddings"], *(length for length in positions if length), 0
+    )
+    return dimensions
+
+
+def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, int | None]:
+    """Sizes of the recipe's training data (None unless all are known) and its vocabulary, if it is prepared."""
+    from mypt.shards.format import METADATA_NAME, read_manifest
+    from mypt.text.files import dataset_directory
+
+    sources, vocabulary = [], None
+    for name, weight in recipe.data.train.items():
+        directory = Path(name)
+        prepared = Path(recipe.training.get("output_dir", ""), "data")
+        if directory.is_file() and (prepared / METADATA_NAME).is_file():
+            directory = prepared
+        if directory.is_dir() and dataset_directory(name) is None:
+            manifest = read_manifest(directory, recipe.data.dtype)
+            vocabulary = manifest.vocab_size
+            sources.append({"name": name, "weight": weight, "tokens": manifest.splits["train"].tokens})
+        elif directory.is_file():
+            tokens = int(directory.stat().st_size / BYTES_PER_TOKEN * (1 - recipe.data.val_fraction))
+            notes.append(f"{name} is not prepared yet: its tokens are estimated at {BYTES_PER_TOKEN} bytes each")
+            sources.append({"name": name, "weight": weight, "tokens": max(1, tokens), "estimated": True})
+        elif directory.is_dir() or name.startswith("hf://"):
+            notes.append(f"{name} is streamed: its size is not known before it is read")
+        else:
+            notes.append(f"{name} is not on this machine yet (`mypt prepare --source ... --out DIR` makes a dataset)")
+    return (sources if sources and len(sources) == len(recipe.data.train) else None), vocabulary
