@@ -1,4 +1,4 @@
-"""`mypt tokenizer`: what a tokenizer is and how it does on a text, or a new one made of a text."""
+"""`mypt tokenizer`: what a tokenizer is and how it does on a text; a new one of a text, or one with tokens added."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from mypt.cli.prepare import add_reading, add_training
 from mypt.errors import TokenizerError
 
-HELP = "show what a tokenizer is and how it does on a text, or make one of a text"
+HELP = "show what a tokenizer is and how it does on a text, make one of a text, or add tokens to one"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_reading(parser, parser)
     add("--text", help="show the tokens of this text")
-    add("--out", metavar="DIR", help="make a tokenizer of --source in this directory, instead of showing one")
+    add("--out", metavar="DIR", help="make a tokenizer in this directory, of --source or with --add-tokens")
+    add(
+        "--add-tokens",
+        nargs="+",
+        metavar="TOKEN",
+        default=argparse.SUPPRESS,
+        help="write TOKENIZER with these added to --out: tokens, or files with one a line",
+    )
     add(
         "--tokenizer", choices=("bpe", "char"), default="bpe", help="what to make: byte-level BPE, or an id a character"
     )
@@ -37,16 +44,21 @@ def run(args: argparse.Namespace) -> None:
     from mypt.tokenization.inspect import inspect_tokenizer, tokens_of
     from mypt.tokenization.load import load_tokenizer
 
-    if (args.name is None) == (args.out is None):
+    adding = hasattr(args, "add_tokens")
+    if adding and None in (args.name, args.out):
+        raise TokenizerError("--add-tokens needs a tokenizer to add to and --out: mypt tokenizer gpt2 --add-tokens ...")
+    if not adding and (args.name is None) == (args.out is None):
         raise TokenizerError("give a tokenizer to show (`mypt tokenizer gpt2`), or --source and --out to make one")
-    if args.out is not None:
+    if adding:
+        _extend(args)
+    elif args.out is not None:
         _train(args)
-    name = args.name or args.out
+    name = args.out or args.name
     tokenizer = load_tokenizer(name)
     report = {"tokenizer": name, **inspect_tokenizer(tokenizer), "training": training_record(Path(name))}
     if args.text is not None:
         report["text"] = tokens_of(tokenizer, args.text)
-    if args.out is None and hasattr(args, "source"):
+    if (args.out is None or adding) and hasattr(args, "source"):
         report["source"] = _measured(args, tokenizer)
     if args.json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
@@ -65,6 +77,15 @@ def _train(args: argparse.Namespace) -> None:
     workers = getattr(args, "workers", None) or available_cores()
     say = partial(print, file=sys.stderr)
     train_tokenizer(args.source, args.out, args.tokenizer, retrain=args.retrain, workers=workers, say=say, **settings)
+
+
+def _extend(args: argparse.Namespace) -> None:
+    from mypt.tokenization.extend import extend_tokenizer, read_tokens
+
+    asked = read_tokens(args.add_tokens)
+    new = extend_tokenizer(args.name, asked, args.out)
+    words = f"{len(new)} of {len(set(asked))} tokens added to {args.name}"
+    print(words if len(new) == len(set(asked)) else f"{words}; the others are one token already", file=sys.stderr)
 
 
 def _measured(args: argparse.Namespace, tokenizer) -> dict:

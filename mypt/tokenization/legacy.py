@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 STATE_NAME = "tokenizer_state.json"
 _GPT2_SIZE = 50_257
-_SPECIAL_KEYS = ("special_tokens", "added_special_tokens", "added_tokens")
+_SPECIAL_KEYS = ("special_token_encoder", "special_tokens", "added_special_tokens", "added_tokens")
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,25 @@ def state_tokenizer(state: TokenizerState) -> PreTrainedTokenizerFast:
     texts = sorted(state.special_tokens, key=state.special_tokens.get)
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
     return wrap(backend)
+
+
+def exact_tokenizer(state: TokenizerState) -> PreTrainedTokenizerFast:
+    """Today's tokenizer with the same ids and no others, as a model needs that has no more.
+
+    Of characters it has neither EOS (unless the state names one) nor bytes: other characters are left out of a text.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    if state.chars is None:
+        return state_tokenizer(state)
+    vocabulary = {token: id for id, token in enumerate(state.chars)} | state.special_tokens
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    texts = sorted(state.special_tokens, key=state.special_tokens.get)
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
+    end = {"eos_token": EOS, "pad_token": EOS} if EOS in vocabulary else {}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **end)
 
 
 class _PlainUnpickler(pickle.Unpickler):

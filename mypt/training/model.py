@@ -1,17 +1,16 @@
 """The model that a recipe asks for: a preset with random weights, or an existing checkpoint."""
 
-import torch
 from transformers import PreTrainedModel, set_seed
 
+from mypt.checkpoints.extend import VOCABULARY_MULTIPLE
+from mypt.checkpoints.interop import cast
 from mypt.errors import RecipeError
-from mypt.generation.load import load_model
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config, preset_dimensions
 from mypt.recipe import ModelSection
-from mypt.tokenization.load import largest_id, require_model_tokenizer
+from mypt.tokenization.load import largest_id
 from mypt.training.data import RunData
-
-VOCABULARY_MULTIPLE = 64
+from mypt.training.init_from import existing_model
 
 
 def default_block_size(section: ModelSection) -> int | None:
@@ -21,19 +20,28 @@ def default_block_size(section: ModelSection) -> int | None:
     return section.config.get("max_position_embeddings") or _preset(section)["max_position_embeddings"]
 
 
-def build_model(section: ModelSection, data: RunData, block_size: int | None, seed: int) -> PreTrainedModel:
-    """A model for the data's tokenizer.
+def build_model(
+    section: ModelSection,
+    data: RunData,
+    block_size: int | None,
+    seed: int,
+    *,
+    adapter: bool = False,
+    quantization=None,
+) -> PreTrainedModel:
+    """A model for the data's tokenizer; `adapter`, `quantization`: an existing one to be kept frozen, in 4 bits.
 
     Raises RecipeError for fields that do not fit together, TokenizerError for a checkpoint of another tokenizer and
     CheckpointError for one that cannot be loaded.
     """
     if section.init_from:
-        model = _load(section, data)
+        model = existing_model(section, data, block_size, adapter=adapter, quantization=quantization)
     else:
         set_seed(seed)
-        model = _cast(MyPTForCausalLM(_config(section, data, block_size)), section.dtype or "float32")
+        model = cast(MyPTForCausalLM(_config(section, data, block_size)), section.dtype or "float32")
     limit = getattr(model.config, "max_position_embeddings", None)
-    if block_size and limit and block_size > limit:
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if block_size and limit and block_size > limit and rope.get("rope_type") != "dynamic":
         raise RecipeError(f"data.block_size {block_size} is longer than the model's {limit} positions; lower it")
     return model
 
@@ -61,24 +69,3 @@ def _config(section: ModelSection, data: RunData, block_size: int | None):
         return preset_config(section.preset, **overrides)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"model: {' '.join(str(error).split())}") from None
-
-
-def _load(section: ModelSection, data: RunData) -> PreTrainedModel:
-    source = section.init_from
-    if section.config:
-        raise RecipeError(
-            f"model.{next(iter(section.config))} cannot be changed together with model.init_from: {source} decides"
-        )
-    # Trainer places it: each process has a device of its own.
-    model = _cast(load_model(source, device="cpu"), section.dtype or "float32")
-    require_model_tokenizer(
-        source, model.config.vocab_size, "the data", data.tokenizer_hash, largest_id(data.tokenizer) + 1
-    )
-    return model
-
-
-def _cast(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
-    """Parameters only: buffers such as rotary frequencies keep the precision in which `from_pretrained` makes them."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(getattr(torch, dtype))
-    return model

@@ -138,3 +138,21 @@ def test_errors(tokenizer, line, message, monkeypatch):
         save_tokenizer(build_char_tokenizer("ab"), "made")
     with pytest.raises(MyPTError, match=message):
         tokenizer(*line)
+
+
+def test_words_are_added_to_a_tokenizer_and_prepare_takes_it(tokenizer, tmp_path):
+    train(tokenizer)
+    (tmp_path / "words.txt").write_text(" zygomorphic\n of number\n")
+    line = ("made", "--add-tokens", "words.txt", " number", "--out", "more", "--text", "A house of number 7")
+    report = json.loads(tokenizer(*line, "--json"))
+    size = json.loads(tokenizer("made", "--json"))["ids"]
+    assert report["ids"] == size + 2  # " number" is one token already
+    assert {"id": size + 1, "text": " of number"} in report["text"]
+    manifest = prepare_dataset("text.txt", "data", str(tmp_path / "more"), progress=False)
+    assert manifest.vocab_size == size + 2
+
+
+def test_words_need_a_tokenizer_and_a_place(tokenizer):
+    for line in (("--add-tokens", "a"), ("gpt2", "--add-tokens", "a"), ("--add-tokens", "a", "--out", "more")):
+        with pytest.raises(TokenizerError, match="--add-tokens needs a tokenizer to add to and --out"):
+            tokenizer(*line)

@@ -50,7 +50,7 @@ def test_saved_as_todays_it_is_the_same(tmp_path):
     [["<q>", "<a>"], {"<q>": 10, "<a>": 11}, {"question": "<q>", "answer": "<a>"}],
     ids=["list", "ids", "names"],
 )
-@pytest.mark.parametrize("key", ["special_tokens", "added_special_tokens", "added_tokens"])
+@pytest.mark.parametrize("key", ["special_token_encoder", "special_tokens", "added_special_tokens", "added_tokens"])
 def test_special_tokens_of_characters(tmp_path, special, key):
     state = {"token_kind": "char", "chars": CHARS, key: special}
     tokenizer = load_tokenizer(write(tmp_path, state))

@@ -99,6 +99,24 @@ def test_a_tokenizer_without_eos_gets_one(tmp_path):
     assert (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token_id) == (EOS, 2, 2)
 
 
+@pytest.mark.parametrize("config", [None, {"model_type": "gpt2"}])
+def test_gpt2_s_kind_as_it_was_first_published(tmp_path, config):
+    """Two files, beside a model's config or alone."""
+    trained = bpe()
+    content = json.loads(trained.backend_tokenizer.to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(content["vocab"]))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in content["merges"]), ""]
+    (tmp_path / "merges.txt").write_text("\n".join(lines))
+    if config:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded("abc bca cab")["input_ids"] == trained("abc bca cab")["input_ids"]
+    assert loaded.eos_token == EOS
+    (tmp_path / "vocab.json").write_text("[1, ")
+    with pytest.raises(TokenizerError, match=r"restore them|cannot be read"):
+        load_tokenizer(tmp_path)
+
+
 def test_require_same_tokenizer_names_both():
     require_same_tokenizer("a", "1" * 32, "b", "1" * 32)
     with pytest.raises(TokenizerError, match=r"data/a and runs/b have different tokenizers \(11111111 and 22222222\)"):

@@ -1,0 +1,59 @@
+"""`mypt export MODEL --to llama --out DIR`: a checkpoint that loads without mypt, with its parity."""
+
+import argparse
+import json
+
+from mypt.checkpoints.families import TARGETS
+
+HELP = "write a model as a stock GPT-2, Llama, Qwen2 or Qwen3 that loads without mypt, and compare the two"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="run folder, checkpoint folder or hub id")
+    add(
+        "--to",
+        choices=("auto", *TARGETS),
+        default="auto",
+        help="architecture; auto: the one that computes the same with the fewest parameters added",
+    )
+    add("--out", required=True, metavar="DIR", help="folder to make; it must not exist, or be empty")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default=argparse.SUPPRESS,
+        help="of the weights (default: as they are)",
+    )
+    add("--json", action="store_true", help="print the report as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from transformers import logging
+
+    from mypt.checkpoints.export import export_model
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    report = export_model(args.model, args.out, args.to, getattr(args, "dtype", None))
+    if args.json:
+        print(json.dumps(report, indent=1))
+    else:
+        _print_report(report)
+
+
+def _print_report(report: dict) -> None:
+    from mypt.cli.table import print_table
+
+    print(
+        f"{report['from']} -> {report['to']}, {report['parameters']:,} parameters, {report['dtype']}: {report['out']}"
+    )
+    if report["added_biases"]:
+        print(f"biases that the model does not have, written as zeros: {', '.join(report['added_biases'])}")
+    print()
+    rows = [[name, f"{difference:.1e}"] for name, difference in report["differences"].items()]
+    print_table("", ["largest difference of a logit", "float32"], rows)
+    print()
+    print(f"tolerance     {report['tolerance']:.1e} (the largest logit is {report['largest_logit']:.1f})")
+    print(f"greedy text   {'equal' if report['greedy_equal'] else 'NOT equal'}, {report['greedy_tokens']} tokens")
+    if report["rounding"] is not None:
+        print(f"rounding      {report['rounding']:.1e}: what {report['dtype']} changes in a logit")
