@@ -3,38 +3,152 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
-from mypt.cli.table import print_dataset
+from mypt.cli.table import print_dataset, print_table
+from mypt.errors import MyPTError
 
-HELP = "turn a dataset of the original MyPT or of nanoGPT into today's format"
+HELP = "turn a checkpoint or a dataset of the original MyPT, or a dataset of nanoGPT, into today's format"
+_OF_DATASETS = ("dtype",)
+_OF_CHECKPOINTS = ("add_bytes", "rotary", "check", "dry_run")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("path", metavar="PATH", help="directory with shard_00000.bin, train/shard_00000.bin or train.bin")
-    add("--out", required=True, metavar="DIR", help="directory to make")
     add(
-        "--dtype",
-        choices=("uint16", "uint32"),
+        "path",
+        metavar="PATH",
+        help="checkpoint: .pt file, or folder with config.json and model.pt; dataset: folder with shard_00000.bin, "
+        "train/shard_00000.bin or train.bin",
+    )
+    add("--out", required=True, metavar="DIR", help="folder to make")
+    add(
+        "--all",
+        action="store_true",
+        help="PATH is a folder of checkpoints: convert each to a folder of its name in DIR",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
         default=argparse.SUPPRESS,
-        help="what the shards hold (default: what the metadata says, else uint32; nanoGPT's are uint16)",
+        help="of checkpoints: read and compare everything, print what was found, write nothing",
     )
     add(
         "--tokenizer",
         metavar="NAME",
         default=argparse.SUPPRESS,
-        help="gpt2, a directory or a hub id (default: the directory's own; for train.bin without meta.pkl gpt2)",
+        help="gpt2, a directory or a hub id (default: PATH's own; where it has none gpt2, if the ids can be its)",
+    )
+    add(
+        "--add-bytes",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="of checkpoints: give a model of characters the 257 ids more (end of text, bytes) that converted datasets "
+        "have, so that it can be evaluated and trained on prepared data",
+    )
+    add(
+        "--rotary",
+        choices=("halves", "interleaved"),
+        default=argparse.SUPPRESS,
+        help="of checkpoints: which pairs rotary positions turn (default: halves, as the original)",
+    )
+    add(
+        "--check",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="of a checkpoint: a .pt file with input_ids and logits that the new model must give",
+    )
+    add(
+        "--dtype",
+        choices=("uint16", "uint32"),
+        default=argparse.SUPPRESS,
+        help="of a dataset: what the shards hold (default: what the metadata says, else uint32; nanoGPT's are uint16)",
     )
     add("--json", action="store_true", help="print what was made as JSON")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
+    from mypt.checkpoints.original import is_original
+    from mypt.shards.legacy import is_foreign
+
+    path = Path(args.path)
+    if args.all or (is_original(path) and not is_foreign(path)):
+        from transformers import logging
+
+        logging.disable_progress_bar()
+        options = _chosen(args, _OF_CHECKPOINTS, _OF_DATASETS, "dataset")
+        return _convert_all(args, options) if args.all else _convert_checkpoint(args, options)
+    return _convert_dataset(args, _chosen(args, _OF_DATASETS, _OF_CHECKPOINTS, "checkpoint"))
+
+
+def _chosen(args: argparse.Namespace, known: tuple[str, ...], others: tuple[str, ...], kind: str) -> dict:
+    if wrong := [f"--{name.replace('_', '-')}" for name in others if hasattr(args, name)]:
+        raise MyPTError(f"{', '.join(wrong)}: only for a {kind}, and {args.path} is none; leave it out")
+    return {name: getattr(args, name) for name in (*known, "tokenizer") if hasattr(args, name)}
+
+
+def _convert_dataset(args: argparse.Namespace, options: dict) -> int:
     from mypt.shards.convert import convert_dataset
     from mypt.shards.inspect import summary
 
-    chosen = {name: getattr(args, name) for name in ("dtype", "tokenizer") if hasattr(args, name)}
-    manifest = convert_dataset(args.path, args.out, say=lambda line: print(line, file=sys.stderr), **chosen)
+    manifest = convert_dataset(args.path, args.out, say=lambda line: print(line, file=sys.stderr), **options)
     if args.json:
         print(json.dumps(summary(args.out, manifest), indent=1, ensure_ascii=False))
     else:
         print_dataset(summary(args.out, manifest))
+    return 0
+
+
+def _convert_checkpoint(args: argparse.Namespace, options: dict) -> int:
+    from mypt.checkpoints.legacy import convert_checkpoint
+
+    report = convert_checkpoint(args.path, args.out, **options)
+    if args.json:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+        return 0
+    config, made = report["config"], "would make" if options.get("dry_run") else "made"
+    rows = {
+        made: report["out"],
+        "from": f"{report['path']}: {report['form']}, {report['era']} attention, step {report['step']}",
+        "shape": f"{config['num_hidden_layers']} layers x {config['num_attention_heads']} heads x "
+        f"{config['hidden_size']}, context {config['max_position_embeddings']} tokens, vocabulary "
+        f"{config['vocab_size']:,}",
+        "switches": f"{config['position_embedding_type']} positions, {config['norm_type']}, "
+        f"{'gated ' if config['mlp_gated'] else ''}{config['hidden_act']}, "
+        f"{'tied' if config['tie_word_embeddings'] else 'untied'} head",
+        "weights": f"{report['parameters']:,} parameters in {report['dtype']}",
+    }
+    if tokenizer := report["tokenizer"]:
+        rows["tokenizer"] = f"{tokenizer['ids']:,} ids, EOS {tokenizer['eos_token']}"
+    if report["max_logit_difference"] is not None:
+        rows["check"] = f"logits differ by at most {report['max_logit_difference']:.3g}"
+    for name, value in rows.items():
+        print(f"{name:<12}{value}")
+    for note in report["notes"]:
+        print(f"note: {note}")
+    return 0
+
+
+def _convert_all(args: argparse.Namespace, options: dict) -> int:
+    from mypt.checkpoints.legacy import convert_all
+
+    outcomes = {}
+    good = convert_all(args.path, args.out, lambda name, outcome: outcomes.update({name: outcome}), **options)
+    if args.json:
+        told = {name: {"error": str(it)} if isinstance(it, MyPTError) else it for name, it in outcomes.items()}
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+        return 0 if good else 1
+    from mypt.checkpoints.original import NotOriginal
+
+    rows, failed = [], []
+    for name, outcome in outcomes.items():
+        if isinstance(outcome, MyPTError):
+            rows.append([name, "skipped" if isinstance(outcome, NotOriginal) else "failed", "", "", ""])
+            failed.append(f"{name}: {outcome}")
+        else:
+            state = "would convert" if options.get("dry_run") else "converted"
+            rows.append([name, state, outcome["form"], f"{outcome['parameters']:,}", outcome["step"]])
+    print_table("", ["checkpoint", "state", "form", "parameters", "step"], rows)
+    for line in failed:
+        print(line, file=sys.stderr)
+    return 0 if good else 1

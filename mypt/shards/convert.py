@@ -82,7 +82,7 @@ def _read(directory: Path, dtype: str | None, tokenizer: str | None) -> Manifest
             return manifest
         raise DataError(
             f"{directory} holds no dataset of the original MyPT (shard_00000.bin, with dataset_metadata.json or "
-            f"tokenizer_state.json) nor of nanoGPT (train.bin)"
+            f"tokenizer_state.json) nor of nanoGPT (train.bin), and no checkpoint (config.json, model.pt; a .pt file)"
         )
     read_manifest(directory)
     raise DataError(f"{directory} is a dataset in today's format already; nothing needs to be converted")
