@@ -1,18 +1,14 @@
-"""What is in a run folder or a checkpoint, read from its JSON files and safetensors headers; no weight is loaded."""
+"""What is in a run folder, a checkpoint, a model or an adapter, from JSON files and headers; no weight is loaded."""
 
-import json
-import math
 from pathlib import Path
 
-import yaml
-
-from mypt.checkpoints.complete import STATE_NAME, checkpoints, last_complete_checkpoint, read_state, what_is_missing
-from mypt.checkpoints.header import read_header
+from mypt.checkpoints.adapter import ADAPTER_CONFIG, is_adapter
+from mypt.checkpoints.complete import checkpoints, what_is_missing
+from mypt.checkpoints.story import kind_of, last_state, read_object, read_story
+from mypt.checkpoints.tensors import TensorEntry, count_by_part, list_tensors, summarize
 from mypt.errors import CheckpointError
 from mypt.planning.parameters import count_parameters
-from mypt.yaml12 import load_yaml
 
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"}
 # The same dimension by the names that families of models give it.
 DIMENSIONS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
@@ -22,99 +18,103 @@ DIMENSIONS = {
     "context": ("max_position_embeddings", "n_positions"),
     "vocabulary": ("vocab_size",),
 }
+PROVENANCE_NAME = "converted_from.json"
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder holds a model, or the checkpoints of a run."""
-    return (path / "config.json").is_file() or bool(checkpoints(path))
+    """Whether a folder holds a model or an adapter, or the checkpoints of a run."""
+    return (path / "config.json").is_file() or is_adapter(path) or bool(checkpoints(path))
+
+
+def cached_model(name: str) -> Path | None:
+    """The folder of the hub's cache that holds the model of this id; None if there is none, and nothing is asked."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for file in ("config.json", ADAPTER_CONFIG):
+        try:
+            if isinstance(found := try_to_load_from_cache(name, file), str):
+                return Path(found).parent
+        except HFValidationError:
+            return None
+    return None
 
 
 def inspect_checkpoint(path: Path) -> dict:
     """A JSON-ready report; a part that the folder does not hold is None.
 
-    kind: run (holds checkpoints or recipe.yaml), checkpoint (holds a trainer state) or model. model: architecture and
-    dimensions. parameters: by part, exact, from a MyPT config. weights: what the files hold. progress, coverage,
-    forgetting: as last saved. recipe: the resolved one. problems: one line for each thing that is wrong.
+    kind: run (holds checkpoints or recipe.yaml), checkpoint (holds a trainer state), model or adapter. model:
+    architecture and dimensions. adapter: what a LoRA adapter is, and of which base. parameters: by part; of a MyPT
+    config worked out from it, of others counted in the files. weights: what the files hold. progress, coverage,
+    forgetting, recipe, changed_settings: see `read_story`. converted_from: of a checkpoint of the original MyPT's.
+    problems: one line for each thing that is wrong.
     Raises CheckpointError if there is no model, or its config or a weights file cannot be read.
     """
-    kind = "checkpoint" if (path / STATE_NAME).is_file() else "model"
-    if checkpoints(path) or (path / "recipe.yaml").is_file():
-        kind = "run"
-    saved, state = _last_state(path)
-    model_folder = path if (path / "config.json").is_file() else saved or [path, *checkpoints(path)][-1]
-    config = _read_json(model_folder / "config.json")
-    if config is None:
-        raise CheckpointError(f"{model_folder} holds no config.json: name a run folder or a checkpoint folder")
-    weights, problems = _weights(model_folder)
-    tokenizer = _tokenizer(model_folder)
-    # A checkpoint's own state is at its step; the files of its run may be further on.
-    run = path.parent if kind == "checkpoint" else path
+    kind = kind_of(path)
+    saved, _ = last_state(path)
+    holds_model = (path / "config.json").is_file() or is_adapter(path)
+    folder = path if holds_model else saved or [path, *checkpoints(path)][-1]
+    config, adapter = read_object(folder / "config.json"), read_object(folder / ADAPTER_CONFIG)
+    if config is None and adapter is None:
+        raise CheckpointError(f"{folder} holds no config.json: name a run folder or a checkpoint folder")
+    tensors, problems = list_tensors(folder)
     report = {
-        "kind": kind,
+        "kind": "adapter" if config is None and kind == "model" else kind,
         "path": str(path),
-        "model_path": str(model_folder),
-        "model": _model(config),
-        "parameters": _parameters(config),
-        "weights": weights,
-        "tokenizer": tokenizer,
-        "progress": _progress(state),
-        "coverage": _coverage(path, kind, state),
-        "forgetting": _forgetting(run, kind, state),
-        "recipe": _recipe(path),
+        "model_path": str(folder),
+        "model": config and _model(config),
+        "adapter": adapter and _adapter(adapter, tensors) if config is None else None,
+        "parameters": _parameters(config, tensors),
+        "weights": summarize(tensors),
+        "tokenizer": _tokenizer(folder),
+        **read_story(path),
+        "converted_from": read_object(folder / PROVENANCE_NAME),
         "checkpoints": [{"name": folder.name, "missing": what_is_missing(folder)} for folder in checkpoints(path)],
-        "files": [
-            {"name": file.name, "bytes": file.stat().st_size} for file in sorted(path.iterdir()) if file.is_file()
-        ],
+        "files": list_files(path),
     }
     if kind == "checkpoint" and (fault := what_is_missing(path)):
         problems.append(f"not complete, a resume would skip it: {fault}")
     return report | {"problems": problems + _disagreements(report)}
 
 
-def _weights(folder: Path) -> tuple[dict | None, list[str]]:
-    """Tensors, parameters and dtypes in the model's safetensors files, and what is wrong with them."""
-    files = sorted(folder.glob("model*.safetensors"))
-    index = _read_json(folder / "model.safetensors.index.json") or {}
-    missing = sorted(set(index.get("weight_map", {}).values()) - {file.name for file in files})
-    problems = [f"{name} is missing" for name in missing]
-    if not files:
-        if not problems and not any(folder.glob("pytorch_model*.bin")):
-            problems.append("there are no weights")
-        return None, problems
-    dtypes: dict[str, int] = {}
-    tensors = 0
-    for file in files:
-        header, whole = read_header(file)
-        if not whole:
-            problems.append(f"{file.name} does not have the length that its header says")
-        tensors += len(header)
-        for entry in header.values():
-            name = DTYPES.get(entry["dtype"], entry["dtype"])
-            dtypes[name] = dtypes.get(name, 0) + math.prod(entry["shape"])
-    size = sum(file.stat().st_size for file in files)
-    return {"tensors": tensors, "parameters": sum(dtypes.values()), "dtypes": dtypes, "bytes": size}, problems
+def list_files(folder: Path) -> list[dict]:
+    """Names and bytes of the files right in a folder."""
+    return [{"name": file.name, "bytes": file.stat().st_size} for file in sorted(folder.iterdir()) if file.is_file()]
 
 
 def _model(config: dict) -> dict:
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
     dimensions = {
-        ours: next((config[name] for name in names if config.get(name) is not None), None)
+        ours: next((c[name] for c in (config, text) for name in names if c.get(name) is not None), None)
         for ours, names in DIMENSIONS.items()
     }
     architecture = next(iter(config.get("architectures") or []), None)
     return {"architecture": architecture, "model_type": config.get("model_type"), **dimensions, "config": config}
 
 
-def _parameters(config: dict) -> dict[str, int] | None:
-    if config.get("architectures") != ["MyPTForCausalLM"]:
-        return None
-    return count_parameters(config)
+def _adapter(config: dict, tensors: dict[str, TensorEntry]) -> dict:
+    """peft's own names: r, lora_alpha, target_modules; `layers` are the modules that have an adapter."""
+    kept = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules")
+    layers = {name.split(".lora_")[0] for name in tensors if ".lora_" in name}
+    targets = config.get("target_modules")
+    return {name: config.get(name) for name in kept} | {
+        "target_modules": sorted(targets) if isinstance(targets, list) else targets,
+        "modules_to_save": config.get("modules_to_save"),
+        "layers": len(layers),
+    }
+
+
+def _parameters(config: dict | None, tensors: dict[str, TensorEntry]) -> dict[str, int] | None:
+    if config and config.get("architectures") == ["MyPTForCausalLM"]:
+        return count_parameters(config)
+    return count_by_part((name, entry.numel) for name, entry in tensors.items()) if tensors else None
 
 
 def _tokenizer(folder: Path) -> dict | None:
-    content = _read_json(folder / "tokenizer.json")
+    content = read_object(folder / "tokenizer.json")
     if content is None:
         return None
-    eos = (_read_json(folder / "tokenizer_config.json") or {}).get("eos_token")
+    eos = (read_object(folder / "tokenizer_config.json") or {}).get("eos_token")
     try:
         vocabulary = content["model"]["vocab"]  # {token: id}; Unigram: [[token, score], ...] in the order of ids
         ids = set(vocabulary.values()) if isinstance(vocabulary, dict) else set(range(len(vocabulary)))
@@ -129,68 +129,6 @@ def _tokenizer(folder: Path) -> dict | None:
         raise CheckpointError(f"{folder / 'tokenizer.json'} is damaged ({error!r}); restore it") from error
 
 
-def _last_state(path: Path) -> tuple[Path | None, dict | None]:
-    """The checkpoint that tells how far training is, and its trainer state."""
-    folder = path if (path / STATE_NAME).is_file() else last_complete_checkpoint(path)[0]
-    try:
-        return folder, read_state(folder) if folder else None
-    except (OSError, ValueError):
-        return folder, None
-
-
-def _progress(state: dict | None) -> dict | None:
-    if state is None:
-        return None
-    logged = next((entry for entry in reversed(state.get("log_history", [])) if "loss" in entry), {})
-    best = state.get("best_model_checkpoint")
-    return {
-        "step": state["global_step"],
-        "max_steps": state.get("max_steps"),
-        "epoch": state.get("epoch"),
-        "logged_at_step": logged.get("step"),
-        "loss": logged.get("loss"),
-        "learning_rate": logged.get("learning_rate"),
-        "best_checkpoint": best and Path(best).name,
-        "best_metric": state.get("best_metric"),
-    }
-
-
-def _coverage(path: Path, kind: str, state: dict | None) -> dict | None:
-    """The stream's state: sources, block_size, next_sample, events; `mypt.streams.ledger` derives what was seen."""
-    if kind == "run":
-        return _read_json(path / "coverage.json")
-    return ((state or {}).get("stateful_callbacks", {}).get("CoverageCallback") or {}).get("attributes")
-
-
-def _forgetting(run: Path, kind: str, state: dict | None) -> dict | None:
-    """The last measurement: its step, every set's reading, and the run's verdict if it is about this measurement."""
-    report = _read_json(run / "forgetting.json") or {}
-    history = report.get("history", [])
-    if kind != "run":
-        callback = (state or {}).get("stateful_callbacks", {}).get("ForgettingCallback") or {}
-        history = callback.get("attributes", {}).get("history", [])
-    if not history:
-        return None
-    last = history[-1]
-    current = report.get("history", [])[-1:] == [last]
-    rules = {name: report.get(name) for name in ("target", "guard", "tolerance", "action")}
-    return rules | {"step": last["step"], "sets": last["sets"], "verdict": report["verdict"] if current else None}
-
-
-def _recipe(path: Path) -> dict | None:
-    """The resolved recipe of the run folder that `path` is, or lies in."""
-    file = next((folder / "recipe.yaml" for folder in (path, path.parent) if (folder / "recipe.yaml").is_file()), None)
-    if file is None:
-        return None
-    try:
-        content = load_yaml(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not all(isinstance(section, dict) for section in content.values()):
-        raise CheckpointError(f"{file} is no resolved recipe: sections with keys and values were expected; restore it")
-    return content
-
-
 def _disagreements(report: dict) -> list[str]:
     problems = []
     computed, weights, tokenizer = report["parameters"], report["weights"], report["tokenizer"]
@@ -199,20 +137,7 @@ def _disagreements(report: dict) -> list[str]:
             f"the weights hold {weights['parameters']:,} parameters, the config means {computed['total']:,}: "
             "these files do not belong together"
         )
-    vocabulary = report["model"]["vocabulary"]
+    vocabulary = report["model"] and report["model"]["vocabulary"]
     if tokenizer and vocabulary and tokenizer["largest_id"] >= vocabulary:
         problems.append(f"the tokenizer gives ids up to {tokenizer['largest_id']}, the model knows {vocabulary}")
     return problems
-
-
-def _read_json(path: Path) -> dict | None:
-    """The object in a file, None if there is no such file. Raises CheckpointError if it is no JSON object."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}); restore it") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {type(content).__name__}, expected a JSON object; restore it")
-    return content

@@ -1,6 +1,7 @@
 """The report agrees with the model itself, and damage is named."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mypt import MyPTConfig, MyPTForCausalLM
+from mypt.checkpoints.describe import describe
 from mypt.checkpoints.header import read_header
 from mypt.checkpoints.inspect import inspect_checkpoint, is_checkpoint
+from mypt.checkpoints.tensors import count_by_part, layer_of, list_tensors, part_of
 from mypt.errors import CheckpointError
 from mypt.tokenization.char import build_char_tokenizer
 from mypt.tokenization.load import save_tokenizer
@@ -99,9 +102,81 @@ def test_another_family_is_described_from_its_own_names(tmp_path):
         20,
         50,
     ]
-    assert report["parameters"] is None
-    assert report["weights"]["parameters"] == model.num_parameters()
+    counted = report["parameters"]
+    assert counted["total"] == report["weights"]["parameters"] == model.num_parameters()
+    per_layer = {"attention": 4 * 16 * 16 + 4 * 16, "mlp": 2 * 16 * 64 + 64 + 16, "norms": 4 * 16}
+    assert {part: counted[part] for part in per_layer} == {
+        part: 3 * count + (2 * 16 if part == "norms" else 0) for part, count in per_layer.items()
+    }
+    assert (counted["embedding"], counted["positions"], counted["head"]) == (50 * 16, 20 * 16, 0)
     assert report["problems"] == []
+
+
+@pytest.mark.parametrize("changes", [{}, CLASSIC, UNTIED], ids=["modern", "classic", "untied"])
+def test_parts_counted_in_the_files_are_those_of_the_config(save, changes):
+    """The two ways of counting know nothing of each other."""
+    folder, _ = save(**changes)
+    tensors, _ = list_tensors(folder)
+    counted = count_by_part((name, entry.numel) for name, entry in tensors.items())
+    assert counted == inspect_checkpoint(folder)["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "layer"),
+    [
+        ("transformer.h.11.attn.c_attn.weight", "attention", 11),
+        ("transformer.h.0.ln_1.bias", "norms", 0),
+        ("transformer.ln_f.weight", "norms", None),
+        ("transformer.wpe.weight", "positions", None),
+        ("gpt_neox.embed_in.weight", "embedding", None),
+        ("gpt_neox.layers.3.attention.query_key_value.weight", "attention", 3),
+        ("embed_out.weight", "head", None),
+        ("model.decoder.layers.2.self_attn_layer_norm.weight", "norms", 2),
+        ("model.decoder.layers.2.fc1.weight", "mlp", 2),
+        ("model.layers.5.self_attn.q_norm.weight", "norms", 5),
+        ("model.layers.5.mlp.experts.7.up_proj.weight", "mlp", 5),
+        ("transformer.word_embeddings.weight", "embedding", None),
+        ("model.rotary", "other", None),
+    ],
+)
+def test_parts_by_the_names_of_many_families(name, part, layer):
+    assert (part_of(name), layer_of(name)) == (part, layer)
+
+
+def test_an_adapter_tells_its_rank_and_targets(save, tmp_path):
+    peft = pytest.importorskip("peft")
+    folder, model = save()
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    )
+    adapted.peft_config["default"].base_model_name_or_path = str(folder)
+    adapted.save_pretrained(tmp_path / "adapter")
+    report = inspect_checkpoint(tmp_path / "adapter")
+    assert (report["kind"], report["model"], report["problems"]) == ("adapter", None, [])
+    told = report["adapter"]
+    assert (told["r"], told["lora_alpha"], told["target_modules"]) == (3, 6, ["q_proj", "v_proj"])
+    assert told["base_model_name_or_path"] == str(folder) and told["layers"] == 4  # 2 layers, 2 modules each
+    assert report["parameters"]["attention"] == report["weights"]["parameters"] == 2 * 2 * (16 * 3 + 3 * 16)
+    assert f"LORA of {folder}" in "\n".join(block for block in describe(report) if isinstance(block, str))
+
+
+def test_a_model_in_the_hubs_cache_is_found_by_its_id(tmp_path):
+    program = (
+        "import sys; from mypt.checkpoints.inspect import cached_model; "
+        "print(cached_model('some/model'), cached_model('other/model'), cached_model('no//id'))"
+    )
+    snapshot = tmp_path / "models--some--model" / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(snapshot.name)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path)},
+    )
+    assert done.stdout.split() == [str(snapshot), "None", "None"], done.stderr
 
 
 def test_a_config_that_is_not_the_weights_own_is_a_problem(save):

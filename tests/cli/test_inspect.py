@@ -91,6 +91,53 @@ def test_the_tables_hold_the_figures(run_folder, capsys):
     assert "PROBLEM" not in printed
 
 
+def test_the_history_of_forgetting_and_the_changed_settings(run_folder, capsys):
+    report = report_of(run_folder, capsys)
+    history = json.loads((run_folder / "forgetting.json").read_text())["history"]
+    assert [entry["step"] for entry in report["forgetting"]["history"]] == [entry["step"] for entry in history]
+    for shown, entry in zip(report["forgetting"]["history"], history, strict=True):
+        assert {name: read["loss"] for name, read in shown["sets"].items()} == {
+            name: read["loss"] for name, read in entry["sets"].items()
+        }
+    assert {"model.preset", "data.block_size", "training.max_steps"} <= set(report["changed_settings"])
+    assert not {"forgetting.tolerance", "data.order", "optimizer.cooldown"} & set(report["changed_settings"])
+    assert main(["inspect", str(run_folder)]) == 0
+    printed = capsys.readouterr().out
+    first = history[0]["sets"]["one"]["loss"]
+    assert f"{first:.4f} (+0.0000)" in printed
+    assert printed.index("data.block_size") < printed.index("\ndefaults\n") < printed.index("forgetting.tolerance")
+
+
+def test_two_checkpoints_of_a_run(run_folder, capsys):
+    pair = [str(run_folder / f"checkpoint-{step}") for step in (SAVE, STEPS)]
+    assert main(["inspect", *pair, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["config"], report["settings"], report["tokenizer"]) == ({}, {}, "same")
+    assert [progress["step"] for progress in report["progress"]] == [SAVE, STEPS]
+    losses = [report_of(folder, capsys)["forgetting"]["sets"]["one"]["loss"] for folder in pair]
+    assert report["losses"]["one"]["loss"] == losses and report["weights"] is None
+    assert main(["inspect", *pair, "--weights"]) == 0
+    printed = capsys.readouterr().out
+    assert "||B - A|| / ||A||" in printed and "settings      no difference" in printed
+    assert f"{losses[1] - losses[0]:+.4f}" in printed
+
+
+def test_two_datasets_and_pairs_of_no_kind(run_folder, capsys):
+    one, two = str(run_folder.parent / "one"), str(run_folder.parent / "two")
+    assert main(["inspect", one, two, "--json"]) == 0
+    fields = json.loads(capsys.readouterr().out)["fields"]
+    assert "splits.train.fingerprint" in fields and "splits.train.tokens" not in fields
+    assert main(["inspect", one, two]) == 0
+    assert "splits.train.fingerprint" in capsys.readouterr().out
+    for command, message in {
+        (one, str(run_folder)): "one is a dataset, the other a model",
+        (one, two, "--weights"): "--weights has no meaning here",
+        (str(run_folder), "--weights"): "--weights compares two checkpoints",
+    }.items():
+        assert main(["inspect", *command]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_problem_is_printed_and_the_exit_code_is_1(run_folder, tmp_path, capsys):
     import shutil
 

@@ -1,0 +1,129 @@
+"""How a model was trained, as a run folder or a checkpoint tells: progress, coverage, forgetting, hyperparameters."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from mypt.checkpoints.complete import STATE_NAME, checkpoints, last_complete_checkpoint, read_state
+from mypt.errors import CheckpointError
+from mypt.recipe import RESOLVED_NAME, Recipe
+from mypt.yaml12 import load_yaml
+
+
+def kind_of(path: Path) -> str:
+    """run (holds checkpoints or a recipe), checkpoint (holds a trainer state) or model."""
+    if checkpoints(path) or (path / RESOLVED_NAME).is_file():
+        return "run"
+    return "checkpoint" if (path / STATE_NAME).is_file() else "model"
+
+
+def last_state(path: Path) -> tuple[Path | None, dict | None]:
+    """The checkpoint that tells how far training is, and its trainer state."""
+    folder = path if (path / STATE_NAME).is_file() else last_complete_checkpoint(path)[0]
+    try:
+        return folder, read_state(folder) if folder else None
+    except (OSError, ValueError):
+        return folder, None
+
+
+def read_story(path: Path) -> dict:
+    """JSON-ready: progress, coverage, forgetting, recipe, changed_settings; None where the folder tells nothing.
+
+    changed_settings: names (section.key) of the recipe's values that are not the defaults, those of `training` all.
+    Raises CheckpointError for a file that is damaged.
+    """
+    kind, (_, state), recipe = kind_of(path), last_state(path), _recipe(path)
+    # A checkpoint's own state is at its step; the files of its run may be further on.
+    run = path.parent if kind == "checkpoint" else path
+    return {
+        "progress": _progress(state),
+        "coverage": _coverage(path, kind, state),
+        "forgetting": _forgetting(run, kind, state),
+        "recipe": recipe,
+        "changed_settings": recipe and _changed(recipe),
+    }
+
+
+def settings_of(recipe: dict | None) -> dict:
+    """A recipe's sections as one {section.key: value}; what is off or empty is left out."""
+    flat = {f"{section}.{key}": value for section, keys in (recipe or {}).items() for key, value in keys.items()}
+    return {name: value for name, value in flat.items() if value not in (None, {}, [])}
+
+
+def read_object(path: Path) -> dict | None:
+    """The object in a JSON file, None if there is no such file. Raises CheckpointError if it is no JSON object."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds {type(content).__name__}, expected a JSON object; restore it")
+    return content
+
+
+def _progress(state: dict | None) -> dict | None:
+    if state is None:
+        return None
+    logged = next((entry for entry in reversed(state.get("log_history", [])) if "loss" in entry), {})
+    best = state.get("best_model_checkpoint")
+    return {
+        "step": state["global_step"],
+        "max_steps": state.get("max_steps"),
+        "epoch": state.get("epoch"),
+        "logged_at_step": logged.get("step"),
+        "loss": logged.get("loss"),
+        "learning_rate": logged.get("learning_rate"),
+        "best_checkpoint": best and Path(best).name,
+        "best_metric": state.get("best_metric"),
+    }
+
+
+def _coverage(path: Path, kind: str, state: dict | None) -> dict | None:
+    """The stream's state: sources, block_size, next_sample, events; `mypt.streams.ledger` derives what was seen."""
+    if kind == "run":
+        return read_object(path / "coverage.json")
+    return ((state or {}).get("stateful_callbacks", {}).get("CoverageCallback") or {}).get("attributes")
+
+
+def _forgetting(run: Path, kind: str, state: dict | None) -> dict | None:
+    """The rules, the last measurement (step, every set's reading, the verdict if it is about this one), the history."""
+    report = read_object(run / "forgetting.json") or {}
+    history = report.get("history", [])
+    if kind != "run":
+        callback = (state or {}).get("stateful_callbacks", {}).get("ForgettingCallback") or {}
+        history = callback.get("attributes", {}).get("history", [])
+    if not history:
+        return None
+    last = history[-1]
+    current = report.get("history", [])[-1:] == [last]
+    rules = {name: report.get(name) for name in ("target", "guard", "tolerance", "action")}
+    kept = ("loss", "delta", "state")
+    short = [
+        {"step": entry["step"], "sets": {name: {k: read[k] for k in kept} for name, read in entry["sets"].items()}}
+        for entry in history
+    ]
+    verdict = report["verdict"] if current else None
+    return rules | {"step": last["step"], "sets": last["sets"], "verdict": verdict, "history": short}
+
+
+def _recipe(path: Path) -> dict | None:
+    """The resolved recipe of the run folder that `path` is, or lies in."""
+    file = next((f / RESOLVED_NAME for f in (path, path.parent) if (f / RESOLVED_NAME).is_file()), None)
+    if file is None:
+        return None
+    try:
+        content = load_yaml(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(section, dict) for section in content.values()):
+        raise CheckpointError(f"{file} is no resolved recipe: sections with keys and values were expected; restore it")
+    return content
+
+
+def _changed(recipe: dict) -> list[str]:
+    defaults = settings_of({name: section for name, section in asdict(Recipe()).items() if section is not None})
+    return [name for name, value in settings_of(recipe).items() if name not in defaults or defaults[name] != value]
