@@ -1,10 +1,16 @@
-"""`mypt generate MODEL`: continue prompts with a trained model."""
+"""`mypt generate MODEL`: continue prompts, answer questions, chat."""
 
 import argparse
 import json
 import sys
 
-from mypt.generation.settings import GenerationSettings, sample_settings
+from mypt.generation.settings import (
+    NO_CONTRASTIVE_SEARCH,
+    PRESETS,
+    GenerationSettings,
+    preset_settings,
+    sample_settings,
+)
 
 HELP = "continue prompts with a trained model"
 
@@ -20,70 +26,195 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text to continue, - for standard input; repeatable; without any prompt a document is begun",
     )
     add("--prompt-file", action="append", default=[], metavar="FILE", help="file that is one prompt; repeatable")
-    add("--max-new-tokens", type=int, default=GenerationSettings.max_new_tokens, metavar="N", help="tokens at most")
-    add(
-        "--temperature",
-        type=float,
-        default=GenerationSettings.temperature,
-        metavar="T",
-        help="below 1: more predictable, above 1: more surprising",
-    )
-    add(
-        "--top-k",
-        type=int,
-        default=argparse.SUPPRESS,
-        metavar="K",
-        help="draw from the K likeliest tokens (default: all)",
-    )
-    add(
-        "--top-p",
-        type=float,
-        default=argparse.SUPPRESS,
-        metavar="P",
-        help="draw from the likeliest tokens that together have probability P (default: all)",
-    )
-    add("--greedy", action="store_true", help="take the likeliest token each time; nothing is drawn")
+    add("--prompts", metavar="FILE", help="file with a prompt on each line, or .jsonl with a prompt in each object")
+    _add_choice(parser)
+    _add_end(parser)
     add("--num-samples", type=int, default=1, metavar="N", help="texts for each prompt, with seeds SEED, SEED + 1, ...")
     add("--seed", type=int, default=argparse.SUPPRESS, help="same seed, same text (default: a new one each time)")
+    add("--qa", action="store_true", help="prompts are questions: print the answers alone")
+    add("--template", metavar="TEXT|FILE", help="how a question is put to the model, with {question} in it")
+    add("--batch-size", type=int, default=8, metavar="N", help="texts computed together with --json and --out (8)")
+    add("--resume", action="store_true", help="continue the file of --out")
     add("--trust-remote-code", action="store_true", help="run model code that comes with a hub model")
-    add("--json", action="store_true", help="print prompts, texts, token counts and seeds as JSON")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--chat", action="store_true", help="answer each line of standard input, remembering the last")
+    output.add_argument("--out", metavar="FILE", help="write a JSON line for each text; nothing is streamed")
+    output.add_argument("--json", action="store_true", help="print prompts, texts, token counts and seeds as JSON")
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """How a token is chosen. What is not given stays out of the arguments: it may come from the preset."""
+
+    def add(name: str, help: str, **options) -> None:
+        default = getattr(GenerationSettings, name.removeprefix("--").replace("-", "_"))
+        told = "all" if default is None else default
+        shown = "" if isinstance(default, bool) else f" ({told})"
+        parser.add_argument(name, default=argparse.SUPPRESS, help=help + shown, **options)
+
+    parser.add_argument("--preset", choices=list(PRESETS), help="settings for a purpose; options beside it win")
+    add("--temperature", "below 1: more predictable, above 1: more surprising", type=float, metavar="T")
+    add("--top-k", "draw from the K likeliest tokens", type=int, metavar="K")
+    add("--top-p", "draw from the likeliest tokens that together have probability P", type=float, metavar="P")
+    add("--min-p", "draw from tokens at least P times as likely as the likeliest", type=float, metavar="P")
+    add("--repetition-penalty", "above 1: tokens of prompt and text become less likely", type=float, metavar="R")
+    add("--greedy", "take the likeliest token each time; nothing is drawn", action="store_true")
+    add("--num-beams", "above 1: search for the likeliest text with N beams", type=int, metavar="N")
+    add("--length-penalty", "of beams; above 0 favours long texts", type=float, metavar="X")
+    add("--early-stopping", "end when as many beams have ended", action="store_true")
+    parser.add_argument("--contrastive", action="store_true", help="refused: transformers no longer has it")
+
+
+def _add_end(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    suppress = argparse.SUPPRESS
+    add("--max-new-tokens", type=int, default=suppress, metavar="N", help="tokens at most (200)")
+    add("--min-new-tokens", type=int, default=suppress, metavar="N", help="no end of text before so many tokens (0)")
+    add("--stop", action="append", default=[], metavar="TEXT", help=r"end before this text, \n a line end; repeatable")
+    add("--overflow", choices=["stop", "slide"], default=suppress, help="at the end of the context (stop)")
 
 
 def run(args: argparse.Namespace) -> None:
-    from dataclasses import asdict, fields
+    from dataclasses import fields, replace
 
-    from mypt.generation.prompts import read_prompts
+    from mypt.errors import MyPTError
+    from mypt.generation.prompts import read_template, unescape
+    from mypt.generation.results import ResultsFile
 
-    names = [field.name for field in fields(GenerationSettings) if hasattr(args, field.name)]
-    settings = GenerationSettings(**{name: getattr(args, name) for name in names})
+    if args.contrastive:
+        raise MyPTError(NO_CONTRASTIVE_SEARCH)
+    conflicts = {
+        "--template goes with --qa or --chat": args.template and not (args.qa or args.chat),
+        "--resume goes with --out": args.resume and not args.out,
+        "--chat goes with questions on standard input": args.chat and (args.prompt or args.prompt_file or args.prompts),
+    }
+    for message, wrong in conflicts.items():
+        if wrong:
+            raise MyPTError(f"{message}; add that, or leave out what does not go with it")
+    chosen = {field.name: getattr(args, field.name) for field in fields(GenerationSettings) if field.name in args}
+    settings = preset_settings(args.preset, **chosen | {"stop": tuple(map(unescape, args.stop))})
+    results = ResultsFile(args.out, args.resume) if args.out else None
+    if results and results.seed is not None and "seed" not in chosen:
+        settings = replace(settings, seed=results.seed)
     samples = sample_settings(settings, args.num_samples)
-    jobs = [(prompt, sample) for prompt in read_prompts(args.prompt, args.prompt_file) for sample in samples]
+    template = read_template(args.template)
+    jobs = [] if args.chat else [(record, sample) for record in _records(args) for sample in samples]
+    if results:
+        results.continue_for([(record["prompt"], sample.seed) for record, sample in jobs])
 
-    from tqdm import tqdm
     from transformers import logging
 
-    from mypt.generation.generate import generate
-    from mypt.generation.load import load_model
+    from mypt.checkpoints.load import load_model
     from mypt.tokenization.load import load_tokenizer
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model = load_model(args.model, trust_remote_code=args.trust_remote_code)
     tokenizer = load_tokenizer(args.model)
-    if args.json:
-        bar = tqdm(jobs, unit="text", disable=None, leave=False)
-        texts = [asdict(generate(model, tokenizer, prompt, sample)) for prompt, sample in bar]
+    if args.chat:
+        _chat(model, tokenizer, settings, template)
+    elif args.json or args.out:
+        _batches(args, model, tokenizer, settings, template, jobs, results)
+    else:
+        _stream(args, model, tokenizer, template, jobs)
+
+
+def _records(args: argparse.Namespace) -> list[dict]:
+    from mypt.generation.prompts import read_prompts, read_records
+
+    records = [{"prompt": prompt} for prompt in read_prompts(args.prompt, args.prompt_file)]
+    records += read_records(args.prompts) if args.prompts else []
+    return records or [{"prompt": ""}]
+
+
+def _stream(args, model, tokenizer, template, jobs) -> None:
+    from mypt.generation.dialogue import QuestionTemplate
+    from mypt.generation.generate import generate
+
+    questions = QuestionTemplate(tokenizer, template) if args.qa else None
+    for index, (record, sample) in enumerate(jobs):
+        prompt = record["prompt"]
+        _write("---\n" if index else "")
+        if questions:
+            prompt, sample = questions.prompt(prompt), questions.settings(sample)
+        else:
+            _write(prompt)
+        completion = generate(model, tokenizer, prompt, sample, on_text=_write, strip=args.qa)
+        _write("\n")
+        _tell(completion)
+
+
+def _batches(args, model, tokenizer, settings, template, jobs, results) -> None:
+    from dataclasses import asdict, replace
+
+    from tqdm import tqdm
+
+    from mypt.generation.dialogue import QuestionTemplate
+    from mypt.generation.generate import generate_batch
+
+    prompts = [record["prompt"] for record, _ in jobs]
+    if args.qa:
+        questions = QuestionTemplate(tokenizer, template)
+        prompts, settings = [questions.prompt(prompt) for prompt in prompts], questions.settings(settings)
+    first = results.done if results else 0
+    completions = generate_batch(
+        model,
+        tokenizer,
+        prompts[first:],
+        settings,
+        seeds=[sample.seed for _, sample in jobs[first:]],
+        batch_size=args.batch_size,
+        strip=args.qa,
+    )
+    bar = tqdm(total=len(jobs), initial=first, unit="text", disable=None, leave=False)
+    texts = []
+    for (record, _), completion in zip(jobs[first:], completions, strict=True):
+        texts.append(record | asdict(replace(completion, prompt=record["prompt"])))
+        bar.update()
+        if results:
+            results.write(texts[-1])
+    bar.close()
+    if results:
+        print(f"{len(texts)} texts written to {args.out}, which has {len(jobs)}")
+    else:
         report = {"model": args.model, "settings": asdict(settings), "texts": texts}
         print(json.dumps(report, indent=1, ensure_ascii=False))
-        return
-    for index, (prompt, sample) in enumerate(jobs):
-        _write(f"---\n{prompt}" if index else prompt)
-        completion = generate(model, tokenizer, prompt, sample, on_text=_write)
+
+
+def _chat(model, tokenizer, settings, template) -> None:
+    from mypt.generation.dialogue import Chat
+
+    chat = Chat(model, tokenizer, settings, template)
+    terminal = sys.stdin.isatty()
+    if terminal:
+        print("Each line is a question; Ctrl-D ends the chat.", file=sys.stderr)
+    while True:
+        try:
+            question = input("> " if terminal else "").strip()
+        except EOFError:
+            return
+        if not question:
+            continue
+        forgotten = chat.forgotten
+        completion = chat.ask(question, _write)
         _write("\n")
-        if completion.finish == "context":
+        _tell(completion)
+        if chat.forgotten > forgotten:
             print(
-                f"mypt generate: stopped after {completion.tokens} tokens: the model's context is full", file=sys.stderr
+                f"mypt generate: the context is full: the model no longer reads the first {chat.forgotten} turns",
+                file=sys.stderr,
             )
+
+
+def _tell(completion) -> None:
+    """What happened at the end of the context, on standard error."""
+    told = "mypt generate: "
+    if completion.finish == "context":
+        told += f"stopped after {completion.tokens} tokens: the model's context is full"
+    elif completion.dropped_tokens:
+        told += f"the context slid: at the end the model no longer saw the first {completion.dropped_tokens} tokens"
+    else:
+        return
+    print(told, file=sys.stderr)
 
 
 def _write(text: str) -> None:

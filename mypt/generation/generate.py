@@ -1,17 +1,19 @@
-"""Continue a prompt token by token, and hand out the text while it grows."""
+"""Continue prompts: one as a stream, many in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
-from transformers.generation import BaseStreamer
 
 from mypt.errors import MyPTError, TokenizerError
+from mypt.generation.decode import LeanDecoder, is_covered
+from mypt.generation.row import Completion, Row
+from mypt.generation.sampler import Sampler
 from mypt.generation.settings import GenerationSettings
-from mypt.generation.text import GrowingText
+from mypt.generation.through_transformers import TransformersDecoder, beam_search
 from mypt.tokenization.encode import encode_documents
 from mypt.tokenization.load import largest_id
 
@@ -19,50 +21,54 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
-@dataclass(frozen=True)
-class Completion:
-    """A finished text; `tokens` counts the generated ones, an end of text included."""
-
-    prompt: str
-    text: str
-    prompt_tokens: int
-    tokens: int
-    finish: Literal["eos", "length", "context"]  # end of text; max_new_tokens reached; the model's context is full
-    seed: int
-
-
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    prompt: str,
+    prompt: str | Sequence[int],
     settings: GenerationSettings,
     on_text: Callable[[str], object] | None = None,
+    *,
+    strip: bool = False,
 ) -> Completion:
-    """Continue `prompt` until the end of text, `max_new_tokens`, or the end of the model's context.
+    """Continue `prompt` until the end of text, a stop string, `max_new_tokens`, or the end of the model's context.
 
-    on_text gets the new text in pieces, as soon as they are whole characters; together they are `Completion.text`.
-    The same model, prompt and settings give the same text; torch's global random state stays as it was.
-    Raises MyPTError if the prompt leaves no room for a token, TokenizerError if the tokenizer is not the model's.
+    prompt: a text, or token ids (not none). on_text gets the new text in pieces, as soon as they are whole characters
+    and cannot be the beginning of a stop string; together they are `Completion.text`. strip: leave out white space
+    before and after it. The same model, prompt and settings give the same text; global random states stay as they were.
+    Raises MyPTError if the prompt leaves no room for a token (and may not slide), TokenizerError if the tokenizer is
+    not the model's.
     """
-    ids = prompt_ids(tokenizer, prompt)
-    config = model.config.get_text_config()
-    if max(ids) >= config.vocab_size:
-        raise TokenizerError(
-            f"the tokenizer gives id {max(ids)}, the model knows {config.vocab_size} ids; they do not belong together"
-        )
-    room = _room(model, ids, settings.max_new_tokens)
-    relay = _Relay(GrowingText(tokenizer, ids), on_text)
-    device = model.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(settings.seed)
-        output = model.generate(
-            torch.tensor([ids], device=device), streamer=relay, **_arguments(model, tokenizer, settings, room)
-        )
-    new = output[0, len(ids) :].tolist()
-    finish = "length" if len(new) == settings.max_new_tokens else "context"
-    if new[-1] in _stop_ids(model, tokenizer):
-        finish = "eos"
-    return Completion(prompt, "".join(relay.pieces), len(ids), len(new), finish, settings.seed)
+    generator = _Generator(model, tokenizer, settings)
+    return generator.complete([prompt], generator.encode([prompt]), [settings.seed], on_text, strip)[0]
+
+
+def generate_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str | Sequence[int]],
+    settings: GenerationSettings,
+    *,
+    seeds: Sequence[int] | None = None,
+    batch_size: int = 8,
+    strip: bool = False,
+) -> Iterator[Completion]:
+    """Continue each prompt as `generate` would, `batch_size` at a time; completions come in order, batch by batch.
+
+    seeds: one for each prompt (default: `settings.seed` for all). A text does not depend on the others of its batch,
+    but for ties within rounding: a batch's sums are taken in another order.
+    Raises as `generate`, for a prompt of any batch before the first one is computed.
+    """
+    if batch_size < 1:
+        raise MyPTError(f"batch_size is {batch_size}; it must be 1 or more")
+    seeds = [settings.seed] * len(prompts) if seeds is None else seeds
+    generator = _Generator(model, tokenizer, settings)
+    ids = generator.encode(prompts)
+    batches = (slice(start, start + batch_size) for start in range(0, len(prompts), batch_size))
+    return (
+        completion
+        for part in batches
+        for completion in generator.complete(prompts[part], ids[part], seeds[part], strip=strip)
+    )
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
@@ -70,70 +76,133 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
 
     An empty prompt is the start of a document: an end-of-text token, which is what stands between documents.
     """
-    ids = [*tokenizer("").input_ids, *encode_documents(tokenizer, [prompt])[0].tolist()]
-    return ids or [tokenizer.eos_token_id]
+    return _encode(tokenizer, [prompt], [tokenizer.eos_token_id])[0]
 
 
-def _room(model: PreTrainedModel, ids: list[int], max_new_tokens: int) -> int:
-    """How many tokens to generate at most: as asked, or what the context leaves."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is None:
-        return max_new_tokens
-    if len(ids) >= context:
-        raise MyPTError(
-            f"the prompt has {len(ids)} tokens and the model's context ends at {context}, which leaves no room for a "
-            "new one; shorten the prompt"
-        )
-    return min(max_new_tokens, context - len(ids))
+def _encode(
+    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str | Sequence[int]], beginning: list[int]
+) -> list[list[int]]:
+    """The ids of each prompt; `beginning` stands for an empty one. TokenizerError if nothing of a text is known."""
+    first = tokenizer("").input_ids
+    texts = iter(encode_documents(tokenizer, [prompt for prompt in prompts if isinstance(prompt, str)]))
+    found = [[*first, *next(texts).tolist()] if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    for prompt, ids in zip(prompts, found, strict=True):
+        if prompt and not ids:
+            raise TokenizerError(
+                f"the tokenizer knows no character of the prompt {prompt!r}; use those it was made from"
+            )
+    return [ids or beginning for ids in found]
 
 
-def _arguments(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, settings: GenerationSettings, room: int
-) -> dict:
-    """For transformers' `generate`; every sampling setting is given, None too, or the model's own would count."""
-    padded = range(largest_id(tokenizer) + 1, model.config.get_text_config().vocab_size)
-    suppressed = {*(model.generation_config.suppress_tokens or ()), *padded}
-    arguments = {
-        "max_new_tokens": room,
-        "do_sample": not settings.greedy,
-        "use_cache": True,
-        "eos_token_id": sorted(_stop_ids(model, tokenizer)),
-        "pad_token_id": tokenizer.pad_token_id,
-        "suppress_tokens": sorted(suppressed) or None,
-    }
-    if settings.greedy:
-        return arguments
-    return arguments | {"temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p}
+class _Generator:
+    """A model made ready to complete prompts with the same settings but for the seed."""
 
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, settings: GenerationSettings):
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        config = model.config.get_text_config()
+        self.vocab_size = config.vocab_size
+        self.context: int | None = getattr(config, "max_position_embeddings", None)
+        saved = model.generation_config
+        ends = saved.eos_token_id if isinstance(saved.eos_token_id, list) else [saved.eos_token_id]
+        self.ends = self._known(*ends, tokenizer.eos_token_id)
+        padded = range(largest_id(tokenizer) + 1, self.vocab_size)
+        self.banned = self._known(*(saved.suppress_tokens or ()), *padded)
+        self.pad = next(iter(self._known(tokenizer.pad_token_id)), 0)  # masked: any id will do
+        lean = settings.num_beams == 1 and is_covered(model)
+        self.decoder = LeanDecoder(model) if lean else TransformersDecoder(model, self.pad)
 
-def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> set[int]:
-    """The tokenizer's end of text and those that the model was saved with."""
-    saved = model.generation_config.eos_token_id
-    return {tokenizer.eos_token_id, *(saved if isinstance(saved, list) else [] if saved is None else [saved])}
+    def _known(self, *ids: int | None) -> frozenset[int]:
+        """Those of them that the model has; a converted model's tokenizer may have an EOS that it has not."""
+        return frozenset(id for id in ids if id is not None and id < self.vocab_size)
 
+    def _beginning(self) -> list[int]:
+        """What a document begins behind: an end of text, or in a model without one the end of a line."""
+        if self._known(self.tokenizer.eos_token_id):
+            return [self.tokenizer.eos_token_id]
+        return encode_documents(self.tokenizer, ["\n"])[0].tolist()
 
-class _Relay(BaseStreamer):
-    """Takes each token from transformers' `generate` and passes on the text that it completes.
+    def encode(self, prompts: Sequence[str | Sequence[int]]) -> list[list[int]]:
+        """The ids of each prompt, checked."""
+        found = _encode(self.tokenizer, prompts, self._beginning())
+        for ids in found:
+            if not ids:
+                raise MyPTError("the prompt is empty, and the model has no end of text to begin behind; give a prompt")
+            if max(ids) >= self.vocab_size:
+                raise TokenizerError(
+                    f"the tokenizer gives id {max(ids)}, the model knows {self.vocab_size} ids; they do not belong "
+                    "together"
+                )
+            if self.context and len(ids) >= self.context and self.settings.overflow != "slide":
+                raise MyPTError(
+                    f"the prompt has {len(ids)} tokens and the model's context ends at {self.context}, which leaves no "
+                    "room for a new one; shorten the prompt, or let it slide (--overflow slide)"
+                )
+        return found
 
-    transformers' own TextStreamer waits for the next space and loses leading blanks of a line with some tokenizers.
-    """
+    def complete(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        ids: Sequence[list[int]],
+        seeds: Sequence[int],
+        on_text: Callable[[str], object] | None = None,
+        strip: bool = False,
+    ) -> list[Completion]:
+        """One batch; `on_text` is for a batch of one."""
+        rows = [
+            Row(self.tokenizer, row_ids, replace(self.settings, seed=seed), self.ends, on_text, strip)
+            for row_ids, seed in zip(ids, seeds, strict=True)
+        ]
+        while active := [row for row in rows if not row.finish]:
+            if full := [row for row in active if self.context and len(row.window) >= self.context]:
+                for row in full:
+                    self._overflow(row)
+            elif self.settings.num_beams > 1:
+                for row in active:
+                    self._search(row)
+            else:
+                self._extend(active)
+        return [
+            row.completion(self._text(prompt), self.decoder.path) for prompt, row in zip(prompts, rows, strict=True)
+        ]
 
-    def __init__(self, text: GrowingText, on_text: Callable[[str], object] | None):
-        self.text = text
-        self.on_text = on_text
-        self.pieces: list[str] = []
-        self._prompt_seen = False
+    def _extend(self, rows: list[Row]) -> None:
+        """Add tokens to rows that have all generated equally many, until they end or the longest fills the context."""
+        done, histories, randoms = rows[0].tokens, [row.ids for row in rows], [row.random for row in rows]
+        sampler = Sampler(self.settings, randoms, histories, self.banned, self.ends, done)
 
-    def put(self, value: torch.Tensor) -> None:
-        if self._prompt_seen:
-            self._pass_on(self.text.add(int(value)))
-        self._prompt_seen = True
+        def choose(logits: torch.Tensor) -> torch.Tensor | None:
+            chosen = sampler.choose(logits)
+            for row, token in zip(rows, chosen.tolist(), strict=True):
+                row.add(token)
+            return None if all(row.finish for row in rows) else chosen
 
-    def end(self) -> None:
-        self._pass_on(self.text.rest())
+        self.decoder.extend([row.window for row in rows], self._budget(rows), choose)
 
-    def _pass_on(self, piece: str) -> None:
-        if piece:
-            self.pieces.append(piece)
-            if self.on_text:
-                self.on_text(piece)
+    def _search(self, row: Row) -> None:
+        """Beam search gives the whole text at once; it ends where the row says."""
+
+        def holds_stop(ids: list[int]) -> bool:
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            return any(stop in text for stop in self.settings.stop)
+
+        budget = self._budget([row])
+        for token in beam_search(
+            self.model, row.window, budget, self.settings, self.banned, self.ends, self.pad, holds_stop
+        ):
+            row.add(token)
+        if not row.finish:
+            row.end("context")
+
+    def _budget(self, rows: list[Row]) -> int:
+        """How many tokens more all rows have room for, as asked and in the context."""
+        budget = self.settings.max_new_tokens - rows[0].tokens
+        return min(budget, self.context - max(len(row.window) for row in rows)) if self.context else budget
+
+    def _overflow(self, row: Row) -> None:
+        if self.settings.overflow == "slide" and self.context > 1:
+            row.slide(self.context)
+        else:
+            row.end("context")
+
+    def _text(self, prompt: str | Sequence[int]) -> str:
+        return prompt if isinstance(prompt, str) else self.tokenizer.decode(list(prompt))

@@ -1,7 +1,8 @@
-"""Token ids to text, one token at a time."""
+"""Token ids to text, one token at a time, up to a stop string."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,21 +20,89 @@ class GrowingText:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: list[int]):
-        self._tokenizer = tokenizer
+        # The backend's own: transformers' `decode` adds only checks, at several times the cost of a small text.
+        self._backend = tokenizer.backend_tokenizer
         self._ids = prompt[-CONTEXT_IDS:]
         self._text = self._decode()
 
     def add(self, token: int) -> str:
         """The text that `token` completes; empty while a character is unfinished."""
         self._ids.append(token)
-        return "" if self._decode().endswith("\ufffd") else self.rest()
+        text = self._decode()
+        return "" if text.endswith("\ufffd") else self._hand_out(text)
 
     def rest(self) -> str:
         """What was held back, an unfinished character as U+FFFD."""
-        piece = self._decode()[len(self._text) :]
-        self._ids = self._ids[-CONTEXT_IDS:]
-        self._text = self._decode()
+        return self._hand_out(self._decode())
+
+    def _hand_out(self, text: str) -> str:
+        piece, self._text = text[len(self._text) :], text
+        if len(self._ids) > 4 * CONTEXT_IDS:
+            self._ids = self._ids[-CONTEXT_IDS:]
+            self._text = self._decode()
         return piece
 
     def _decode(self) -> str:
-        return self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._backend.decode(self._ids, skip_special_tokens=True)
+
+
+class StoppedText:
+    """Passes pieces of text on up to the first stop string, and holds back what may be the beginning of one.
+
+    Of several stop strings the one that is complete first counts, however the text is cut into pieces. strip: white
+    space before and after the text is left out, and before it no stop string of white space counts.
+    """
+
+    def __init__(self, stop: tuple[str, ...], on_text: Callable[[str], object] | None = None, strip: bool = False):
+        self._stop = stop
+        self._on_text = on_text
+        self._strip = strip
+        self._held = ""
+        self._passed: list[str] = []
+
+    @property
+    def text(self) -> str:
+        return "".join(self._passed)
+
+    def add(self, piece: str) -> bool:
+        """Whether the text has ended with this piece, which is then neither wanted nor told in full."""
+        self._held += piece
+        ends = [(at + len(stop), at) for stop in self._stop if (at := self._find(stop)) >= 0]
+        if ends:
+            self._held = self._held[: min(ends)[1]]
+            self.end()
+            return True
+        self._pass_on(len(self._held) - self._beginning())
+        return False
+
+    def end(self) -> None:
+        """No more pieces: what was held back is text."""
+        if self._strip:
+            self._held = self._held.rstrip()
+        self._pass_on(len(self._held))
+
+    def _find(self, stop: str) -> int:
+        """Where the stop string is in what is held back, or -1; one of white space cannot end what has not begun."""
+        blank = self._strip and not self._passed and stop.isspace()
+        return self._held.find(stop, len(self._held) - len(self._held.lstrip()) if blank else 0)
+
+    def _beginning(self) -> int:
+        """The length of the longest end of the text that a stop string (or white space at the end) begins with."""
+        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        kept = 0
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stop):
+                kept = length
+                break
+        if self._strip:
+            kept = len(self._held) - len(self._held[: len(self._held) - kept].rstrip())
+        return kept
+
+    def _pass_on(self, length: int) -> None:
+        piece, self._held = self._held[:length], self._held[length:]
+        if self._strip and not self._passed:
+            piece = piece.lstrip()
+        if piece:
+            self._passed.append(piece)
+            if self._on_text:
+                self._on_text(piece)

@@ -104,6 +104,18 @@ def test_a_full_context_is_said(model, capsys):
         (["--num-samples", "0"], "num_samples is 0"),
         (["--greedy", "--num-samples", "2"], "would all be the same text"),
         (["--prompt-file", "no/such/file"], "prompt file no/such/file cannot be read"),
+        (["--prompts", "no/such/file"], "prompts no/such/file cannot be read"),
+        (["--min-p", "2"], "min_p is 2.0"),
+        (["--repetition-penalty", "0"], "repetition_penalty is 0.0"),
+        (["--num-beams", "2", "--num-samples", "2"], "would all be the same text"),
+        (["--num-beams", "2", "--overflow", "slide"], "beams end with the context"),
+        (["--stop", ""], "stop is ('',)"),
+        (["--contrastive"], "transformers has no contrastive search since 5.0"),
+        (["--qa", "--template", "no/such/file"], "in it, or a file) no/such/file cannot be read"),
+        (["--template", "{question}"], "--template goes with --qa or --chat"),
+        (["--resume"], "--resume goes with --out"),
+        (["--chat", "--prompt", "a"], "--chat goes with questions on standard input"),
+        (["--json", "--batch-size", "0"], "batch_size is 0"),
     ],
 )
 def test_bad_values_are_one_line(model, capsys, options, message):
@@ -120,3 +132,90 @@ def test_missing_pieces_are_one_line(model, tmp_path, capsys):
         if not file.name.startswith("tokenizer"):
             (tmp_path / file.name).write_bytes(file.read_bytes())
     assert "holds no tokenizer.json" in generate(capsys, str(tmp_path), code=2).err
+
+
+def test_a_preset_gives_way_to_options(model, capsys):
+    def settings(*options):
+        return json.loads(generate(capsys, model, "--max-new-tokens", "1", "--json", *options).out)["settings"]
+
+    assert settings("--preset", "code")["temperature"] == 0.2
+    mixed = settings("--preset", "code", "--temperature", "0.9", "--stop", "\\n", "--stop", "x")
+    assert (mixed["temperature"], mixed["top_p"], mixed["stop"]) == (0.9, 0.95, ["\n", "x"])
+    assert settings()["temperature"] == 0.8
+
+
+def test_the_path_is_told(model, capsys):
+    (lean,) = texts(capsys, model, "--greedy", "--max-new-tokens", "5")
+    (beams,) = texts(capsys, model, "--num-beams", "2", "--max-new-tokens", "5")
+    assert (lean["path"], beams["path"]) == ("lean", "transformers")
+
+
+def test_nothing_from_the_stop_string_on_is_printed(model, capsys):
+    options = [model, "--prompt", "abc", "--greedy", "--max-new-tokens", "12"]
+    text = texts(capsys, *options)[0]["text"]
+    stop = text[4:6]
+    printed = generate(capsys, *options, "--stop", stop)
+    assert printed.out == f"abc{text[: text.index(stop)]}\n"
+
+
+def test_a_sliding_context_is_said(model, capsys):
+    printed = generate(capsys, model, "--prompt", "a" * 60, "--max-new-tokens", "30", "--overflow", "slide")
+    assert len(printed.out) == 60 + 30 + 1
+    # 64 tokens fill the context, 32 stay; 26 more do not fill it again.
+    assert printed.err == "mypt generate: the context slid: at the end the model no longer saw the first 32 tokens\n"
+
+
+PROMPTS = "abc\n\nh\ngfedcba\na\nbb\n"
+
+
+def test_a_file_of_prompts_gives_a_file_of_texts_in_order(model, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+    common = [model, "--prompts", str(tmp_path / "prompts.txt"), "--max-new-tokens", "9", "--seed", "4"]
+    out = tmp_path / "out.jsonl"
+    printed = generate(capsys, *common, "--num-samples", "2", "--batch-size", "3", "--out", str(out))
+    assert printed.out == f"10 texts written to {out}, which has 10\n"
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [prompt for prompt in PROMPTS.split() for _ in range(2)]
+    assert [line["seed"] for line in lines] == [4, 5] * 5
+    assert lines == texts(capsys, *common, "--num-samples", "2", "--batch-size", "1")
+    streamed = generate(capsys, *common, "--num-samples", "2").out
+    assert streamed == "\n---\n".join(line["prompt"] + line["text"] for line in lines) + "\n"
+
+
+def test_an_interrupted_file_of_texts_is_continued(model, tmp_path, capsys):
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "{p}", "id": {n}}}\n' for n, p in enumerate("abcd")))
+    out = tmp_path / "out.jsonl"
+    common = [model, "--prompts", str(tmp_path / "prompts.jsonl"), "--max-new-tokens", "9", "--out", str(out)]
+    generate(capsys, *common)
+    whole = out.read_text()
+    assert [json.loads(line)["id"] for line in whole.splitlines()] == [0, 1, 2, 3]
+    refused = generate(capsys, *common, code=2)
+    assert "exists already; --resume continues it" in refused.err and out.read_text() == whole
+    out.write_text(whole[: whole.index("\n", 300) + 10])
+    # No seed is given: that of the first line counts.
+    printed = generate(capsys, *common, "--resume").out
+    assert out.read_text() == whole and "which has 4" in printed
+    assert generate(capsys, *common, "--resume").out.startswith("0 texts written")
+
+
+def test_answers_come_alone(model, tmp_path, capsys):
+    options = [model, "--max-new-tokens", "6", "--seed", "1", "--template", "a{question}b"]
+    answer = texts(capsys, model, "--prompt", "acb", "--max-new-tokens", "6", "--seed", "1")[0]["text"]
+    assert generate(capsys, *options, "--qa", "--prompt", "c").out == answer + "\n"
+    (told,) = texts(capsys, *options, "--qa", "--prompt", "c")
+    assert (told["prompt"], told["text"]) == ("c", answer)
+    (tmp_path / "template").write_text("a{question}b\n")
+    options[-1] = str(tmp_path / "template")
+    assert generate(capsys, *options, "--qa", "--prompt", "c").out == answer + "\n"
+
+
+def test_a_chat_answers_each_line_until_the_end_of_input(model, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("c\n\nd\n" + "e" * 20 + "\n"))
+    options = [model, "--chat", "--max-new-tokens", "6", "--seed", "1", "--template", "a{question}b"]
+    printed = generate(capsys, *options)
+    answers = printed.out.splitlines()
+    assert len(answers) == 3 and {len(answer) for answer in answers} == {6}
+    first = texts(capsys, model, "--prompt", "acb", "--max-new-tokens", "6", "--seed", "1")[0]["text"]
+    second = texts(capsys, model, "--prompt", f"acb {first}\n\nadb", "--max-new-tokens", "6", "--seed", "2")[0]["text"]
+    assert answers[:2] == [first, second]
+    assert printed.err == ""

@@ -1,6 +1,7 @@
 """What `generate` promises: exact continuation, reproducible drawing, honest ends."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from mypt import MyPTConfig, MyPTForCausalLM
 from mypt.errors import MyPTError, TokenizerError
-from mypt.generation.generate import generate, prompt_ids
+from mypt.generation.generate import generate, generate_batch, prompt_ids
 from mypt.generation.settings import GenerationSettings
 from mypt.tokenization.char import build_char_tokenizer
 
@@ -197,6 +198,58 @@ def test_what_a_tokenizer_begins_with_comes_first(tokenizer):
     assert prompt_ids(beginning, "") == [bos]
 
 
+def letters_alone(letters, folder):
+    """What `load_tokenizer` makes of the tokenizer of a converted model of characters."""
+    from mypt.tokenization.legacy import TokenizerState, exact_tokenizer
+    from mypt.tokenization.load import load_tokenizer, save_tokenizer
+
+    save_tokenizer(exact_tokenizer(TokenizerState(tuple(letters))), folder)
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def without_eos(tmp_path_factory):
+    """Eight letters, as converted from the original: the tokenizer's EOS is no id of the model, others are dropped."""
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MyPTConfig(vocab_size=9, max_position_embeddings=CONTEXT, initializer_range=0.5, **sizes)
+    return MyPTForCausalLM(config).eval(), letters_alone("\n" + LETTERS, tmp_path_factory.mktemp("letters"))
+
+
+@pytest.mark.parametrize("choice", [{"greedy": True}, {}, {"num_beams": 2}])
+def test_a_model_without_an_end_of_text_generates(without_eos, choice):
+    model, tokenizer = without_eos
+    assert tokenizer.eos_token_id == model.config.vocab_size
+    found = run(model, tokenizer, min_new_tokens=3, **choice)
+    assert (found.tokens, found.finish) == (20, "length") and set(found.text) <= set(LETTERS + "\n")
+    # A document begins behind a line end then.
+    begun = replace(run(model, tokenizer, "", **choice), prompt="\n")
+    assert begun == run(model, tokenizer, "\n", **choice)
+
+
+def test_ends_and_padding_beyond_the_vocabulary_do_no_harm_in_stock_models(without_eos):
+    tokenizer = without_eos[1]
+    torch.manual_seed(0)
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=16, n_layer=1, n_head=2, n_positions=CONTEXT)).eval()
+    assert gpt2.generation_config.eos_token_id == 50256
+    settings = GenerationSettings(max_new_tokens=9, min_new_tokens=3, seed=1)
+    prompts = ["abc", "", "abcdefgh"]
+    alone = [generate(gpt2, tokenizer, prompt, settings) for prompt in prompts]
+    assert list(generate_batch(gpt2, tokenizer, prompts, settings)) == alone
+
+
+def test_a_prompt_of_which_nothing_is_known_is_refused(without_eos):
+    model, tokenizer = without_eos
+    with pytest.raises(TokenizerError, match="no character of the prompt 'xyz'"):
+        run(model, tokenizer, "xyz")
+
+
+def test_an_empty_prompt_needs_something_to_begin_behind(without_eos, tmp_path):
+    with pytest.raises(MyPTError, match="the prompt is empty"):
+        run(without_eos[0], letters_alone(LETTERS + "i", tmp_path), "")
+
+
 def test_a_tokenizer_of_another_model_is_refused(tokenizer):
     small = MyPTForCausalLM(
         MyPTConfig(vocab_size=100, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
@@ -212,3 +265,100 @@ def test_other_causal_lms_generate_too(tokenizer):
     completion = run(gpt2, tokenizer, max_new_tokens=100, seed=1)
     assert completion.finish in ("eos", "context")
     assert completion == run(gpt2, tokenizer, max_new_tokens=100, seed=1)
+
+
+def test_a_stop_string_ends_the_text_also_across_tokens(speller, tokenizer):
+    """Every letter is a token of its own, so a stop of three letters always crosses tokens."""
+    free = run(speller, tokenizer, greedy=True)
+    stop = free.text[5:8]
+    pieces: list[str] = []
+    stopped = run(speller, tokenizer, greedy=True, stop=(stop,), on_text=pieces.append)
+    assert stopped.text == free.text[: free.text.index(stop)] == "".join(pieces)
+    assert (stopped.finish, stopped.tokens) == ("stop", free.text.index(stop) + 3)
+    # What only begins like a stop string at the end of a text is text.
+    assert run(speller, tokenizer, greedy=True, stop=(free.text[-2:] + "~",)).text == free.text
+
+
+def test_no_end_of_text_before_min_new_tokens(tokenizer):
+    model = letters_only(make_model(tokenizer, tie_word_embeddings=False), tokenizer)
+    model.lm_head.bias.data[tokenizer.eos_token_id] = 1e4
+    for greedy in (True, False):
+        completion = run(model, tokenizer, min_new_tokens=7, greedy=greedy)
+        assert (len(completion.text), completion.tokens, completion.finish) == (7, 8, "eos")
+
+
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_sliding_goes_on_with_the_last_half_of_the_context(tokenizer, positions):
+    """By hand: whenever the window is full, only its last half is left, read anew."""
+    changes = {"position_embedding_type": positions, "tie_word_embeddings": False}
+    model = letters_only(make_model(tokenizer, **changes), tokenizer)
+    prompt = "abcdefgh" * 5
+    ids, window = [], tokenizer(prompt).input_ids
+    while len(ids) < 70:
+        if len(window) >= CONTEXT:
+            window = window[-CONTEXT // 2 :]
+        window = greedy_by_hand(model, window, 1)
+        ids.append(window[-1])
+    completion = run(model, tokenizer, prompt, greedy=True, overflow="slide", max_new_tokens=70)
+    assert completion.text == tokenizer.decode(ids)
+    assert (completion.tokens, completion.finish) == (70, "length")
+    assert completion.dropped_tokens == len(prompt) + 70 - len(window)
+
+
+def test_a_prompt_beyond_the_context_is_cut_on_the_left_only_to_slide(speller, tokenizer):
+    long = "abcdefgh" * 10
+    kept = run(speller, tokenizer, long[-CONTEXT // 2 :], greedy=True)
+    completion = run(speller, tokenizer, long, greedy=True, overflow="slide")
+    assert completion.text == kept.text
+    assert (completion.prompt_tokens, completion.dropped_tokens) == (80, 80 - CONTEXT // 2)
+
+
+PROMPTS = ["abc", "h", "", "gfedcba" * 6, "a" * 30]
+
+
+@pytest.mark.parametrize("settings", [{"greedy": True}, {"temperature": 1.5, "top_p": 0.9, "repetition_penalty": 1.2}])
+@pytest.mark.parametrize("overflow", ["stop", "slide"])
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_batches_give_what_each_prompt_gives_alone(tokenizer, settings, overflow, positions):
+    """Prompts of very different lengths; in each batch some end, or fill the context, before the others."""
+    changes = {"position_embedding_type": positions, "tie_word_embeddings": False}
+    model = letters_only(make_model(tokenizer, **changes), tokenizer)
+    model.lm_head.bias.data[tokenizer.eos_token_id] = -1.0
+    seeds = [5, 6, 5, 8, 9]
+    common = GenerationSettings(seed=0, max_new_tokens=40, overflow=overflow, **settings)
+    alone = [
+        generate(model, tokenizer, prompt, replace(common, seed=seed))
+        for prompt, seed in zip(PROMPTS, seeds, strict=True)
+    ]
+    for batch_size in (2, 5):
+        found = generate_batch(model, tokenizer, PROMPTS, common, seeds=seeds, batch_size=batch_size)
+        assert list(found) == alone
+    assert len({completion.finish for completion in alone}) > 1 or overflow == "slide"
+
+
+def test_batches_are_checked_before_the_first_is_computed(speller, tokenizer):
+    with pytest.raises(MyPTError, match="prompt has 60 tokens"):
+        generate_batch(speller, tokenizer, ["a", "a" * 60], GenerationSettings(), batch_size=1)
+    with pytest.raises(MyPTError, match="batch_size is 0"):
+        generate_batch(speller, tokenizer, ["a"], GenerationSettings(), batch_size=0)
+
+
+def test_batches_come_one_by_one(speller, tokenizer):
+    from itertools import islice
+
+    completions = generate_batch(speller, tokenizer, ["a"] * 10**4, GenerationSettings(max_new_tokens=1), batch_size=2)
+    assert [completion.tokens for completion in islice(completions, 2)] == [1, 1]
+
+
+def test_a_prompt_may_be_ids(speller, tokenizer):
+    by_ids = run(speller, tokenizer, tokenizer("abc").input_ids, greedy=True)
+    assert by_ids == run(speller, tokenizer, "abc", greedy=True)
+
+
+def test_white_space_around_the_text_is_left_out_on_demand(tokenizer):
+    spaced = build_char_tokenizer("ab ")
+    model = make_model(spaced, tie_word_embeddings=False, lm_head_bias=True)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    model.lm_head.bias.data[spaced.convert_tokens_to_ids(" ")] = 50.0
+    assert generate(model, spaced, "a", GenerationSettings(max_new_tokens=5), strip=True).text == ""
+    assert generate(model, spaced, "a", GenerationSettings(max_new_tokens=5)).text == " " * 5

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mypt.generation.text import GrowingText
+from mypt.generation.text import GrowingText, StoppedText
 from mypt.tokenization.char import build_char_tokenizer
 from mypt.tokenization.load import wrap
 
@@ -74,3 +74,55 @@ def test_special_tokens_are_no_text():
     tokenizer = byte_level()
     a, b = tokenizer("ab").input_ids
     assert pieces_of(tokenizer, [a, b, tokenizer.eos_token_id], 1) == ["b", "", ""]
+
+
+CUTS = [[3, 1, 1, 2, 4, 1], [1] * 40, [40]]
+
+
+def passed_on(text: str, cut: list[int], *stop: str, strip: bool = False) -> tuple[list[str], bool]:
+    """What StoppedText hands out of `text` in pieces of the lengths `cut`, and whether it ended at a stop string."""
+    pieces, start = [], 0
+    stopped = StoppedText(stop, pieces.append, strip)
+    for length in cut:
+        if stopped.add(text[start : start + length]):
+            return pieces, True
+        start += length
+    stopped.add(text[start:])
+    stopped.end()
+    assert stopped.text == "".join(pieces)
+    return pieces, False
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("one\n\ntwo\n\nthree", ["\n\n"], "one"),
+        ("ababac and more", ["abac"], "ab"),
+        ("the end", ["end", "the"], ""),
+        ("never here", ["hereafter", "xyz"], "never here"),
+        ("aXYZb", ["Z", "YZb", "XYZ"], "a"),  # two are complete at one character: the longer one counts
+        ("aXYb", ["XYZ", "Y"], "aX"),
+        ("nothing", [], "nothing"),
+    ],
+)
+def test_a_text_ends_before_the_stop_string_however_it_is_cut(text, stop, expected, cut):
+    pieces, _ = passed_on(text, cut, *stop)
+    assert "".join(pieces) == expected
+
+
+def test_nothing_of_a_stop_string_is_handed_out_before_it_is_known_to_be_none():
+    pieces: list[str] = []
+    stopped = StoppedText(("STOP",), pieces.append)
+    for piece, seen in (("a S", "a "), ("TO", "a "), ("x ST", "a STOx "), ("OP b", "a STOx ")):
+        stopped.add(piece)
+        assert "".join(pieces) == seen
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_white_space_around_a_text_is_left_out_on_demand(cut):
+    assert "".join(passed_on("  \n an answer. \n\n", cut, strip=True)[0]) == "an answer."
+    assert "".join(passed_on("\n an answer. \n Q: more", cut, "\n Q:", strip=True)[0]) == "an answer."
+    assert passed_on("   ", cut, strip=True) == ([], False)
+    assert "".join(passed_on("\n\n an answer\n\nmore", cut, "\n\n", strip=True)[0]) == "an answer"
+    assert passed_on("\n\nQ: more", cut, "\n\n", "\nQ:", strip=True) == ([], True)

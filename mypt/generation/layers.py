@@ -1,0 +1,242 @@
+"""The decoder's layers for one new token per row: as they are, or prepared to need few calls.
+
+At one token a small model spends its time in calling operations, a large one in reading weights. So small float32
+models get copies of their weights that need about half of the calls; all others are read where they are.
+
+Both are called with the states of the new tokens (B, C); the cache of keys and values (layers, 2, B, K, capacity, D);
+`index`, where in it the new tokens go; cosines and sines (B, 1, D) of their positions, None without rotary ones; and a
+mask (B, 1, 1, S) to add to scores, or None. They write the cache and return the normed states (B, C) for the head.
+B rows, S = index + 1, C hidden_size, H query heads, K key-value heads, G = H / K, D width of a head, I the MLP's width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mypt.models.modeling_mypt import MyPTDecoderLayer, MyPTModel, MyPTRMSNorm, rotate
+
+# Copies beyond this are not worth their memory: reading weights then takes longer than calling operations.
+FUSED_BYTES = 64 * 2**20
+
+# The same functions as the model's, each in one call.
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda states: F.relu(states).square(),
+}
+
+
+def prepare_layers(model: MyPTModel) -> PlainLayers | FusedLayers:
+    """FusedLayers, which take as much memory again, for float32 layers of up to FUSED_BYTES; PlainLayers otherwise."""
+    weights = list(model.layers.parameters())
+    small = sum(weight.nbytes for weight in weights) <= FUSED_BYTES
+    return FusedLayers(model) if small and all(w.dtype == torch.float32 for w in weights) else PlainLayers(model)
+
+
+class PlainLayers:
+    """The model's own modules and roundings, no copy of any weight."""
+
+    def __init__(self, model: MyPTModel):
+        self.layers, self.norm = model.layers, model.norm
+        self.grouped = model.config.num_key_value_heads != model.config.num_attention_heads
+
+    def __call__(
+        self,
+        states: torch.Tensor,
+        cache: torch.Tensor,
+        index: int,
+        cosine: torch.Tensor | None,
+        sine: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        batch = len(states)
+        for layer, (keys, values) in zip(self.layers, cache, strict=True):
+            attention = layer.self_attn
+            normed = layer.input_layernorm(states)
+            query = attention.q_norm(attention.q_proj(normed).view(batch, -1, attention.head_dim))  # (B, H, D)
+            key = attention.k_norm(attention.k_proj(normed).view(batch, -1, attention.head_dim))  # (B, K, D)
+            if cosine is not None:
+                query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
+            keys[:, :, index] = key
+            values[:, :, index] = attention.v_proj(normed).view_as(key)
+            mixed = F.scaled_dot_product_attention(
+                query[:, :, None],
+                keys[:, :, : index + 1],
+                values[:, :, : index + 1],
+                attn_mask=mask,
+                scale=attention.scaling,
+                enable_gqa=self.grouped,
+            )
+            states = states + attention.o_proj(mixed.reshape(batch, -1))
+            states = states + layer.mlp(layer.post_attention_layernorm(states))
+        return self.norm(states)
+
+
+class FusedLayers:
+    """Copies in which query, key and value are one matrix, and gate and up another, all laid out (in, out).
+
+    For so few rows MKL multiplies by such matrices a quarter faster than by `nn.Linear`'s, which are (out, in). They
+    also take up what is constant: RMSNorm's weights and the attention's scale go into the matrix that follows, or into
+    the cosines and sines, so that a norm is a division by a length. The logits differ from the model's by rounding,
+    about 1e-6 of their size.
+    """
+
+    def __init__(self, model: MyPTModel):
+        config = model.config
+        self.query_heads, self.groups = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim, self.gated, self.act = config.head_dim, config.mlp_gated, ACTIVATIONS[config.hidden_act]
+        self.layers = [_FusedLayer.of(layer) for layer in model.layers]
+        self.norm, self.norm_scale = _norm(model.norm)
+        device = model.norm.weight.device
+        self.qk_length = self.qk_scale = None
+        if config.qk_norm:
+            self.qk_length = torch.tensor(math.sqrt(config.head_dim * config.norm_eps), device=device)
+            self.qk_scale = torch.stack([_qk_scale(layer) for layer in model.layers])[:, None]  # (layers, 1, H + K, D)
+            self.qk_scale_rolled = self.qk_scale.roll(config.head_dim // 2, -1)
+        self.sign = torch.ones(config.head_dim, device=device)
+        self.sign[: config.head_dim // 2] = -1
+
+    def __call__(
+        self,
+        states: torch.Tensor,
+        cache: torch.Tensor,
+        index: int,
+        cosine: torch.Tensor | None,
+        sine: torch.Tensor | None,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        batch, turned, half = len(states), self.query_heads + self.groups, self.head_dim // 2
+        scales, turns = self._turns(cosine, sine)
+        flat = cache.flatten(0, 1)  # keys and values of each layer in turn: two views of all in two calls
+        slots = flat[:, :, :, index].unbind()  # (B, K, D) each
+        seen = flat[:, :, :, : index + 1].flatten(1, 2).unbind()  # (B K, S, D) each
+        for number, layer in enumerate(self.layers):
+            heads = _product(layer.norm(states), layer.qkv, layer.qkv_bias).view(batch, -1, self.head_dim)
+            query_key = heads[:, :turned]  # (B, H + K, D)
+            if self.qk_length is not None:
+                query_key = _unit(query_key, self.qk_length)
+            if turns is not None:
+                query_key = torch.addcmul(query_key * scales[number], query_key.roll(half, -1), turns[number])
+            elif scales is not None:
+                query_key = query_key * scales[number]
+            slots[2 * number].copy_(query_key[:, self.query_heads :])
+            slots[2 * number + 1].copy_(heads[:, turned:])
+            query = query_key[:, : self.query_heads].reshape(batch * self.groups, -1, self.head_dim)  # (B K, G, D)
+            scores = torch.bmm(query, seen[2 * number].transpose(1, 2))  # (B K, G, S)
+            if mask is not None:
+                scores = (scores.view(batch, self.query_heads, -1) + mask[:, 0]).view_as(scores)
+            mixed = torch.bmm(scores.softmax(-1), seen[2 * number + 1]).view(batch, -1)  # (B, H D)
+            states = _add_product(states, mixed, layer.output, layer.output_bias)
+            hidden = _product(layer.mlp_norm(states), layer.up, layer.up_bias)
+            if self.gated:
+                gate, hidden = hidden.chunk(2, -1)
+                hidden = self.act(gate) * hidden
+            else:
+                hidden = self.act(hidden)
+            states = _add_product(states, hidden, layer.down, layer.down_bias)
+        states = self.norm(states)
+        return states if self.norm_scale is None else states * self.norm_scale
+
+    def _turns(self, cosine: torch.Tensor | None, sine: torch.Tensor | None) -> tuple:
+        """What each layer multiplies its queries and keys with, and what it multiplies them with after a half turn."""
+        if cosine is None:
+            return (None if self.qk_scale is None else self.qk_scale.unbind()), None
+        sine = sine * self.sign
+        if self.qk_scale is None:
+            return [cosine] * len(self.layers), [sine] * len(self.layers)
+        return (cosine * self.qk_scale).unbind(), (sine * self.qk_scale_rolled).unbind()
+
+
+@dataclass(slots=True)
+class _FusedLayer:
+    norm: Callable[[torch.Tensor], torch.Tensor]
+    qkv: torch.Tensor  # (C, H D + 2 K D)
+    qkv_bias: torch.Tensor | None
+    output: torch.Tensor  # (H D, C)
+    output_bias: torch.Tensor | None
+    mlp_norm: Callable[[torch.Tensor], torch.Tensor]
+    up: torch.Tensor  # (C, I); with a gate (C, 2 I)
+    up_bias: torch.Tensor | None
+    down: torch.Tensor  # (I, C)
+    down_bias: torch.Tensor | None
+
+    @classmethod
+    def of(cls, layer: MyPTDecoderLayer) -> _FusedLayer:
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv, qkv_bias = _stacked([attention.q_proj, attention.k_proj, attention.v_proj], layer.input_layernorm)
+        if isinstance(attention.q_norm, nn.Identity):
+            rows = len(attention.q_proj.weight)
+            qkv[:, :rows] *= attention.scaling
+            if qkv_bias is not None:
+                qkv_bias[:rows] *= attention.scaling
+        ups = [mlp.gate_proj, mlp.up_proj] if mlp.gated else [mlp.up_proj]
+        up, up_bias = _stacked(ups, layer.post_attention_layernorm)
+        return cls(
+            norm=_norm(layer.input_layernorm)[0],
+            qkv=qkv,
+            qkv_bias=qkv_bias,
+            output=attention.o_proj.weight.t().contiguous(),
+            output_bias=attention.o_proj.bias,
+            mlp_norm=_norm(layer.post_attention_layernorm)[0],
+            up=up,
+            up_bias=up_bias,
+            down=mlp.down_proj.weight.t().contiguous(),
+            down_bias=mlp.down_proj.bias,
+        )
+
+
+def _stacked(projections: list[nn.Linear], norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One matrix (C, out) for several, rows multiplied with what `norm` leaves to it, and one bias (all or none)."""
+    weight = torch.cat([projection.weight for projection in projections]).t().contiguous()
+    scale = _norm(norm)[1]
+    if scale is not None:
+        weight *= scale[:, None]
+    biased = projections[0].bias is not None
+    return weight, torch.cat([projection.bias for projection in projections]) if biased else None
+
+
+def _norm(norm: nn.Module) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor | None]:
+    """The norm in few calls, and the factor (C,) that it leaves to what follows.
+
+    torch has one kernel for LayerNorm on CPU, and a chain of operations for RMSNorm that costs four times as much.
+    """
+    if not isinstance(norm, MyPTRMSNorm):
+        return lambda states: torch.layer_norm(states, norm.normalized_shape, norm.weight, norm.bias, norm.eps), None
+    size = norm.weight.numel()
+    length = torch.tensor(math.sqrt(size * norm.eps), device=norm.weight.device)
+    return partial(_unit, length=length), norm.weight * math.sqrt(size)
+
+
+def _unit(states: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """`states` divided by sqrt(sum of squares + length^2) over the last axis: RMSNorm but for its constant factors."""
+    return states / torch.hypot(torch.linalg.vector_norm(states, dim=-1, keepdim=True), length)
+
+
+def _qk_scale(layer: MyPTDecoderLayer) -> torch.Tensor:
+    """(H + K, D): the weights of the norms of queries and keys, with `_unit`'s constant and the attention's scale."""
+    attention = layer.self_attn
+    heads = len(attention.q_proj.weight) // attention.head_dim, len(attention.k_proj.weight) // attention.head_dim
+    root = math.sqrt(attention.head_dim)
+    query = (attention.q_norm.weight * root * attention.scaling).expand(heads[0], -1)
+    return torch.cat([query, (attention.k_norm.weight * root).expand(heads[1], -1)])
+
+
+def _product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """states @ weight + bias."""
+    return torch.mm(states, weight) if bias is None else torch.addmm(bias, states, weight)
+
+
+def _add_product(states: torch.Tensor, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None):
+    """states + inputs @ weight + bias."""
+    states = torch.addmm(states, inputs, weight)
+    return states if bias is None else states.add_(bias)

@@ -1,0 +1,55 @@
+"""A file of completions, one JSON object per line, written as they come and continued after an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mypt.errors import MyPTError
+
+
+class ResultsFile:
+    """`path` holds the completions of the first `done` jobs, in order; `write` adds the next one.
+
+    resume: go on behind the whole lines that the file has; a line cut off by a crash is written anew.
+    Raises MyPTError for a file that exists when `resume` is not asked for.
+    """
+
+    def __init__(self, path: str, resume: bool = False):
+        self.path = Path(path)
+        if self.path.exists() and not resume:
+            raise MyPTError(f"{path} exists already; --resume continues it, or name another file")
+        data = self.path.read_bytes() if resume and self.path.exists() else b""
+        self._whole = data.rfind(b"\n") + 1
+        try:
+            self.records = [json.loads(line) for line in data[: self._whole].splitlines()]
+            seeds = [record["seed"] for record in self.records]
+            self.seed = seeds[0] if seeds else None
+        except (ValueError, TypeError, KeyError) as error:
+            raise MyPTError(f"{path} is no file of completions ({error}); name another file") from error
+
+    @property
+    def done(self) -> int:
+        return len(self.records)
+
+    def continue_for(self, jobs: Sequence[tuple[str, int]]) -> None:
+        """Make the file ready for the jobs (prompt, seed) after those it has.
+
+        Raises MyPTError if it has others, and OSError if it cannot be written.
+        """
+        for number, record in enumerate(self.records):
+            found = (record.get("prompt"), record.get("seed"))
+            if number >= len(jobs) or found != jobs[number]:
+                asked = f"prompt {jobs[number][0]!r}, seed {jobs[number][1]}" if number < len(jobs) else "no more"
+                raise MyPTError(
+                    f"{self.path} line {number + 1} is of prompt {found[0]!r}, seed {found[1]}, but {asked} was asked "
+                    "for; resume with the same prompts and options, or name another file"
+                )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            file.truncate(self._whole)
+
+    def write(self, record: dict) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
