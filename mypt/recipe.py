@@ -7,7 +7,7 @@ import math
 import re
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 
@@ -24,13 +24,13 @@ REFUSED_TRAINING_KEYS = {
     "label_smoothing_factor": "Trainer applies it without shifting the labels of a model that it does not ship",
     "auto_find_batch_size": "a batch size found at run time changes the sample order; set per_device_train_batch_size",
     "resume_from_checkpoint": "use `mypt train --resume`, which finds the last complete checkpoint",
-    "hub_token": "a recipe is no place for a secret; use `hf auth login` or the HF_TOKEN variable",
+    "hub_token": "a recipe is no place for a secret; `upload:` takes it from `hf auth login` or the HF_TOKEN variable",
     "remove_unused_columns": "it would drop shift_labels, the targets of every window; it is always false",
     "load_best_model_at_end": "OUT holds the final model and OUT/best the best one, both, always",
     "ignore_data_skip": "the stream starts at its exact sample; it is always true",
     "save_only_model": "a run must resume, and that needs the optimizer's state",
     "restore_callback_states_from_checkpoint": "the callbacks restore themselves; it is not needed",
-    "push_to_hub": "Trainer would upload its pickled arguments too; upload the finished folder with `hf upload`",
+    "push_to_hub": "Trainer would upload its pickled arguments too; use the section `upload: {uri: hf://user/name}`",
     "eval_on_start": "the step-0 baseline is always measured",
     "metric_for_best_model": "the best checkpoint has the lowest target loss with every guard within its tolerance",
     "greater_is_better": "the best checkpoint has the lowest eval_constrained_loss",
@@ -114,8 +114,28 @@ class OptimizerSection:
 
 
 @dataclass
+class LoraSection:
+    """Low-rank adapters (Hu 2021, 2106.09685) beside frozen weights; present in a recipe: on."""
+
+    r: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    target_modules: list | str = "all-linear"
+    load_in_4bit: bool = False
+
+
+@dataclass
+class UploadSection:
+    """Where the finished model, and every save before it, is sent."""
+
+    uri: str
+    private: bool = True
+    every_save: bool = True
+
+
+@dataclass
 class Recipe:
-    """A run's settings. `training` holds the given TrainingArguments by name."""
+    """A run's settings. `training` holds the given TrainingArguments by name; `lora` and `upload` are off when None."""
 
     model: ModelSection = field(default_factory=ModelSection)
     tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
@@ -123,11 +143,13 @@ class Recipe:
     coverage: CoverageSection = field(default_factory=CoverageSection)
     forgetting: ForgettingSection = field(default_factory=ForgettingSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    lora: LoraSection | None = None
+    upload: UploadSection | None = None
     training: dict = field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """The recipe as plain YAML sections; `load_recipe` of it gives this recipe again."""
-        content = asdict(self)
+        content = {name: section for name, section in asdict(self).items() if section is not None}
         content["model"] |= content["model"].pop("config")
         return content
 
@@ -156,6 +178,9 @@ RANGES = {
     ("optimizer", "cooldown"): (0, 1),
     ("optimizer", "momentum"): (0, 1),
     ("optimizer", "ns_steps"): (1, math.inf),
+    ("lora", "r"): (1, math.inf),
+    ("lora", "alpha"): (1e-6, math.inf),
+    ("lora", "dropout"): (0, 0.99),
     ("training", "per_device_train_batch_size"): (1, math.inf),
     ("training", "per_device_eval_batch_size"): (1, math.inf),
     ("training", "gradient_accumulation_steps"): (1, math.inf),
@@ -200,12 +225,14 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 
 def parse_recipe(content: dict) -> Recipe:
     """Plain sections -> Recipe. Raises RecipeError as `load_recipe` does."""
-    sections = {section.name: section.type for section in fields(Recipe)}
+    sections = {name: (typing.get_args(hint) or (hint,))[0] for name, hint in typing.get_type_hints(Recipe).items()}
     for name in content:
         if name not in sections:
             raise RecipeError(_unknown("recipe section", name, sections))
     recipe = Recipe()
     for name, section_type in sections.items():
+        if getattr(recipe, name) is None and name not in content:
+            continue
         values = {} if content.get(name) is None else content[name]
         if not isinstance(values, dict):
             raise RecipeError(f"recipe section {name!r} is {values!r}, expected keys and values below it")
@@ -215,6 +242,8 @@ def parse_recipe(content: dict) -> Recipe:
             setattr(recipe, name, _parse_section(name, section_type, values))
     _check_sources(recipe.data)
     _check_curriculum(recipe.data.curriculum)
+    if recipe.lora is not None:
+        _check_lora(recipe)
     return recipe
 
 
@@ -233,6 +262,9 @@ def _parse_section(name: str, section_type: type, values: dict):
             raise RecipeError(_unknown(f"key in recipe section {name!r}:", key, known))
         checked[key] = _checked(f"{name}.{key}", value, known[key])
         _check_value(name, key, checked[key])
+    required = [f.name for f in fields(section_type) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [key for key in required if key not in checked]:
+        raise RecipeError(f"recipe section {name!r} lacks {missing[0]}")
     config = {key: checked.pop(key) for key in [*checked] if key in config_fields}
     if checked.get("init_from"):
         checked["preset"] = None  # the existing model decides
@@ -281,6 +313,25 @@ def _check_curriculum(curriculum: dict | None) -> None:
             raise RecipeError(f"data.curriculum.{key} is {value}, expected 1 or more")
     if missing := [key for key in keys if key not in curriculum]:
         raise RecipeError(f"data.curriculum lacks {missing[0]}, expected {{start_length: tokens, steps: number}}")
+
+
+def _check_lora(recipe: Recipe) -> None:
+    """What the adapters stand beside, what moves them, and names or one regular expression of where they are."""
+    targets = recipe.lora.target_modules
+    if not recipe.model.init_from:
+        raise RecipeError("lora trains adapters beside a model that is frozen: name an existing one in model.init_from")
+    if recipe.optimizer.name == "muon":
+        raise RecipeError(
+            "optimizer.name muon is refused beside lora: it evens out the update of a matrix, and an adapter is the "
+            "product of two; use adamw, the default there"
+        )
+    if not targets or not all(isinstance(name, str) and name for name in targets):
+        raise RecipeError(f"lora.target_modules is {targets!r}, expected names of modules or one regular expression")
+    if isinstance(targets, str):
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise RecipeError(f"lora.target_modules {targets!r} is no regular expression ({error})") from None
 
 
 def _check_training(values: dict) -> dict:

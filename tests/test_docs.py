@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,9 @@ def by_name(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
-def test_every_command_and_snippet_of_a_page_runs(page, run_command):
+def test_every_command_and_snippet_of_a_page_runs(page, run_command, request):
+    if "mypt upload" in page.read_text(encoding="utf-8"):
+        request.getfixturevalue("logged_in")  # to a hub on the loopback
     names = {"__name__": "__main__"}  # a snippet is a script
     for tag, content in fences(page):
         if tag == "bash":
@@ -129,7 +132,8 @@ def recipe_keys() -> set[str]:
     keys |= {f"model.{key}" for key in class_fields("mypt.models.configuration_mypt", "MyPTConfig")}
     for section in dataclasses.fields(Recipe):
         if section.name != "training":
-            keys |= {f"{section.name}.{field.name}" for field in dataclasses.fields(section.type)}
+            section_type = (typing.get_args(section.type) or (section.type,))[0]  # an optional one is a union
+            keys |= {f"{section.name}.{field.name}" for field in dataclasses.fields(section_type)}
     return keys - {"model.config"}
 
 

@@ -12,11 +12,11 @@ import mypt
 ROOT = Path(mypt.__file__).parent
 FLOORS = {
     **dict.fromkeys(["errors", "files", "yaml12"], 0),
-    **dict.fromkeys(["planning", "models"], 1),
+    **dict.fromkeys(["hub_errors", "planning", "models"], 1),
     **dict.fromkeys(["recipe", "text"], 2),
     **dict.fromkeys(["tokenization"], 3),
-    **dict.fromkeys(["shards", "checkpoints", "generation"], 4),
-    **dict.fromkeys(["streams", "sweeps", "demo"], 5),
+    **dict.fromkeys(["shards", "checkpoints"], 4),
+    **dict.fromkeys(["streams", "generation", "sweeps", "demo"], 5),
     **dict.fromkeys(["evaluation"], 6),
     **dict.fromkeys(["training"], 7),
     **dict.fromkeys(["cli"], 8),

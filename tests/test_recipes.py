@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
+from mypt.cli.main import main
 from mypt.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -13,13 +15,18 @@ NAMES = [path.name for path in sorted(RECIPES.glob("*.yaml"))]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_is_planned_and_trained(run_command, name, capsys):
-    run = Path(load_recipe(RECIPES / name).training["output_dir"])
+    recipe = load_recipe(RECIPES / name)
+    run = Path(recipe.training["output_dir"])
     run_command(f"mypt plan recipes/{name}")
     planned = capsys.readouterr().out
     assert "Dataset coverage" in planned and "Memory to train" in planned, planned
+    if recipe.lora and recipe.lora.load_in_4bit and not torch.cuda.is_available():
+        assert main(["train", f"recipes/{name}"]) == 2
+        assert "needs a CUDA GPU" in capsys.readouterr().err
+        return
     run_command(f"mypt train recipes/{name}")
     assert "trained to step 2" in capsys.readouterr().out
-    assert (run / "model.safetensors").is_file()
+    assert (run / ("adapter_model.safetensors" if recipe.lora else "model.safetensors")).is_file()
 
 
 def test_no_two_recipes_share_a_run_folder():

@@ -9,6 +9,7 @@ from mypt.checkpoints.header import read_header
 from mypt.errors import CheckpointError
 
 STATE_NAME = "trainer_state.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def checkpoints(run: str | Path) -> list[Path]:
@@ -32,16 +33,18 @@ def what_is_missing(checkpoint: Path) -> str | None:
     """Why a resume cannot use this checkpoint, or None if it is whole.
 
     Whole means: every JSON file parses, the weights and the optimizer state have their full length, and the random
-    state of every process that took part is there. An interrupted save fails one of these.
+    state of every process that took part is there. An interrupted save fails one of these. A LoRA run's checkpoint
+    holds the adapter in place of the model, and `adapter_config.json` in place of `config.json`.
     """
     try:
         state = read_state(checkpoint)
     except (OSError, ValueError) as error:
         return f"{STATE_NAME} cannot be read ({type(error).__name__}); the save was interrupted"
-    for path in sorted({checkpoint / "config.json", *checkpoint.glob("*.json")}):
+    config = "adapter_config.json" if _holds_adapter(checkpoint) else "config.json"
+    for path in sorted({checkpoint / config, *checkpoint.glob("*.json")}):
         if not _is_json(path):
             return f"{path.name} is missing or cut short"
-    for name in _weight_files(checkpoint):
+    for name in [ADAPTER_WEIGHTS] if _holds_adapter(checkpoint) else weight_files(checkpoint):
         if not _is_whole(checkpoint / name):
             return f"{name} is missing or shorter than its header says"
     stream = state.get("stateful_callbacks", {}).get("CoverageCallback", {}).get("attributes", {})
@@ -74,8 +77,13 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _weight_files(checkpoint: Path) -> list[str]:
-    """The file, or the files that the index of a large model names."""
+def _holds_adapter(checkpoint: Path) -> bool:
+    """Whichever of an adapter's two files an interrupted save has left."""
+    return any((checkpoint / name).exists() for name in (ADAPTER_WEIGHTS, "adapter_config.json"))
+
+
+def weight_files(checkpoint: Path) -> list[str]:
+    """The model's file, or the files that the index of a large model names."""
     index = checkpoint / "model.safetensors.index.json"
     if index.exists():
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

@@ -18,10 +18,15 @@ COMMANDS = (
     "tokenizer",
     "plan",
     "presets",
+    "estimate",
     "train",
     "evaluate",
     "generate",
     "inspect",
+    "export",
+    "merge",
+    "upload",
+    "download",
 )
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from tqdm.auto import tqdm
 
+from mypt.checkpoints.load import load_model
 from mypt.errors import MyPTError
 from mypt.evaluation.documents import require_document_mask
 from mypt.evaluation.loss import WindowLosses, window_losses
 from mypt.evaluation.verdict import judge
-from mypt.generation.load import load_model
 from mypt.streams.eval_windows import EvalWindows
 from mypt.tokenization.load import require_model_tokenizer
 

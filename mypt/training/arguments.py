@@ -9,6 +9,7 @@ from mypt.errors import RecipeError
 from mypt.recipe import Recipe
 
 OWN_OPTIMIZERS = ("muon", "adamw")  # any other name is one of HF's `optim`
+LORA_RATE = 2  # times the whole model's; from 7B parameters on it makes QLoRA's 2e-4 (Dettmers et al. 2023)
 SCHEDULES = {
     "wsd": "warmup_stable_decay",
     "linear": "linear",
@@ -29,14 +30,14 @@ def multiplies_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
-def default_arguments(parameters: int, steps: int, evaluates: bool) -> dict:
+def default_arguments(parameters: int, steps: int, evaluates: bool, lora: bool = False) -> dict:
     """Our defaults; `docs/recipe.md` lists them with the reason for each.
 
-    parameters: non-embedding parameters of the model; steps: optimizer steps of the run.
+    parameters: non-embedding parameters of the model; steps: optimizer steps of the run; lora: adapters are trained.
     """
     every = max(1, math.ceil(steps / 10))
     return {
-        "learning_rate": default_learning_rate(parameters),
+        "learning_rate": default_learning_rate(parameters) * (LORA_RATE if lora else 1),
         "warmup_steps": min(max(1, steps // 10), 2_000),
         "weight_decay": 0.1,
         "max_grad_norm": 1.0,
@@ -63,7 +64,7 @@ def default_arguments(parameters: int, steps: int, evaluates: bool) -> dict:
 def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArguments:
     """TrainingArguments for `steps` optimizer steps. Raises RecipeError with HF's own words for a value it refuses."""
     given = {key: value for key, value in recipe.training.items() if key != "num_train_epochs"}
-    values = default_arguments(parameters, steps, bool(recipe.data.eval)) | given
+    values = default_arguments(parameters, steps, bool(recipe.data.eval), recipe.lora is not None) | given
     values["max_steps"] = steps
     if recipe.optimizer.name not in OWN_OPTIMIZERS:
         values["optim"] = recipe.optimizer.name

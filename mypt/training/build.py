@@ -6,16 +6,18 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from accelerate.utils import set_seed as set_rank_seed
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
 from transformers import logging as transformers_logging
 
+from mypt.checkpoints.adapter import INSTALL_PEFT
 from mypt.checkpoints.complete import read_state
-from mypt.errors import RecipeError
+from mypt.errors import MyPTError, RecipeError
 from mypt.evaluation.documents import require_document_mask
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.planning.coverage import planned_steps
-from mypt.recipe import RESOLVED_NAME, Recipe, save_recipe
+from mypt.recipe import RESOLVED_NAME, ModelSection, Recipe, save_recipe
 from mypt.streams.shard_stream import ShardStream
 from mypt.training import run_folder
 from mypt.training.arguments import OWN_OPTIMIZERS, build_arguments, default_arguments
@@ -23,6 +25,7 @@ from mypt.training.callbacks.coverage import CoverageCallback
 from mypt.training.callbacks.forgetting import ForgettingCallback
 from mypt.training.callbacks.metrics import MetricsCallback
 from mypt.training.callbacks.progress import ProgressBarCallback
+from mypt.training.callbacks.upload import UploadCallback
 from mypt.training.data import RunData, resolve_data
 from mypt.training.model import build_model, default_block_size
 from mypt.training.optimizers import muon_factory
@@ -42,14 +45,19 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
     run = Path(recipe.training["output_dir"])
     # The first PartialState decides for all; without `cpu` it would not know a CPU launch's other processes.
     PartialState(cpu=recipe.training.get("use_cpu", not torch.accelerator.is_available()))
+    upload = _upload(recipe)
     seed = recipe.training.get("seed", 42)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     data = resolve_data(recipe)
     block_size = recipe.data.block_size or default_block_size(recipe.model)
-    model = build_model(recipe.model, data, block_size, seed)
+    lora = _lora() if recipe.lora else None
+    quantization = lora and lora.quantization(recipe.lora)
+    model = build_model(recipe.model, data, block_size, seed, adapter=bool(lora), quantization=quantization)
     if recipe.data.document_mask:
         require_document_mask(model, recipe.model.init_from or recipe.model.preset)
+    if lora:
+        model = lora.attach_adapters(model, recipe.lora, recipe.model.init_from, seed)
     recipe = _resolve(recipe, data, model, block_size or model.config.max_position_embeddings)
     identity = _identity(recipe, data, model, run_folder.recorded_identity(run))
     checkpoint = _claim(run, identity, resume)
@@ -72,7 +80,9 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    trainer.checkpoint = checkpoint
+    if upload:  # after those whose files it reads
+        trainer.add_callback(upload)
+    trainer.checkpoint, trainer.upload = checkpoint, upload
     if PartialState().is_main_process:
         run_folder.record(run, identity)
         save_recipe(recipe, run / RESOLVED_NAME)
@@ -81,19 +91,54 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
     return trainer
 
 
+def _lora():
+    """The module mypt.training.lora, which needs an optional package."""
+    try:
+        from mypt.training import lora
+    except ImportError as error:
+        raise RecipeError(f"recipe section 'lora': {INSTALL_PEFT}") from error
+    return lora
+
+
+def _upload(recipe: Recipe) -> UploadCallback | None:
+    """The hub is asked first: a wrong token should not show when hours of preparing or training are over."""
+    if recipe.upload is None:
+        return None
+    upload, refused = UploadCallback(**vars(recipe.upload)), [None]
+    if PartialState().is_main_process:
+        try:
+            upload.connect()
+        except MyPTError as error:
+            refused = [error]
+    if broadcast_object_list(refused)[0]:  # to all: the others would wait for a process that has left
+        raise refused[0]
+    return upload
+
+
 def _resolve(recipe: Recipe, data: RunData, model: PreTrainedModel, block_size: int) -> Recipe:
     """The recipe with the choices frozen that would otherwise depend on code or data."""
     training = dict(recipe.training)
     optim = training.pop("optim", None)  # HF's way to name an optimizer
     if optim and recipe.optimizer.name:
         raise RecipeError(f"optimizer.name {recipe.optimizer.name} and training.optim {optim}: keep one of them")
-    name = recipe.optimizer.name or optim or ("muon" if isinstance(model.config, MyPTConfig) else "adamw")
+    muon = isinstance(model.config, MyPTConfig) and not recipe.lora
+    name = recipe.optimizer.name or optim or ("muon" if muon else "adamw")
     return dataclasses.replace(
         recipe,
+        model=_resolved_model(recipe, model),
         data=dataclasses.replace(recipe.data, block_size=block_size, eval=data.eval_sources),
         optimizer=dataclasses.replace(recipe.optimizer, name=name),
         training=training,
     )
+
+
+def _resolved_model(recipe: Recipe, model: PreTrainedModel) -> ModelSection:
+    """The section with the way in which rotary positions were stretched, if they were."""
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    stretched = isinstance(model.config, MyPTConfig) and rope.get("rope_type", "default") != "default"
+    if not recipe.model.init_from or not stretched or recipe.lora:
+        return recipe.model
+    return dataclasses.replace(recipe.model, config=recipe.model.config | {"rope_parameters": dict(rope)})
 
 
 def _identity(recipe: Recipe, data: RunData, model: PreTrainedModel, recorded: dict) -> dict:
@@ -114,6 +159,7 @@ def _identity(recipe: Recipe, data: RunData, model: PreTrainedModel, recorded: d
         "model": {key: value for key, value in sorted(architecture.items()) if key not in volatile},
         "init_from": recipe.model.init_from,
         "optimizer": recipe.optimizer.name,
+        "lora": dataclasses.asdict(recipe.lora) | {"base_weights": model.base_weights} if recipe.lora else None,
     }
 
 
@@ -160,7 +206,7 @@ def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream, step
         steps = steps_done + max(0, math.ceil((steps - stream.start_sample) / per_step))
     parameters = model.num_parameters(exclude_embeddings=True)
     args = build_arguments(recipe, parameters, steps)
-    defaults = default_arguments(parameters, steps, bool(recipe.data.eval))
+    defaults = default_arguments(parameters, steps, bool(recipe.data.eval), recipe.lora is not None)
     chosen = {name: value for name, value in defaults.items() if name not in given}
     if PartialState().is_main_process:
         print(f"{steps:,} steps: {reason}")
@@ -169,6 +215,11 @@ def _arguments(recipe: Recipe, model: PreTrainedModel, stream: ShardStream, step
             f"{'bfloat16 autocast' if args.bf16 else str(model.dtype).removeprefix('torch.')} on {args.device}, "
             f"{recipe.optimizer.name}, learning rate {args.learning_rate:g}"
         )
+        if recipe.lora:
+            trained = model.num_parameters(only_trainable=True)
+            print(
+                f"lora: {trained:,} of them are trained ({trained / model.num_parameters():.2%}), rank {recipe.lora.r}"
+            )
         print(f"defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
     recipe.training |= chosen | {"max_steps": steps}
     recipe.training.pop("num_train_epochs", None)

@@ -15,8 +15,8 @@ from mypt.training.callbacks.coverage import write_ledger
 def train(recipe: Recipe, *, resume: bool = False, assume_yes: bool = False) -> Path:
     """Build, train (or find that nothing is left to train) and publish the final and the best model.
 
-    Returns the run folder. Raises MyPTError subclasses; CheckFailed, after everything is published, if no saved step
-    kept every guarded set within the tolerance.
+    Returns the run folder. Raises MyPTError subclasses; CheckFailed, after everything is published, if the upload that
+    the recipe asks for failed, or no saved step kept every guarded set within the tolerance.
     """
     trainer = build_trainer(recipe, resume=resume, assume_yes=assume_yes)
     run = Path(trainer.args.output_dir)
@@ -46,6 +46,9 @@ def train(recipe: Recipe, *, resume: bool = False, assume_yes: bool = False) -> 
     # A process that leaves while another still writes would take the whole launch down.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
+    # Last, since the other processes would not wait for hours.
+    if trainer.upload and trainer.is_world_process_zero():
+        trainer.upload.finish(run)
     if (best["best_metric"] or 0) >= INFEASIBLE:
         raise CheckFailed(
             f"no saved step kept every guarded set within the tolerance; {run / run_folder.BEST_NAME} is the one that "

@@ -83,7 +83,7 @@ class MyPTTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """Save unless the weights are already lost; a full disk is one clear error and the older checkpoints stay."""
-        if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
+        if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
             self._refuse_loss(math.nan)
         if isinstance(self.train_dataset, JitStream):
             self.train_dataset.gather()
@@ -129,7 +129,9 @@ class MyPTTrainer(Trainer):
         self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def floating_point_ops(self, inputs: dict) -> int:
-        """As Trainer's, with the parameter count taken once instead of at every micro-batch."""
+        """As Trainer's, 6 for a parameter and token, but 4 for a frozen one, which gets no gradient; counted once."""
         if not hasattr(self, "_flops_per_token"):
-            self._flops_per_token = super().floating_point_ops(inputs) / max(1, inputs["input_ids"].numel())
-        return int(self._flops_per_token * inputs["input_ids"].numel())
+            total = self.model.num_parameters(exclude_embeddings=True)
+            trained = self.model.num_parameters(exclude_embeddings=True, only_trainable=True)
+            self._flops_per_token = 4 * total + 2 * trained
+        return self._flops_per_token * inputs["input_ids"].numel()

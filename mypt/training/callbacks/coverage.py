@@ -194,7 +194,8 @@ class CoverageCallback(TrainerCallback, ExportableState):
 def write_ledger(directory: Path, step: int, saved: dict) -> None:
     """coverage.json from a saved state of this callback: with what each source has given by then."""
     content = {"step": step, **saved, "seen": saved_ledger(saved)}
-    replace_text(directory / LEDGER_NAME, json.dumps(content, indent=1))
+    # Sorted as in trainer_state.json, where `saved` may come from: the same ledger is the same file.
+    replace_text(directory / LEDGER_NAME, json.dumps(content, indent=1, sort_keys=True))
 
 
 def _answer(question: str) -> str | None:

@@ -1,0 +1,106 @@
+"""A LoRA adapter in a folder: the base model that it belongs to, and whether a base at hand is that one."""
+
+import json
+import mmap
+from pathlib import Path
+
+from mypt.checkpoints.complete import weight_files
+from mypt.checkpoints.header import read_header
+from mypt.errors import CheckpointError
+from mypt.files import replace_text
+
+ADAPTER_CONFIG = "adapter_config.json"  # peft's
+BASE_NAME = "adapter_base.json"  # ours, beside it
+INSTALL_PEFT = "LoRA needs the package peft: pip install mypt[lora]"
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter, as peft saves them, and no model of its own."""
+    return Path(folder, ADAPTER_CONFIG).is_file() and not Path(folder, "config.json").is_file()
+
+
+def recorded_base(folder: str | Path) -> str:
+    """The base model that peft's adapter_config.json names: a folder or a hub id.
+
+    Raises CheckpointError if the file is damaged or names none, or if it names a folder that is not there.
+    """
+    path = Path(folder, ADAPTER_CONFIG)
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}); save or copy the adapter again"
+        ) from error
+    advice = f"name it: mypt merge {folder} --base DIR --out DIR"
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{path} does not say which base model the adapter belongs to; {advice}")
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise CheckpointError(
+            f"the base model of adapter {folder} is not in {base} any more; put it back there, or {advice}"
+        )
+    return base
+
+
+def save_base(folder: str | Path, base: str, weights: str | None) -> None:
+    """Write beside an adapter what its base model was: name and `weights_fingerprint`."""
+    content = {"base_model_name_or_path": base, "weights": weights}
+    replace_text(Path(folder, BASE_NAME), json.dumps(content, indent=1))
+
+
+def require_base(folder: str | Path, base: str) -> None:
+    """Raise CheckpointError if `base` does not hold the weights that the adapter was trained beside.
+
+    An adapter that others made, which has no record of them, is taken on trust.
+    """
+    path = Path(folder, BASE_NAME)
+    if not path.is_file():
+        return
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))["weights"]
+        if not isinstance(recorded, str | None):
+            raise TypeError
+    except (ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}); copy the adapter again") from error
+    found = weights_fingerprint(base)
+    if recorded and found and recorded != found:
+        raise CheckpointError(
+            f"adapter {folder} was trained beside other weights ({recorded[:8]}) than those that {base} holds "
+            f"({found[:8]}): restore that base model, or train the adapter again"
+        )
+
+
+def weights_fingerprint(model: str) -> str | None:
+    """xxh3-128 (32 hex digits) of a model's tensors: names, dtypes, shapes and bytes, in however many files.
+
+    model: a folder, or a hub id that the cache holds. None where there are no safetensors to read.
+    """
+    import xxhash
+
+    folder = _folder(model)
+    files = [folder / name for name in weight_files(folder)] if folder else []
+    if not files or not all(path.is_file() for path in files):
+        return None
+    tensors = {name: (path, entry) for path in files for name, entry in read_header(path)[0].items()}
+    views = {path: _mapped(path) for path in files}
+    digest = xxhash.xxh3_128()
+    for name in sorted(tensors):
+        path, entry = tensors[name]
+        first = 8 + int.from_bytes(views[path][:8], "little")  # behind the header, whose length stands before it
+        begin, end = entry["data_offsets"]
+        digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+        digest.update(views[path][first + begin : first + end])
+    return digest.hexdigest()
+
+
+def _mapped(path: Path) -> memoryview:
+    with open(path, "rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _folder(model: str) -> Path | None:
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(model, "config.json")
+    return Path(cached).parent if isinstance(cached, str) else None

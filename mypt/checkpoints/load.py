@@ -1,0 +1,176 @@
+"""A causal LM from a folder or the hub, whole or not at all; an adapter comes with its base model."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mypt import hub_errors
+from mypt.checkpoints.adapter import (
+    ADAPTER_CONFIG,
+    BASE_NAME,
+    INSTALL_PEFT,
+    is_adapter,
+    recorded_base,
+    require_base,
+)
+from mypt.checkpoints.complete import ADAPTER_WEIGHTS, checkpoints
+from mypt.checkpoints.header import read_header
+from mypt.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def load_model(
+    name_or_path: str | Path, *, trust_remote_code: bool = False, device: str | None = None, quantization=None
+) -> PreTrainedModel:
+    """The model in its saved dtype, in eval mode, on `device` (None: the GPU if there is one).
+
+    name_or_path: a run folder, a checkpoint folder or a hub id (from the hub's cache when it is there). An adapter
+    gives its base model with the adapter merged into it, an ordinary model (`load_adapter` keeps them apart).
+    Code that a model brings along runs only with `trust_remote_code`; MyPT's own models never need it. quantization:
+    a quantization config of transformers, by which the weights are made smaller while they are read.
+    Raises CheckpointError if there is no such model, it cannot be read, its files lack some of its weights, or it is
+    an adapter whose base model is gone or has other weights now.
+    """
+    import torch
+
+    name, path = str(name_or_path), Path(name_or_path)
+    adapter = (path if is_adapter(path) else None) if path.is_dir() else _adapter_of_hub(name)
+    if adapter:
+        return load_adapter(adapter, trust_remote_code=trust_remote_code, device=device).merge_and_unload()
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    options = {"trust_remote_code": trust_remote_code}
+    if quantization is not None:
+        options |= {"quantization_config": quantization, "device_map": {"": device}}
+    if path.is_dir():
+        _require_config(path)
+        model = _from_pretrained(name, local=True, **options)
+    else:
+        model = _from_hub(name, **options)
+    return (model if quantization is not None else model.to(device)).eval()
+
+
+def load_adapter(
+    folder: str | Path, *, base: str | None = None, trust_remote_code: bool = False, device: str | None = None
+) -> PeftModel:
+    """A LoRA adapter beside its base model, which keeps its own weights, in eval mode.
+
+    base: folder or hub id of the base model, if it is no longer where the adapter says.
+    Raises CheckpointError as `load_model` does.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise CheckpointError(f"{folder} is an adapter. {INSTALL_PEFT}") from error
+    base = base or recorded_base(folder)
+    if is_adapter(base):
+        raise CheckpointError(f"adapter {folder} names {base} as its base model, which is an adapter itself")
+    try:
+        tensors, whole = read_header(Path(folder, ADAPTER_WEIGHTS))
+    except OSError:
+        tensors, whole = {}, False
+    if not whole:
+        raise CheckpointError(f"adapter {folder}: {ADAPTER_WEIGHTS} is missing or cut short; save or copy it again")
+    try:
+        model = load_model(base, trust_remote_code=trust_remote_code, device=device)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"adapter {folder} needs its base model: {error}; if that is elsewhere: mypt merge {folder} --base MODEL "
+            "--out DIR"
+        ) from error
+    require_base(folder, base)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is going away
+            adapted = PeftModel.from_pretrained(model, str(folder))
+    except Exception as error:
+        raise CheckpointError(f"adapter {folder} cannot be loaded beside {base}: {_first_line(error)}") from error
+    if adapted.active_peft_config.is_prompt_learning:
+        raise CheckpointError(
+            f"adapter {folder} is {adapted.active_peft_config.peft_type.value}, which the weights of a model cannot "
+            "take in: load it with peft"
+        )
+    if missing := sorted(_adapter_names(adapted) - tensors.keys()):
+        raise CheckpointError(
+            f"adapter {folder} lacks {len(missing)} of its weights, {missing[0]} first; save or copy it again"
+        )
+    return adapted.eval()
+
+
+def _adapter_names(model: PeftModel) -> set[str]:
+    from peft import get_peft_model_state_dict
+
+    return set(get_peft_model_state_dict(model, save_embedding_layers=False))
+
+
+def _require_config(path: Path) -> None:
+    if (path / "config.json").is_file():
+        return
+    newest = next((step for step in reversed(checkpoints(path)) if _holds_model(step)), None)
+    hint = f"its run has not finished, but there is {newest}" if newest else "name a run folder or a checkpoint folder"
+    raise CheckpointError(f"{path} holds no config.json: {hint}")
+
+
+def _holds_model(folder: Path) -> bool:
+    return is_adapter(folder) or (folder / "config.json").is_file()
+
+
+def _adapter_of_hub(name: str) -> Path | None:
+    """The folder in the hub's cache of an adapter that the hub has by this name; None if it has a whole model."""
+    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+
+    wanted = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_NAME]
+    try:
+        files = {item for item in ("config.json", *wanted) if isinstance(try_to_load_from_cache(name, item), str)}
+        here = bool({"config.json", ADAPTER_WEIGHTS} & files)
+        if not here:
+            # One quick question first: without a network, transformers would retry for most of a minute.
+            files = {item.rfilename for item in HfApi().model_info(name, timeout=10).siblings or []}
+        if "config.json" in files or ADAPTER_CONFIG not in files:
+            return None
+        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=here))
+    except Exception as error:
+        raise CheckpointError(
+            f"model {name} is neither a folder here nor a model that the hub gives ({hub_errors.reason(error)}); "
+            "check the name, or train one with `mypt train`" + _login(error)
+        ) from error
+
+
+def _login(error: Exception) -> str:
+    """What to add for a model that may be there for those who may read it."""
+    refused = hub_errors.statuses(error) & {401, 403} or "gated repo" in str(error)
+    return "; for a private or gated one: `hf auth login`" if refused else ""
+
+
+def _from_hub(name: str, **options) -> PreTrainedModel:
+    try:
+        return _from_pretrained(name, local=True, **options)
+    except CheckpointError:
+        return _from_pretrained(name, local=False, **options)
+
+
+def _from_pretrained(name: str, *, local: bool, **options) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, local_files_only=local, output_loading_info=True, **options
+        )
+    except Exception as error:
+        # Whatever strangers' files are able to provoke, the user can only change the files.
+        refused = "trust_remote_code" in str(error) and not options["trust_remote_code"]
+        advice = "; --trust-remote-code runs it" if refused else _login(error)
+        raise CheckpointError(f"model {name} cannot be loaded: {_first_line(error)}{advice}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(
+            f"model {name} lacks {len(missing)} of its weights, {missing[0]} first; save or download it again"
+        )
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

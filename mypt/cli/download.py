@@ -1,0 +1,32 @@
+"""`mypt download URI DIR`: bring a model from the Hugging Face hub."""
+
+import argparse
+import json
+
+HELP = "bring a model from the Hugging Face hub into a folder, checked"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("uri", metavar="URI", help="hf://user/name, or hf://user/name@revision (branch, tag or commit)")
+    parser.add_argument("directory", metavar="DIR", help="folder to make")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from mypt.checkpoints.card import describe
+    from mypt.checkpoints.remote import download
+
+    received = download(args.uri, args.directory)
+    facts = describe(Path(args.directory))
+    if args.json:
+        report = {"uri": args.uri, "directory": args.directory, "model": facts, **received._asdict()}
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+        return
+    for name, value in facts.items():
+        print(f"{name:<13} {value}")
+    print(f"{'commit':<13} {received.commit}")
+    print(f"\n{len(received.files)} files, {sum(received.files.values()):,} bytes in {args.directory}")
+    if received.left_out:
+        print(f"left on the hub: {', '.join(received.left_out)}")

@@ -1,0 +1,35 @@
+"""`mypt merge ADAPTER --out DIR`: an adapter and its base model as one checkpoint."""
+
+import argparse
+import json
+
+HELP = "write a LoRA adapter and its base model as one checkpoint, and compare the two"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("adapter", metavar="ADAPTER", help="folder of a LoRA run, its best or a checkpoint of it")
+    add("--out", required=True, metavar="DIR", help="folder to make; it must not exist, or be empty")
+    add(
+        "--base",
+        default=argparse.SUPPRESS,
+        metavar="MODEL",
+        help="folder or hub id of the base model (default: the one that the adapter names)",
+    )
+    add("--json", action="store_true", help="print the report as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from transformers import logging
+
+    from mypt.checkpoints.merge import merge_adapter
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    report = merge_adapter(args.adapter, args.out, getattr(args, "base", None))
+    if args.json:
+        print(json.dumps(report, indent=1))
+        return
+    print(f"{report['adapter']} merged into {report['base']}")
+    print(f"{report['architecture']}, {report['parameters']:,} parameters, {report['dtype']}: {report['out']}")
+    print(f"largest difference of a logit: {report['difference']:.1e} (the largest: {report['largest_logit']:.1f})")

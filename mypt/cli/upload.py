@@ -1,0 +1,58 @@
+"""`mypt upload DIR URI`: send a model to the Hugging Face hub."""
+
+import argparse
+import json
+
+from mypt.cli.table import print_table
+
+HELP = "send a model with its card, tokenizer and code to the Hugging Face hub"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("directory", metavar="DIR", help="run folder, its best/, a checkpoint-N or an adapter folder")
+    add("uri", metavar="URI", help="hf://user/name, or hf://user/name@branch; what is absent is made")
+    visibility = parser.add_mutually_exclusive_group()
+    visibility.add_argument(
+        "--private",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="insist on a private repository (default: private if it is new, else as it is)",
+    )
+    visibility.add_argument(
+        "--public", action="store_true", default=argparse.SUPPRESS, help="insist on a public repository"
+    )
+    add("--message", metavar="TEXT", default="Upload with mypt", help="title of the commit")
+    add("--license", metavar="ID", default=argparse.SUPPRESS, help="license in the card, such as apache-2.0")
+    add("--dry-run", action="store_true", help="list what would be sent and print the card; nothing is sent")
+    add("--json", action="store_true", help="print the report as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from mypt.checkpoints.remote import connect, outgoing, send
+
+    files = outgoing(args.directory, args.uri, license=getattr(args, "license", None))
+    sizes = {file.name: file.size for file in files}
+    if args.dry_run:
+        card = next(file.content for file in files if file.name == "README.md").decode()
+        report = {"uri": args.uri, "files": sizes, "bytes": sum(sizes.values()), "card": card}
+        if args.json:
+            print(json.dumps(report, indent=1, ensure_ascii=False))
+            return
+        print_table(f"{args.uri} would get", ["file", "bytes"], [[name, f"{size:,}"] for name, size in sizes.items()])
+        print(f"\n{len(sizes)} files, {sum(sizes.values()):,} bytes; nothing was sent\n\n{card}", end="")
+        return
+    private = True if hasattr(args, "private") else False if hasattr(args, "public") else None
+    is_private = connect(args.uri, private=private)
+    done = send(files, args.uri, message=args.message)
+    if args.json:
+        report = {"uri": args.uri, "private": is_private, "files": sizes, "bytes": sum(sizes.values())}
+        print(json.dumps(report | done._asdict(), indent=1, ensure_ascii=False))
+        return
+    states = {name: state for state in ("sent", "unchanged") for name in getattr(done, state)}
+    rows = [[name, f"{size:,}", states[name]] for name, size in sizes.items()]
+    print_table(args.uri, ["file", "bytes", ""], rows + [[name, "", "removed"] for name in done.removed])
+    print(
+        f"\n{len(done.sent)} of {len(sizes)} files sent, {sum(sizes[name] for name in done.sent):,} bytes; "
+        f"commit {done.commit[:8]}, {'private' if is_private else 'public'}"
+    )
