@@ -1,6 +1,6 @@
 """Errors of the hub: one line that says what to do, whatever was in the way, and no secret in it."""
 
-import httpx
+import httpx2
 import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -11,10 +11,10 @@ TOKEN = "hf_" + "aB3" * 12
 
 
 def test_a_lost_connection_may_pass_and_offline_mode_may_not():
-    assert may_pass(httpx.ConnectError("refused")) and may_pass(ConnectionResetError())
+    assert may_pass(httpx2.ConnectError("refused")) and may_pass(ConnectionResetError())
     assert not may_pass(OfflineModeIsEnabled("offline")) and not may_pass(ValueError("wrong"))
     lost = RuntimeError("while uploading")
-    lost.__cause__ = httpx.ReadTimeout("slow")
+    lost.__cause__ = httpx2.ReadTimeout("slow")
     assert may_pass(lost)
     with pytest.raises(CheckFailed, match=r"can't be reached \(while uploading\)"), explained("hf://me/x"):
         raise lost
