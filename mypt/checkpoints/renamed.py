@@ -16,8 +16,6 @@ from mypt.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-ROTARY = ("halves", "interleaved")
-
 
 def config_fields(original: Original) -> dict[str, Any]:
     """MyPTConfig fields of the original's model, from its weights where these tell and from its config else.

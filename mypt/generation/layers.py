@@ -1,6 +1,6 @@
 """The decoder's layers for one new token per row: as they are, or prepared to need few calls.
 
-At one token a small model spends its time in calling operations, a large one in reading weights. So small float32
+At one token a small model spends its time in calling operations, a large one in matrix products. So small float32
 models get copies of their weights that need about half of the calls; all others are read where they are.
 
 Both are called with the states of the new tokens (B, C); the cache of keys and values (layers, 2, B, K, capacity, D);
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from mypt.models.modeling_mypt import MyPTDecoderLayer, MyPTModel, MyPTRMSNorm, rotate
 
-# Copies beyond this are not worth their memory: reading weights then takes longer than calling operations.
+# Copies beyond this are not worth their memory: matrix products then take longer than calling operations.
 FUSED_BYTES = 64 * 2**20
 
 # The same functions as the model's, each in one call.

@@ -17,7 +17,6 @@ from mypt.tokenization.load import load_tokenizer, save_tokenizer
 from mypt.tokenization.token_bytes import TextOf
 
 SAMPLES, SEED = 10_000, 42
-_SEARCH_STEPS = 40
 
 
 def subset_dataset(
