@@ -55,9 +55,11 @@ def test_names_that_compile_or_ddp_put_in_front_do_not_count(tmp_path, prefix):
     assert difference(tmp_path / "new", model) < 1e-5
 
 
-def test_a_new_folder_may_be_the_one_that_one_stands_in(tmp_path, monkeypatch):
+def test_the_folder_that_one_stands_in_is_no_new_folder(tmp_path, monkeypatch):
+    """Its place would be taken by another folder of that name, and the shell would stand in one that is gone."""
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    model = OriginalModel()
-    convert_checkpoint(write_single(tmp_path / "old.pt", model), ".")
-    assert difference(tmp_path / "empty", model) < 1e-5
+    source = write_single(tmp_path / "old.pt", OriginalModel())
+    with pytest.raises(CheckpointError, match="is the current folder; choose another --out"):
+        convert_checkpoint(source, ".")
+    assert {path.name for path in tmp_path.rglob("*")} == {"empty", "old.pt"}
