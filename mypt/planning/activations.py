@@ -92,6 +92,19 @@ def stream_activations(d: dict, weight: int, compute: int, frozen: bool) -> int:
     return norm_activations(d, weight) + compute * d["hidden_size"] + dropout
 
 
+def spared_by_frozen_embeddings(d: dict, weight: int, compute: int, checkpointing: bool) -> int:
+    """Bytes per token of the above that are not kept when nothing below the first trained layer needs a gradient.
+
+    The input of a tied head, which is frozen too; without checkpointing also the mask of the embeddings' dropout and,
+    of the first RMSNorm that is reached, the input.
+    """
+    head = compute * d["hidden_size"] if d["tie_word_embeddings"] else 0
+    if checkpointing:
+        return head
+    dropout = weight * d["hidden_size"] if d.get("hidden_dropout") else 0
+    return head + dropout + (FLOAT32 * d["hidden_size"] if d["norm_type"] == "rmsnorm" else 0)
+
+
 def checkpointed_layer(d: dict, weight: int) -> int:
     """Bytes per token kept of a layer that is computed again in the backward pass: its input."""
     return complete(d)["hidden_size"] * weight

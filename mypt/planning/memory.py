@@ -1,26 +1,28 @@
-"""Bytes that training and generation need, by component and by phase of a step: worked out from the model's dimensions.
+"""Bytes that a training step needs, by component and by phase: worked out from the model's dimensions.
 
-A training step needs most at one of four moments; what is there at each is in `training_memory`. The rules were found
-by counting the tensors that autograd saves and by measuring processes; `scripts/bench_memory.py` measures again.
+It needs most at one of four moments; what is there at each is in `training_memory`. The rules were found by counting
+the tensors that autograd saves and by measuring processes; `scripts/bench_memory.py` measures again.
 """
 
 from collections import Counter
-from dataclasses import dataclass
 
-from mypt.errors import MyPTError
-from mypt.planning.activations import checkpointed_layer, layer_activations, stream_activations
-from mypt.planning.coverage import whole
-from mypt.planning.parameters import ALL_LINEAR, complete, count_parameters, hidden_matrices, lora_parameters
+from mypt.planning.activations import (
+    checkpointed_layer,
+    layer_activations,
+    spared_by_frozen_embeddings,
+    stream_activations,
+)
+from mypt.planning.parameters import (
+    complete,
+    count_parameters,
+    frozen_parameters,
+    hidden_matrices,
+    lora_parameters,
+)
 from mypt.planning.parameters import projections as layer_projections
+from mypt.planning.step import BYTES, FRAMEWORK, MUON_TOGETHER, STATES, Step
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-ATTENTIONS = ("sdpa", "eager")
-DEVICES = ("cpu", "gpu")
-
-# Copies of the trained weights that an optimizer keeps. Muon: one for hidden matrices, two (AdamW's) for the rest.
-STATES = {"adamw": 2, "muon": 2, "adamw_torch": 2, "adamw_torch_fused": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0}
-
-FRAMEWORK = 550 * 2**20  # Python, torch, transformers and their kernels after a first step (measured on a CPU)
+NO_ADAPTER = {"r": 0, "targets": []}  # a frozen layer through which gradients flow, beside trained ones
 
 # On a CPU glibc keeps freed blocks below 32 MiB for later use and gives larger ones back: resident at most is the
 # largest sum of small blocks in any phase, and the large ones of the phase with most of them. Not every place that was
@@ -35,56 +37,14 @@ COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "tem
 PHASES = ("forward", "loss", "backward", "update")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What beside the model decides the memory of a training step on one device.
-
-    micro_batch_size: sequences per device and pass, of block_size tokens. accumulation: passes per step.
-    weight_dtype: of weights, gradients and optimizer states. compute_dtype: of matrix products; if it is another,
-    autocast makes copies of the matrices in it. lora_r: rank of the adapters, 0 for none. fsdp: devices that share
-    weights, gradients and states (full shard). device: on a "cpu" glibc's allocator costs memory, too.
-    """
-
-    micro_batch_size: int
-    block_size: int
-    accumulation: int = 1
-    optimizer: str = "adamw"
-    weight_dtype: str = "float32"
-    compute_dtype: str = "float32"
-    checkpointing: bool = False
-    attention: str = "sdpa"
-    lora_r: int = 0
-    lora_targets: str | list[str] = ALL_LINEAR
-    fsdp: int = 1
-    device: str = "cpu"
-
-    def __post_init__(self):
-        for name in ("micro_batch_size", "block_size", "accumulation", "fsdp"):
-            whole(name, getattr(self, name))
-        choices = {"optimizer": STATES, "attention": ATTENTIONS, "device": DEVICES}
-        for name, known in (choices | dict.fromkeys(("weight_dtype", "compute_dtype"), BYTES)).items():
-            if getattr(self, name) not in known:
-                raise MyPTError(f"{name} is {getattr(self, name)!r}, expected one of: {', '.join(known)}")
-        if self.lora and self.optimizer == "muon":
-            raise MyPTError("optimizer muon is refused beside LoRA, in training too; expected adamw, the default there")
-
-    @property
-    def widths(self) -> tuple[int, int]:
-        """Bytes of a weight and of a number in a matrix product."""
-        return BYTES[self.weight_dtype], BYTES[self.compute_dtype]
-
-    @property
-    def lora(self) -> dict | None:
-        return {"r": self.lora_r, "targets": self.lora_targets} if self.lora_r else None
-
-
 def training_memory(dimensions: dict, step: Step) -> dict:
     """Peak bytes of a training step, by component, on one device.
 
     Returns {component: bytes at the peak..., "total", "phase": its name, "phases": {name: {component: bytes}}}.
 
     With P parameters, of them T trained and M in hidden matrices, w and c bytes per weight and per number in a matrix
-    product, n = micro_batch_size x block_size tokens, V vocabulary, C width, F of the MLP, L layers:
+    product, n = micro_batch_size x block_size tokens, V vocabulary, C width, F of the MLP, L layers (of M and L, those
+    that the backward pass reaches: not the frozen ones above frozen embeddings):
 
         weights      w P; with LoRA 4 T more for the adapters
         gradients    w T, there from the backward pass to the update; with accumulation all the time
@@ -118,27 +78,33 @@ def _pieces(d: dict, step: Step) -> dict[str, list[tuple[int, int]]]:
     """All that the phases are made of: (bytes, bytes of one of the blocks in them)."""
     weight, compute = step.widths
     tokens, layers = step.micro_batch_size * step.block_size, d["num_hidden_layers"]
-    matrices, table = hidden_matrices(d), d["vocab_size"] * d["hidden_size"]
+    reached, trained = _layers(d, step)
+    matrices, table = hidden_matrices(d) * reached // layers, d["vocab_size"] * d["hidden_size"]
     matrix = max(inward * outward for inward, outward in layer_projections(d).values())
-    layer = tokens * layer_activations(d, step.block_size, weight, compute, step.attention, step.lora)
-    per_layer = tokens * checkpointed_layer(d, weight) if step.checkpointing else layer
+    sizes = (step.block_size, weight, compute, step.attention)
+    layer = tokens * layer_activations(d, *sizes, step.lora)
+    computed = trained * layer + (reached - trained) * tokens * layer_activations(d, *sizes, NO_ADAPTER)
+    kept = layers * tokens * checkpointed_layer(d, weight) if step.checkpointing else computed
     stream = tokens * stream_activations(d, weight, compute, bool(step.lora))
+    if step.freeze_embeddings:
+        stream -= tokens * spared_by_frozen_embeddings(d, weight, compute, step.checkpointing)
     autocast = compute if compute != weight else 0
     widest = weight * max(d["hidden_size"], d["num_attention_heads"] * d["head_dim"])
     block = tokens * (widest if step.checkpointing else max(widest, compute * d["intermediate_size"]))
     share = HOLES_CHECKPOINTING if step.checkpointing else HOLES_LORA if step.lora else HOLES
-    trained_table = 0 if step.lora else weight * table
+    tied = d["tie_word_embeddings"]
+    trained_head = 0 if step.lora or (step.freeze_embeddings and tied) else weight * table
     workspaces = _muon_workspaces(d, step) if step.optimizer == "muon" else [(0, 0)]
     return _weight_pieces(d, step, matrix) | {
         "layer": [(layer, block)],
-        "kept": [(layers * per_layer + stream, block)],
-        "holes": [(round(share * layers * layer), block)],
+        "kept": [(kept + stream, block)],
+        "holes": [(round(share * computed), block)],
         "logits": [(tokens * d["vocab_size"], BYTES["float32"] * tokens * d["vocab_size"])],
         "copies": [(autocast * matrices, autocast * matrix), (autocast * table, autocast * table)],
         "head_copy": [(autocast * table, autocast * table)],
-        "layer_copies": [(autocast * matrices // layers, autocast * matrix)],
-        "head_gradient": [(trained_table, weight * table)],
-        "tied_gradient": [(trained_table if d["tie_word_embeddings"] else 0, weight * table)],
+        "layer_copies": [(autocast * hidden_matrices(d) // layers, autocast * matrix)],
+        "head_gradient": [(trained_head, weight * table)],
+        "tied_gradient": [(trained_head if tied else 0, weight * table)],
         "inside": [(tokens * (3 * compute * d["intermediate_size"] + 2 * weight * d["hidden_size"]), block)],
         "gathered": [(_gathered(d, step), BYTES[step.compute_dtype] * table)],
         "workspace": workspaces[:1],
@@ -151,8 +117,7 @@ def _weight_pieces(d: dict, step: Step, matrix: int) -> dict[str, list[tuple[int
     width, parameters = step.widths[0], count_parameters(d)["total"]
     table = width * d["vocab_size"] * d["hidden_size"]
     tables = table if d["tie_word_embeddings"] else 2 * table
-    total = -(-width * parameters // step.fsdp)
-    weights = [(tables // step.fsdp, table), (total - tables // step.fsdp, width * matrix)]
+    weights = _in_tables_and_layers(width * parameters, tables, table, width * matrix, step.fsdp)
     states = STATES[step.optimizer]
     if step.lora:
         adapters = BYTES["float32"] * lora_parameters(d, step.lora_r, step.lora_targets) // step.fsdp
@@ -161,11 +126,29 @@ def _weight_pieces(d: dict, step: Step, matrix: int) -> dict[str, list[tuple[int
             "gradients": [(adapters, 0)],
             "optimizer": [(states * adapters, 0)],
         }
-    with_momentum = width * hidden_matrices(d) if step.optimizer == "muon" else 0
-    whole_states = -(-(states * width * parameters - with_momentum) // step.fsdp)
-    in_tables = states * tables // step.fsdp
-    kept = [(in_tables, table), (whole_states - in_tables, width * matrix)]
-    return {"weights": weights, "gradients": weights, "optimizer": kept}
+    trained = width * (parameters - frozen_parameters(d, step.freeze_layers, step.freeze_embeddings))
+    if step.freeze_embeddings:
+        tables -= table
+    share = _layers(d, step)[1] / d["num_hidden_layers"]
+    with_momentum = round(share * width * hidden_matrices(d)) if step.optimizer == "muon" else 0
+    return {
+        "weights": weights,
+        "gradients": _in_tables_and_layers(trained, tables, table, width * matrix, step.fsdp),
+        "optimizer": _in_tables_and_layers(
+            states * trained - with_momentum, states * tables, table, width * matrix, step.fsdp
+        ),
+    }
+
+
+def _in_tables_and_layers(size: int, tables: int, table: int, matrix: int, fsdp: int) -> list[tuple[int, int]]:
+    """One device's part of `size` bytes: `tables` of them in blocks of a table, the rest in blocks of a matrix."""
+    return [(tables // fsdp, table), (-(-size // fsdp) - tables // fsdp, matrix)]
+
+
+def _layers(d: dict, step: Step) -> tuple[int, int]:
+    """Layers that the backward pass reaches, and those of them that are trained."""
+    trained = d["num_hidden_layers"] - step.freeze_layers
+    return (trained if step.freeze_embeddings else d["num_hidden_layers"]), trained
 
 
 def _phases(parts: dict[str, int], step: Step) -> dict[str, dict[str, int]]:
@@ -237,51 +220,17 @@ def _gathered(d: dict, step: Step) -> int:
 def _muon_workspaces(d: dict, step: Step) -> list[tuple[int, int]]:
     """Bytes of `MuonAdamW`'s scratch, and of one block, the largest first: one for all matrices of one shape.
 
-    With G numbers in the stack of their updates (w bytes each), S in the products of their shorter sides and i bytes
-    per number (2 under bfloat16 autocast, else 4), the larger of w G + i (4 G + S), when an iteration adds up (the
-    iterate, its two terms, their sum), and w G + i (2 G + 4 S), when it squares the products.
+    With G numbers in a stack of updates (w bytes each; at most MUON_TOGETHER, or one matrix), S in the products of
+    their shorter sides and i bytes per number (2 under bfloat16 autocast, else 4): w G + i (2 G + 2 S), when an
+    iteration ends.
     """
     weight, compute = step.widths
     inner = 2 if step.compute_dtype == "bfloat16" and compute != weight else BYTES["float32"]
-    shapes = Counter((outward, inward) for inward, outward in layer_projections(d).values())
+    layers = _layers(d, step)[1]
+    shapes = Counter(tuple(sorted(shape)) for shape in layer_projections(d).values())
     needs = []
-    for (rows, columns), members in shapes.items():
-        members, size, square = members * d["num_hidden_layers"], rows * columns, min(rows, columns) ** 2
-        total = weight * size + inner * max(4 * size + square, 2 * size + 4 * square)
-        needs.append((members * total, members * inner * size))
+    for (short, long), members in shapes.items():
+        members = min(members * layers, max(1, MUON_TOGETHER // (short * long)))
+        total = weight * short * long + 2 * inner * (short * long + short**2)
+        needs.append((members * total, members * inner * short * long))
     return sorted(needs, reverse=True)
-
-
-def generation_memory(dimensions: dict, *, context: int, batch_size: int = 1, dtype: str = "float32") -> dict[str, int]:
-    """Bytes to generate: `batch_size` sequences that grow to `context` tokens, most of them given as the prompt.
-
-    With n = batch_size x context tokens, A and K the widths of all query and of all key-value heads, C width, F of the
-    MLP, V vocabulary, b bytes per value:
-
-        weights      b P
-        kv_cache     2 L K n b
-        logits       batch_size V (b + 16): of the last position; float32 copies while the next id is drawn
-        temporary    while the prompt is read, n b times what attention makes, 2 C + 2 A + 2 K, and 3 A more to rotate,
-                     and what the MLP makes, 3 F with a gate, else 2 F, 5 F for gelu_new: both, because attention's
-                     blocks are smaller and the allocator keeps them (see GIVEN_BACK)
-        framework    FRAMEWORK
-
-    Raises MyPTError as `complete` does, and for an unknown dtype or a size below 1.
-    """
-    d = complete(dimensions)
-    if dtype not in BYTES:
-        raise MyPTError(f"dtype is {dtype!r}, expected one of: {', '.join(BYTES)}")
-    width, tokens = BYTES[dtype], whole("context", context) * whole("batch_size", batch_size)
-    keys = d["num_key_value_heads"] * d["head_dim"]
-    made = 3 if d["mlp_gated"] else 5 if d.get("hidden_act") == "gelu_new" else 2
-    queries = d["num_attention_heads"] * d["head_dim"]
-    turned = 3 * queries if d["position_embedding_type"] == "rope" else 0
-    inside = 2 * (d["hidden_size"] + queries + keys) + turned + made * d["intermediate_size"]
-    parts = {
-        "weights": count_parameters(d)["total"] * width,
-        "kv_cache": 2 * d["num_hidden_layers"] * keys * tokens * width,
-        "logits": batch_size * d["vocab_size"] * (width + 16),
-        "temporary": tokens * width * inside,
-        "framework": FRAMEWORK,
-    }
-    return parts | {"total": sum(parts.values())}

@@ -190,17 +190,30 @@ def lora_parameters(dimensions: dict, r: int, targets: str | list[str] = ALL_LIN
     return d["num_hidden_layers"] * r * sum(map(sum, adapted(d, targets).values()))
 
 
-def parameter_report(dimensions: dict, lora: dict | None = None) -> dict:
-    """`count_parameters`, with `per_layer` and, where LoRA adds adapters, `adapters`, `trained` and `frozen`.
+def frozen_parameters(dimensions: dict, layers: int, embeddings: bool) -> int:
+    """Parameters of the first `layers` layers and, if asked, of the embedding tables (a tied head is one of them).
 
-    lora: {"r": rank, "targets": as `adapted` takes them}.
+    Raises MyPTError for more layers than there are.
+    """
+    d = complete(dimensions)
+    if not 0 <= layers <= d["num_hidden_layers"]:
+        raise MyPTError(f"freeze_layers is {layers}, expected 0 to {d['num_hidden_layers']}: the model has no more")
+    parts = count_parameters(d)
+    tables = parts["embedding"] + parts["positions"] if embeddings else 0
+    return layers * parameters_per_layer(d)["total"] + tables
+
+
+def parameter_report(dimensions: dict, lora: dict | None = None, frozen: int = 0) -> dict:
+    """`count_parameters`, with `per_layer`, `trained` and `frozen` and, where LoRA adds adapters, `adapters`.
+
+    lora: {"r": rank, "targets": as `adapted` takes them}. frozen: `frozen_parameters` without LoRA.
     """
     report = count_parameters(dimensions) | {"per_layer": parameters_per_layer(dimensions)}
     if lora:
         adapters = lora_parameters(dimensions, lora["r"], lora["targets"])
         report |= {"adapters": adapters, "trained": adapters, "frozen": report["total"]}
     else:
-        report |= {"trained": report["total"], "frozen": 0}
+        report |= {"trained": report["total"] - frozen, "frozen": frozen}
     return report
 
 

@@ -7,8 +7,9 @@ import textwrap
 from mypt.planning import scaling
 from mypt.planning.coverage import BANDS
 from mypt.planning.fit import gibibytes, plan_memory
-from mypt.planning.memory import PHASES, Step
+from mypt.planning.memory import PHASES
 from mypt.planning.parameters import count_parameters
+from mypt.planning.step import Step
 from mypt.planning.verdict import assess, figure, short
 
 BAR = 50  # characters of the progress bar
@@ -185,7 +186,7 @@ def plan(
 
     batch_size: sequences per process and pass. dimensions: MyPTConfig fields; without them `parameters`, a total.
     available: bytes of memory on one device. tokens_per_second: a measured rate over all processes. settings: the
-    other fields of `mypt.planning.memory.Step`.
+    other fields of `mypt.planning.step.Step`.
 
     Returns a dict with those of the sections `parameters`, `coverage`, `compute`, `memory` for which enough is known.
     Raises MyPTError as the parts do.

@@ -2,10 +2,12 @@
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
-# Coefficients of the quintic Newton-Schulz iteration (Jordan 2024, "Muon").
-_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+from mypt.planning.step import MUON_TOGETHER
+from mypt.training.newton_schulz import orthogonalize, polynomials
+from mypt.training.sharded_muon import orthogonalize_shards
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, muon: bool) -> list[dict]:
@@ -57,11 +59,12 @@ class MuonAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, params, lr: float, betas=(0.9, 0.95), eps: float = 1e-8, momentum: float = 0.95,
-                 ns_steps: int = 5, bfloat16: bool = False):  # fmt: skip
+                 ns_steps: int = 3, bfloat16: bool = False):  # fmt: skip
         # `fused` tells load_state_dict to put each step count on its parameter's device, where fused AdamW needs it.
         defaults = {"lr": lr, "betas": betas, "eps": eps, "momentum": momentum, "ns_steps": ns_steps, "muon": False,
                     "bfloat16": bfloat16, "weight_decay": 0.0, "fused": True}  # fmt: skip
         super().__init__(params, defaults)
+        polynomials(ns_steps)  # now: numpy's BLAS ends a process in which it finds no memory, as it may in a full one
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -79,20 +82,28 @@ class MuonAdamW(torch.optim.Optimizer):
     def _muon(self, parameters: list[nn.Parameter], group: dict) -> None:
         by_shape: dict[tuple, list[nn.Parameter]] = {}
         for parameter in parameters:
-            state = self.state[parameter]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-            by_shape.setdefault((parameter.shape, parameter.device), []).append(parameter)
-        for (shape, _), members in by_shape.items():
-            # Nesterov momentum: the gradient, moved towards its running mean.
-            updates = torch.stack([p.grad.lerp(self.state[p]["momentum_buffer"], group["momentum"]) for p in members])
-            dtype = torch.bfloat16 if group["bfloat16"] else torch.float32
-            updates = orthogonalize(updates, group["ns_steps"], dtype)  # (members, rows, columns)
-            scale = 0.2 * max(shape) ** 0.5
-            for parameter, update in zip(members, updates.to(members[0].dtype).unbind(), strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-group["lr"] * scale)
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            by_shape.setdefault((*sorted(parameter.shape), parameter.device), []).append(parameter)
+        for (short, long, _), members in by_shape.items():
+            together = max(1, MUON_TOGETHER // (short * long)) * _sharers(members[0])
+            for first in range(0, len(members), together):
+                self._update(members[first : first + together], group, 0.2 * long**0.5)
+
+    def _update(self, members: list[nn.Parameter], group: dict, scale: float) -> None:
+        """Muon's update of matrices that are all of one shape, or transposed of one shape."""
+        gradients = [parameter.grad for parameter in members]
+        means = [self.state[parameter]["momentum_buffer"] for parameter in members]
+        torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+        # Nesterov momentum: the gradient, moved towards its running mean.
+        updates = torch._foreach_lerp(gradients, means, group["momentum"])
+        updates = torch.stack([update.mT if is_tall(update) else update for update in updates])  # (n, short, long)
+        dtype = torch.bfloat16 if group["bfloat16"] else torch.float32
+        method = orthogonalize_shards if isinstance(updates, DTensor) else orthogonalize
+        updates = method(updates, group["ns_steps"], dtype).to(members[0].dtype)
+        directions = [d.mT if is_tall(p) else d for p, d in zip(members, updates.unbind(), strict=True)]
+        torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(members, directions, alpha=-group["lr"] * scale)
 
     def _adamw(self, parameters: list[nn.Parameter], group: dict) -> None:
         states = [self.state[parameter] for parameter in parameters]
@@ -119,17 +130,10 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
-def orthogonalize(matrices: torch.Tensor, steps: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Replace each matrix U S V^T of (n, rows, columns) by about U V^T, with `steps` Newton-Schulz iterations.
+def _sharers(parameter: torch.Tensor) -> int:
+    """Processes that FSDP2 spreads a parameter over, each of which orthogonalises a share of the matrices."""
+    return parameter.device_mesh.size() if isinstance(parameter, DTensor) else 1
 
-    Runs in `dtype` and returns it.
-    """
-    a, b, c = _NEWTON_SCHULZ
-    x = matrices.to(dtype)
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+
+def is_tall(matrix: torch.Tensor) -> bool:
+    return matrix.shape[0] > matrix.shape[1]

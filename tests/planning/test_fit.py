@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from mypt.models.presets import preset_dimensions
-from mypt.planning.fit import gibibytes, largest_micro_batch, plan_memory
-from mypt.planning.memory import Step, training_memory
+from mypt.planning.fit import divisors, gibibytes, knobs, largest_micro_batch, plan_memory
+from mypt.planning.memory import training_memory
+from mypt.planning.step import Step
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -31,9 +32,37 @@ def test_advice_names_the_knob_that_helps():
         return plan_memory(dimensions, step, gibibytes * 2**30)["advice"]
 
     assert advice(400).startswith("fits")
-    assert "batch size to 1" in advice(15)
-    assert "checkpointing" in advice(13)
-    assert "FSDP" in advice(8)
+    assert (
+        "batch size to 1: --training.per_device_train_batch_size=1 --training.gradient_accumulation_steps=8"
+        in advice(17)
+    )
+    assert "--training.activation_checkpointing=true" in advice(17)
+    assert "batch size" not in advice(13) and "checkpointing" in advice(13)
+    assert "lora" in advice(8) and "over 2 devices (FSDP)" in advice(8)
+    assert advice(1).endswith("; take a smaller model")
+
+
+@pytest.mark.parametrize(("gibibytes", "ways"), [(1, 0), (2, 1), (3, 2), (8, 2)])
+def test_what_is_advised_fits_and_keeps_the_global_batch(gibibytes, ways):
+    dimensions = preset_dimensions("modern-small")
+    step = Step(micro_batch_size=24, accumulation=2, block_size=1024, optimizer="adamw", compute_dtype="bfloat16")
+    available, advised = gibibytes * 2**30, 0
+    for words in knobs(dimensions, step, available):
+        flags = dict(word.removeprefix("--training.").split("=") for word in words.split() if word.startswith("--"))
+        if not flags:
+            continue
+        advised += 1
+        sizes = int(flags["per_device_train_batch_size"]), int(flags["gradient_accumulation_steps"])
+        assert sizes[0] * sizes[1] == 48 and flags.get("activation_checkpointing", "true") == "true"
+        changed = replace(step, micro_batch_size=sizes[0], accumulation=sizes[1],
+                          checkpointing="activation_checkpointing" in flags)  # fmt: skip
+        assert training_memory(dimensions, changed)["total"] <= available
+    assert advised == ways
+
+
+def test_divisors():
+    assert divisors(1) == [1] and divisors(13) == [1, 13]
+    assert divisors(36) == [1, 2, 3, 4, 6, 9, 12, 18, 36]
 
 
 def test_gibibytes_in_three_digits():

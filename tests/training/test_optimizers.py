@@ -8,9 +8,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config
-from mypt.training.optimizers import MuonAdamW, build_muon_adamw, muon_factory, orthogonalize, parameter_groups
-
-SHAPES = [(16, 16), (8, 40), (40, 8), (1, 12)]
+from mypt.training import optimizers
+from mypt.training.optimizers import MuonAdamW, build_muon_adamw, muon_factory, parameter_groups
+from tests.training.test_newton_schulz import SHAPES, by_svd
 
 
 def mypt_model(preset: str = "modern-nano", **changes) -> MyPTForCausalLM:
@@ -58,43 +58,6 @@ def weights(model: torch.nn.Module) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-def newton_schulz_by_svd(matrix: torch.Tensor, steps: int) -> torch.Tensor:
-    """The same polynomial applied to the singular values, in float64: what the matrix products must come to."""
-    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
-    s = s / s.norm()
-    for _ in range(steps):
-        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
-    return u @ torch.diag(s) @ vh
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_orthogonalize_brings_every_singular_value_near_one_and_keeps_the_directions(shape, dtype):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    result = orthogonalize(matrix[None], 5, dtype)[0]
-    assert result.dtype == dtype
-    result = result.double()
-    u, _, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
-    for values in (torch.linalg.svdvals(result), torch.diag(u.mT @ result @ vh.mT)):  # 1 where the result is U V^T
-        assert values.min() > 0.65 and values.max() < 1.25
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_orthogonalize_is_a_polynomial_of_the_singular_values(shape):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    result = orthogonalize(matrix[None], 5)[0]
-    assert torch.allclose(result.double(), newton_schulz_by_svd(matrix, 5), atol=1e-4)
-
-
-def test_a_batch_is_its_members_one_by_one_and_tall_is_wide_transposed():
-    batch = torch.randn((3, 10, 30), generator=torch.Generator().manual_seed(2))
-    together = orthogonalize(batch, 5)
-    assert torch.allclose(together, torch.cat([orthogonalize(matrix[None], 5) for matrix in batch]), atol=1e-5)
-    assert torch.equal(orthogonalize(batch.mT, 5), together.mT)
-    assert torch.allclose(orthogonalize(1e-3 * batch, 5), together, atol=1e-4), "the gradient's size must not matter"
-    assert torch.isfinite(orthogonalize(torch.zeros(1, 4, 4), 5)).all()
-
-
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_the_adamw_part_is_torchs_to_the_last_bit(decay):
     ours, theirs = mypt_model(), mypt_model()
@@ -128,11 +91,22 @@ def test_the_muon_part_is_the_formula():
             gradient = parameter.grad.double()
             means[index] = momentum * means[index] + (1 - momentum) * gradient
             nesterov = momentum * means[index] + (1 - momentum) * gradient
-            update = 0.2 * max(parameter.shape) ** 0.5 * newton_schulz_by_svd(nesterov, 5)
+            update = 0.2 * max(parameter.shape) ** 0.5 * by_svd(nesterov, 3)
             expected[index] = expected[index] * (1 - lr * decay) - lr * update
         optimizer.step()
     for parameter, value in zip(parameters, expected, strict=True):
         assert torch.allclose(parameter.detach().double(), value, atol=1e-5)
+
+
+@pytest.mark.parametrize("together", [1, 24 * 24, 3 * 24 * 24])
+def test_the_size_of_a_batch_of_matrices_does_not_matter(together, monkeypatch):
+    models = [mypt_model(), mypt_model()]
+    for model, size in zip(models, (optimizers.MUON_TOGETHER, together), strict=True):
+        monkeypatch.setattr(optimizers, "MUON_TOGETHER", size)
+        backward(model, 0)
+        build_muon_adamw(model, 0.1, lr=1e-2).step()
+    for left, right in zip(*map(weights, models), strict=True):
+        assert torch.allclose(left, right, atol=1e-6)
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])

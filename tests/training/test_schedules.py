@@ -1,0 +1,197 @@
+"""Schedules are their formulas, worked by hand; a lengthened run climbs again, and from any step to the last bit."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import get_scheduler
+
+from mypt.errors import RecipeError
+from mypt.recipe import OptimizerSection, load_recipe, parse_recipe
+from mypt.training.run import train
+from mypt.training.schedules import REWARM_FLOOR, Climbing, schedule_arguments, warmup_length
+
+
+def shares(steps: int, warmup: int, **section) -> list[float]:
+    """The share of the learning rate at each step 0 .. steps, as HF's scheduler gives it for our arguments."""
+    given = schedule_arguments(OptimizerSection(**section), steps, warmup)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(
+        given["lr_scheduler_type"],
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=steps,
+        scheduler_specific_kwargs=given["lr_scheduler_kwargs"],
+    )
+    return [scheduler.lr_lambdas[0](step) for step in range(steps + 1)]
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"schedule": "wsd"}, {0: 0, 5: 0.5, 10: 1, 80: 1, 85: 1 - math.sqrt(0.25), 100: 0}),
+        ({"schedule": "wsd", "cooldown": 0.5}, {10: 1, 50: 1, 68: 1 - math.sqrt(0.36), 100: 0}),
+        ({"schedule": "wsd", "floor": 0.2}, {0: 0.2, 5: 0.6, 10: 1, 80: 1, 85: 0.2 + 0.8 * 0.5, 100: 0.2}),
+        ({"schedule": "linear"}, {0: 0, 5: 0.5, 10: 1, 55: 0.5, 100: 0}),
+        ({"schedule": "linear", "floor": 0.2}, {0: 0.2, 10: 1, 55: 0.6, 100: 0.2}),
+        ({"schedule": "cosine"}, {0: 0, 5: 0.5, 10: 1, 40: 0.75, 55: 0.5, 70: 0.25, 100: 0}),
+        ({"schedule": "cosine", "floor": 0.5}, {0: 0.5, 10: 1, 40: 0.875, 55: 0.75, 100: 0.5}),
+        ({"schedule": "constant"}, {0: 0, 5: 0.5, 10: 1, 55: 1, 100: 1}),
+        ({"schedule": "rewarm"}, {0: 0.1, 5: 0.55, 10: 1, 40: 0.1 + 0.9 * 0.75, 55: 0.55, 70: 0.325, 100: 0.1}),
+        ({"schedule": "rewarm", "floor": 0.0}, {0: 0, 10: 1, 55: 0.5, 100: 0}),
+    ],
+)
+def test_a_schedule_is_its_formula(section, expected):
+    curve = shares(100, 10, **section)
+    assert {step: curve[step] for step in expected} == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "linear", "cosine", "constant", "rewarm"])
+@pytest.mark.parametrize(("steps", "warmup", "cooldown"), [(40, 8, 0.2), (40, 30, 0.9), (7, 0, 1.0), (20, 19, 0.5)])
+def test_a_schedule_rises_to_the_peak_and_only_falls_from_there(schedule, steps, warmup, cooldown):
+    curve = shares(steps, warmup, schedule=schedule, cooldown=cooldown)
+    assert curve[warmup] == max(curve) == 1 and min(curve) >= 0
+    rise, fall = curve[: warmup + 1], curve[warmup:]
+    assert rise == sorted(rise) and fall == sorted(fall, reverse=True)
+
+
+def test_a_floor_below_a_constant_rate_is_refused():
+    with pytest.raises(RecipeError, match=r"optimizer.floor 0.1 has no meaning"):
+        schedule_arguments(OptimizerSection(schedule="constant", floor=0.1), 100, 10)
+
+
+def test_a_warm_up_is_steps_or_a_share():
+    assert [warmup_length(given, 250) for given in (0, 1, 30, 30.0, 0.05, 0.1, 0.999)] == [0, 1, 30, 30, 13, 25, 250]
+    for wrong in (-1, -0.1, 1.5, 2.01, math.nan, math.inf):
+        with pytest.raises(RecipeError, match="expected a whole number of steps, or a share"):
+            warmup_length(wrong, 250)
+
+
+def test_a_climb_goes_from_the_share_it_had_to_the_curve_and_never_above():
+    falling = Climbing(lambda step: 1 - step / 100)
+    before = [falling(step) for step in range(100)]
+    falling.go_on(50, 0.5, 10)
+    assert [falling(step) for step in range(100)] == before, "the curve goes on where it was"
+    falling.go_on(50, 0.0, 10)
+    assert falling(50) == 0 and falling(53) == pytest.approx(0.3)
+    assert (falling(55), falling(60)) == pytest.approx((0.45, 0.4)), "the curve is lower"
+    high = Climbing(lambda step: 1.0)
+    high.go_on(50, 0.2, 10)
+    assert [high(step) for step in (50, 55, 60, 99)] == pytest.approx([0.2, 0.6, 1, 1])
+    high.go_on(55, 0.1, 0)
+    assert high(55) == pytest.approx(0.6), "without a warm-up there is no climb"
+
+
+def rates(run: Path) -> list[float]:
+    """That each step used."""
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [entry["learning_rate"] for entry in entries if "learning_rate" in entry]
+
+
+@pytest.fixture
+def short(recipe_for):
+    """short(max_steps, **optimizer): a recipe that logs each step, with a warm-up of 4 and hardly an evaluation."""
+
+    def build(max_steps: int, training: dict | None = None, **optimizer) -> dict:
+        content = recipe_for(forgetting={"eval_windows": 2})
+        content["optimizer"] = optimizer
+        content["training"] |= {"max_steps": max_steps, "warmup_steps": 4, "logging_steps": 1, "save_steps": 6}
+        content["training"] |= {"eval_steps": 1000} | (training or {})
+        return content
+
+    return build
+
+
+LENGTHENED = {  # of 12 steps, lengthened to 18: shares at steps 12 .. 17, with a climb over 4 steps
+    "wsd": [0, 0.25, 0.5, 0.75, 1 - math.sqrt(1 / 3), 1 - math.sqrt(2 / 3)],
+    "polynomial": [0, 0.25, 4 / 14, 3 / 14, 2 / 14, 1 / 14],  # HF's own, linear
+}
+
+
+@pytest.mark.parametrize("schedule", LENGTHENED)
+def test_a_lengthened_run_climbs_again_and_a_kill_in_the_climb_changes_nothing(short, schedule, tmp_path, capsys):
+    own = {"schedule": schedule} if schedule != "polynomial" else {}
+    hf = {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 0.0, "power": 1.0}}
+    content = short(12, {} if own else hf, **own)
+    run = train(parse_recipe(content))
+    capsys.readouterr()
+    content["training"] |= {"max_steps": 18, "save_steps": 14}
+    train(parse_recipe(content), resume=True)
+    words = "changed from step 12 on: the rate re-warms over 4 steps from 0, where its decay had left it"
+    assert capsys.readouterr().out.count(words) == 1
+    climbed = [rate / 3e-3 for rate in rates(run)[-6:]]
+    assert climbed == pytest.approx(LENGTHENED[schedule], abs=1e-9)
+    event = json.loads((run / "coverage.json").read_text())["events"][0]
+    assert (event["step"], event["rewarm"]) == (12, {"step": 12, "share": 0.0, "steps": 4})
+    assert event["changes"]["max_steps"] == [12, 18]
+    killed = tmp_path / "killed"
+    shutil.copytree(run, killed)
+    shutil.rmtree(killed / "checkpoint-18")
+    content["training"] |= {"output_dir": str(killed)}
+    train(parse_recipe(content), resume=True)
+    assert "re-warms" not in capsys.readouterr().out, "it goes on with the climb that it had begun"
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (run, killed))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert json.loads((killed / "coverage.json").read_text()) == json.loads((run / "coverage.json").read_text())
+
+
+@pytest.mark.parametrize(("schedule", "step"), [("constant", 12), ("wsd", 6)])
+def test_before_a_decay_a_lengthened_run_goes_on_at_the_rate_it_had(short, schedule, step, capsys):
+    content = short(12, schedule=schedule)
+    run = train(parse_recipe(content))
+    if step < 12:
+        shutil.rmtree(run / "checkpoint-12")
+    content["training"] |= {"max_steps": 16}
+    train(parse_recipe(content), resume=True)
+    assert "re-warms" not in capsys.readouterr().out
+    assert [rate / 3e-3 for rate in rates(run)][-(16 - step) :][:4] == [1.0] * 4
+
+
+def test_a_share_as_warm_up_is_counted_in_steps_of_the_run_and_kept_in_its_recipe(short, capsys):
+    content = short(12, {"warmup_steps": 0.25}, schedule="constant")
+    run = train(parse_recipe(content))
+    assert [rate / 3e-3 for rate in rates(run)][:5] == pytest.approx([0, 1 / 3, 2 / 3, 1, 1])
+    assert json.loads((run / "coverage.json").read_text())["settings"]["warmup_steps"] == 3
+    assert load_recipe(run).training["warmup_steps"] == 0.25
+    train(load_recipe(run, ["--training.max_steps=14"]), resume=True)
+    assert "changed from step 12 on: warmup_steps 3 -> 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"), [("muon", "rewarm"), ("adafactor", "rewarm"), ("sgd", "wsd"), ("adamw_torch", "linear")]
+)
+def test_one_schedule_moves_all_groups_of_any_optimizer(short, name, schedule):
+    content = short(5, name=name, schedule=schedule)
+    content["model"] |= {"freeze_layers": 1}
+    run = train(parse_recipe(content))
+    state = torch.load(run / "checkpoint-5" / "optimizer.pt", weights_only=True)
+    used = rates(run)
+    assert len(state["param_groups"]) == 2 and len(set(used)) > 2
+    final = REWARM_FLOOR * 3e-3 if schedule == "rewarm" else 0
+    assert [group["lr"] for group in state["param_groups"]] == pytest.approx([final, final])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("adamv", r"unknown optimizer.name 'adamv'; did you mean 'adamw'"),
+        ("adafctor", r"unknown optimizer.name 'adafctor'; did you mean 'adafactor'"),
+        ("lomo", r"optimizer.name lomo: .*pip install lomo-optim"),
+        ("galore_adamw", r"optimizer.name galore_adamw: .*galore_torch"),
+    ],
+)
+def test_an_optimizer_that_is_not_there_is_one_clear_error_before_the_run_begins(short, name, words):
+    content = short(6)
+    content["optimizer"] = {"name": name}
+    with pytest.raises(RecipeError, match=words):
+        train(parse_recipe(content))
+    assert not (Path(content["training"]["output_dir"]) / "environment.json").exists()
+
+
+def test_a_wrong_training_optim_is_named_as_it_was_given():
+    with pytest.raises(RecipeError, match=r"unknown training.optim 'adamw_troch'; did you mean 'adamw_torch'"):
+        parse_recipe({"training": {"optim": "adamw_troch"}})
