@@ -152,8 +152,9 @@ def _worker(name: str) -> dict:
 
 def _train(folder: Path, model: dict, size: tuple[int, int], optimizer: str, settings: dict) -> dict:
     from mypt.models.presets import preset_dimensions
-    from mypt.planning.memory import Step, training_memory
+    from mypt.planning.memory import training_memory
     from mypt.planning.parameters import ALL_LINEAR
+    from mypt.planning.step import Step
 
     settings = dict(settings)
     lora, attention = settings.pop("lora", None), settings.pop("attention", "sdpa")
@@ -208,15 +209,13 @@ def _trainer(folder, run, model, size, optimizer, settings, lora, attention):
         "data": {"train": str(folder / "data"), "block_size": size[1]},
         "coverage": {"confirm": False},
         "optimizer": {"name": optimizer},
+        "hardware": {"attention": attention},
         "training": {"output_dir": str(folder / run), "max_steps": 2, "per_device_train_batch_size": size[0],
                      "eval_strategy": "no", "bf16": False, **settings},
     }  # fmt: skip
     if lora:
         content |= {"lora": lora, "model": {"init_from": _saved(folder / f"{run}_base", folder / "data", model)}}
-    trainer = build_trainer(parse_recipe(content))
-    if attention != "sdpa":
-        trainer.model.set_attn_implementation(attention)
-    return trainer
+    return build_trainer(parse_recipe(content))
 
 
 def _saved(base: Path, data: Path, model: dict) -> str:
@@ -242,7 +241,7 @@ def _generate(model: dict, sequences: int, prompt: int) -> dict:
 
     from mypt.models.modeling_mypt import MyPTForCausalLM
     from mypt.models.presets import preset_config, preset_dimensions
-    from mypt.planning.memory import generation_memory
+    from mypt.planning.generation import generation_memory
 
     def run(config, rows, length):
         ids = torch.randint(config.vocab_size, (rows, length))

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from mypt.errors import MyPTError
 from mypt.planning.numbers import byte_count, count
-from mypt.training.hardware import this_machine
+from mypt.training.hardware.machine import other_machine
 from mypt.training.target import read_target
 
 HELP = "exact parameters, memory to train and to generate by component, and the largest micro-batch that fits"
@@ -17,7 +17,7 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mypt.planning.memory import ATTENTIONS, BYTES, DEVICES, STATES
+    from mypt.planning.step import ATTENTIONS, BYTES, DEVICES, STATES
 
     add = parser.add_argument
     help_target = "a preset, a recipe, or a folder with a config.json; modern-tiny if left out"
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dtype = "of matrix products (autocast); None: the recipe's, else bfloat16 where this machine has it"
     add("--dtype", choices=BYTES, help=dtype)
     add("--checkpointing", action="store_true", default=None, help="compute the layers again in the backward pass")
-    add("--attention", choices=ATTENTIONS, help="eager keeps the attention weights; None: sdpa")
+    add("--attention", choices=ATTENTIONS, help="eager keeps the attention weights; None: as training chooses")
     add("--lora-r", type=count, help="train adapters of this rank beside frozen weights; None: the recipe's, else none")
     targets = "linear layers that get adapters; None: the recipe's, else all but the head"
     add("--lora-targets", nargs="+", metavar="NAME", help=targets)
@@ -47,24 +47,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from mypt.cli.table import print_table
     from mypt.planning.fit import plan_memory
-    from mypt.planning.parameters import parameter_report
+    from mypt.planning.parameters import frozen_parameters, parameter_report
     from mypt.planning.report import memory_rows, parameter_rows
 
-    machine = this_machine()
+    machine = other_machine(args.memory, args.device)
     fields = {name: getattr(args, name) for name in SIZES if getattr(args, name)}
-    target = read_target(args.target, args.overrides, machine, fields)
+    given = _given(args)
+    target = read_target(args.target, args.overrides, machine, fields=fields, given=given)
     if not target.dimensions:
         raise MyPTError(f"{args.target}: {'; '.join(target.notes)}")
-    dimensions, step = _step(args, target, machine)
-    parameters = parameter_report(dimensions, step.lora)
-    memory = plan_memory(dimensions, step, args.memory or machine.memory)
+    dimensions, step = _step(given, target, machine)
+    frozen = frozen_parameters(dimensions, step.freeze_layers, step.freeze_embeddings)
+    parameters = parameter_report(dimensions, step.lora, frozen)
+    memory = plan_memory(dimensions, step, machine.memory)
+    choices = {name: choice._asdict() for name, choice in target.choices.items()}
     if args.json:
-        report = {"target": args.target, "notes": target.notes, "dimensions": dimensions, "step": asdict(step),
+        report = {"target": args.target, "notes": target.notes, "choices": choices,
+                  "dimensions": dimensions, "step": asdict(step),
                   "parameters": parameters, "memory": memory}  # fmt: skip
         print(json.dumps(report, indent=1))
         return
     for note in target.notes:
         print(f"note: {note}")
+    for name, choice in target.choices.items():
+        print(f"{name}: {choice.value} ({choice.reason})")
     print_table(*parameter_rows(parameters))
     print(f"\n{_words(step)}")
     for table in memory_rows(memory):
@@ -74,21 +80,29 @@ def run(args: argparse.Namespace) -> None:
         print(f"\nMemory{'' if args.memory else f' ({machine.name}; --memory for another device)'}: {memory['advice']}")
 
 
-def _step(args: argparse.Namespace, target, machine) -> tuple[dict, object]:
-    """The dimensions, with positions for a longer block, and the step to be measured."""
-    from mypt.planning.memory import Step
-
+def _given(args: argparse.Namespace) -> dict:
+    """The options that give fields of `Step`."""
     given = {"micro_batch_size": args.batch_size, "block_size": args.block_size, "accumulation": args.accumulation,
              "optimizer": args.optimizer, "weight_dtype": args.weights, "compute_dtype": args.dtype,
              "checkpointing": args.checkpointing, "attention": args.attention, "lora_r": args.lora_r,
              "lora_targets": args.lora_targets, "fsdp": args.fsdp}  # fmt: skip
-    device = args.device or ("gpu" if args.memory else machine.device)
-    defaults = {"micro_batch_size": 8, "block_size": target.dimensions["max_position_embeddings"], "device": device}
-    settings = defaults | target.settings | {name: value for name, value in given.items() if value is not None}
     if args.weights and not args.dtype and args.weights != "float32":
-        settings["compute_dtype"] = args.weights
+        given["compute_dtype"] = args.weights
     if args.lora_r and not args.optimizer:
-        settings["optimizer"] = "adamw"
+        given["optimizer"] = "adamw"
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _step(given: dict, target, machine) -> tuple[dict, object]:
+    """The dimensions, with positions for a longer block, and the step to be measured."""
+    from mypt.planning.step import Step
+
+    defaults = {
+        "micro_batch_size": 8,
+        "block_size": target.dimensions["max_position_embeddings"],
+        "device": machine.device,
+    }
+    settings = defaults | target.settings | given
     longest = max(target.dimensions["max_position_embeddings"], settings["block_size"])
     return target.dimensions | {"max_position_embeddings": longest}, Step(**settings)
 
@@ -104,6 +118,8 @@ def _words(step) -> str:
         "activation checkpointing" if step.checkpointing else "",
         f"{step.accumulation} passes per step" if step.accumulation > 1 else "",
         f"LoRA of rank {step.lora_r}" if step.lora_r else "",
+        f"{step.freeze_layers} layers frozen" if step.freeze_layers else "",
+        "embeddings frozen" if step.freeze_embeddings else "",
         f"FSDP over {step.fsdp} devices" if step.fsdp > 1 else "",
         f"on a {step.device.upper()}",
     ]

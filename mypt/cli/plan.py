@@ -6,7 +6,7 @@ import os
 
 from mypt.errors import MyPTError
 from mypt.planning.numbers import byte_count, count
-from mypt.training.hardware import Machine, this_machine
+from mypt.training.hardware.machine import Machine, other_machine
 from mypt.training.target import Target, read_target
 
 HELP = "coverage, parameters, memory, compute and whether a run is worth it, before it starts"
@@ -39,14 +39,20 @@ def run(args: argparse.Namespace) -> None:
     from mypt.cli.table import print_table
     from mypt.planning.report import coverage_report, plan, plan_rows
 
-    settings, steps, notes = _settings(args)
+    machine = other_machine(args.memory, None)
+    target = _target(args, machine)
+    settings, steps, notes = _settings(args, machine, target)
     settings["steps"], reason = _steps(args, settings, steps)
     result = plan(**settings)
+    choices = {name: choice._asdict() for name, choice in target.choices.items()}
     if args.json:
-        print(json.dumps({"target": args.target, "notes": notes, "reason": reason, **result}, indent=1))
+        told = {"target": args.target, "notes": notes, "choices": choices, "reason": reason}
+        print(json.dumps(told | result, indent=1))
         return
     for note in notes:
         print(f"note: {note}")
+    for name, choice in target.choices.items():
+        print(f"{name}: {choice.value} ({choice.reason})")
     if settings["steps"]:
         print(f"{settings['steps']:,} steps: {reason}")
     if "coverage" in result:
@@ -56,21 +62,17 @@ def run(args: argparse.Namespace) -> None:
     for table in plan_rows(result):
         print()
         print_table(*table)
-    where = "" if args.memory else f" ({this_machine().name}; --memory for another GPU)"
+    where = "" if args.memory else f" ({machine.name}; --memory for another GPU)"
     for words in _last_words(result, where):
         print(f"\n{words}")
 
 
-def _settings(args: argparse.Namespace) -> tuple[dict, dict, list[str]]:
+def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> tuple[dict, dict, list[str]]:
     """Arguments of `plan` but the steps, what the recipe says of the steps, and what had to be assumed or left out."""
-    machine = this_machine()
-    target = _target(args, machine)
     notes, dimensions = target.notes, target.dimensions
     if args.params and dimensions:
         raise MyPTError(f"--params {args.params:,}: {args.target} has a number of parameters already; leave one out")
-    given = {"micro_batch_size": args.batch_size, "block_size": args.block_size, "accumulation": args.accumulation,
-             "optimizer": args.optimizer, "compute_dtype": args.dtype}  # fmt: skip
-    step = {"accumulation": 1} | target.settings | {name: value for name, value in given.items() if value is not None}
+    step = {"accumulation": 1} | target.settings | _given(args)
     for name, option, default in (
         ("micro_batch_size", "--batch-size", DEFAULT_BATCH),
         ("block_size", "--block-size", DEFAULT_BLOCK),
@@ -85,16 +87,24 @@ def _settings(args: argparse.Namespace) -> tuple[dict, dict, list[str]]:
     sources = [{"name": "data", "tokens": args.tokens}] if args.tokens else target.sources
     if not sources:
         notes.append("the size of the data is not known: give --tokens to plan coverage")
-    step["device"] = "gpu" if args.memory else machine.device
+    step["device"] = machine.device
     known = {"processes": args.processes or _world_size(), "sources": sources, "dimensions": dimensions,
              "parameters": args.params, "tokens_per_second": args.tokens_per_second,
-             "available": args.memory or machine.memory}  # fmt: skip
+             "available": machine.memory}  # fmt: skip
     return {"batch_size": step.pop("micro_batch_size")} | step | known, target.steps, notes
+
+
+def _given(args: argparse.Namespace) -> dict:
+    """The options that give fields of `Step`."""
+    given = {"micro_batch_size": args.batch_size, "block_size": args.block_size, "accumulation": args.accumulation,
+             "optimizer": args.optimizer, "compute_dtype": args.dtype}  # fmt: skip
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _target(args: argparse.Namespace, machine: Machine) -> Target:
     if args.target:
-        return read_target(args.target, args.overrides, machine)
+        processes = args.processes or _world_size()
+        return read_target(args.target, args.overrides, machine, given=_given(args), processes=processes)
     if args.overrides:
         raise MyPTError(f"unrecognized arguments: {' '.join(args.overrides)}; only a recipe has keys to change")
     if not (args.tokens or args.params):

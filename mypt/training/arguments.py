@@ -3,31 +3,18 @@
 import math
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mypt.errors import RecipeError
-from mypt.recipe import Recipe
+from mypt.recipe import OWN_OPTIMIZERS, Recipe
+from mypt.training.schedules import schedule_arguments, warmup_length
 
-OWN_OPTIMIZERS = ("muon", "adamw")  # any other name is one of HF's `optim`
 LORA_RATE = 2  # times the whole model's; from 7B parameters on it makes QLoRA's 2e-4 (Dettmers et al. 2023)
-SCHEDULES = {
-    "wsd": "warmup_stable_decay",
-    "linear": "linear",
-    "cosine": "cosine",
-    "constant": "constant_with_warmup",
-}
 
 
 def default_learning_rate(parameters: int) -> float:
     """AdamW's learning rate for a model of `parameters` non-embedding parameters (Kaplan et al. 2020, eq. D.1)."""
     return round(max(0.003239 - 0.0001395 * math.log(max(parameters, 1)), 1e-4), 6)
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether this machine has instructions for bfloat16, so that autocast to it saves time."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
 
 
 def default_arguments(parameters: int, steps: int, evaluates: bool, lora: bool = False) -> dict:
@@ -44,7 +31,6 @@ def default_arguments(parameters: int, steps: int, evaluates: bool, lora: bool =
         "adam_beta1": 0.9,
         "adam_beta2": 0.95,
         "use_cpu": not torch.accelerator.is_available(),
-        "bf16": multiplies_bfloat16(),
         "logging_steps": max(1, min(50, steps // 20)),
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": every,
@@ -63,7 +49,8 @@ def default_arguments(parameters: int, steps: int, evaluates: bool, lora: bool =
 
 def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArguments:
     """TrainingArguments for `steps` optimizer steps. Raises RecipeError with HF's own words for a value it refuses."""
-    given = {key: value for key, value in recipe.training.items() if key != "num_train_epochs"}
+    own = ("num_train_epochs", "torch_compile")  # of the whole model at once, where ours is layer by layer
+    given = {key: value for key, value in recipe.training.items() if key not in own}
     values = default_arguments(parameters, steps, bool(recipe.data.eval), recipe.lora is not None) | given
     values["max_steps"] = steps
     if recipe.optimizer.name not in OWN_OPTIMIZERS:
@@ -72,8 +59,9 @@ def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArgu
         values["eval_strategy"] = "no"
     if values["save_strategy"] != "steps":
         raise RecipeError(f"training.save_strategy is {values['save_strategy']!r}, expected steps: a run must resume")
+    warmup = warmup_length(values["warmup_steps"], steps)
     if "lr_scheduler_type" not in values:
-        values |= _schedule(recipe, steps)
+        values |= schedule_arguments(recipe.optimizer, steps, warmup)
     try:
         args = TrainingArguments(
             **values,
@@ -91,10 +79,12 @@ def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArgu
     return args
 
 
-def _schedule(recipe: Recipe, steps: int) -> dict:
-    """The recipe's schedule in HF's terms; WSD cools down with 1 - sqrt (Hägele et al. 2024, 2405.18392)."""
-    name = recipe.optimizer.schedule
-    kwargs = {}
-    if name == "wsd":
-        kwargs = {"num_decay_steps": max(1, math.floor(steps * recipe.optimizer.cooldown)), "decay_type": "1-sqrt"}
-    return {"lr_scheduler_type": SCHEDULES[name], "lr_scheduler_kwargs": kwargs}
+def hf_optimizer(name: str, args: TrainingArguments, model: PreTrainedModel) -> tuple[type, dict]:
+    """Class and settings of HF's optimizer `name`, before anything is written.
+
+    Raises RecipeError with HF's own words for one that needs a package or a setting that is not there.
+    """
+    try:
+        return Trainer.get_optimizer_cls_and_kwargs(args, model)
+    except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise RecipeError(f"optimizer.name {name}: {' '.join(str(error).split())}") from None

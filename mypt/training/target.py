@@ -1,12 +1,20 @@
 """TARGET of `mypt plan` and `mypt estimate`: a recipe, a preset or a folder with a config.json, read without torch."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mypt.errors import MyPTError
-from mypt.training.hardware import Machine
+from mypt.training.hardware.choices import Choice, autocast_dtype, choose_attention, choose_dtype
+from mypt.training.hardware.expected import expected_batch, expected_choices
+from mypt.training.hardware.machine import Machine
 
+# Options of a command, by the fields of `Step` that they give, and the keys of a recipe whose place they take.
+_KEYS = {
+    "block_size": "data.block_size",
+    "micro_batch_size": "training.per_device_train_batch_size",
+    "accumulation": "training.gradient_accumulation_steps",
+}
 BYTES_PER_TOKEN = 4  # English text under a BPE tokenizer of some tens of thousands of tokens
 
 
@@ -14,30 +22,48 @@ BYTES_PER_TOKEN = 4  # English text under a BPE tokenizer of some tens of thousa
 class Target:
     """What a target says of a run; what it leaves open is None or absent.
 
-    dimensions: MyPTConfig fields. settings: fields of `mypt.planning.memory.Step`. sources: as `assess` takes them.
-    steps: max_steps, num_train_epochs and coverage_target of a recipe. notes: what had to be assumed or left out.
+    dimensions: MyPTConfig fields. settings: fields of `mypt.planning.step.Step`. sources: as `assess` takes them.
+    steps: max_steps, num_train_epochs and coverage_target of a recipe. choices: what training will choose on this
+    machine, each with the reason. notes: what had to be assumed or left out.
     """
 
     dimensions: dict | None = None
     settings: dict = field(default_factory=dict)
     sources: list[dict] | None = None
     steps: dict = field(default_factory=dict)
+    choices: dict[str, Choice] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def read_target(target: str, overrides: list[str], machine: Machine, fields: dict | None = None) -> Target:
-    """overrides: `--section.key=value` for a recipe. fields: MyPTConfig fields that take the place of the target's.
+def read_target(
+    target: str,
+    overrides: list[str],
+    machine: Machine,
+    *,
+    fields: dict | None = None,
+    given: dict | None = None,
+    processes: int = 1,
+) -> Target:
+    """overrides: `--section.key=value` for a recipe. fields (of a config), given (of `Step`): instead of the target's.
 
     Raises MyPTError for a target that is nothing of these, with the nearest name.
     """
     is_recipe = target.endswith((".yaml", ".yml")) or Path(target, "recipe.yaml").is_file()
     if overrides and not is_recipe:
         raise MyPTError(f"unrecognized arguments: {' '.join(overrides)}; only a recipe has keys to change")
+    given = {name: value for name, value in (given or {}).items() if value is not None}
+    dtype = given.get("compute_dtype")
+    if dtype:
+        machine = replace(machine, dtype=dtype, why="as the option says")
     if is_recipe:
-        return _from_recipe(target, overrides, machine, fields or {})
-    settings = {"compute_dtype": "bfloat16" if machine.bfloat16 else "float32", "optimizer": "muon"}
+        overrides = [*overrides, *(f"--{key}={given[name]}" for name, key in _KEYS.items() if name in given)]
+        return _from_recipe(target, overrides, machine, fields or {}, processes, by_machine=bool(dtype))
+    settings = {"compute_dtype": machine.dtype, "optimizer": "muon"}
     dimensions = _dimensions(target, fields or {})
-    return Target(dimensions, settings | {"block_size": dimensions["max_position_embeddings"]})
+    settings["block_size"] = given.get("block_size") or dimensions["max_position_embeddings"]
+    choices = expected_choices(machine, settings)
+    settings["attention"] = kept_as(choices["attention"].value)
+    return Target(dimensions, settings, choices=choices)
 
 
 def _dimensions(target: str, fields: dict) -> dict:
@@ -76,36 +102,53 @@ def _config(folder: str) -> dict:
         raise MyPTError(f"{path} cannot be read ({type(error).__name__}); expected a saved model's folder") from None
 
 
-def _from_recipe(path: str, overrides: list[str], machine: Machine, fields: dict) -> Target:
+def _from_recipe(
+    path: str, overrides: list[str], machine: Machine, fields: dict, processes: int, by_machine: bool
+) -> Target:
+    """by_machine: the dtype is the machine's, whatever the recipe says."""
     from mypt.recipe import load_recipe
 
     recipe = load_recipe(path, overrides)
+    if by_machine:
+        recipe.training = {key: value for key, value in recipe.training.items() if key not in ("bf16", "fp16")}
     result = Target()
     result.sources, vocabulary = _sources(recipe, result.notes)
     result.dimensions = _recipe_dimensions(recipe, vocabulary, result.notes, fields)
-    result.settings = _step_settings(recipe, machine, result.notes)
     block_size = recipe.data.block_size or (result.dimensions and result.dimensions["max_position_embeddings"])
+    result.settings = memory_settings(recipe, machine, block_size, result.notes)
     if block_size:
         result.settings["block_size"] = block_size
+    result.choices = expected_choices(machine, result.settings, recipe)
+    result.settings, batch = expected_batch(machine, result.settings, recipe, result.dimensions, processes)
+    result.choices |= {"batch": batch} if batch else {}
     steps = {name: recipe.training.get(name) for name in ("max_steps", "num_train_epochs")}
     result.steps = steps | {"coverage_target": recipe.coverage.target}
     return result
 
 
-def _step_settings(recipe, machine: Machine, notes: list[str]) -> dict:
+def kept_as(attention: str | None) -> str:
+    """The name under which the memory model knows it: all fused kernels keep as much as SDPA."""
+    return "eager" if attention == "eager" else "sdpa"
+
+
+def memory_settings(recipe, machine: Machine, block_size: int | None, notes: list[str]) -> dict:
+    """What a recipe says of `Step`, and what training will choose on this machine where it says nothing."""
     from mypt.planning.coverage import whole
 
     training, weights = recipe.training, recipe.model.dtype or "float32"
-    settings = {"weight_dtype": weights, "compute_dtype": weights, "optimizer": _optimizer(recipe, notes)}
-    if training.get("fp16"):
-        settings["compute_dtype"] = "float16"
-    elif training.get("bf16", machine.bfloat16):
-        settings["compute_dtype"] = "bfloat16"
+    autocast = autocast_dtype(training) or choose_dtype(machine, weights).value
+    settings = {"weight_dtype": weights, "optimizer": _optimizer(recipe, notes)}
+    settings["compute_dtype"] = weights if autocast == "float32" else autocast
+    attention = recipe.hardware.attention
+    if block_size and not attention:
+        attention = choose_attention(machine, block_size, settings["compute_dtype"])[0].value
+    settings["attention"] = kept_as(attention)
     settings["checkpointing"] = bool(training.get("activation_checkpointing") or training.get("gradient_checkpointing"))
     names = {"micro_batch_size": "per_device_train_batch_size", "accumulation": "gradient_accumulation_steps"}
     settings |= {
         name: whole(f"training.{key}", training[key]) for name, key in names.items() if training.get(key) is not None
     }
+    settings |= {name: getattr(recipe.model, name) for name in ("freeze_layers", "freeze_embeddings")}
     if recipe.lora:
         settings |= {"lora_r": recipe.lora.r, "lora_targets": recipe.lora.target_modules}
         if recipe.lora.load_in_4bit:
@@ -115,7 +158,7 @@ def _step_settings(recipe, machine: Machine, notes: list[str]) -> dict:
 
 def _optimizer(recipe, notes: list[str]) -> str:
     """As training chooses it."""
-    from mypt.planning.memory import STATES
+    from mypt.planning.step import STATES
 
     name = recipe.training.get("optim") or recipe.optimizer.name
     if name and name not in STATES:

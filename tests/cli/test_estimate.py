@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Con
 from mypt.cli.main import main
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import PRESETS, preset_config, preset_dimensions
-from mypt.planning.memory import Step, training_memory
+from mypt.planning.memory import training_memory
 from mypt.planning.parameters import count_parameters
+from mypt.planning.step import Step
 
 SMALL = {"num_hidden_layers": 2, "vocab_size": 96, "hidden_size": 64, "num_attention_heads": 4}
 
@@ -86,6 +87,19 @@ training: {{per_device_train_batch_size: 2, bf16: true, activation_checkpointing
     assert (step["micro_batch_size"], step["block_size"], step["lora_r"]) == (2, 256, 4)
     assert (step["optimizer"], step["compute_dtype"], step["checkpointing"]) == ("adamw", "bfloat16", True)
     assert estimate(str(path), "--lora.r=8")["step"]["lora_r"] == 8
+
+
+def test_a_recipe_that_freezes(estimate, tmp_path, capsys):
+    (tmp_path / "frozen.yaml").write_text("model: {preset: modern-nano, freeze_layers: 2, freeze_embeddings: true}\n")
+    report, whole = estimate(str(tmp_path / "frozen.yaml"), "--optimizer", "adamw"), estimate("modern-nano")
+    parts = whole["parameters"]
+    frozen = 2 * parts["per_layer"]["total"] + parts["embedding"]
+    assert report["parameters"] == parts | {"trained": parts["total"] - frozen, "frozen": frozen}
+    assert report["memory"]["training"]["phases"]["update"]["optimizer"] == 2 * 4 * (parts["total"] - frozen)
+    main(["estimate", str(tmp_path / "frozen.yaml")])
+    assert "2 layers frozen, embeddings frozen" in capsys.readouterr().out
+    assert main(["estimate", str(tmp_path / "frozen.yaml"), "--lora-r", "4"]) == 2
+    assert "refused beside LoRA" in capsys.readouterr().err
 
 
 def test_the_tables_and_the_largest_micro_batch(capsys):

@@ -64,6 +64,7 @@ def test_a_run_folder_tells_its_whole_story(run_folder, capsys):
     forgetting = json.loads((run_folder / "forgetting.json").read_text())
     assert report["forgetting"]["sets"] == forgetting["history"][-1]["sets"]
     assert report["forgetting"]["verdict"] == forgetting["verdict"]
+    assert report["diagnosis"]["lines"][0].startswith("diagnosis: too few points")
     assert report["recipe"]["training"]["max_steps"] == STEPS
     assert report["checkpoints"] == [{"name": f"checkpoint-{step}", "missing": None} for step in (SAVE, STEPS)]
 
@@ -87,6 +88,7 @@ def test_the_tables_hold_the_figures(run_folder, capsys):
     for name, reading in report["forgetting"]["sets"].items():
         assert name in printed and f"{reading['loss']:.4f}" in printed
     assert report["forgetting"]["verdict"] in printed
+    assert "\n".join(report["diagnosis"]["lines"]) in printed
     assert f"training.output_dir                   {run_folder}\n" in printed
     assert "PROBLEM" not in printed
 

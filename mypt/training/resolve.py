@@ -1,0 +1,111 @@
+"""What a recipe leaves open, chosen and frozen into the resolved recipe; and what makes a run this run."""
+
+import dataclasses
+import math
+
+from accelerate import PartialState
+from transformers import PreTrainedModel, TrainingArguments
+
+from mypt.errors import RecipeError
+from mypt.models.configuration_mypt import MyPTConfig
+from mypt.planning.coverage import planned_steps
+from mypt.recipe import ModelSection, Recipe
+from mypt.streams.jit_stream import JitStream
+from mypt.streams.shard_stream import ShardStream
+from mypt.training.arguments import build_arguments, default_arguments
+from mypt.training.data import RunData
+from mypt.training.hardware.settle import Hardware, passes_per_step, settle_compile
+from mypt.training.stream import data_identity
+
+
+def resolve(recipe: Recipe, data: RunData, model: PreTrainedModel, block_size: int) -> Recipe:
+    """The recipe with the choices frozen that would otherwise depend on code or data."""
+    training = dict(recipe.training)
+    optim = training.pop("optim", None)  # HF's way to name an optimizer
+    if optim and recipe.optimizer.name:
+        raise RecipeError(f"optimizer.name {recipe.optimizer.name} and training.optim {optim}: keep one of them")
+    muon = isinstance(model.config, MyPTConfig) and not recipe.lora
+    name = recipe.optimizer.name or optim or ("muon" if muon else "adamw")
+    return dataclasses.replace(
+        recipe,
+        model=_resolved_model(recipe, model),
+        data=dataclasses.replace(recipe.data, block_size=block_size, eval=data.eval_sources),
+        optimizer=dataclasses.replace(recipe.optimizer, name=name),
+        training=training,
+    )
+
+
+def _resolved_model(recipe: Recipe, model: PreTrainedModel) -> ModelSection:
+    """The section with the way in which rotary positions were stretched, if they were."""
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    stretched = isinstance(model.config, MyPTConfig) and rope.get("rope_type", "default") != "default"
+    if not recipe.model.init_from or not stretched or recipe.lora:
+        return recipe.model
+    return dataclasses.replace(recipe.model, config=recipe.model.config | {"rope_parameters": dict(rope)})
+
+
+def run_identity(recipe: Recipe, data: RunData, model: PreTrainedModel, recorded: dict) -> dict:
+    """What makes this run this run; a resume must agree on every entry."""
+    architecture = model.config.to_diff_dict()
+    volatile = ("dtype", "transformers_version", "_name_or_path", "architectures", "auto_map", "use_cache")
+    seed = recipe.training.get("seed", 42)
+    return {
+        # Without the paths: data that was moved is still the same data. Without the weights: they may change.
+        "data": data_identity(data, recorded.get("data", [])),
+        "tokenizer": data.tokenizer_hash,
+        "block_size": recipe.data.block_size,
+        "seed": seed,
+        "data_seed": recipe.training.get("data_seed", seed),
+        "order": recipe.data.order,
+        "curriculum": recipe.data.curriculum,
+        "document_mask": recipe.data.document_mask,
+        "model": {key: value for key, value in sorted(architecture.items()) if key not in volatile},
+        "init_from": recipe.model.init_from,
+        "optimizer": recipe.optimizer.name,
+        "lora": dataclasses.asdict(recipe.lora) | {"base_weights": model.base_weights} if recipe.lora else None,
+        "frozen": {"layers": recipe.model.freeze_layers, "embeddings": recipe.model.freeze_embeddings}
+        if recipe.model.freeze_layers or recipe.model.freeze_embeddings
+        else None,
+    }
+
+
+def settle_arguments(
+    recipe: Recipe, model: PreTrainedModel, stream: ShardStream | JitStream, steps_done: int, hardware: Hardware
+) -> TrainingArguments:
+    """TrainingArguments with the number of steps; every choice made here is then frozen into the recipe."""
+    given, passes = recipe.training, passes_per_step(recipe)
+    per_step = given.get("per_device_train_batch_size", 8) * passes * PartialState().num_processes
+    steps, reason = planned_steps(
+        max_steps=given.get("max_steps"),
+        num_train_epochs=given.get("num_train_epochs"),
+        coverage_target=recipe.coverage.target,
+        samples=stream.samples_per_epoch,
+        total_tokens=stream.tokens_per_epoch,
+        global_batch=1,
+        block_size=stream.block_size,
+    )
+    if not given.get("max_steps", 0) > 0:
+        # The length is in samples; a resume may take the rest of them in larger or smaller steps.
+        steps = steps_done + max(0, math.ceil((steps - stream.start_sample) / per_step))
+    given["torch_compile"] = settle_compile(recipe, hardware, model, steps)
+    parameters = model.num_parameters(exclude_embeddings=True)
+    # The passes are not frozen: on another number of processes others make the same global batch.
+    with_passes = dataclasses.replace(recipe, training=given | {"gradient_accumulation_steps": passes})
+    args = build_arguments(with_passes, parameters, steps)
+    defaults = default_arguments(parameters, steps, bool(recipe.data.eval), recipe.lora is not None)
+    chosen = {name: value for name, value in defaults.items() if name not in given}
+    if PartialState().is_main_process:
+        print("\n".join([f"{steps:,} steps: {reason}", *hardware.lines]))
+        print(
+            f"{model.num_parameters():,} parameters ({parameters:,} without embeddings), "
+            f"on {args.device}, {recipe.optimizer.name}, learning rate {args.learning_rate:g}"
+        )
+        if recipe.lora:
+            trained = model.num_parameters(only_trainable=True)
+            print(
+                f"lora: {trained:,} of them are trained ({trained / model.num_parameters():.2%}), rank {recipe.lora.r}"
+            )
+        print(f"defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
+    recipe.training |= chosen | {"max_steps": steps}
+    recipe.training.pop("num_train_epochs", None)
+    return args
