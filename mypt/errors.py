@@ -27,3 +27,11 @@ class CheckFailed(MyPTError):
     """The input was fine and the answer is no: a declined question, a check that did not pass."""
 
     exit_code = 1
+
+
+class Interrupted(MyPTError):
+    """Training that a signal ended, with everything saved; exits with 128 + the signal's number, as shells do."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -20,6 +20,31 @@ def replace_text(path: str | Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def flush_folder(folder: str | Path) -> None:
+    """Wait until every file below `folder`, and the folder itself, would survive a power cut. Raises OSError."""
+    folders = []
+    for root, _, names in os.walk(folder):
+        folders.append(root)
+        for name in names:
+            _flush(os.path.join(root, name))
+    for path in reversed(folders):
+        flush_names(path)
+
+
+def flush_names(folder: str | Path) -> None:
+    """Make the names in a folder (new, renamed, removed files) survive a power cut, where its file system can."""
+    with suppress(OSError):  # some network file systems, and Windows, cannot flush a folder
+        _flush(folder)
+
+
+def _flush(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def is_free(path: str | Path) -> bool:

@@ -2,13 +2,23 @@
 
 import json
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
 from mypt.checkpoints.header import read_header
+from mypt.checkpoints.sharded import (
+    DEEPSPEED_TAG,
+    FSDP_OPTIMIZER,
+    FSDP_WEIGHTS,
+    missing_deepspeed,
+    missing_shard,
+)
 from mypt.errors import CheckpointError
 
 STATE_NAME = "trainer_state.json"
+# Lies in a checkpoint from before its first file until all are on the disk itself; HF's JIT checkpoints use this name.
+SAVING_NAME = "checkpoint-is-incomplete.txt"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
@@ -29,33 +39,79 @@ def last_complete_checkpoint(run: str | Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
+def rotate(run: str | Path, limit: int | None, best: str | Path | None = None) -> None:
+    """Remove the oldest checkpoints beyond `limit`; the newest complete one, all newer ones and `best` stay."""
+    newest, _ = last_complete_checkpoint(run)
+    if newest is None or not limit or limit < 1:
+        return
+    found = checkpoints(run)
+    older = [path for path in found[: found.index(newest)] if not best or path.name != Path(best).name]
+    kept = {newest.name, Path(best).name} if best and (Path(run) / Path(best).name).is_dir() else {newest.name}
+    for path in older[: max(0, len(older) - max(0, limit - len(kept)))]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def what_is_missing(checkpoint: Path) -> str | None:
     """Why a resume cannot use this checkpoint, or None if it is whole.
 
-    Whole means: every JSON file parses, the weights and the optimizer state have their full length, and the random
-    state of every process that took part is there. An interrupted save fails one of these. A LoRA run's checkpoint
-    holds the adapter in place of the model, and `adapter_config.json` in place of `config.json`.
+    Whole means: no mark of a save under way, every JSON file parses, the weights and the optimizer state have their
+    full length, and the random state of every process that took part is there. An interrupted save fails one of these.
+    A LoRA run's checkpoint holds the adapter in place of the model, and `adapter_config.json` in place of
+    `config.json`; FSDP's and DeepSpeed's may hold weights and optimizer in parts.
     """
+    if (checkpoint / SAVING_NAME).exists():
+        return f"{SAVING_NAME} is there; the save was interrupted"
     try:
         state = read_state(checkpoint)
     except (OSError, ValueError) as error:
         return f"{STATE_NAME} cannot be read ({type(error).__name__}); the save was interrupted"
-    config = "adapter_config.json" if _holds_adapter(checkpoint) else "config.json"
-    for path in sorted({checkpoint / config, *checkpoint.glob("*.json")}):
-        if not _is_json(path):
-            return f"{path.name} is missing or cut short"
-    for name in [ADAPTER_WEIGHTS] if _holds_adapter(checkpoint) else weight_files(checkpoint):
-        if not _is_whole(checkpoint / name):
-            return f"{name} is missing or shorter than its header says"
     stream = state.get("stateful_callbacks", {}).get("CoverageCallback", {}).get("attributes", {})
     world_size = stream.get("settings", {}).get("world_size", 1)
-    names = ["rng_state.pth"] if world_size <= 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
-    names.append("scheduler.pt")
-    if not any((checkpoint / name).exists() for name in ("optimizer_0", "optimizer.bin")):
-        names.append("optimizer.pt")
-    names += sorted({path.name for pattern in ("*.pt", "*.pth") for path in checkpoint.glob(pattern)} - {*names})
+    return (
+        _missing_model(checkpoint) or _missing_parts(checkpoint, world_size) or _missing_states(checkpoint, world_size)
+    )
+
+
+def _missing_model(checkpoint: Path) -> str | None:
+    """JSON files and weights; where weights lie in parts, whole ones need not be beside them."""
+    adapter, in_parts = _holds_adapter(checkpoint), _holds_parts(checkpoint)
+    required = [] if in_parts else [checkpoint / ("adapter_config.json" if adapter else "config.json")]
+    for path in sorted({*required, *checkpoint.glob("*.json")}):
+        if not _is_json(path):
+            return f"{path.name} is missing or cut short"
+    names = [ADAPTER_WEIGHTS] if adapter else weight_files(checkpoint)
+    if in_parts and not any((checkpoint / name).exists() for name in names):
+        return None
     for name in names:
-        # torch.save writes a zip archive, whose directory comes last
+        if not _is_whole(checkpoint / name):
+            return f"{name} is missing or shorter than its header says"
+    return None
+
+
+def _holds_parts(checkpoint: Path) -> bool:
+    parts = (FSDP_WEIGHTS, FSDP_OPTIMIZER, "pytorch_model_fsdp.bin", DEEPSPEED_TAG)
+    return any((checkpoint / name).exists() for name in parts)
+
+
+def _missing_parts(checkpoint: Path, world_size: int) -> str | None:
+    if (checkpoint / DEEPSPEED_TAG).exists():
+        return missing_deepspeed(checkpoint, world_size)
+    folders = [checkpoint / name for name in (FSDP_WEIGHTS, FSDP_OPTIMIZER)]
+    if not any(folder.exists() for folder in folders):
+        return None
+    return missing_shard(folders[0]) or missing_shard(folders[1])
+
+
+def _missing_states(checkpoint: Path, world_size: int) -> str | None:
+    """Random states, schedule, optimizer: files of torch.save, each a zip archive whose directory comes last."""
+    names = ["rng_state.pth"] if world_size <= 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
+    if not (checkpoint / DEEPSPEED_TAG).exists():  # which keeps both in its own folder
+        names.append("scheduler.pt")
+        if not any((checkpoint / name).exists() for name in (FSDP_OPTIMIZER, "optimizer.bin")):
+            names.append("optimizer.pt")
+    patterns = ("*.pt", "*.pth", "optimizer*.bin", "pytorch_model_fsdp*.bin")
+    names += sorted({path.name for pattern in patterns for path in checkpoint.glob(pattern)} - {*names})
+    for name in names:
         if not zipfile.is_zipfile(checkpoint / name):
             return f"{name} is missing or cut short"
     return None

@@ -17,7 +17,9 @@ from mypt.yaml12 import dump_yaml, load_yaml
 WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 CARD_NAME = "README.md"
 CONFIGS = ("config.json", ADAPTER_CONFIG)
-RUN_FILES = ("coverage.json", "forgetting.json", "forgetting.png", "loss.png", "metrics.jsonl", RESOLVED_NAME)
+RUN_FILES = (
+    "coverage.json", "diagnosis.json", "forgetting.json", "forgetting.png", "loss.png", "metrics.jsonl", RESOLVED_NAME,
+)  # fmt: skip
 # An allow-list: what is not named here (optimizer and random states, pickles, logs, a user's own files) stays.
 NAMES = {
     *CONFIGS, BASE_NAME, *RUN_FILES, CARD_NAME, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE",

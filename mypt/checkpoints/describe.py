@@ -29,6 +29,9 @@ def describe(report: dict) -> Iterator[Block]:
         yield ["training data", "samples seen", "tokens seen", "coverage"], rows
     if report.get("forgetting"):
         yield from _forgetting(report["forgetting"])
+    if report.get("diagnosis"):
+        yield ""
+        yield from report["diagnosis"]["lines"]
     if report.get("recipe"):
         settings, changed = settings_of(report["recipe"]), report["changed_settings"]
         yield from pairs("settings that are not the defaults, from recipe.yaml", {n: settings[n] for n in changed})

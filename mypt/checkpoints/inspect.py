@@ -46,8 +46,8 @@ def inspect_checkpoint(path: Path) -> dict:
     kind: run (holds checkpoints or recipe.yaml), checkpoint (holds a trainer state), model or adapter. model:
     architecture and dimensions. adapter: what a LoRA adapter is, and of which base. parameters: by part; of a MyPT
     config worked out from it, of others counted in the files. weights: what the files hold. progress, coverage,
-    forgetting, recipe, changed_settings: see `read_story`. converted_from: of a checkpoint of the original MyPT's.
-    problems: one line for each thing that is wrong.
+    forgetting, diagnosis, recipe, changed_settings: see `read_story`. converted_from: of a checkpoint of the original
+    MyPT's. problems: one line for each thing that is wrong.
     Raises CheckpointError if there is no model, or its config or a weights file cannot be read.
     """
     kind = kind_of(path)

@@ -29,7 +29,7 @@ def last_state(path: Path) -> tuple[Path | None, dict | None]:
 
 
 def read_story(path: Path) -> dict:
-    """JSON-ready: progress, coverage, forgetting, recipe, changed_settings; None where the folder tells nothing.
+    """JSON-ready: progress, coverage, forgetting, diagnosis, recipe, changed_settings; None: the folder tells nothing.
 
     changed_settings: names (section.key) of the recipe's values that are not the defaults, those of `training` all.
     Raises CheckpointError for a file that is damaged.
@@ -41,6 +41,7 @@ def read_story(path: Path) -> dict:
         "progress": _progress(state),
         "coverage": _coverage(path, kind, state),
         "forgetting": _forgetting(run, kind, state),
+        "diagnosis": _diagnosis(path) if kind == "run" else None,
         "recipe": recipe,
         "changed_settings": recipe and _changed(recipe),
     }
@@ -108,6 +109,17 @@ def _forgetting(run: Path, kind: str, state: dict | None) -> dict | None:
     ]
     verdict = report["verdict"] if current else None
     return rules | {"step": last["step"], "sets": last["sets"], "verdict": verdict, "history": short}
+
+
+def _diagnosis(run: Path) -> dict | None:
+    found = read_object(run / "diagnosis.json")
+    if found is not None and not (
+        isinstance(found.get("lines"), list) and all(isinstance(x, str) for x in found["lines"])
+    ):
+        raise CheckpointError(
+            f"{run / 'diagnosis.json'} holds no lines of text under 'lines'; restore it, or delete it"
+        )
+    return found
 
 
 def _recipe(path: Path) -> dict | None:

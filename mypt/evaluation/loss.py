@@ -67,11 +67,15 @@ def window_losses(
     model.eval()
     device = next(model.parameters()).device
     sums = torch.zeros(len(windows), dtype=torch.float64)
-    for indices in windows.batches(batch_size, rank, world_size):
+    batches = [*windows.batches(batch_size, rank, world_size)]
+    for number in range(_rounds(len(batches), device, world_size)):
+        indices = batches[number] if number < len(batches) else np.array([0])
         inputs, targets = windows.gather(indices)
         inputs, targets = {name: tensor.to(device) for name, tensor in inputs.items()}, targets.to(device)
         # Without a cache: transformers looks for the documents of a packed window only then.
         logits = model(**inputs, use_cache=False).logits  # (batch, T, vocabulary)
+        if number >= len(batches):
+            continue
         losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
         sums[torch.from_numpy(indices)] = losses.view_as(targets).cpu().sum(dim=1, dtype=torch.float64)
         if progress:
@@ -82,3 +86,12 @@ def window_losses(
         torch.distributed.all_reduce(summed)
         sums = summed.cpu()
     return WindowLosses(sums.numpy(), windows.lengths)
+
+
+def _rounds(batches: int, device: torch.device, world_size: int) -> int:
+    """Forwards that every rank does: each takes part when a sharded model's weights are gathered for one of them."""
+    if world_size == 1:
+        return batches
+    most = torch.tensor(batches, device=device)
+    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+    return int(most)

@@ -1,27 +1,39 @@
 """A whole run: build, train what is left, publish the final and the best model."""
 
+import signal
 import time
 from pathlib import Path
 
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
 from mypt.checkpoints.complete import read_state
-from mypt.errors import CheckFailed
+from mypt.errors import CheckFailed, Interrupted
 from mypt.evaluation.verdict import INFEASIBLE
 from mypt.recipe import Recipe
 from mypt.training import run_folder
 from mypt.training.build import build_trainer
 from mypt.training.callbacks.coverage import write_ledger
+from mypt.training.hardware.out_of_memory import explain_out_of_memory_at_start
+from mypt.training.trainer import MyPTTrainer
 
 
 def train(recipe: Recipe, *, resume: bool = False, assume_yes: bool = False) -> Path:
     """Build, train (or find that nothing is left to train) and publish the final and the best model.
 
-    Returns the run folder. Raises MyPTError subclasses; CheckFailed, after everything is published, if the upload that
-    the recipe asks for failed, or no saved step kept every guarded set within the tolerance.
+    Returns the run folder. Raises MyPTError subclasses: Interrupted after a signal, when the checkpoint is saved;
+    CheckFailed, after everything is published, if the upload that the recipe asks for failed, or no saved step kept
+    every guarded set within the tolerance.
     """
-    trainer = build_trainer(recipe, resume=resume, assume_yes=assume_yes)
+    with explain_out_of_memory_at_start():
+        trainer = build_trainer(recipe, resume=resume, assume_yes=assume_yes)
+    return finish(trainer)
+
+
+def finish(trainer: MyPTTrainer) -> Path:
+    """Train what is left of a built run and publish it, as `train` does."""
     run = Path(trainer.args.output_dir)
     done = read_state(Path(trainer.checkpoint)) if trainer.checkpoint else {"global_step": 0}
-    stopped = trainer.forgetting and trainer.forgetting.stopped_before(done)
+    stopped = _stopped_before(trainer, done)
     if stopped or done["global_step"] >= trainer.args.max_steps:
         best = {name: done[name] for name in ("best_metric", "best_global_step", "best_model_checkpoint")}
         if (
@@ -30,10 +42,12 @@ def train(recipe: Recipe, *, resume: bool = False, assume_yes: bool = False) -> 
             write_ledger(run, done["global_step"], done["stateful_callbacks"]["CoverageCallback"]["attributes"])
         words = f"already complete: step {done['global_step']} of {trainer.args.max_steps}"
         if stopped:
-            words += " (stopped by the forgetting guard; another forgetting.tolerance or action: warn goes on)"
+            words += f" ({stopped})"
     else:
         started = time.monotonic()
         trainer.train(resume_from_checkpoint=trainer.checkpoint)
+        if trainer.state.global_step < trainer.args.max_steps and trainer.signals.stopping:
+            _leave(trainer)
         best = vars(trainer.state)
         words = (
             f"trained to step {trainer.state.global_step} in {time.monotonic() - started:.0f} s; the model is in {run}"
@@ -55,3 +69,27 @@ def train(recipe: Recipe, *, resume: bool = False, assume_yes: bool = False) -> 
             f"lost least (step {best['best_global_step']})"
         )
     return run
+
+
+def _stopped_before(trainer: MyPTTrainer, done: dict) -> str | None:
+    """Why a run that ended before its last step would end there again, and what lets it go on."""
+    if trainer.forgetting and trainer.forgetting.stopped_before(done):
+        return "stopped by the forgetting guard; another forgetting.tolerance or action: warn goes on"
+    if trainer.early_stopping and trainer.early_stopping.stopped_before(done):
+        return "stopped early; a larger safety.early_stopping_patience, or null, goes on"
+    return None
+
+
+def _leave(trainer: MyPTTrainer) -> None:
+    """End after a signal: all processes together, one of them with a word."""
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    number, state = trainer.signals.number, trainer.state
+    if not trainer.is_world_process_zero():
+        raise SystemExit(128 + number)
+    checkpoint = Path(trainer.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+    raise Interrupted(
+        f"stopped by {signal.Signals(number).name} after step {state.global_step} of {state.max_steps}; "
+        f"everything is in {checkpoint}: the same command with --resume goes on from there",
+        number,
+    )

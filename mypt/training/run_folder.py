@@ -15,7 +15,9 @@ from mypt.files import replace_text
 ENVIRONMENT_NAME = "environment.json"
 BEST_NAME = "best"
 # Everything in a checkpoint but these belongs to the model and goes to OUT and OUT/best.
-_TRAINER_FILES = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "pytorch_model_fsdp")
+_TRAINER_FILES = (
+    "optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "pytorch_model_fsdp", "latest", "zero_to_",
+)  # fmt: skip
 
 
 def run_hash(identity: dict) -> str:

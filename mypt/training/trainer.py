@@ -1,34 +1,57 @@
 """HF Trainer, changed where a promise needs it: the stream as loader, the exact evaluator, honest checkpoints."""
 
-import math
+import functools
 import os
-import shutil
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from mypt.errors import CheckpointError, MyPTError
+from mypt.checkpoints.load import load_model
+from mypt.checkpoints.tensors import list_tensors
 from mypt.streams.jit_loader import JitLoader
 from mypt.streams.jit_stream import JitStream
+from mypt.streams.shard_stream import ShardStream
+from mypt.training.callbacks.curves import draw_what_ends_it
+from mypt.training.callbacks.signals import outlast_signals
+from mypt.training.flops import flops_per_token
+from mypt.training.hardware.compiled import compiled_layers
+from mypt.training.hardware.out_of_memory import explain_out_of_memory
+from mypt.training.hardware.precision import matmul_precision
 from mypt.training.optimizers import decayed_parameters
+from mypt.training.schedules import Climbing
+from mypt.training.watched import WatchedTrainer
 
-# A full disk in the words of Python and safetensors, and of torch.save, which does not pass the reason on.
-DISK_FULL = ("No space left", "PytorchStreamWriter failed", "file write failed")
 
-
-class MyPTTrainer(Trainer):
+class MyPTTrainer(WatchedTrainer):
     """Trains on a `ShardStream` or a `JitStream` that yields this rank's ready micro-batches.
 
-    forgetting: the ForgettingCallback that measures the evaluation sets, or None when there are none.
+    forgetting: the ForgettingCallback that measures the evaluation sets, or None when there are none. throughput: the
+    ThroughputCallback, to be the first of all callbacks. hardware: the `Hardware` that was settled for the run.
+    compile_layers: whether decoder layers are compiled while it trains.
+    Other arguments: as of `WatchedTrainer`.
     """
 
-    def __init__(self, *args, forgetting=None, **kwargs):
+    def __init__(self, *args, forgetting=None, throughput=None, hardware=None, compile_layers=False, **kwargs):
         super().__init__(*args, **kwargs)
         self.forgetting = forgetting
+        self.hardware = hardware
+        self.compile_layers = compile_layers
+        self.throughput = throughput
+        if throughput:
+            self.callback_handler.callbacks.insert(0, throughput)  # before TensorBoard's, which gets its numbers
+        self._flops_per_token = functools.cache(functools.partial(flops_per_token, self.model))
+
+    def train(self, *args, **kwargs):
+        """With the precision of matrix products that was settled; out of memory says what would have fitted."""
+        precision = matmul_precision(self.hardware.matmul_precision) if self.hardware else nullcontext()
+        layers = compiled_layers(self.model, self.compile_layers)
+        with precision, layers, draw_what_ends_it(self), explain_out_of_memory(self):
+            return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """The stream as it is: sharded over ranks and workers, placed at its start sample.
@@ -39,13 +62,16 @@ class MyPTTrainer(Trainer):
             "num_workers": self.args.dataloader_num_workers,
             "pin_memory": self.args.dataloader_pin_memory and torch.cuda.is_available(),
             "generator": torch.Generator(),
+            "worker_init_fn": outlast_signals,
         }
         if isinstance(self.train_dataset, JitStream):
             return JitLoader(self.train_dataset, **options)
         return DataLoader(self.train_dataset, batch_size=None, **options)
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> int:
-        """Targets in the global batch: a constant, since every window of the stream is full; no device sync."""
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int:
+        """Targets in the global batch: of our streams, whose windows are full, a constant; else counted and summed."""
+        if type(self.train_dataset) not in (ShardStream, JitStream):
+            return super()._get_num_items_in_batch(batch_samples, device)
         processes = self.args.world_size if self.args.average_tokens_across_devices else 1
         return sum(batch["shift_labels"].numel() for batch in batch_samples) * processes
 
@@ -75,36 +101,10 @@ class MyPTTrainer(Trainer):
         """Only a step that is also saved can be the best checkpoint."""
         return self.control.should_save and super()._determine_best_metric(metrics, trial)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Stop at a loss that is no number, before it is taken for a result."""
-        if not math.isfinite(logs.get("loss", 0.0)):
-            self._refuse_loss(logs["loss"])
-        super().log(logs, start_time)
-
     def _save_checkpoint(self, model, trial) -> None:
-        """Save unless the weights are already lost; a full disk is one clear error and the older checkpoints stay."""
-        if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
-            self._refuse_loss(math.nan)
         if isinstance(self.train_dataset, JitStream):
             self.train_dataset.gather()
-        try:
-            super()._save_checkpoint(model, trial)
-        except Exception as error:
-            if not any(words in str(error) for words in DISK_FULL):
-                raise
-            half = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            shutil.rmtree(half, ignore_errors=True)
-            raise CheckpointError(
-                f"no room on the disk to save step {self.state.global_step} in {self.args.output_dir}; earlier "
-                "checkpoints are untouched: free some space and run the same command with --resume"
-            ) from error
-
-    def _refuse_loss(self, loss: float) -> None:
-        raise MyPTError(
-            f"the training loss became {loss} by step {self.state.global_step}, and nothing was saved since; lower "
-            f"training.learning_rate (now {self.args.learning_rate:g}) and run again with --resume to go on from the "
-            "last checkpoint"
-        )
+        super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Model and tokenizer without Trainer's pickle of its arguments, which could hold a hub token."""
@@ -113,25 +113,40 @@ class MyPTTrainer(Trainer):
         if self.args.should_save and os.path.exists(pickle):
             os.remove(pickle)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """As Trainer's; and a model whose weights have other names on disk (GPT-NeoX), of which it leaves some out."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled:
+            saved, _ = list_tensors(Path(resume_from_checkpoint))
+            if saved.keys() - self.model.state_dict().keys():
+                self.model.load_state_dict(load_model(resume_from_checkpoint, device="cpu").state_dict())
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None) -> LRScheduler:
+        """HF's schedule; where a resume would make it jump up, it climbs."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if isinstance(scheduler, LambdaLR):
+            scheduler.lr_lambdas = [Climbing(curve) for curve in scheduler.lr_lambdas]
+        return scheduler
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Take the moments and the position in the schedule from the checkpoint, the settings from the recipe."""
         if checkpoint is None or not isinstance(self.lr_scheduler, LambdaLR):
             return super()._load_optimizer_and_scheduler(checkpoint)
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        rates = list(self.lr_scheduler.base_lrs)
+        rates = [rate * self.safety.rate_factor for rate in self.lr_scheduler.base_lrs]
         super()._load_optimizer_and_scheduler(checkpoint)
-        position = self.lr_scheduler.last_epoch
+        position, warmup = self.lr_scheduler.last_epoch, self.args.get_warmup_steps(self.args.max_steps)
+        before = zip(self.lr_scheduler.get_last_lr(), self.lr_scheduler.base_lrs, strict=True)
         self.lr_scheduler.base_lrs = rates
-        for group, fresh, rate, curve in zip(
-            self.optimizer.param_groups, settings, rates, self.lr_scheduler.lr_lambdas, strict=True
+        for group, fresh, rate, curve, (had, peak) in zip(
+            self.optimizer.param_groups, settings, rates, self.lr_scheduler.lr_lambdas, before, strict=True
         ):
+            if peak:
+                curve.go_on(position, had / peak, warmup)
             group.update(fresh, initial_lr=rate, lr=rate * curve(position))
         self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def floating_point_ops(self, inputs: dict) -> int:
-        """As Trainer's, 6 for a parameter and token, but 4 for a frozen one, which gets no gradient; counted once."""
-        if not hasattr(self, "_flops_per_token"):
-            total = self.model.num_parameters(exclude_embeddings=True)
-            trained = self.model.num_parameters(exclude_embeddings=True, only_trainable=True)
-            self._flops_per_token = 4 * total + 2 * trained
-        return self._flops_per_token * inputs["input_ids"].numel()
+        """By `mypt.training.flops`, counted once for each length of sequence."""
+        ids = inputs["input_ids"]
+        return ids.numel() * self._flops_per_token(ids.shape[-1])

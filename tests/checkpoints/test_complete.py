@@ -1,13 +1,23 @@
 """A checkpoint counts as complete only if a resume can read every part of it."""
 
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint, read_state, what_is_missing
+from mypt.checkpoints.complete import (
+    SAVING_NAME,
+    checkpoints,
+    last_complete_checkpoint,
+    read_state,
+    rotate,
+    what_is_missing,
+)
+from mypt.checkpoints.sharded import FSDP_OPTIMIZER, FSDP_WEIGHTS, missing_deepspeed
 
 REQUIRED = ["config.json", "model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"]
 CHECKED = [*REQUIRED, "generation_config.json"]
@@ -156,3 +166,115 @@ def test_folders_are_ordered_by_step(tmp_path):
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
     assert checkpoints(tmp_path / "nowhere") == []
     assert last_complete_checkpoint(tmp_path / "nowhere") == (None, [])
+
+
+def test_the_mark_of_a_save_under_way(run):
+    (run / "checkpoint-2" / SAVING_NAME).write_text("")
+    checkpoint, skipped = last_complete_checkpoint(run)
+    assert checkpoint == run / "checkpoint-1" and "the save was interrupted" in skipped[0]
+
+
+@pytest.fixture
+def sharded(run) -> Path:
+    """A checkpoint whose weights and optimizer were written as FSDP2 writes them, by torch.distributed.checkpoint."""
+    import torch.distributed.checkpoint as dcp
+
+    checkpoint = run / "checkpoint-2"
+    for name in (FSDP_WEIGHTS, FSDP_OPTIMIZER):
+        state = {"layer": {"weight": torch.randn(64, 8), "bias": torch.randn(8)}, "step": 3}
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(checkpoint / name), no_dist=True)
+    for name in ("optimizer.pt", "model.safetensors", "config.json"):
+        (checkpoint / name).unlink()
+    return checkpoint
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_shards_need_their_metadata_and_their_whole_length(sharded):
+    assert what_is_missing(sharded) is None
+    for folder in (FSDP_WEIGHTS, FSDP_OPTIMIZER):
+        for path in [*(sharded / folder).glob("*.distcp"), sharded / folder / ".metadata"]:
+            content = path.read_bytes()
+            for part in (content[:-1], content[: len(content) // 2], b"", None):
+                path.unlink() if part is None else path.write_bytes(part)
+                assert f"{folder}/{path.name}" in (what_is_missing(sharded) or ""), part and len(part)
+            path.write_bytes(content)
+        shutil.move(sharded / folder, sharded / "aside")
+        assert folder in what_is_missing(sharded)
+        shutil.move(sharded / "aside", sharded / folder)
+    assert what_is_missing(sharded) is None
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_reading_shards_metadata_runs_no_code(sharded, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "evil"),))
+
+    (sharded / FSDP_WEIGHTS / ".metadata").write_bytes(pickle.dumps(Evil()))
+    assert ".metadata cannot be read" in what_is_missing(sharded)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_deepspeed_needs_every_process_and_the_folder_that_latest_names(run):
+    checkpoint = run / "checkpoint-2"
+    folder = checkpoint / "global_step2"
+    folder.mkdir()
+    for name in ("optimizer.pt", "scheduler.pt", "model.safetensors"):  # under ZeRO-3 there is none
+        (checkpoint / name).unlink()
+    names = ["mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"]
+    for name in names:
+        torch.save({"step": torch.ones(100)}, folder / name)
+    assert what_is_missing(checkpoint) is not None, "nothing names the folder yet"
+    (checkpoint / "latest").write_text("global_step2")
+    assert what_is_missing(checkpoint) is None
+    for name in names:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-30])
+        assert f"global_step2/{name}" in what_is_missing(checkpoint)
+        (folder / name).write_bytes(content)
+    for tag in ("global_step3", "", "../checkpoint-1"):
+        (checkpoint / "latest").write_text(tag)
+        assert "latest names no folder" in what_is_missing(checkpoint)
+    assert missing_deepspeed_of(checkpoint, processes=2) == (
+        "global_step2 holds the optimizer states of 1 processes, 2 took part"
+    )
+
+
+def missing_deepspeed_of(checkpoint: Path, processes: int) -> str | None:
+    (checkpoint / "latest").write_text("global_step2\n")
+    return missing_deepspeed(checkpoint, processes)
+
+
+def names(run: Path) -> list[str]:
+    return [path.name for path in checkpoints(run)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "kept"),
+    [
+        (None, None, [1, 2, 3, 4, 5]),
+        (3, None, [3, 4, 5]),
+        (3, 1, [1, 4, 5]),
+        (2, 2, [2, 5]),
+        (2, 5, [4, 5]),
+        (2, 9, [4, 5]),
+    ],
+)
+def test_rotation_keeps_the_newest_and_the_best(trained, tmp_path, limit, best, kept):
+    for step in range(1, 6):
+        shutil.copytree(trained / "checkpoint-2", tmp_path / f"checkpoint-{step}")
+    rotate(tmp_path, limit, best and f"elsewhere/checkpoint-{best}")
+    assert names(tmp_path) == [f"checkpoint-{step}" for step in kept]
+
+
+def test_rotation_never_removes_the_last_complete_one(trained, tmp_path):
+    for step in range(1, 6):
+        shutil.copytree(trained / "checkpoint-2", tmp_path / f"checkpoint-{step}")
+    for step in (4, 5):
+        (tmp_path / f"checkpoint-{step}" / SAVING_NAME).write_text("")
+    rotate(tmp_path, 2, "checkpoint-1")
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-3", "checkpoint-4", "checkpoint-5"]
+    (tmp_path / "checkpoint-3" / "optimizer.pt").unlink()
+    (tmp_path / "checkpoint-1" / "optimizer.pt").unlink()
+    rotate(tmp_path, 2)
+    assert len(names(tmp_path)) == 4, "where nothing is whole, nothing goes"

@@ -14,7 +14,9 @@ MODEL = {
     "config.json", "configuration_mypt.py", "generation_config.json", "model.safetensors", "modeling_mypt.py",
     "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
-ABOUT = {"coverage.json", "forgetting.json", "forgetting.png", "loss.png", "metrics.jsonl", "recipe.yaml"}
+ABOUT = {
+    "coverage.json", "diagnosis.json", "forgetting.json", "forgetting.png", "loss.png", "metrics.jsonl", "recipe.yaml",
+}  # fmt: skip
 TOKEN = "hf_" + "aB3" * 12
 
 

@@ -233,6 +233,15 @@ def test_damaged_json_is_one_error(save, name, content):
         inspect_checkpoint(folder)
 
 
+@pytest.mark.parametrize("content", ['{"state": "plateau"}', '{"lines": 3}', '{"lines": [1]}'])
+def test_a_damaged_diagnosis_is_one_error(save, content):
+    folder, _ = save()
+    (folder / "recipe.yaml").write_text("training: {}")
+    (folder / "diagnosis.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"diagnosis.json holds no lines .* delete it"):
+        inspect_checkpoint(folder)
+
+
 def test_a_folder_without_weights_says_so(save):
     folder, _ = save()
     (folder / "model.safetensors").unlink()

@@ -2,6 +2,8 @@
 
 import argparse
 import inspect
+import shutil
+import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -73,3 +75,25 @@ def weights():
     from safetensors.torch import load_file
 
     return lambda folder: load_file(Path(folder) / "model.safetensors")
+
+
+@pytest.fixture
+def rewind():
+    """rewind(run, target, step): a copy of a run folder as it was right after the save at `step`."""
+
+    def copy(run: Path, target: Path, step: int) -> Path:
+        shutil.copytree(run, target)
+        for path in target.glob("checkpoint-*"):
+            if int(path.name.split("-")[1]) > step:
+                shutil.rmtree(path)
+        for name in ("model.safetensors", "coverage.json", "forgetting.json"):
+            (target / name).unlink(missing_ok=True)
+        return target
+
+    return copy
+
+
+@pytest.fixture
+def without_plots(monkeypatch):
+    """As without the `plots` extra: the two curves at the end are a third of a tiny run, in files of many runs."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

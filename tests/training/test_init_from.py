@@ -81,7 +81,7 @@ IDS = torch.arange(40)[None]
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
 def test_a_family_that_mypt_can_express_becomes_mypt_and_trains_with_muon(recipe_for, stock, capsys, kind):
     folder = stock(kind)
-    trainer = build_trainer(recipe(recipe_for, folder))
+    trainer = build_trainer(recipe(recipe_for, folder, hardware={"attention": "sdpa"}))  # as the original has it
     original = AutoModelForCausalLM.from_pretrained(folder)
     assert type(trainer.model) is MyPTForCausalLM
     torch.testing.assert_close(logits(trainer.model, IDS), logits(original, IDS), atol=0, rtol=0)
@@ -155,7 +155,7 @@ def test_a_longer_block_stretches_the_context_and_the_way_is_frozen(recipe_for, 
 
 def test_learned_positions_grow_with_the_block(recipe_for, stock, capsys):
     folder = stock("gpt2")
-    model = build_trainer(recipe(recipe_for, folder, data={"block_size": 128})).model
+    model = build_trainer(recipe(recipe_for, folder, data={"block_size": 128}, hardware={"attention": "sdpa"})).model
     assert model.config.max_position_embeddings == 128
     assert "the table of learned positions is repeated" in capsys.readouterr().out
     original = AutoModelForCausalLM.from_pretrained(folder)

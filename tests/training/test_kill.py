@@ -7,10 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
-from mypt.checkpoints.complete import what_is_missing
+from mypt.checkpoints.complete import SAVING_NAME, what_is_missing
 
 
 def start(recipe: Path) -> subprocess.Popen:
@@ -32,7 +33,7 @@ def wait_for(run: Path, step: int, process: subprocess.Popen) -> None:
 
 def test_three_kills_and_one_after_the_last_save(recipe_for, weights, tmp_path):
     content = recipe_for()
-    content["training"] |= {"max_steps": 240, "save_steps": 20, "eval_steps": 20, "logging_steps": 1}
+    content["training"] |= {"max_steps": 140, "save_steps": 20, "eval_steps": 20, "logging_steps": 1}
     recipes = {}
     for name in ("whole", "killed"):
         content["training"]["output_dir"] = str(tmp_path / name)
@@ -41,14 +42,14 @@ def test_three_kills_and_one_after_the_last_save(recipe_for, weights, tmp_path):
     whole = start(recipes["whole"])
     assert whole.wait() == 0, whole.stdout.read().decode()
 
-    moments = sorted(random.SystemRandom().sample(range(5, 200), 3))
+    moments = sorted(random.SystemRandom().sample(range(5, 110), 3))
     for moment in moments:
         process = start(recipes["killed"])
         wait_for(tmp_path / "killed", moment, process)
         process.kill()
         process.wait()
     process = start(recipes["killed"])
-    while process.poll() is None and what_is_missing(tmp_path / "killed" / "checkpoint-240"):
+    while process.poll() is None and what_is_missing(tmp_path / "killed" / "checkpoint-140"):
         time.sleep(0.002)
     process.kill()  # after the last save, before or while the final model is written
     process.wait()
@@ -59,9 +60,96 @@ def test_three_kills_and_one_after_the_last_save(recipe_for, weights, tmp_path):
     left, right = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(left[name], right[name]) for name in left), f"killed at {moments}"
     ledgers = [json.loads((tmp_path / name / "coverage.json").read_text()) for name in ("whole", "killed")]
-    assert ledgers[0] == ledgers[1] and ledgers[0]["next_sample"] == 240 * 4
+    assert ledgers[0] == ledgers[1] and ledgers[0]["next_sample"] == 140 * 4
     histories = [
         json.loads((tmp_path / name / "forgetting.json").read_text())["history"] for name in ("whole", "killed")
     ]
     assert histories[0] == histories[1]
-    assert "already complete: step 240 of 240" in start(recipes["killed"]).communicate()[0].decode()
+    assert "already complete: step 140 of 140" in start(recipes["killed"]).communicate()[0].decode()
+
+
+EVERY, STEPS = 20, 240
+
+
+def entries(run: Path, since: float) -> list[dict]:
+    """The whole lines of metrics.jsonl, if this session has written to it."""
+    path = run / "metrics.jsonl"
+    if not path.exists() or path.stat().st_mtime < since:
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def saving(run: Path) -> list[int]:
+    return [int(path.parent.name.split("-")[1]) for path in run.glob(f"checkpoint-*/{SAVING_NAME}")]
+
+
+def evaluating(logged: list[dict]) -> bool:
+    """Whether the last line is the loss of a step that is evaluated, and the evaluation's own is still to come."""
+    return bool(logged) and "loss" in logged[-1] and logged[-1]["step"] % EVERY == 0
+
+
+def wait_for_phase(phase: str, run: Path, segment: int, process: subprocess.Popen) -> None:
+    """Until a run is in this phase, in steps of `segment` or later ones."""
+    began, step = time.time(), EVERY * segment + random.SystemRandom().randrange(1, EVERY)
+    if phase == "starting":
+        time.sleep(random.SystemRandom().uniform(0.1, 3))
+    while phase != "starting" and process.poll() is None:
+        logged = entries(run, began)
+        if phase == "training" and logged and logged[-1]["step"] >= step:
+            return
+        if phase == "saving" and any(at > EVERY * segment for at in saving(run)) and logged:
+            return
+        if phase == "evaluating" and evaluating(logged) and logged[-1]["step"] > EVERY * segment:
+            return
+        if phase == "after the last save" and not what_is_missing(run / f"checkpoint-{STEPS}"):
+            return
+        time.sleep(0.0005)
+
+
+def found_in(run: Path, began: float) -> str:
+    """What the files say that a killed process was doing, and at which step."""
+    logged = entries(run, began)
+    if not what_is_missing(run / f"checkpoint-{STEPS}"):
+        return "after the last save"
+    if not logged:
+        return "starting"
+    step = logged[-1]["step"]
+    if saving(run):
+        return f"saving step {max(saving(run))}"
+    return f"evaluating step {step}" if evaluating(logged) else f"training, step {step} logged"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["constant", "wsd"])
+def test_ten_kills_in_one_run(recipe_for, weights, tmp_path, schedule):
+    """docs/safety.md has the command; with -s it prints what each kill hit."""
+    content = recipe_for(optimizer={"schedule": schedule}, forgetting={"eval_windows": "all"})
+    content["training"] |= {"max_steps": STEPS, "save_steps": EVERY, "eval_steps": EVERY, "logging_steps": 1}
+    recipes = {}
+    for name in ("whole", "killed"):
+        content["training"]["output_dir"] = str(tmp_path / name)
+        recipes[name] = tmp_path / f"{name}.yaml"
+        recipes[name].write_text(yaml.safe_dump(content))
+    whole = start(recipes["whole"])
+    output, run, hit = whole.communicate()[0].decode(), tmp_path / "killed", []
+    assert whole.returncode == 0, output
+    phases = ["starting", *["training"] * 3, *["saving"] * 3, *["evaluating"] * 2]
+    random.SystemRandom().shuffle(phases)
+    for segment, phase in enumerate([*phases, "after the last save"]):
+        began, process = time.time(), start(recipes["killed"])
+        wait_for_phase(phase, run, segment, process)
+        alive = process.poll() is None
+        process.kill()
+        output = process.communicate()[0].decode()
+        assert alive or process.returncode == 0, output
+        hit.append(found_in(run, began))
+        print(f"kill {segment + 1}: aimed at {phase}, found {hit[-1]}", flush=True)
+    assert {words.split()[0] for words in hit} >= {"training,", "saving", "evaluating", "after"}, hit
+    final = start(recipes["killed"])
+    output = final.communicate()[0].decode()
+    assert final.returncode == 0, output
+
+    left, right = weights(tmp_path / "whole"), weights(run)
+    assert all(torch.equal(left[name], right[name]) for name in left), hit
+    for name in ("coverage.json", "forgetting.json"):
+        assert json.loads((tmp_path / "whole" / name).read_text()) == json.loads((run / name).read_text()), hit

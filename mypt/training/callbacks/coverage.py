@@ -18,6 +18,7 @@ from mypt.streams.ledger import Ledger, Seen
 from mypt.streams.resume import describe
 from mypt.streams.show import saved_ledger
 from mypt.training.callbacks.progress import say
+from mypt.training.schedules import climb_of
 
 LEDGER_NAME = "coverage.json"
 
@@ -70,7 +71,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
         self.next_sample = saved["next_sample"]
         self.changes = [event for event in saved["events"] if "changes" in event]
         self._note_events(state, [event for event in saved["events"] if "changes" not in event])
-        self._note_changes(args, state, saved["settings"])
+        self._note_changes(args, state, saved["settings"], kwargs.get("lr_scheduler"))
         state.stateful_callbacks.setdefault(name, self.state())
         planned = self.next_sample + (state.max_steps - state.global_step) * self._batch
         refusal = [None]
@@ -133,13 +134,13 @@ class CoverageCallback(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             say(f"changed from step {state.global_step} on: {describe(event, before)}")
 
-    def _note_changes(self, args, state, before: dict) -> None:
+    def _note_changes(self, args, state, before: dict, scheduler) -> None:
         """Record what this session changes against the last one (a first session changes nothing)."""
         self.settings = {
             "max_steps": state.max_steps,
             "learning_rate": args.learning_rate,
             "schedule": f"{args.lr_scheduler_type.value} {json.dumps(args.lr_scheduler_kwargs or {}, sort_keys=True)}",
-            "warmup_steps": args.warmup_steps,
+            "warmup_steps": args.get_warmup_steps(state.max_steps),
             "per_device_train_batch_size": args.per_device_train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "world_size": args.world_size,
@@ -147,11 +148,17 @@ class CoverageCallback(TrainerCallback, ExportableState):
         changes = {
             key: [before[key], value] for key, value in self.settings.items() if key in before and before[key] != value
         }
-        if changes:
-            self.changes.append({"sample": self.next_sample, "step": state.global_step, "changes": changes})
+        lines = [f"{key} {old} -> {new}" for key, (old, new) in changes.items()]
+        climb = climb_of(scheduler)
+        if climb:
+            left = scheduler.get_last_lr()[0]
+            lines.append(f"the rate re-warms over {climb['steps']} steps from {left:.3g}, where its decay had left it")
+        if lines:
+            event = {"sample": self.next_sample, "step": state.global_step, "changes": changes}
+            self.changes.append(event | ({"rewarm": climb} if climb else {}))
             if state.is_world_process_zero:
-                for key, (old, new) in changes.items():
-                    print(f"changed from step {state.global_step} on: {key} {old} -> {new}")
+                for line in lines:
+                    print(f"changed from step {state.global_step} on: {line}")
 
     def _report(self, args, state) -> list[str]:
         sources = [

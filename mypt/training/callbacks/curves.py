@@ -1,6 +1,39 @@
 """PNG curves beside the numbers; without matplotlib (the `plots` extra) the numbers stand alone."""
 
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from mypt.errors import MyPTError
+
+PAUSE = 30.0  # seconds from one drawing at a save to the next: a drawing takes as long as many steps of a tiny model
+
+
+class Pace:
+    """Whether it is time to draw again; the first time a pause after it was made."""
+
+    def __init__(self):
+        self._drawn = time.monotonic()
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now - self._drawn < PAUSE:
+            return False
+        self._drawn = now
+        return True
+
+
+@contextmanager
+def draw_what_ends_it(trainer) -> Iterator[None]:
+    """The curves up to an error that ends the training, of which no event of Trainer's tells a callback."""
+    try:
+        yield
+    except MyPTError:
+        for callback in trainer.callback_handler.callbacks:
+            if trainer.state.log_history and hasattr(callback, "draw"):
+                callback.draw(trainer.args, trainer.state)
+        raise
 
 
 def _axes(title: str, ylabel: str):
@@ -16,19 +49,42 @@ def _axes(title: str, ylabel: str):
 
 
 def plot_loss(log_history: list[dict], path: Path) -> None:
-    """Training loss and every `eval_<name>_loss` of Trainer's log history, in nats per token."""
+    """Training loss as logged and smoothed, every evaluation set, and the learning rate behind them.
+
+    log_history: Trainer's; losses in nats per token.
+    """
     figure, axes = _axes("Loss", "nats per token")
     if figure is None:
         return
-    names = sorted({key for entry in log_history for key in entry if key.endswith("_loss") and key.startswith("eval_")})
-    for key in ["loss", *(name for name in names if name != "eval_constrained_loss")]:
-        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
-        if points:
-            label = "train" if key == "loss" else key.removeprefix("eval_").removesuffix("_loss")
-            axes.plot(*zip(*points, strict=True), label=label, linewidth=1, marker="." if key != "loss" else None)
+    names = sorted({key for entry in log_history for key in entry if key.startswith("eval_") and key.endswith("loss")})
+    if train := _points(log_history, "loss"):
+        steps, losses = zip(*train, strict=True)
+        axes.plot(steps, losses, color="C0", linewidth=0.8, alpha=0.3)
+        axes.plot(steps, smoothed(losses), color="C0", linewidth=1.4, label="train")
+    for number, key in enumerate((name for name in names if name != "eval_constrained_loss"), start=1):
+        label = key.removeprefix("eval_").removesuffix("loss").strip("_") or "eval"
+        axes.plot(*zip(*_points(log_history, key), strict=True), f"C{number}.-", label=label, linewidth=1)
     if axes.lines:
         axes.legend()
+    if rates := _points(log_history, "learning_rate"):
+        right = axes.twinx()
+        right.plot(*zip(*rates, strict=True), color="gray", linewidth=0.8, linestyle=":")
+        right.set_ylabel("learning rate (dotted)", color="gray")
+        right.set_ylim(bottom=0)
+        right.ticklabel_format(axis="y", scilimits=(0, 0))
+        right.tick_params(colors="gray")
     figure.savefig(path)
+
+
+def _points(log_history: list[dict], key: str) -> list[tuple[int, float]]:
+    return [(entry["step"], entry[key]) for entry in log_history if key in entry]
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """Means over a window of a fifteenth of the curve around each point; at both ends it holds fewer points."""
+    reach = len(losses) // 30
+    parts = (losses[max(0, i - reach) : i + reach + 1] for i in range(len(losses)))
+    return [sum(part) / len(part) for part in parts]
 
 
 def plot_forgetting(report: dict, path: Path) -> None:

@@ -16,8 +16,9 @@ from mypt.evaluation.verdict import ACTED_ON, INFEASIBLE, TOLERANCE, judge, verd
 from mypt.files import replace_text
 from mypt.streams.eval_windows import EvalWindows
 from mypt.training.callbacks.baseline import load_baseline, save_baseline
-from mypt.training.callbacks.curves import plot_forgetting
+from mypt.training.callbacks.curves import Pace, plot_forgetting
 from mypt.training.callbacks.progress import say
+from mypt.training.hardware.compiled import eager
 
 REPORT_NAME = "forgetting.json"
 ACTIONS = ("warn", "stop")
@@ -92,7 +93,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         # What this object may have measured before training began belongs to no run.
         self.history = list(saved["history"]) if state.global_step else []
         self.stopped_at, self._baseline = None, {}
-        self._seconds, self._started = 0.0, time.monotonic()
+        self._seconds, self._started, self._pace = 0.0, time.monotonic(), Pace()
         if self.history:
             self._baseline = load_baseline(Path(args.output_dir), self.eval_sets)
         else:
@@ -121,13 +122,13 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             self._write(Path(args.output_dir))
 
     def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            plot_forgetting(self.report(), Path(args.output_dir) / "forgetting.png")
+        if self._pace.due():
+            self.draw(args, state)
 
     def on_train_end(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
-        plot_forgetting(self.report(), Path(args.output_dir) / "forgetting.png")
+        self.draw(args, state)
         share = self._seconds / max(time.monotonic() - self._started, 1e-9)
         budget = self.time_budget
         if 0 < budget < share < 1 and len(self.history) > 2:
@@ -152,7 +153,10 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         began = time.monotonic()
         readings, metrics = {}, {}
         for name, windows in self.eval_sets.items():
-            losses = window_losses(model, windows, args.per_device_eval_batch_size, args.process_index, args.world_size)
+            with eager(model):
+                losses = window_losses(
+                    model, windows, args.per_device_eval_batch_size, args.process_index, args.world_size
+                )
             if not math.isfinite(losses.loss):
                 raise MyPTError(
                     f"the loss on {name} is {losses.loss} at step {state.global_step}: the model is broken; "
@@ -185,6 +189,10 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         return INFEASIBLE + max(lost) - self.tolerance if lost else readings[self.target].loss
 
     # ---- files ----
+
+    def draw(self, args, state) -> None:
+        if state.is_world_process_zero:
+            plot_forgetting(self.report(), Path(args.output_dir) / "forgetting.png")
 
     def report(self) -> dict:
         """The contents of forgetting.json: settings, every measurement, the verdict."""

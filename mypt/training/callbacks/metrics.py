@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from mypt.training.callbacks.curves import plot_loss
+from mypt.training.callbacks.curves import Pace, plot_loss
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -15,9 +15,11 @@ class MetricsCallback(TrainerCallback):
     """One JSON line per log entry in the trainer's output_dir.
 
     A resume first rewrites the file from the checkpoint's history, so that steps that are trained again come once.
+    loss.png is drawn at a save if the last drawing is `PAUSE` seconds old, and when training ends.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self._pace = Pace()
         if state.is_world_process_zero:
             path = Path(args.output_dir) / METRICS_NAME
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,11 +31,15 @@ class MetricsCallback(TrainerCallback):
                 file.write(json_line({**logs, "step": state.global_step}))
 
     def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            plot_loss(state.log_history, Path(args.output_dir) / "loss.png")
+        if self._pace.due():
+            self.draw(args, state)
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.on_save(args, state, control)
+        self.draw(args, state)
+
+    def draw(self, args, state) -> None:
+        if state.is_world_process_zero:
+            plot_loss(state.log_history, Path(args.output_dir) / "loss.png")
 
 
 def json_line(entry: dict) -> str:

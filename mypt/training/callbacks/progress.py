@@ -1,28 +1,26 @@
 """What a person sees while it trains: a progress bar on a terminal, one plain line per log entry when piped."""
 
 import sys
-import time
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from mypt.planning.report import duration
+
+# Without tqdm's own guess at the time left, which knows nothing of evaluations.
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+
 
 class ProgressBarCallback(TrainerCallback):
-    """Loss, learning rate, coverage and tokens per second of the training steps since the last log entry.
+    """Loss, learning rate and coverage of each log entry, and where `ThroughputCallback` comes before: its numbers."""
 
-    tokens_per_step: targets in one optimizer step over all processes.
-    """
-
-    def __init__(self, tokens_per_step: int):
-        self.tokens_per_step = tokens_per_step
+    def __init__(self):
         self._bar = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self._bar = tqdm(
-                total=state.max_steps, initial=state.global_step, unit="step", disable=not sys.stderr.isatty()
-            )
-        self._last_step, self._last_time = state.global_step, time.monotonic()
+            hidden = not sys.stderr.isatty()
+            self._bar = tqdm(total=state.max_steps, initial=state.global_step, disable=hidden, bar_format=_BAR)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._bar is not None:
@@ -31,23 +29,29 @@ class ProgressBarCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self._bar is None or "loss" not in logs:
             return
-        seconds = max(time.monotonic() - self._last_time, 1e-9)
-        rate = (state.global_step - self._last_step) * self.tokens_per_step / seconds
-        self._last_step, self._last_time = state.global_step, time.monotonic()
-        passes = "" if state.epoch is None else f"{state.epoch:.2f}x, "  # None: of what is streamed, nobody knows yet
-        text = f"loss {logs['loss']:.3f}, lr {logs['learning_rate']:.2e}, {passes}{rate:,.0f} tokens/s"
+        text = log_line(logs, state.epoch)
         if self._bar.disable:
             print(f"step {state.global_step}/{state.max_steps}: {text}", flush=True)
         else:
             self._bar.set_postfix_str(text)
 
-    def on_evaluate(self, args, state, control, **kwargs):
-        # The time an evaluation took is no training time.
-        self._last_step, self._last_time = state.global_step, time.monotonic()
-
     def on_train_end(self, args, state, control, **kwargs):
         if self._bar is not None:
             self._bar.close()
+
+
+def log_line(logs: dict, passes: float | None) -> str:
+    """`loss 3.250, lr 1.00e-03, 0.13x, 2,602 tokens/s, 31.2% MFU, 2 min left`, of what there is."""
+    parts = [f"loss {logs['loss']:.3f}", f"lr {logs['learning_rate']:.2e}"]
+    if passes is not None:  # of what is streamed, nobody knows yet
+        parts.append(f"{passes:.2f}x")
+    if (rate := logs.get("throughput/tokens_per_second")) is not None:
+        parts.append(f"{rate:,.0f} tokens/s")
+    if (mfu := logs.get("throughput/mfu")) is not None:
+        parts.append(f"{mfu:.1%} MFU")
+    if (seconds := logs.get("throughput/eta_seconds", 0)) >= 1:
+        parts.append(f"{duration(seconds)} left")
+    return ", ".join(parts)
 
 
 def say(line: str) -> None:

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from collections import Counter
 
-from transformers import TrainerControl, TrainerState, TrainingArguments
+import pytest
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mypt.training.callbacks.curves import plot_forgetting, plot_loss
+from mypt.errors import MyPTError
+from mypt.training.callbacks import curves
+from mypt.training.callbacks.curves import PAUSE, Pace, draw_what_ends_it, plot_forgetting, plot_loss, smoothed
 from mypt.training.callbacks.forgetting import ForgettingCallback
 from mypt.training.callbacks.metrics import METRICS_NAME, MetricsCallback
 
@@ -33,6 +36,43 @@ def test_one_line_per_log_entry_and_no_step_twice_after_a_resume(make_trainer, t
     assert lines(run) == resumed.state.log_history
 
 
+def test_between_the_saves_a_pause_and_at_the_end_a_picture(make_trainer, eval_sets, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("mypt.training.callbacks.metrics.plot_loss", lambda history, path: drawn.append(path.name))
+    monkeypatch.setattr("mypt.training.callbacks.forgetting.plot_forgetting", lambda _, path: drawn.append(path.name))
+    for pause, pictures in ((PAUSE, 1), (0.0, 5)):
+        monkeypatch.setattr(curves, "PAUSE", pause)
+        make_trainer([ForgettingCallback(eval_sets), MetricsCallback()], max_steps=4, save_steps=1).train()
+        assert drawn == ["forgetting.png", "loss.png"] * pictures
+        drawn.clear()
+
+
+def test_a_pause_is_of_thirty_seconds(monkeypatch):
+    clock = iter([0.0, 29.9, 30.0, 59.9, 60.0])
+    monkeypatch.setattr(curves.time, "monotonic", lambda: next(clock))
+    pace = Pace()
+    assert [pace.due() for _ in range(4)] == [False, True, False, True]
+
+
+def test_an_error_that_ends_the_training_leaves_the_curves(make_trainer, eval_sets, tmp_path):
+    class Breaks(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                raise MyPTError("the loss became nan")
+
+    trainer = make_trainer([ForgettingCallback(eval_sets), MetricsCallback(), Breaks()], max_steps=3)
+    with pytest.raises(MyPTError), draw_what_ends_it(trainer):
+        trainer.train()
+    assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"forgetting.png", "loss.png"}
+
+    for path in (tmp_path / "run").glob("*.png"):
+        path.unlink()
+    early = make_trainer([ForgettingCallback(eval_sets), MetricsCallback()], max_steps=3)
+    with pytest.raises(MyPTError), draw_what_ends_it(early):
+        raise MyPTError("declined before anything was trained")
+    assert not [*(tmp_path / "run").glob("*.png")]
+
+
 def test_a_number_that_is_not_finite_is_null(tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, report_to="none")
     state, control, callback = TrainerState(), TrainerControl(), MetricsCallback()
@@ -54,6 +94,14 @@ def test_curves_of_few_or_no_points_are_drawn_in_silence(tmp_path, capsys):
     assert all(path.read_bytes().startswith(PNG) for path in tmp_path.glob("*.png"))
     assert len(list(tmp_path.glob("*.png"))) == 3
     assert capsys.readouterr().err == ""
+
+
+def test_smoothing_keeps_a_straight_line_and_takes_noise_away():
+    line = [5 - 0.01 * step for step in range(300)]
+    assert smoothed(line)[10:-10] == pytest.approx(line[10:-10])
+    zigzag = smoothed([3 + 0.1 * (-1) ** step for step in range(300)])
+    assert max(abs(loss - 3) for loss in zigzag) <= 0.1 / 11 + 1e-9
+    assert smoothed([1.0, 2.0]) == [1.0, 2.0] and smoothed([]) == []
 
 
 WITHOUT_MATPLOTLIB = """

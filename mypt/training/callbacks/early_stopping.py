@@ -1,0 +1,54 @@
+"""Stop when the target has not improved for so many evaluations."""
+
+from transformers import TrainerCallback
+
+from mypt.errors import RecipeError
+from mypt.training.callbacks.forgetting import ForgettingCallback
+from mypt.training.callbacks.progress import say
+
+
+def early_stopping(forgetting: ForgettingCallback | None, patience: int | None) -> "EarlyStoppingCallback | None":
+    """The callback that `safety.early_stopping_patience` asks for. Raises RecipeError without an evaluation set."""
+    if patience is None:
+        return None
+    if forgetting is None:
+        raise RecipeError("safety.early_stopping_patience needs an evaluation set: name one in data.eval")
+    return EarlyStoppingCallback(forgetting, patience)
+
+
+class EarlyStoppingCallback(TrainerCallback):
+    """Saves and stops after `patience` evaluations in a row in which the target's loss was not below its lowest so far.
+
+    HF's callback of this name watches `metric_for_best_model` at saved steps only, and forgets its count in a resume;
+    this one counts in the history of `forgetting`, which every checkpoint holds.
+    """
+
+    def __init__(self, forgetting: ForgettingCallback, patience: int):
+        self.forgetting = forgetting
+        self.patience = patience
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        waited = without_improvement(self.forgetting.history, self.forgetting.target)
+        if waited < self.patience or control.should_training_stop:
+            return
+        control.should_training_stop = control.should_save = True
+        if state.is_world_process_zero:
+            target = self.forgetting.target
+            best = min(entry["sets"][target]["loss"] for entry in self.forgetting.history)
+            say(f"stopping: {target} has not been below {best:.4f} for {waited} evaluations (early_stopping_patience)")
+
+    def stopped_before(self, state: dict) -> bool:
+        """Whether a saved trainer state ends in a stop that this patience would repeat."""
+        saved = state.get("stateful_callbacks", {}).get("ForgettingCallback", {}).get("attributes", {})
+        history = saved.get("history", [])
+        return (
+            bool(history)
+            and history[-1]["step"] == state["global_step"]
+            and without_improvement(history, self.forgetting.target) >= self.patience
+        )
+
+
+def without_improvement(history: list[dict], target: str) -> int:
+    """Evaluations since the one with the target's lowest loss (the first of equals)."""
+    losses = [entry["sets"][target]["loss"] for entry in history]
+    return len(losses) - 1 - losses.index(min(losses))

@@ -1,0 +1,152 @@
+"""Tokens per second, model FLOPs utilization, what a step's time goes into, memory and the time that is left."""
+
+import sys
+import time
+
+import torch
+from transformers import TrainerCallback
+
+from mypt.training.callbacks.progress import say
+from mypt.training.hardware.peak import Peak, peak_of
+
+DATA, COMPUTE, REST = "data", "compute", "rest"  # of a training step
+OUTSIDE, STARTUP = "outside", "startup"  # evaluating and saving; what happens before the first step
+MANY_MARKS = 4_000  # settle so many at the latest, however seldom the run logs
+
+
+class ThroughputCallback(TrainerCallback):
+    """Adds the speed of the steps since the last log entry to each entry that has a training loss, in any HF Trainer.
+
+    block_size: tokens in a sample. Keys and units (docs/throughput.md has the definitions):
+    throughput/tokens_per_second over all processes; throughput/mfu, a share of 1; throughput/data_ms, compute_ms and
+    rest_ms per optimizer step, of the main process; throughput/memory_gib; throughput/eta_seconds.
+    Callbacks that come after this one in Trainer's list see the numbers. Evaluating and saving count for the ETA alone.
+    """
+
+    def __init__(self, block_size: int):
+        self.block_size = block_size
+        self.peak: Peak | None = None
+        self._seconds: dict[str, float] = {}
+
+    # ---- HF's events, in the order in which they come ----
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.peak = peak_of(args.device, _dtype(args, model))
+        if state.is_world_process_zero:
+            say(f"throughput: MFU is of {self.peak.words}")
+        self._clock = _CudaClock if args.device.type == "cuda" else _CpuClock
+        self._seconds = dict.fromkeys((DATA, COMPUTE, REST, OUTSIDE, STARTUP), 0.0)
+        self._logged = self._started = self._at(state)
+        self._steady = None  # after the first step, whose compiling and allocating tell nothing about the others
+        self._entries = len(state.log_history)
+        self._marks, self._last = [], self._clock.mark()
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self._mark(OUTSIDE if state.global_step > self._started[0] else STARTUP, state)
+
+    def before_batches(self, state) -> None:
+        """The loader is about to be asked. A stock Trainer does not tell; there its share begins at the last event."""
+        self._mark(self._marks[-1][0] if self._marks and self._marks[-1][0] in (OUTSIDE, STARTUP) else REST, state)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._mark(DATA, state)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self._mark(COMPUTE, state)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._mark(REST, state)
+        if len(self._marks) > MANY_MARKS or self._steady is None:
+            self._settle()
+        self._steady = self._steady or self._at(state)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self._entries += 1
+        self._mark(REST if "loss" in logs else OUTSIDE, state)
+        if "loss" in logs and state.global_step > self._logged[0]:
+            numbers = self._read(args, state)
+            logs.update(numbers)
+            state.log_history[-1].update(numbers)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self._mark(OUTSIDE, state)
+
+    def on_save(self, args, state, control, **kwargs):
+        self._mark(OUTSIDE, state)
+
+    # ---- arithmetic ----
+
+    def _mark(self, kind: str, state) -> None:
+        """What began at the last mark and ends here was of this kind."""
+        if len(state.log_history) != self._entries:  # a callback has evaluated by itself and left its reading
+            kind, self._entries = STARTUP if kind == STARTUP else OUTSIDE, len(state.log_history)
+        self._marks.append((kind, self._clock.mark()))
+
+    def _settle(self) -> None:
+        for kind, mark in self._marks:
+            self._seconds[kind] += self._clock.seconds(self._last, mark)
+            self._last = mark
+        self._marks.clear()
+
+    def _at(self, state) -> tuple[int, float, dict]:
+        return state.global_step, state.total_flos, dict(self._seconds)
+
+    def _read(self, args, state) -> dict[str, float]:
+        self._settle()
+        (step, flops, before), now = self._logged, self._at(state)
+        steps = now[0] - step
+        spent = {kind: now[2][kind] - before[kind] for kind in (DATA, COMPUTE, REST)}
+        seconds = sum(spent.values())
+        samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        numbers = {"throughput/tokens_per_second": round(steps * samples * self.block_size / seconds, 1)}
+        if now[1] > flops:  # Trainer could count them
+            mfu = (now[1] - flops) / seconds / (self.peak.flops * args.world_size)
+            numbers["throughput/mfu"] = float(f"{mfu:.3g}")
+        numbers |= {f"throughput/{kind}_ms": round(1e3 * spent[kind] / steps, 3) for kind in spent}
+        if (memory := _peak_memory(args.device)) is not None:
+            numbers["throughput/memory_gib"] = round(memory / 2**30, 3)
+        since = self._steady if now[0] > self._steady[0] else self._logged
+        whole = sum(now[2][kind] - since[2][kind] for kind in (DATA, COMPUTE, REST, OUTSIDE))
+        numbers["throughput/eta_seconds"] = round((state.max_steps - now[0]) * whole / (now[0] - since[0]), 1)
+        self._logged = now
+        return numbers
+
+
+class _CpuClock:
+    mark = staticmethod(time.perf_counter)
+
+    @staticmethod
+    def seconds(start: float, end: float) -> float:
+        return end - start
+
+
+class _CudaClock:
+    """Marks in the GPU's own queue: nothing waits when one is set, and they are read when a loss was, too."""
+
+    @staticmethod
+    def mark() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @staticmethod
+    def seconds(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+
+def _dtype(args, model) -> torch.dtype:
+    """What the matrix products are computed in."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else next(model.parameters()).dtype
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    """Bytes: the most that torch had allocated on a GPU, or that the process held of main memory; None: not told."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024

@@ -1,0 +1,58 @@
+"""Save a checkpoint so that neither a kill nor a power cut leaves one that looks whole and is not."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from mypt.checkpoints.complete import SAVING_NAME, rotate
+from mypt.errors import CheckpointError
+from mypt.files import flush_folder, flush_names
+
+# A full disk in the words of Python and safetensors, and of torch.save, which does not pass the reason on.
+DISK_FULL = ("No space left", "PytorchStreamWriter failed", "file write failed", "unexpected pos", "iostream error")
+
+
+@contextmanager
+def complete_save(trainer) -> Iterator[None]:
+    """Around Trainer's `_save_checkpoint`, on all processes.
+
+    The mark of an unfinished save is on the disk before the first file is, and goes when the last one is; only then
+    are older checkpoints removed. A full disk is one clear error and the older checkpoints stay: CheckpointError.
+    """
+    args, wait = trainer.args, trainer.accelerator.wait_for_everyone
+    run, step = Path(args.output_dir), trainer.state.global_step
+    folder = run / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+    limit, args.save_total_limit = args.save_total_limit, None  # Trainer would remove older ones before
+    try:
+        if args.should_save:
+            _mark(folder)
+        wait()
+        yield
+        wait()
+        if args.local_process_index == 0:
+            flush_folder(folder)
+        wait()
+    except Exception as error:
+        if not any(words in str(error) for words in DISK_FULL):
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        raise CheckpointError(
+            f"no room on the disk to save step {step} in {run}; earlier checkpoints are untouched: free some space and "
+            "run the same command with --resume"
+        ) from error
+    finally:
+        args.save_total_limit = limit
+    if args.should_save:
+        (folder / SAVING_NAME).unlink()
+        flush_names(folder)
+        rotate(run, limit, trainer.state.best_model_checkpoint)
+
+
+def _mark(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SAVING_NAME).write_text("This file goes when every other one is on the disk.\n", encoding="utf-8")
+    flush_folder(folder)
+    flush_names(folder.parent)
