@@ -24,6 +24,8 @@ _MODULE_OF = {
     "EvalWindows": "mypt.streams.eval_windows",
     "CoverageCallback": "mypt.training.callbacks.coverage",
     "ForgettingCallback": "mypt.training.callbacks.forgetting",
+    "ThroughputCallback": "mypt.training.callbacks.throughput",
+    "DiagnosisCallback": "mypt.training.callbacks.diagnosis",
     "load_tokenizer": "mypt.tokenization.load",
     "load_recipe": "mypt.recipe",
     "build_trainer": "mypt.training.build",

@@ -18,6 +18,7 @@ from mypt.files import replace_text
 from mypt.yaml12 import dump_yaml, load_yaml
 
 RESOLVED_NAME = "recipe.yaml"
+OWN_OPTIMIZERS = ("muon", "adamw")  # any other name is one of HF's `optim`
 
 # TrainingArguments that would break a promise of this package, with the way that keeps it.
 REFUSED_TRAINING_KEYS = {
@@ -26,10 +27,14 @@ REFUSED_TRAINING_KEYS = {
     "resume_from_checkpoint": "use `mypt train --resume`, which finds the last complete checkpoint",
     "hub_token": "a recipe is no place for a secret; `upload:` takes it from `hf auth login` or the HF_TOKEN variable",
     "remove_unused_columns": "it would drop shift_labels, the targets of every window; it is always false",
+    "torch_compile_backend": "torch_compile: true compiles layer by layer with Inductor, and nothing else",
+    "torch_compile_mode": "torch_compile: true compiles layer by layer in Inductor's default mode, and in no other",
     "load_best_model_at_end": "OUT holds the final model and OUT/best the best one, both, always",
     "ignore_data_skip": "the stream starts at its exact sample; it is always true",
     "save_only_model": "a run must resume, and that needs the optimizer's state",
     "restore_callback_states_from_checkpoint": "the callbacks restore themselves; it is not needed",
+    "enable_jit_checkpoint": "a signal is always answered with a checkpoint; HF's comes between a step's gradient and "
+    "its update, where the random state is already the next step's",
     "push_to_hub": "Trainer would upload its pickled arguments too; use the section `upload: {uri: hf://user/name}`",
     "eval_on_start": "the step-0 baseline is always measured",
     "metric_for_best_model": "the best checkpoint has the lowest target loss with every guard within its tolerance",
@@ -44,6 +49,8 @@ class ModelSection:
     preset: str | None = "modern-tiny"  # None beside init_from
     init_from: str | None = None
     dtype: str | None = None
+    freeze_layers: int = 0
+    freeze_embeddings: bool = False
     config: dict = field(default_factory=dict)  # MyPTConfig fields given beside the keys above
 
 
@@ -66,6 +73,7 @@ class DataSection:
     train: dict = field(default_factory=dict)
     eval: dict = field(default_factory=dict)
     block_size: int | None = None
+    tokens_per_step: int | None = None
     val_fraction: float = 0.1
     val_split: str = "tail"
     document_mask: bool = False
@@ -109,8 +117,17 @@ class OptimizerSection:
     name: str | None = None
     schedule: str = "wsd"
     cooldown: float = 0.2
+    floor: float | None = None
     momentum: float = 0.95
-    ns_steps: int = 5
+    ns_steps: int = 3
+
+
+@dataclass
+class HardwareSection:
+    """What the machine decides where a recipe does not; None: chosen when the run starts, and recorded."""
+
+    matmul_precision: str | None = None
+    attention: str | None = None
 
 
 @dataclass
@@ -122,6 +139,14 @@ class LoraSection:
     dropout: float = 0.0
     target_modules: list | str = "all-linear"
     load_in_4bit: bool = False
+
+
+@dataclass
+class SafetySection:
+    """What is done when a step has no finite loss, and when the target stops improving."""
+
+    on_nan: str = "stop"
+    early_stopping_patience: int | None = None
 
 
 @dataclass
@@ -143,7 +168,9 @@ class Recipe:
     coverage: CoverageSection = field(default_factory=CoverageSection)
     forgetting: ForgettingSection = field(default_factory=ForgettingSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    hardware: HardwareSection = field(default_factory=HardwareSection)
     lora: LoraSection | None = None
+    safety: SafetySection = field(default_factory=SafetySection)
     upload: UploadSection | None = None
     training: dict = field(default_factory=dict)
 
@@ -162,12 +189,17 @@ CHOICES = {
     ("data", "order"): ("full", "blocks"),
     ("data", "reading"): ("auto", "ram", "readahead", "pread"),
     ("data", "dtype"): ("uint16", "uint32"),
+    ("hardware", "matmul_precision"): ("highest", "high", "medium"),
+    ("hardware", "attention"): ("eager", "sdpa", "flash_attention_2", "flex_attention"),
     ("forgetting", "action"): ("warn", "stop"),
     ("forgetting", "eval_windows"): ("all",),
-    ("optimizer", "schedule"): ("wsd", "linear", "cosine", "constant"),
+    ("safety", "on_nan"): ("stop", "skip", "rollback"),
+    ("optimizer", "schedule"): ("wsd", "linear", "cosine", "constant", "rewarm"),
 }
 RANGES = {
+    ("model", "freeze_layers"): (0, math.inf),
     ("data", "block_size"): (1, math.inf),
+    ("data", "tokens_per_step"): (1, math.inf),
     ("data", "shuffle_buffer"): (1, math.inf),
     ("data", "stride"): (1, math.inf),
     ("data", "max_train_examples"): (1, math.inf),
@@ -176,8 +208,10 @@ RANGES = {
     ("forgetting", "eval_windows"): (1, math.inf),
     ("forgetting", "time_budget"): (0, 1),
     ("optimizer", "cooldown"): (0, 1),
+    ("optimizer", "floor"): (0, 1),
     ("optimizer", "momentum"): (0, 1),
     ("optimizer", "ns_steps"): (1, math.inf),
+    ("safety", "early_stopping_patience"): (1, math.inf),
     ("lora", "r"): (1, math.inf),
     ("lora", "alpha"): (1e-6, math.inf),
     ("lora", "dropout"): (0, 0.99),
@@ -242,6 +276,9 @@ def parse_recipe(content: dict) -> Recipe:
             setattr(recipe, name, _parse_section(name, section_type, values))
     _check_sources(recipe.data)
     _check_curriculum(recipe.data.curriculum)
+    for key, name in (("optimizer.name", recipe.optimizer.name), ("training.optim", recipe.training.get("optim"))):
+        if name and name not in OWN_OPTIMIZERS and name not in (known := hf_optimizers()):
+            raise RecipeError(_unknown(key, name, [*OWN_OPTIMIZERS, *known]))
     if recipe.lora is not None:
         _check_lora(recipe)
     return recipe
@@ -318,6 +355,11 @@ def _check_curriculum(curriculum: dict | None) -> None:
 def _check_lora(recipe: Recipe) -> None:
     """What the adapters stand beside, what moves them, and names or one regular expression of where they are."""
     targets = recipe.lora.target_modules
+    if recipe.model.freeze_layers or recipe.model.freeze_embeddings:
+        raise RecipeError(
+            "model.freeze_layers and model.freeze_embeddings are refused beside lora, which freezes all of the model: "
+            "leave them out"
+        )
     if not recipe.model.init_from:
         raise RecipeError("lora trains adapters beside a model that is frozen: name an existing one in model.init_from")
     if recipe.optimizer.name == "muon":
@@ -372,12 +414,22 @@ def class_fields(module: str, class_name: str) -> dict[str, tuple[type, ...]]:
 
     `dict[str, Any] | None` gives (dict, NoneType); enums and classes, which YAML cannot hold, are left out.
     """
+    body = _class_body(module, class_name)
+    annotations = {node.target.id: ast.unparse(node.annotation) for node in body if isinstance(node, ast.AnnAssign)}
+    return {name: _plain_types(text) for name, text in annotations.items() if not text.startswith("ClassVar")}
+
+
+def hf_optimizers() -> list[str]:
+    """The names that HF's `TrainingArguments.optim` takes."""
+    body = _class_body("transformers.training_args", "OptimizerNames")
+    return [node.value.value for node in body if isinstance(node, ast.Assign)]
+
+
+def _class_body(module: str, class_name: str) -> list[ast.stmt]:
     package, _, submodule = module.rpartition(".")
     root = Path(importlib.util.find_spec(package).submodule_search_locations[0])
     tree = ast.parse((root / f"{submodule}.py").read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
-    annotations = {node.target.id: ast.unparse(node.annotation) for node in body if isinstance(node, ast.AnnAssign)}
-    return {name: _plain_types(text) for name, text in annotations.items() if not text.startswith("ClassVar")}
+    return next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
 
 
 def _plain_types(annotation: str) -> tuple[type, ...]:
