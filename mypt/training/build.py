@@ -6,7 +6,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from accelerate.utils import set_seed as set_rank_seed
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
 from transformers import logging as transformers_logging
 
 from mypt.checkpoints.adapter import INSTALL_PEFT
@@ -24,7 +24,7 @@ from mypt.training.callbacks.metrics import MetricsCallback
 from mypt.training.callbacks.progress import ProgressBarCallback
 from mypt.training.callbacks.throughput import ThroughputCallback
 from mypt.training.callbacks.upload import UploadCallback
-from mypt.training.data import resolve_data
+from mypt.training.data import RunData, resolve_data
 from mypt.training.freeze import freeze
 from mypt.training.hardware.settle import settle_hardware
 from mypt.training.model import build_model, default_block_size
@@ -55,16 +55,7 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
     transformers_logging.disable_progress_bar()
     data = resolve_data(recipe)
     block_size = recipe.data.block_size or default_block_size(recipe.model)
-    lora = _lora() if recipe.lora else None
-    quantization = lora and lora.quantization(recipe.lora)
-    model = build_model(recipe.model, data, block_size, seed, adapter=bool(lora), quantization=quantization)
-    if recipe.data.document_mask:
-        require_document_mask(model, recipe.model.init_from or recipe.model.preset)
-    if lora:
-        model = lora.attach_adapters(model, recipe.lora, recipe.model.init_from, seed)
-    frozen = freeze(model, recipe.model, recipe.training)
-    if frozen and PartialState().is_main_process:
-        print(frozen)
+    model = _model(recipe, data, block_size, seed)
     recipe = resolve(recipe, data, model, block_size or model.config.max_position_embeddings)
     identity = run_identity(recipe, data, model, run_folder.recorded_identity(run))
     checkpoint = _claim(run, identity, resume)
@@ -104,6 +95,21 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
     # Each process its own dropout masks; a resume restores them from its checkpoint.
     set_rank_seed(seed, device_specific=True)
     return trainer
+
+
+def _model(recipe: Recipe, data: RunData, block_size: int | None, seed: int) -> PreTrainedModel:
+    """The model with the adapters beside it, or the frozen parts in it, that the recipe asks for."""
+    lora = _lora() if recipe.lora else None
+    quantization = lora and lora.quantization(recipe.lora)
+    model = build_model(recipe.model, data, block_size, seed, adapter=bool(lora), quantization=quantization)
+    if recipe.data.document_mask:
+        require_document_mask(model, recipe.model.init_from or recipe.model.preset)
+    if lora:
+        model = lora.attach_adapters(model, recipe.lora, recipe.model.init_from, seed)
+    frozen = freeze(model, recipe.model, recipe.training)
+    if frozen and PartialState().is_main_process:
+        print(frozen)
+    return model
 
 
 def _lora():

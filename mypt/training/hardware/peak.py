@@ -10,9 +10,9 @@ import torch
 
 from mypt.planning.verdict import short
 
-# Dense TFLOP/s of the matrix units in bfloat16 and float16: from the vendors' data sheets (half of what they print
-# "with sparsity"), of GeForce from the whitepapers of each generation, with float32 accumulation. The first pattern
-# that is found in the device's name counts.
+# Dense TFLOP/s of the matrix units in bfloat16 and float16, as the vendors publish them (half of what they print "with
+# sparsity"; of GeForce with float32 accumulation). Written from memory: check the sheet before quoting a figure. The
+# first pattern that is found in the device's name counts.
 DATA_SHEETS = (
     (r"\bGB200\b", 2500.0),
     (r"\bB200\b", 2250.0),
