@@ -1,7 +1,7 @@
 """How fast and how well small models learn: `mypt train` beside nanoGPT's recipe and HF's models in HF's Trainer.
 
     git clone https://github.com/karpathy/nanoGPT
-    python scripts/bench_training.py input.txt --nanogpt nanoGPT [--seeds 3] [--steps 2000] [--short 250 700]
+    python scripts/bench_training.py input.txt --nanogpt nanoGPT --short 300 750 [--seeds 3] [--plot FILE.png]
 
 The same characters, the same split (the last tenth is val), the same number of tokens: 12 windows of 64 a step, 4
 layers of 4 heads and width 128. Each run is a process of its own, pinned to one core with one thread; the sides take
@@ -12,8 +12,10 @@ HF's models get the same recipe in a stock Trainer. Ours is recipes/shakespeare_
 Seconds are CPU seconds from the first step on, without evaluations and saves; speed is taken after the first 20 steps.
 "val" is the exact mean loss in nats per character over all of val, in windows of 64 that do not overlap.
 `--short`: further runs of ours, whose schedule ends after so few steps: when they reach a peer's loss.
-From 1,000 steps on `mypt train` compiles the layers by itself; "ours_eager" does not, "ours_fp32" is compiled and in
-float32, "bare" is a plain loop with ours_eager's model, optimizer, schedule, clipping and stream: what Trainer costs.
+From 600 steps on `mypt train` compiles the layers by itself; "ours_eager" does not. "bare" is a plain loop with
+ours_eager's model, optimizer, schedule, clipping and stream: what Trainer costs. "ours_adamw" is compiled and has
+AdamW in Muon's place; "ours_fp32" is compiled and in float32; "ours_gpt2" is nanoGPT's architecture in our Trainer, in
+float32, with AdamW and without compiling.
 """
 
 import argparse
@@ -265,10 +267,13 @@ def run_bare(args, ids) -> dict:
     return watch.report(model)
 
 
-EAGER, FLOAT32 = {"training.torch_compile": "false"}, {"training.bf16": "false"}
-OURS = {"ours": {}, "ours_eager": EAGER, "bare": EAGER, "ours_fp32": FLOAT32 | {"training.torch_compile": "true"}}
+COMPILED, EAGER = {"training.torch_compile": "true"}, {"training.torch_compile": "false"}
+FLOAT32, ADAMW = {"training.bf16": "false"}, {"optimizer.name": "adamw"}
+GPT2 = {"model.preset": "tiny", "model.intermediate_size": 4 * WIDTH}
+OURS = {"ours": {}, "ours_eager": EAGER, "bare": EAGER, "ours_adamw": COMPILED | ADAMW, "ours_fp32": COMPILED | FLOAT32,
+        "ours_gpt2": EAGER | FLOAT32 | ADAMW | GPT2}  # fmt: skip
 SIDES = {"nanogpt": run_nanogpt, "hf_gpt2": run_hf_gpt2, "hf_llama": run_hf_llama, "hf_llama_bf16": run_hf_llama,
-         "ours": run_ours, "ours_eager": run_ours, "bare": run_bare, "ours_fp32": run_ours}  # fmt: skip
+         **dict.fromkeys(OURS, run_ours), "bare": run_bare}  # fmt: skip
 PEERS = ("nanogpt", "hf_gpt2", "hf_llama")
 FULL = (*PEERS, "ours")  # run for all steps; the others show their speed alone
 
@@ -332,8 +337,8 @@ def show(args, runs: dict, short: dict) -> None:
     for side, group in runs.items():
         rest = f"{spread(group, 'seconds', 1):>22} {spread(group, 'val', 4):>24}" if side in FULL else ""
         print(f"{side:14} {group[0]['parameters']:10,} {spread(group, 'ms', 1):>20} {rest}".rstrip())
-    for side in ("ours", "ours_eager", "ours_fp32"):
-        for peer in (peer for peer in runs if peer not in OURS and side in runs):
+    for side in (side for side in OURS if side in runs and side != "bare"):
+        for peer in (peer for peer in runs if peer not in OURS):
             print(f"tokens per second, {side} / {peer}: {median(runs[peer], 'ms') / median(runs[side], 'ms'):.2f}")
     if {"bare", "ours_eager"} <= {*runs}:
         overhead = median(runs["ours_eager"], "ms") / median(runs["bare"], "ms") - 1
@@ -342,6 +347,26 @@ def show(args, runs: dict, short: dict) -> None:
         print(f"ours in {steps:,} steps: {spread(group, 'seconds', 1)} s, val {spread(group, 'val', 4)}")
     for peer in (peer for peer in PEERS if peer in runs):
         show_reached(args, runs[peer], peer, short)
+    if args.plot:
+        plot(args, {side: runs[side] for side in FULL if side in runs}, short)
+
+
+def plot(args, full: dict, short: dict) -> None:
+    """Every run as a point: CPU seconds, val loss."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for side, group in full.items():
+        group = [*group, *(run for runs in short.values() for run in runs)] if side == "ours" else group
+        axes.scatter([run["seconds"] for run in group], [run["val"] for run in group], label=side, s=24)
+    axes.set(xscale="log", xlabel="CPU seconds of training (one core)", ylabel="val, nats per character")
+    axes.set_title(f"{args.text.name}: {args.steps:,} steps, and ours in {', '.join(map(str, short)) or args.steps}")
+    axes.legend()
+    figure.savefig(args.plot, dpi=120)
+    pyplot.close(figure)
 
 
 def show_reached(args, peer: list[dict], name: str, short: dict) -> None:
@@ -370,6 +395,7 @@ def parse() -> argparse.Namespace:
     add("--sides", nargs="+", choices=SIDES, default=[*SIDES], help="which, in this order (all)")
     add("--core", type=int, default=0, help="the core that all runs are pinned to (0)")
     add("--ours", action="append", default=[], metavar="--SECTION.KEY=VALUE", help="a change of our recipe")
+    add("--plot", type=Path, metavar="FILE.png", help="the runs' losses over their seconds")
     add("--work", type=Path, default=Path("bench_training"), help="folder for data and runs (bench_training)")
     add("--child", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -20,6 +20,20 @@ import pytest
 
 from tests.hub import hub, logged_in  # noqa: F401
 
+# Files of few tests that take long: begun first, so that no worker is left with one when the others have ended.
+LONG = (
+    "test_docs.py",
+    "test_distributed.py",
+    "test_kill.py",
+    "test_signals.py",
+    "test_sharded.py",
+    "test_agreement.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 @pytest.fixture
 def make_shards(tmp_path):

@@ -2,7 +2,7 @@
 
 The count is that of `MyPTForCausalLM` on a CPU, where the tests compare it with the tensors that autograd really saves;
 a few numbers per token (a norm's statistics, attention's log-sums) are left out. On a GPU RMSNorm is one kernel that
-keeps less. Stock Llama, Qwen and GPT-2 models run the same operations.
+keeps less. Stock Llama, Qwen and GPT-2 models run the same operations, but for GPT-2's GELU.
 
 Three widths in bytes: w of a weight, and so of the residual stream; c of what matrix products compute in (under
 autocast smaller than w); 4 where float32 is used whatever the weights are.
@@ -12,9 +12,11 @@ from mypt.planning.parameters import adapted, complete, projections
 
 FLOAT32 = 4
 
-# Values per unit of the MLP's width kept inside the activation function, beside its result. relu is differentiated from
-# its result; gelu_new is written out in elementary operations, each of which keeps its own.
-_KEPT_INSIDE = {"relu": 0, "gelu_new": 4}
+# Values per unit of the MLP's width kept inside the activation function, beside its result: of a MyPT model by its
+# name, where it is not 1 (relu is differentiated from its result); and of a stock GPT-2, which an adapter leaves as it
+# is and which writes gelu_new out in elementary operations.
+_KEPT_INSIDE = {"relu": 0}
+_KEPT_INSIDE_GPT2 = {"relu": 0, "gelu_new": 4}
 
 # Projections that read one tensor.
 _SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
@@ -37,7 +39,13 @@ def layer_activations(d: dict, block_size: int, weight: int, compute: int, atten
     inputs = sum(_inputs(d, group, trained, weight, compute, lora) for group in _SAME_INPUT)
     norms = 2 * norm_activations(d, weight, frozen=bool(lora))
     dropout = 2 * compute * d["hidden_size"] if d.get("hidden_dropout") else 0
-    kept = norms + inputs + dropout + _attention(d, block_size, compute, attention, bool(lora)) + _mlp(d, compute)
+    kept = (
+        norms
+        + inputs
+        + dropout
+        + _attention(d, block_size, compute, attention, bool(lora))
+        + _mlp(d, compute, bool(lora))
+    )
     # SDPA keeps its result; unless adapters cast it or leave it alone, that is the input of o_proj.
     own_result = lora and attention == "sdpa" and not (weight == compute == FLOAT32 and "o_proj" in trained)
     return kept + (compute * d["num_attention_heads"] * d["head_dim"] if own_result else 0)
@@ -75,9 +83,10 @@ def _attention(d: dict, block_size: int, compute: int, attention: str, frozen: b
     return normed + compute * (queries + 2 * keys)
 
 
-def _mlp(d: dict, compute: int) -> int:
+def _mlp(d: dict, compute: int, lora: bool) -> int:
     """Without the input of `down_proj`."""
-    inside = _KEPT_INSIDE.get(d.get("hidden_act"), 1)
+    kept = _KEPT_INSIDE_GPT2 if lora and d.get("model_type") == "gpt2" else _KEPT_INSIDE
+    inside = kept.get(d.get("hidden_act"), 1)
     return compute * d["intermediate_size"] * (inside + (2 if d["mlp_gated"] else 0))
 
 

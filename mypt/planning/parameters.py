@@ -95,6 +95,7 @@ def dimensions_of(config: dict) -> dict:
 
 def _from_gpt2(config: dict) -> dict:
     return {
+        "model_type": "gpt2",
         "vocab_size": config["vocab_size"],
         "hidden_size": config["n_embd"],
         "intermediate_size": config.get("n_inner") or 4 * config["n_embd"],

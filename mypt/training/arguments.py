@@ -25,7 +25,7 @@ def default_arguments(parameters: int, steps: int, evaluates: bool, lora: bool =
     every = max(1, math.ceil(steps / 10))
     return {
         "learning_rate": default_learning_rate(parameters) * (LORA_RATE if lora else 1),
-        "warmup_steps": min(max(1, steps // 10), 2_000),
+        "warmup_steps": min(max(1, steps // 10), 2_000, max(0, steps - 1)),  # the first step's rate is 0
         "weight_decay": 0.1,
         "max_grad_norm": 1.0,
         "adam_beta1": 0.9,

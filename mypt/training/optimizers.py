@@ -6,6 +6,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from mypt.planning.step import MUON_TOGETHER
+from mypt.training.neurons import even_out
 from mypt.training.newton_schulz import orthogonalize, polynomials
 from mypt.training.sharded_muon import orthogonalize_shards
 
@@ -52,8 +53,9 @@ def build_muon_adamw(model: nn.Module, weight_decay: float, muon: bool = True, *
 class MuonAdamW(torch.optim.Optimizer):
     """Muon on groups with `muon=True`, AdamW (Loshchilov & Hutter 2019) on the others.
 
-    Muon's orthogonalised update is scaled by 0.2 * sqrt(max(rows, columns)), which gives it the root mean square of an
-    AdamW update (Liu et al. 2025, 2502.16982), so that one learning rate and one weight decay serve both.
+    Muon's orthogonalised update is evened over its neurons (NorMuon, Li et al. 2025, 2510.05491) and scaled by
+    0.2 * sqrt(max(rows, columns)), which gives it the root mean square of an AdamW update (Liu et al. 2025,
+    2502.16982): one learning rate and one weight decay serve both.
     bfloat16: orthogonalise in that dtype, faster where the hardware has it; float32 keeps runs on different layouts
     equal to the last few bits.
     """
@@ -82,8 +84,9 @@ class MuonAdamW(torch.optim.Optimizer):
     def _muon(self, parameters: list[nn.Parameter], group: dict) -> None:
         by_shape: dict[tuple, list[nn.Parameter]] = {}
         for parameter in parameters:
-            if "momentum_buffer" not in self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            if not self.state[parameter]:
+                longer = torch.zeros(max(parameter.shape), dtype=parameter.dtype, device=parameter.device)
+                self.state[parameter] |= {"momentum_buffer": torch.zeros_like(parameter), "mean_squares": longer}
             by_shape.setdefault((*sorted(parameter.shape), parameter.device), []).append(parameter)
         for (short, long, _), members in by_shape.items():
             together = max(1, MUON_TOGETHER // (short * long)) * _sharers(members[0])
@@ -101,6 +104,7 @@ class MuonAdamW(torch.optim.Optimizer):
         dtype = torch.bfloat16 if group["bfloat16"] else torch.float32
         method = orthogonalize_shards if isinstance(updates, DTensor) else orthogonalize
         updates = method(updates, group["ns_steps"], dtype).to(members[0].dtype)
+        updates = even_out(updates, [self.state[parameter]["mean_squares"] for parameter in members])
         directions = [d.mT if is_tall(p) else d for p, d in zip(members, updates.unbind(), strict=True)]
         torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(members, directions, alpha=-group["lr"] * scale)

@@ -93,12 +93,23 @@ def record(run: Path, identity: dict) -> None:
 
 
 def set_aside_incomplete(run: Path, checkpoint: Path | None) -> None:
-    """Rename half-written checkpoints newer than the one resumed from, so that a later save cannot mix with them."""
+    """Rename half-written checkpoints newer than the one resumed from, so that a later save cannot mix with them.
+
+    Those set aside before go once a complete one has come as far.
+    """
+    reached = _step(checkpoint) if checkpoint else -1
+    for aside in run.glob("incomplete-checkpoint-*"):
+        if aside.name.rpartition("-")[2].isdecimal() and _step(aside) <= reached:
+            shutil.rmtree(aside, ignore_errors=True)
     for path in checkpoints(run):
-        if checkpoint is None or int(path.name.rpartition("-")[2]) > int(checkpoint.name.rpartition("-")[2]):
+        if _step(path) > reached:
             aside = path.with_name(f"incomplete-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def publish(run: Path, best_checkpoint: str | None) -> Path:

@@ -77,12 +77,13 @@ def test_the_adamw_part_is_torchs_to_the_last_bit(decay):
 
 
 def test_the_muon_part_is_the_formula():
-    """Momentum as a running mean, Nesterov, polar factor, RMS scale, decoupled decay: written down once more."""
+    """Momentum as a running mean, Nesterov, polar factor, evened, scaled, decoupled decay: written down once more."""
     lr, decay, momentum = 0.02, 0.1, 0.9
     generator = torch.Generator().manual_seed(3)
     parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in [*SHAPES, SHAPES[1]]]
     expected = [parameter.detach().double() for parameter in parameters]
     means = [torch.zeros_like(value) for value in expected]
+    squares = [0.0 for _ in expected]
     groups = [{"params": parameters, "muon": True, "weight_decay": decay}]
     optimizer = MuonAdamW(groups, lr=lr, momentum=momentum)
     for _ in range(4):
@@ -91,8 +92,13 @@ def test_the_muon_part_is_the_formula():
             gradient = parameter.grad.double()
             means[index] = momentum * means[index] + (1 - momentum) * gradient
             nesterov = momentum * means[index] + (1 - momentum) * gradient
-            update = 0.2 * max(parameter.shape) ** 0.5 * by_svd(nesterov, 3)
-            expected[index] = expected[index] * (1 - lr * decay) - lr * update
+            update = by_svd(nesterov, 3)
+            rows, columns = update.shape
+            of_long_side = (update**2).mean(dim=1 if rows >= columns else 0, keepdim=True)
+            squares[index] = 0.95 * squares[index] + 0.05 * of_long_side
+            evened = update / squares[index].sqrt()
+            length = 0.2 * max(rows, columns) ** 0.5 * update.norm()
+            expected[index] = expected[index] * (1 - lr * decay) - lr * length * evened / evened.norm()
         optimizer.step()
     for parameter, value in zip(parameters, expected, strict=True):
         assert torch.allclose(parameter.detach().double(), value, atol=1e-5)
@@ -117,6 +123,20 @@ def test_muons_update_has_the_size_of_adamws(shape, bfloat16):
     parameter.grad = torch.randn(shape, generator=torch.Generator().manual_seed(4)) * 1e-4
     MuonAdamW([{"params": [parameter], "muon": True}], lr=0.5, bfloat16=bfloat16).step()
     assert 0.15 < parameter.detach().square().mean().sqrt() / 0.5 < 0.24
+
+
+def test_a_neuron_with_small_gradients_moves_as_far_as_the_others():
+    """Of 64 rows 8 hear a tenth of what the others hear; a zero matrix stays where it is."""
+    parameters = [torch.nn.Parameter(torch.zeros(64, 16)) for _ in range(2)]
+    optimizer = MuonAdamW([{"params": parameters, "muon": True}], lr=1.0)
+    gradient = torch.randn(64, 16, generator=torch.Generator().manual_seed(5))
+    gradient[:8] /= 10
+    parameters[0].grad, parameters[1].grad = gradient, torch.zeros(64, 16)
+    optimizer.step()
+    sizes = parameters[0].detach().square().mean(dim=1).sqrt()
+    assert 0.15 < sizes[0] < 0.24
+    assert torch.allclose(sizes, sizes[:1].expand(64), rtol=1e-3)
+    assert torch.equal(parameters[1], torch.zeros(64, 16))
 
 
 @pytest.mark.parametrize("name", MODELS)

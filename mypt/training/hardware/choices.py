@@ -9,7 +9,7 @@ from mypt.training.hardware.machine import Machine
 
 # The longest sequences for which plain products beat SDPA on a CPU, by what they are computed in.
 EAGER_UP_TO = {"bfloat16": 256, "float16": 256, "float32": 128}
-STEPS_WORTH_COMPILING = 1_000
+STEPS_WORTH_COMPILING = 600
 GIVEN = "as the recipe says"
 
 
