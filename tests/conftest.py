@@ -24,9 +24,13 @@ from tests.hub import hub, logged_in  # noqa: F401
 LONG = (
     "test_docs.py",
     "test_distributed.py",
+    "test_streaming.py",
+    "test_lora.py",
     "test_kill.py",
     "test_signals.py",
     "test_sharded.py",
+    "test_ranks.py",
+    "test_remote.py",
     "test_agreement.py",
 )
 

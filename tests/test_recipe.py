@@ -289,7 +289,7 @@ def test_the_page_lists_changed_defaults_and_refused_keys():
 
     table = table_after("training")
     hf = TrainingArguments.__dataclass_fields__
-    ours = default_arguments(10**6, 1_000, True)
+    ours = default_arguments(parse_recipe({"data": {"eval": {"a": "a"}}}), 10**6, 1_000)
     changed = {key for key in ours if ours[key] != hf[key].default or key in ("use_cpu", "bf16")}
     assert changed <= set(table)
     named = {name.strip("` ") for cell in table for name in cell.split(",")}

@@ -10,21 +10,25 @@ from mypt.recipe import OWN_OPTIMIZERS, Recipe
 from mypt.training.schedules import schedule_arguments, warmup_length
 
 LORA_RATE = 2  # times the whole model's; from 7B parameters on it makes QLoRA's 2e-4 (Dettmers et al. 2023)
+MUON_RATE = 2  # times AdamW's, from scratch: docs/recipe.md has the runs
 
 
-def default_learning_rate(parameters: int) -> float:
-    """AdamW's learning rate for a model of `parameters` non-embedding parameters (Kaplan et al. 2020, eq. D.1)."""
-    return round(max(0.003239 - 0.0001395 * math.log(max(parameters, 1)), 1e-4), 6)
+def default_learning_rate(recipe: Recipe, parameters: int) -> float:
+    """AdamW's for a model of `parameters` non-embedding parameters (Kaplan et al. 2020, eq. D.1), or a multiple."""
+    rate = round(max(0.003239 - 0.0001395 * math.log(max(parameters, 1)), 1e-4), 6)
+    if recipe.lora:
+        return rate * LORA_RATE
+    return rate * MUON_RATE if recipe.optimizer.name == "muon" and not recipe.model.init_from else rate
 
 
-def default_arguments(parameters: int, steps: int, evaluates: bool, lora: bool = False) -> dict:
+def default_arguments(recipe: Recipe, parameters: int, steps: int) -> dict:
     """Our defaults; `docs/recipe.md` lists them with the reason for each.
 
-    parameters: non-embedding parameters of the model; steps: optimizer steps of the run; lora: adapters are trained.
+    parameters: non-embedding parameters of the model; steps: optimizer steps of the run.
     """
     every = max(1, math.ceil(steps / 10))
     return {
-        "learning_rate": default_learning_rate(parameters) * (LORA_RATE if lora else 1),
+        "learning_rate": default_learning_rate(recipe, parameters),
         "warmup_steps": min(max(1, steps // 10), 2_000, max(0, steps - 1)),  # the first step's rate is 0
         "weight_decay": 0.1,
         "max_grad_norm": 1.0,
@@ -32,7 +36,7 @@ def default_arguments(parameters: int, steps: int, evaluates: bool, lora: bool =
         "adam_beta2": 0.95,
         "use_cpu": not torch.accelerator.is_available(),
         "logging_steps": max(1, min(50, steps // 20)),
-        "eval_strategy": "steps" if evaluates else "no",
+        "eval_strategy": "steps" if recipe.data.eval else "no",
         "eval_steps": every,
         "save_strategy": "steps",
         "save_steps": every,
@@ -51,7 +55,7 @@ def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArgu
     """TrainingArguments for `steps` optimizer steps. Raises RecipeError with HF's own words for a value it refuses."""
     own = ("num_train_epochs", "torch_compile")  # of the whole model at once, where ours is layer by layer
     given = {key: value for key, value in recipe.training.items() if key not in own}
-    values = default_arguments(parameters, steps, bool(recipe.data.eval), recipe.lora is not None) | given
+    values = default_arguments(recipe, parameters, steps) | given
     values["max_steps"] = steps
     if recipe.optimizer.name not in OWN_OPTIMIZERS:
         values["optim"] = recipe.optimizer.name

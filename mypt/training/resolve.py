@@ -92,7 +92,7 @@ def settle_arguments(
     # The passes are not frozen: on another number of processes others make the same global batch.
     with_passes = dataclasses.replace(recipe, training=given | {"gradient_accumulation_steps": passes})
     args = build_arguments(with_passes, parameters, steps)
-    defaults = default_arguments(parameters, steps, bool(recipe.data.eval), recipe.lora is not None)
+    defaults = default_arguments(recipe, parameters, steps)
     chosen = {name: value for name, value in defaults.items() if name not in given}
     if PartialState().is_main_process:
         print("\n".join([f"{steps:,} steps: {reason}", *hardware.lines]))

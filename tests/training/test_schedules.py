@@ -12,7 +12,6 @@ from transformers import get_scheduler
 
 from mypt.errors import RecipeError
 from mypt.recipe import OptimizerSection, load_recipe, parse_recipe
-from mypt.training.arguments import default_arguments
 from mypt.training.run import train
 from mypt.training.schedules import REWARM_FLOOR, Climbing, schedule_arguments, warmup_length
 
@@ -70,12 +69,6 @@ def test_a_warm_up_is_steps_or_a_share():
     for wrong in (-1, -0.1, 1.5, 2.01, math.nan, math.inf):
         with pytest.raises(RecipeError, match="expected a whole number of steps, or a share"):
             warmup_length(wrong, 250)
-
-
-def test_the_default_warm_up_ends_before_the_run():
-    """The first step of a warm-up has the rate 0: a run of a single step would learn nothing."""
-    warmups = [default_arguments(10**6, steps, True)["warmup_steps"] for steps in (1, 2, 19, 20, 30_000)]
-    assert warmups == [0, 1, 1, 2, 2_000]
 
 
 def test_a_climb_goes_from_the_share_it_had_to_the_curve_and_never_above():

@@ -42,16 +42,30 @@ def obstacle(model: PreTrainedModel, device: str) -> str | None:
 def compiled_layers(model: PreTrainedModel, on: bool = True) -> Iterator[None]:
     """Compile each decoder layer of `model` while the block runs; names of parameters stay what they are.
 
-    Every length of sequences is compiled anew. Raises RecipeError as `decoder_layers` does.
+    Every length of sequences is compiled anew. Raises RecipeError as `decoder_layers` does, and where compiling fails.
     """
     layers = decoder_layers(model) if on else []
     for layer in layers:
         layer.compile()
     try:
         yield
+    except RuntimeError as error:
+        if advice := _advice(error):
+            raise advice from error
+        raise
     finally:
         for layer in layers:
             setattr(layer, CALL, None)
+
+
+def _advice(error: RuntimeError) -> RecipeError | None:
+    """What to do about an error of the compiler; None for any other."""
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+    if not isinstance(error, TorchDynamoException):
+        return None
+    cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return RecipeError(f"compiling a layer failed ({cause}); set training.torch_compile: false and run with --resume")
 
 
 @contextmanager

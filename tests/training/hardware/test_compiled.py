@@ -1,5 +1,8 @@
 """Compiled layers compute the same under the same names, are compiled once for all, and are plain again afterwards."""
 
+import os
+import subprocess
+import sys
 import sysconfig
 
 import pytest
@@ -60,3 +63,31 @@ def test_what_compiling_lacks_is_named(monkeypatch, tmp_path):
     unclear = torch.nn.Module()
     unclear.config = model().config
     assert "not clear which are the decoder layers of Module" in obstacle(unclear, "cpu")
+
+
+BROKEN = """
+import torch
+from mypt.errors import RecipeError
+from mypt.training.hardware.compiled import compiled_layers
+from tests.training.hardware.test_compiled import model
+
+broken, tokens = model(), torch.zeros(1, 8, dtype=torch.long)
+for mistake in (lambda: broken(input_ids=tokens, use_cache=False), lambda: torch.ones(2) @ torch.ones(3)):
+    try:
+        with compiled_layers(broken):
+            mistake()
+    except (RecipeError, RuntimeError) as caught:
+        print(type(caught).__name__, caught)
+"""
+
+
+def test_a_compiler_that_does_not_work_is_one_clear_error_and_others_stay_themselves(tmp_path):
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    environment = os.environ | {"CXX": str(broken), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    compiling, product = done.stdout.splitlines()
+    assert compiling.startswith("RecipeError compiling a layer failed (") and "torch_compile: false" in compiling
+    assert product.startswith("RuntimeError ") and "compiling" not in product

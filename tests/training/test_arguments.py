@@ -1,0 +1,26 @@
+"""Our defaults of TrainingArguments, where they are arithmetic."""
+
+import pytest
+
+from mypt.recipe import parse_recipe
+from mypt.training.arguments import default_arguments
+
+
+@pytest.mark.parametrize(
+    ("sections", "rate"),
+    [
+        ({"optimizer": {"name": "adamw"}}, 0.001312),  # 0.003239 - 0.0001395 ln 1,000,000
+        ({"optimizer": {"name": "muon"}}, 0.002624),
+        ({"optimizer": {"name": "muon"}, "model": {"init_from": "runs/first"}}, 0.001312),
+        ({"optimizer": {"name": "adamw"}, "lora": {"r": 8}, "model": {"init_from": "runs/first"}}, 0.002624),
+    ],
+)
+def test_the_default_rate_is_kaplans_or_twice_that(sections, rate):
+    assert default_arguments(parse_recipe(sections), 10**6, 100)["learning_rate"] == pytest.approx(rate, abs=2e-6)
+    assert default_arguments(parse_recipe(sections), 10**11, 100)["learning_rate"] >= 1e-4
+
+
+def test_the_default_warm_up_ends_before_the_run():
+    """The first step of a warm-up has the rate 0: a run of a single step would learn nothing."""
+    warmups = [default_arguments(parse_recipe({}), 10**6, steps)["warmup_steps"] for steps in (1, 2, 19, 20, 30_000)]
+    assert warmups == [0, 1, 1, 2, 2_000]
