@@ -173,13 +173,22 @@ class MyPTMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.down_proj.is_residual = True
         self.gated = config.mlp_gated
-        # transformers writes gelu_new out in eight operations, each with a tensor of its own; this is one kernel.
-        self.act_fn = ACT2FN["gelu_pytorch_tanh" if config.hidden_act == "gelu_new" else config.hidden_act]
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.written_out = config.hidden_act == "gelu_new"
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.gated:
-            return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
-        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+            return self.down_proj(self._activate(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        return self.down_proj(self._activate(self.up_proj(hidden_states)))
+
+    def _activate(self, states: torch.Tensor) -> torch.Tensor:
+        """`hidden_act`. transformers writes gelu_new out in eight operations, each of which autograd keeps: in training
+        it is one kernel, the same to the last bits; otherwise it gives GPT-2's logits to the bit."""
+        return (
+            nn.functional.gelu(states, approximate="tanh")
+            if self.written_out and self.training
+            else self.act_fn(states)
+        )
 
 
 class MyPTDecoderLayer(GradientCheckpointingLayer):

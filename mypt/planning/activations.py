@@ -13,8 +13,8 @@ from mypt.planning.parameters import adapted, complete, projections
 FLOAT32 = 4
 
 # Values per unit of the MLP's width kept inside the activation function, beside its result: of a MyPT model by its
-# name, where it is not 1 (relu is differentiated from its result); and of a stock GPT-2, which an adapter leaves as it
-# is and which writes gelu_new out in elementary operations.
+# name, where it is not 1 (relu is differentiated from its result); and of a model that stays a stock GPT-2, which
+# writes gelu_new out in elementary operations.
 _KEPT_INSIDE = {"relu": 0}
 _KEPT_INSIDE_GPT2 = {"relu": 0, "gelu_new": 4}
 
@@ -39,13 +39,7 @@ def layer_activations(d: dict, block_size: int, weight: int, compute: int, atten
     inputs = sum(_inputs(d, group, trained, weight, compute, lora) for group in _SAME_INPUT)
     norms = 2 * norm_activations(d, weight, frozen=bool(lora))
     dropout = 2 * compute * d["hidden_size"] if d.get("hidden_dropout") else 0
-    kept = (
-        norms
-        + inputs
-        + dropout
-        + _attention(d, block_size, compute, attention, bool(lora))
-        + _mlp(d, compute, bool(lora))
-    )
+    kept = norms + inputs + dropout + _attention(d, block_size, compute, attention, bool(lora)) + _mlp(d, compute)
     # SDPA keeps its result; unless adapters cast it or leave it alone, that is the input of o_proj.
     own_result = lora and attention == "sdpa" and not (weight == compute == FLOAT32 and "o_proj" in trained)
     return kept + (compute * d["num_attention_heads"] * d["head_dim"] if own_result else 0)
@@ -83,9 +77,9 @@ def _attention(d: dict, block_size: int, compute: int, attention: str, frozen: b
     return normed + compute * (queries + 2 * keys)
 
 
-def _mlp(d: dict, compute: int, lora: bool) -> int:
+def _mlp(d: dict, compute: int) -> int:
     """Without the input of `down_proj`."""
-    kept = _KEPT_INSIDE_GPT2 if lora and d.get("model_type") == "gpt2" else _KEPT_INSIDE
+    kept = _KEPT_INSIDE_GPT2 if d.get("model_type") == "gpt2" else _KEPT_INSIDE
     inside = kept.get(d.get("hidden_act"), 1)
     return compute * d["intermediate_size"] * (inside + (2 if d["mlp_gated"] else 0))
 

@@ -16,7 +16,7 @@ def generation_memory(dimensions: dict, *, context: int, batch_size: int = 1, dt
         kv_cache     2 L K n b
         logits       batch_size V (b + 16): of the last position; float32 copies while the next id is drawn
         temporary    while the prompt is read, n b times what attention makes, 2 C + 2 A + 2 K, and 3 A more to rotate,
-                     and what the MLP makes, 3 F with a gate, else 2 F, 5 F for a stock GPT-2: both, because attention's
+                     and what the MLP makes, 3 F with a gate, else 2 F, 5 F for gelu_new: both, because attention's
                      blocks are smaller and the allocator keeps them (see `mypt.planning.memory`)
         framework    FRAMEWORK
 
@@ -27,7 +27,7 @@ def generation_memory(dimensions: dict, *, context: int, batch_size: int = 1, dt
         raise MyPTError(f"dtype is {dtype!r}, expected one of: {', '.join(BYTES)}")
     width, tokens = BYTES[dtype], whole("context", context) * whole("batch_size", batch_size)
     keys = d["num_key_value_heads"] * d["head_dim"]
-    made = 3 if d["mlp_gated"] else 5 if d.get("model_type") == "gpt2" else 2
+    made = 3 if d["mlp_gated"] else 5 if d.get("hidden_act") == "gelu_new" else 2
     queries = d["num_attention_heads"] * d["head_dim"]
     turned = 3 * queries if d["position_embedding_type"] == "rope" else 0
     inside = 2 * (d["hidden_size"] + queries + keys) + turned + made * d["intermediate_size"]

@@ -48,7 +48,8 @@ def training_memory(dimensions: dict, step: Step) -> dict:
 
         weights      w P; with LoRA 4 T more for the adapters
         gradients    w T, there from the backward pass to the update; with accumulation all the time
-        optimizer    w T x states per parameter (adamw 2; muon w M + 2 w (T - M), and w per neuron)
+        optimizer    w T x states per parameter (adamw 2; muon w M + 2 w (T - M), and w for each
+                     vector along a matrix's longer side, which FSDP leaves whole)
         activations  n x (L x `layer_activations` + `stream_activations`); with checkpointing n L w C, and while a layer
                      is computed again, its activations
         logits       at the end of the forward pass n V 8 in float32 (logits, log-softmax), else n V (8 + c) (and a
@@ -132,13 +133,13 @@ def _weight_pieces(d: dict, step: Step, matrix: int) -> dict[str, list[tuple[int
     share = _layers(d, step)[1] / d["num_hidden_layers"]
     muon = step.optimizer == "muon"
     with_momentum = round(share * width * hidden_matrices(d)) if muon else 0
-    neurons = sum(max(shape) for shape in layer_projections(d).values()) * _layers(d, step)[1] if muon else 0
+    vectors = sum(max(shape) for shape in layer_projections(d).values()) * _layers(d, step)[1] if muon else 0
     return {
         "weights": weights,
         "gradients": _in_tables_and_layers(trained, tables, table, width * matrix, step.fsdp),
         "optimizer": [
             *_in_tables_and_layers(states * trained - with_momentum, states * tables, table, width * matrix, step.fsdp),
-            (width * neurons, 0),
+            (width * vectors, 0),
         ],
     }
 

@@ -10,7 +10,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ATTENTIONS = ("sdpa", "eager")
 DEVICES = ("cpu", "gpu")
 
-# Copies of the trained weights that an optimizer keeps. Muon: one for hidden matrices, two (AdamW's) for the rest.
+# Copies of the trained weights that an optimizer keeps. Muon: one for hidden matrices, two (AdamW's) for the rest, and
+# a number for each vector along a matrix's longer side.
 STATES = {"adamw": 2, "muon": 2, "adamw_torch": 2, "adamw_torch_fused": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0}
 
 # Numbers in the matrices that Muon orthogonalises at once: enough to fill a machine, with 64 MiB in a stack of float32.

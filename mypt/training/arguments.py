@@ -10,11 +10,14 @@ from mypt.recipe import OWN_OPTIMIZERS, Recipe
 from mypt.training.schedules import schedule_arguments, warmup_length
 
 LORA_RATE = 2  # times the whole model's; from 7B parameters on it makes QLoRA's 2e-4 (Dettmers et al. 2023)
-MUON_RATE = 2  # times AdamW's, from scratch: docs/recipe.md has the runs
+MUON_RATE = 2  # times AdamW's, from scratch: docs/optimizers.md has the runs
 
 
 def default_learning_rate(recipe: Recipe, parameters: int) -> float:
-    """AdamW's for a model of `parameters` non-embedding parameters (Kaplan et al. 2020, eq. D.1), or a multiple."""
+    """AdamW's for a model of `parameters` non-embedding parameters (Kaplan et al. 2020, eq. D.1).
+
+    That of adapters, and of Muon from scratch, is a multiple of it.
+    """
     rate = round(max(0.003239 - 0.0001395 * math.log(max(parameters, 1)), 1e-4), 6)
     if recipe.lora:
         return rate * LORA_RATE

@@ -142,8 +142,7 @@ def _claim(run: Path, identity: dict, resume: bool) -> str | None:
         if PartialState().is_main_process:
             for line in skipped:
                 print(line)
-            if skipped:
-                run_folder.set_aside_incomplete(run, checkpoint)
+            run_folder.set_aside_incomplete(run, checkpoint)
             if checkpoint:
                 print(f"resuming from {checkpoint}")
     return str(checkpoint) if checkpoint else None

@@ -1,4 +1,4 @@
-"""Updates of a matrix made even over its neurons (NorMuon, Li et al. 2025, 2510.05491)."""
+"""Muon's updates made even over the neurons of a matrix, after NorMuon (Li et al. 2025, 2510.05491)."""
 
 import torch
 from torch.distributed.tensor import DTensor, Replicate
@@ -8,10 +8,11 @@ TINY = 1e-16
 
 
 def even_out(updates: torch.Tensor, means: list[torch.Tensor]) -> torch.Tensor:
-    """Divide the vectors along the long side of each update by the root of a running mean of their mean squares.
+    """Divide the vectors along the longer side of each update by the root of a running mean of their mean squares.
 
-    updates: (n, short, long), orthogonal matrices, changed in place; each keeps its Frobenius norm. Orthogonal vectors
-    are of one length across the long side, not along it; of a square matrix the rows are taken.
+    Of an orthogonal matrix the vectors along the shorter side are of one length, those along the longer side are not.
+    (The paper evens rows always, its neurons; here they are taken of a square matrix.)
+    updates: (n, short, long), changed in place; each keeps its Frobenius norm.
     means: n of shape (long,), which come up to date; zero at first.
     """
     across = -1 if updates.shape[-2] == updates.shape[-1] else -2

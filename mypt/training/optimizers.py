@@ -84,9 +84,11 @@ class MuonAdamW(torch.optim.Optimizer):
     def _muon(self, parameters: list[nn.Parameter], group: dict) -> None:
         by_shape: dict[tuple, list[nn.Parameter]] = {}
         for parameter in parameters:
-            if not self.state[parameter]:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            if "mean_squares" not in self.state[parameter]:  # also in a state of before there were any
                 longer = torch.zeros(max(parameter.shape), dtype=parameter.dtype, device=parameter.device)
-                self.state[parameter] |= {"momentum_buffer": torch.zeros_like(parameter), "mean_squares": longer}
+                self.state[parameter]["mean_squares"] = longer
             by_shape.setdefault((*sorted(parameter.shape), parameter.device), []).append(parameter)
         for (short, long, _), members in by_shape.items():
             together = max(1, MUON_TOGETHER // (short * long)) * _sharers(members[0])

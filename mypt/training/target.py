@@ -199,6 +199,8 @@ def _recipe_dimensions(recipe, vocabulary: int | None, notes: list[str], fields:
 def _existing_dimensions(recipe, vocabulary: int | None) -> dict:
     """Those of model.init_from, extended as `mypt train` does it."""
     dimensions, section = _read_config(recipe.model.init_from), recipe.model
+    if _trains_mypt(recipe):
+        dimensions["model_type"] = "mypt"
     if vocabulary and vocabulary > dimensions["vocab_size"]:
         dimensions["vocab_size"] = -(-vocabulary // 64) * 64
     positions = (section.config.get("max_position_embeddings"), recipe.data.block_size)

@@ -183,6 +183,10 @@ def test_full_sharding_divides_what_is_kept_and_gathers_a_layer():
     one, four = (training_memory(dimensions, replace(PLAIN, fsdp=n))["phases"]["update"] for n in (1, 4))
     for name in ("weights", "gradients", "optimizer"):
         assert four[name] == -(-one[name] // 4)
+    muon = replace(PLAIN, optimizer="muon")
+    one, four = (training_memory(dimensions, replace(muon, fsdp=n))["phases"]["update"] for n in (1, 4))
+    whole = 4 * 14 * (4 * 512 + 3 * 1344)  # of q, k, v and o, and of the three of the MLP, the longer sides
+    assert four["optimizer"] - whole == -(-(one["optimizer"] - whole) // 4)
     loss = training_memory(dimensions, replace(PLAIN, fsdp=4))["phases"]["loss"]
     layer = 512 * (512 + 2 * 256) + 512 * 512 + 3 * 512 * 1344
     table = 16_000 * 512

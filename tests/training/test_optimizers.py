@@ -164,9 +164,10 @@ def test_a_model_without_matrices_to_train_has_no_empty_group():
     assert [group["muon"] for group in parameter_groups(model, 0.1, muon=True)] == [False]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["mypt tied", "gpt2", "llama"])
-def test_saved_state_continues_to_the_last_bit(name, tmp_path):
-    model = MODELS[name]()
+def test_saved_state_continues_to_the_last_bit(name, dtype, tmp_path):
+    model = MODELS[name]().to(dtype)
     optimizer = muon_factory()(model, 0.1, lr=1e-2)
     for step in range(3):
         backward(model, step)
@@ -180,6 +181,17 @@ def test_saved_state_continues_to_the_last_bit(name, tmp_path):
             backward(one, step)
             its.step()
     assert all(map(torch.equal, weights(model), weights(copied)))
+
+
+def test_a_state_of_before_updates_were_evened_goes_on():
+    model = mypt_model()
+    optimizer = build_muon_adamw(model, 0.1, lr=1e-2)
+    for step in range(2):
+        for state in optimizer.state.values():
+            state.pop("mean_squares", None)
+        backward(model, step)
+        optimizer.step()
+    assert all(torch.isfinite(weight).all() for weight in weights(model))
 
 
 def test_loaded_state_lies_where_the_parameters_are():

@@ -11,7 +11,6 @@ from mypt.errors import CheckFailed, CheckpointError, DataError, MyPTError, Reci
 from mypt.recipe import load_recipe, parse_recipe
 from mypt.training.build import build_trainer
 from mypt.training.run import train
-from mypt.training.run_folder import set_aside_incomplete
 
 pytestmark = pytest.mark.usefixtures("without_plots")
 
@@ -170,18 +169,14 @@ def test_a_half_written_checkpoint_is_skipped_with_a_word(recipe_for, weights, t
     assert (run / "incomplete-checkpoint-12").is_dir()
 
 
-def test_what_was_set_aside_goes_once_a_complete_checkpoint_has_come_as_far(tmp_path):
-    for name in (
-        "checkpoint-8",
-        "checkpoint-12",
-        "checkpoint-20",
-        "incomplete-checkpoint-9",
-        "incomplete-checkpoint-16",
-    ):
-        (tmp_path / name).mkdir()
-    set_aside_incomplete(tmp_path, tmp_path / "checkpoint-12")
-    left = ["checkpoint-12", "checkpoint-8", "incomplete-checkpoint-16", "incomplete-checkpoint-20"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == left
+def test_what_was_set_aside_goes_once_a_complete_checkpoint_has_come_as_far(recipe_for):
+    content = recipe_for()
+    run = train(parse_recipe(content))
+    for name in ("incomplete-checkpoint-8", "incomplete-checkpoint-12", "incomplete-checkpoint-16"):
+        (run / name).mkdir()
+    content["training"]["max_steps"] = 16
+    train(parse_recipe(content), resume=True)  # from step 12
+    assert [path.name for path in run.glob("incomplete-*")] == ["incomplete-checkpoint-16"]
 
 
 def test_init_from_adapts_a_model_and_its_baseline_is_that_model(recipe_for, corpora, tmp_path):

@@ -69,13 +69,13 @@ def matrices() -> dict[str, torch.Tensor]:
 
 
 class Toy(torch.nn.Module):
-    """Tied embedding and head, a tall and a wide matrix with odd sides, a norm."""
+    """Tied embedding and head, a tall, a wide and a square matrix with odd sides, a norm."""
 
     def __init__(self):
         super().__init__()
         self.embed = torch.nn.Embedding(7, 5)
         self.up, self.down = torch.nn.Linear(5, 9, bias=False), torch.nn.Linear(9, 5, bias=False)
-        self.norm = torch.nn.LayerNorm(5)
+        self.norm, self.square = torch.nn.LayerNorm(5), torch.nn.Linear(5, 5, bias=False)
         self.head = torch.nn.Linear(5, 7, bias=False)
         self.head.weight = self.embed.weight
 
@@ -84,7 +84,7 @@ class Toy(torch.nn.Module):
 
     def forward(self, ids):
         x = self.embed(ids)
-        return self.head(self.norm(x + self.down(torch.relu(self.up(x)))))
+        return self.head(self.norm(self.square(x) + self.down(torch.relu(self.up(x)))))
 
 
 def toy(shard=lambda model: model):

@@ -50,7 +50,7 @@ def compiled_layers(model: PreTrainedModel, on: bool = True) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if advice := _advice(error):
+        if layers and (advice := _advice(error)):
             raise advice from error
         raise
     finally:

@@ -88,6 +88,7 @@ def settle_compile(recipe: Recipe, hardware: Hardware, model: PreTrainedModel, s
         special = {"adapters": recipe.lora, "document masks": recipe.data.document_mask, "sharded weights": _sharded(),
                    f"the device {kind}": kind not in ("cpu", "cuda")}  # fmt: skip
         choice = choose_compile(
+            hardware.machine,
             steps,
             curriculum=bool(recipe.data.curriculum),
             special=next((name for name, there in special.items() if there), None),

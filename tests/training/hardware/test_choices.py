@@ -4,7 +4,6 @@ import pytest
 
 from mypt.training.hardware.choices import (
     EAGER_UP_TO,
-    STEPS_WORTH_COMPILING,
     autocast_dtype,
     choose_attention,
     choose_compile,
@@ -50,10 +49,10 @@ def test_on_a_gpu_documents_and_packages_decide():
 
 
 def test_compiling_is_for_long_runs_and_says_why_not():
-    def choose(steps=STEPS_WORTH_COMPILING, **facts):
-        return choose_compile(steps, **({"curriculum": False, "special": None, "obstacle": None} | facts))
+    def choose(steps=4_000, machine=CPU, **facts):
+        return choose_compile(machine, steps, **({"curriculum": False, "special": None, "obstacle": None} | facts))
 
-    assert choose().value is True
+    assert choose().value is choose(steps=1_000, machine=AMPERE).value is True
     refused = [choose(steps=10), choose(obstacle="no g++"), choose(curriculum=True), choose(special="adapters")]
     assert not any(choice.value for choice in refused)
     for choice, word in zip(refused, ("10 steps", "g++", "curriculum", "adapters"), strict=True):
