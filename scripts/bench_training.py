@@ -388,7 +388,7 @@ def show_reached(args, peer: list[dict], name: str, side: str, short: dict) -> N
     steps = min(reached)
     faster = median(peer, "seconds") / median(short[steps], "seconds")
     print(
-        f"{name}'s {best:.4f}: every seed of {side} is below it after {steps:,} steps, {steps * BATCH * BLOCK:,} tokens: "
+        f"{name}'s {best:.4f}: every seed of {side} is below it in {steps:,} steps, {steps * BATCH * BLOCK:,} tokens: "
         f"{faster:.1f}x less time, {args.steps / steps:.1f}x fewer tokens"
     )
 
