@@ -253,8 +253,10 @@ def run_bare(args, ids) -> dict:
     """What `ours` computes, in a loop of its own."""
     import torch
 
+    from mypt.training.hardware.freed import keep_freed
     from mypt.training.hardware.precision import matmul_precision
 
+    keep_freed()
     trainer = our_trainer(args)
     trainer.create_optimizer_and_scheduler(args.steps)
     model, optimizer, schedule = trainer.model.train(), trainer.optimizer, trainer.lr_scheduler

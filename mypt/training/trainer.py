@@ -20,6 +20,7 @@ from mypt.training.callbacks.curves import draw_what_ends_it
 from mypt.training.callbacks.signals import outlast_signals
 from mypt.training.flops import flops_per_token
 from mypt.training.hardware.compiled import compiled_layers
+from mypt.training.hardware.freed import keep_freed
 from mypt.training.hardware.out_of_memory import explain_out_of_memory
 from mypt.training.hardware.precision import matmul_precision
 from mypt.training.optimizers import decayed_parameters
@@ -48,6 +49,8 @@ class MyPTTrainer(WatchedTrainer):
 
     def train(self, *args, **kwargs):
         """With the precision of matrix products that was settled; out of memory says what would have fitted."""
+        if self.args.device.type == "cpu":
+            keep_freed()
         precision = matmul_precision(self.hardware.matmul_precision) if self.hardware else nullcontext()
         layers = compiled_layers(self.model, self.compile_layers)
         with precision, layers, draw_what_ends_it(self), explain_out_of_memory(self):

@@ -1,0 +1,45 @@
+"""Pages that one step frees are there for the next one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mypt.training.hardware.freed import keep_freed
+
+# Page faults of 20 steps that each take and free 64 MiB in blocks of 1 MiB, after two to warm up.
+STEPS = """
+import resource, sys, torch
+from mypt.training.hardware.freed import keep_freed
+torch.set_num_threads(1)
+kept = sys.argv[1] == "kept" and keep_freed()
+
+def step():
+    blocks = [torch.ones(2**18) for _ in range(64)]
+
+step(), step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str, **environment) -> tuple[str, int]:
+    done = subprocess.run([sys.executable, "-c", STEPS, how], capture_output=True, text=True, check=True,
+                          env=os.environ | environment)  # fmt: skip
+    kept, count = done.stdout.split()
+    return kept, int(count)
+
+
+@pytest.mark.skipif(not keep_freed(), reason="this C library is not glibc, or its allocator is already set")
+def test_the_steps_after_the_first_map_no_new_pages():
+    plain, kept = faults("plain"), faults("kept")
+    pages = 20 * 64 * 2**20 // os.sysconf("SC_PAGE_SIZE")
+    assert plain[0] == "False" and plain[1] > pages / 4
+    assert kept[0] == "True" and kept[1] < pages / 100
+
+
+def test_what_the_environment_says_counts():
+    assert faults("kept", MALLOC_TRIM_THRESHOLD_="131072")[0] == "False"
