@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config, preset_dimensions
 from mypt.planning.activations import stream_activations
 from mypt.planning.memory import COMPONENTS, HOLES, PHASES, training_memory
+from mypt.planning.parameters import dimensions_of
 from mypt.planning.step import Step
 from mypt.recipe import ModelSection
 from mypt.training.freeze import freeze
@@ -28,9 +30,9 @@ def frozen(step: Step) -> ModelSection:
     return ModelSection(freeze_layers=step.freeze_layers, freeze_embeddings=step.freeze_embeddings)
 
 
-def kept_bytes(config, step: Step) -> int:
+def kept_bytes(config, step: Step, model_class=MyPTForCausalLM) -> int:
     """Bytes that autograd keeps of one forward pass: no weights, no cast copies of them, nothing of the loss."""
-    model = MyPTForCausalLM(config).to(getattr(torch, step.weight_dtype)).train()
+    model = model_class(config).to(getattr(torch, step.weight_dtype)).train()
     model.set_attn_implementation(step.attention)
     freeze(model, frozen(step), {})
     if step.lora:
@@ -103,6 +105,15 @@ def test_activations_are_what_autograd_keeps(name, overrides, settings):
     config, step = tiny(name, **overrides), replace(PLAIN, **settings)
     estimate = training_memory(config.to_dict(), step)["phases"]["loss"]["activations"]
     assert kept_bytes(config, step) == pytest.approx(estimate, rel=0.02)
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh"])
+def test_a_stock_gpt2_keeps_what_its_written_out_gelu_keeps(activation):
+    sizes = {"vocab_size": 512, "n_embd": 192, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = GPT2Config(**sizes, **dropouts, activation_function=activation)
+    estimate = training_memory(dimensions_of(config.to_dict()), PLAIN)["phases"]["loss"]["activations"]
+    assert kept_bytes(config, PLAIN, GPT2LMHeadModel) == pytest.approx(estimate, rel=0.02)
 
 
 FREEZES = [{}, {"freeze_layers": 1}, {"freeze_embeddings": True}, {"freeze_layers": 2, "freeze_embeddings": True}]

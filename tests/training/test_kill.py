@@ -31,14 +31,19 @@ def wait_for(run: Path, step: int, process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
+def twins(content: dict, folder: Path) -> dict[str, Path]:
+    """Recipes of the same run in two folders, `whole` and `killed`."""
+    recipes = {name: folder / f"{name}.yaml" for name in ("whole", "killed")}
+    for name, path in recipes.items():
+        content["training"]["output_dir"] = str(folder / name)
+        path.write_text(yaml.safe_dump(content))
+    return recipes
+
+
 def test_three_kills_and_one_after_the_last_save(recipe_for, weights, tmp_path):
     content = recipe_for()
     content["training"] |= {"max_steps": 140, "save_steps": 20, "eval_steps": 20, "logging_steps": 1}
-    recipes = {}
-    for name in ("whole", "killed"):
-        content["training"]["output_dir"] = str(tmp_path / name)
-        recipes[name] = tmp_path / f"{name}.yaml"
-        recipes[name].write_text(yaml.safe_dump(content))
+    recipes = twins(content, tmp_path)
     whole = start(recipes["whole"])
     assert whole.wait() == 0, whole.stdout.read().decode()
 
@@ -125,11 +130,7 @@ def test_ten_kills_in_one_run(recipe_for, weights, tmp_path, schedule):
     """docs/safety.md has the command; with -s it prints what each kill hit."""
     content = recipe_for(optimizer={"schedule": schedule}, forgetting={"eval_windows": "all"})
     content["training"] |= {"max_steps": STEPS, "save_steps": EVERY, "eval_steps": EVERY, "logging_steps": 1}
-    recipes = {}
-    for name in ("whole", "killed"):
-        content["training"]["output_dir"] = str(tmp_path / name)
-        recipes[name] = tmp_path / f"{name}.yaml"
-        recipes[name].write_text(yaml.safe_dump(content))
+    recipes = twins(content, tmp_path)
     whole = start(recipes["whole"])
     output, run, hit = whole.communicate()[0].decode(), tmp_path / "killed", []
     assert whole.returncode == 0, output

@@ -20,7 +20,7 @@ from mypt.training.build import build_trainer
 from mypt.training.data import resolve_data
 from mypt.training.run import train
 from tests.training.test_distributed import launch
-from tests.training.test_kill import start, wait_for
+from tests.training.test_kill import start, twins, wait_for
 
 
 @pytest.fixture
@@ -66,11 +66,7 @@ def run_and_kill(content: dict, folder: Path) -> tuple[Path, Path, str]:
     """A run, and the same one killed at a random step and gone on with; the message names the step."""
     content["training"] |= {"max_steps": 90, "save_steps": 15, "eval_steps": 45, "logging_steps": 1}
     content["training"] |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
-    recipes = {}
-    for name in ("whole", "killed"):
-        content["training"]["output_dir"] = str(folder / name)
-        recipes[name] = folder / f"{name}.yaml"
-        recipes[name].write_text(yaml.safe_dump(content))
+    recipes = twins(content, folder)
     whole = start(recipes["whole"])
     output = whole.communicate()[0].decode()
     assert whole.returncode == 0, output
