@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -42,9 +43,33 @@ class MyPTRMSNorm(nn.RMSNorm):
     """`x / rms(x) * weight` over the last axis (Zhang 2019, 1910.07467), in the dtype of `x`."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # torch has one kernel for it on GPUs, and a compiler writes one; on a CPU autograd would run fourteen.
+        if self.training and hidden_states.device.type == "cpu" and not torch.compiler.is_compiling():
+            return _RMSNormOnCPU.apply(hidden_states, self.weight, self.eps)
         # Under autocast the weight is float32 beside bfloat16 heads, which torch's fused kernel refuses.
         weight = self.weight.to(hidden_states.dtype)
         return nn.functional.rms_norm(hidden_states, self.normalized_shape, weight, self.eps)
+
+
+class _RMSNormOnCPU(torch.autograd.Function):
+    """Keeps the input and 1 / rms alone. With n = x / rms and g = dy * weight: dx = (g - n * mean(g * n)) / rms."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        inverse = (length.square() / x.shape[-1] + eps).rsqrt()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        x, weight, inverse = ctx.saved_tensors
+        normed = x * inverse
+        of_weight = (gradient * normed).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        inner = gradient * weight.float()
+        shared = (inner * normed).mean(-1, keepdim=True)
+        return inner.sub_(normed.mul_(shared)).mul_(inverse).to(x.dtype), of_weight, None
 
 
 NORMS = {"rmsnorm": MyPTRMSNorm, "layernorm": nn.LayerNorm}

@@ -1,8 +1,8 @@
 """What autograd keeps of a forward pass until the backward pass, in bytes per token: counted operation by operation.
 
-The count is that of `MyPTForCausalLM` on a CPU, where the tests compare it with the tensors that autograd really saves;
-a few numbers per token (a norm's statistics, attention's log-sums) are left out. On a GPU RMSNorm is one kernel that
-keeps less. Stock Llama, Qwen and GPT-2 models run the same operations, but for GPT-2's GELU.
+The count is that of `MyPTForCausalLM`, on a CPU, where the tests compare it with the tensors that autograd really
+saves; a few numbers per token (a norm's statistics, attention's log-sums) are left out. Stock Llama, Qwen and GPT-2
+models run the same operations but for RMSNorm and GPT-2's GELU, which they write out.
 
 Three widths in bytes: w of a weight, and so of the residual stream; c of what matrix products compute in (under
 autocast smaller than w); 4 where float32 is used whatever the weights are.
@@ -27,17 +27,17 @@ def layer_activations(d: dict, block_size: int, weight: int, compute: int, atten
 
     d: complete dimensions. weight, compute: w and c. lora: {"r", "targets"}: adapters beside frozen weights.
 
-        norms        2 of: RMSNorm 4 C (its input) + 4 C (normalised, unless its weight is frozen); LayerNorm w C
+        norms        2 of: w C (the input); a stock RMSNorm 4 C + w C (normalised, unless its weight is frozen)
         inputs       of every group of projections that are trained: one copy of c bytes; under autocast one for each
                      projection, since autocast casts anew for each
-        attention    queries and keys 4 (A + K) before QK-norm and 4 (A + K) normalised; then SDPA c (A + 2 K);
-                     eager c 3 A, and of the weights, H T of them, float32 and a copy of c bytes if c < 4
+        attention    queries and keys c (A + K) before QK-norm, stock ones as above; then SDPA c (A + 2 K); eager c 3 A,
+                     and of the weights, H T of them, float32 and a copy of c bytes if c < 4
         MLP          gated: c F (inside + act, up); plain: c F inside; the product or act is the input of `down_proj`
         dropout      its mask, c C twice
     """
     trained = adapted(d, lora["targets"]) if lora else projections(d)
     inputs = sum(_inputs(d, group, trained, weight, compute, lora) for group in _SAME_INPUT)
-    norms = 2 * norm_activations(d, weight, frozen=bool(lora))
+    norms = 2 * _norm(d, d["hidden_size"], weight, bool(lora))
     dropout = 2 * compute * d["hidden_size"] if d.get("hidden_dropout") else 0
     kept = norms + inputs + dropout + _attention(d, block_size, compute, attention, bool(lora)) + _mlp(d, compute)
     # SDPA keeps its result; unless adapters cast it or leave it alone, that is the input of o_proj.
@@ -45,11 +45,11 @@ def layer_activations(d: dict, block_size: int, weight: int, compute: int, atten
     return kept + (compute * d["num_attention_heads"] * d["head_dim"] if own_result else 0)
 
 
-def norm_activations(d: dict, weight: int, frozen: bool = False) -> int:
-    """Bytes per token that a norm of the stream keeps, without its result."""
-    if d["norm_type"] == "layernorm":
-        return weight * d["hidden_size"]
-    return (1 if frozen else 2) * FLOAT32 * d["hidden_size"]
+def _norm(d: dict, width: int, size: int, frozen: bool) -> int:
+    """What a norm of `width` numbers of `size` bytes keeps, without its result."""
+    if d["norm_type"] == "rmsnorm" and d.get("model_type", "mypt") != "mypt":
+        return (FLOAT32 + (0 if frozen else size)) * width
+    return size * width
 
 
 def _inputs(d: dict, group: tuple, trained: dict, weight: int, compute: int, lora: dict | None) -> int:
@@ -67,7 +67,7 @@ def _attention(d: dict, block_size: int, compute: int, attention: str, frozen: b
     """Without the result, the input of `o_proj`."""
     heads = d["num_attention_heads"]
     queries, keys = heads * d["head_dim"], d["num_key_value_heads"] * d["head_dim"]
-    normed = (1 if frozen else 2) * FLOAT32 * (queries + keys) if d["qk_norm"] else 0
+    normed = _norm(d, queries + keys, compute, frozen) if d["qk_norm"] else 0
     dropped = bool(d.get("attention_dropout"))
     if attention == "eager":
         casts = compute * ((2 if dropped else 0) if compute == FLOAT32 else (2 if dropped else 1))
@@ -92,20 +92,19 @@ def stream_activations(d: dict, weight: int, compute: int, frozen: bool) -> int:
     if frozen:
         return 0
     dropout = weight * d["hidden_size"] if d.get("hidden_dropout") else 0
-    return norm_activations(d, weight) + compute * d["hidden_size"] + dropout
+    return _norm(d, d["hidden_size"], weight, frozen) + compute * d["hidden_size"] + dropout
 
 
 def spared_by_frozen_embeddings(d: dict, weight: int, compute: int, checkpointing: bool) -> int:
     """Bytes per token of the above that are not kept when nothing below the first trained layer needs a gradient.
 
-    The input of a tied head, which is frozen too; without checkpointing also the mask of the embeddings' dropout and,
-    of the first RMSNorm that is reached, the input.
+    The input of a tied head, which is frozen too; without checkpointing also the mask of the embeddings' dropout.
     """
     head = compute * d["hidden_size"] if d["tie_word_embeddings"] else 0
     if checkpointing:
         return head
     dropout = weight * d["hidden_size"] if d.get("hidden_dropout") else 0
-    return head + dropout + (FLOAT32 * d["hidden_size"] if d["norm_type"] == "rmsnorm" else 0)
+    return head + dropout
 
 
 def checkpointed_layer(d: dict, weight: int) -> int:

@@ -7,6 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from mypt import MyPTConfig, MyPTForCausalLM, MyPTForSequenceClassification, preset_config
+from mypt.models.modeling_mypt import MyPTRMSNorm
 
 SMALL = {
     "vocab_size": 128,
@@ -251,6 +252,32 @@ def test_shift_labels_train_the_last_position_too():
     torch.testing.assert_close(shorter, losses.view(2, 40)[:, :-1].mean())
     halved = model(inputs, labels=inputs, shift_labels=targets, num_items_in_batch=160).loss
     torch.testing.assert_close(halved, losses.sum() / 160)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+def test_the_norm_in_training_has_the_gradients_of_torchs(dtype, close, autocast):
+    x, gradient = (torch.randn(3, 5, 4, 32, generator=torch.Generator().manual_seed(n)).to(dtype) for n in range(2))
+    norm, results = MyPTRMSNorm(32, eps=1e-3), []
+    norm.weight.data.uniform_(0.5, 2.0)
+    for training in (True, False):
+        inputs = (x / 30).requires_grad_()  # small enough for eps to count
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = norm.train(training)(inputs)
+        results.append((output, *torch.autograd.grad(output, (inputs, norm.weight), gradient)))
+    for ours, torchs in zip(*results, strict=True):
+        assert ours.dtype == torchs.dtype
+        torch.testing.assert_close(ours, torchs, rtol=close, atol=close * torchs.abs().max().item())
+
+
+def test_a_frozen_norm_passes_its_gradient_on():
+    norm = MyPTRMSNorm(8, eps=1e-6).requires_grad_(False)
+    inputs = torch.arange(1.0, 9.0, requires_grad=True)
+    norm(inputs)[0].backward()
+    # y0 = x0 / r with r = sqrt(mean(x^2)) = sqrt(25.5): dy0/dxj = (delta0j - x0 xj / (8 * 25.5)) / r
+    expected = (torch.eye(8)[0] - torch.arange(1.0, 9.0) / 204) / 25.5**0.5
+    torch.testing.assert_close(inputs.grad, expected)
+    assert norm.weight.grad is None
 
 
 def test_gradient_checkpointing_changes_no_gradient():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config, preset_dimensions
@@ -114,6 +114,20 @@ def test_a_stock_gpt2_keeps_what_its_written_out_gelu_keeps(activation):
     config = GPT2Config(**sizes, **dropouts, activation_function=activation)
     estimate = training_memory(dimensions_of(config.to_dict()), PLAIN)["phases"]["loss"]["activations"]
     assert kept_bytes(config, PLAIN, GPT2LMHeadModel) == pytest.approx(estimate, rel=0.02)
+
+
+STOCK = {"llama": (LlamaConfig, LlamaForCausalLM, {}), "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 48})}
+
+
+@pytest.mark.parametrize("settings", [{}, BF16, ALL_BF16, {"lora_r": 4}, {"lora_r": 4} | ALL_BF16], ids=str)
+@pytest.mark.parametrize("kind", STOCK)
+def test_stock_models_keep_what_their_written_out_norms_keep(kind, settings):
+    config_class, model_class, more = STOCK[kind]
+    sizes = {"vocab_size": 512, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 2}
+    config = config_class(**sizes, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, **more)
+    step = replace(PLAIN, **settings)
+    estimate = training_memory(dimensions_of(config.to_dict()), step)["phases"]["loss"]["activations"]
+    assert kept_bytes(config, step, model_class) == pytest.approx(estimate, rel=0.02)
 
 
 FREEZES = [{}, {"freeze_layers": 1}, {"freeze_embeddings": True}, {"freeze_layers": 2, "freeze_embeddings": True}]
