@@ -32,6 +32,9 @@ REFUSED_TRAINING_KEYS = {
     "load_best_model_at_end": "OUT holds the final model and OUT/best the best one, both, always",
     "ignore_data_skip": "the stream starts at its exact sample; it is always true",
     "save_only_model": "a run must resume, and that needs the optimizer's state",
+    "bf16_full_eval": "evaluations compute as training does, so that their losses compare; set bf16",
+    "fp16_full_eval": "evaluations compute as training does, so that their losses compare; set fp16",
+    "dataloader_persistent_workers": "a run is one epoch of its stream, so that workers stay by themselves",
     "restore_callback_states_from_checkpoint": "the callbacks restore themselves; it is not needed",
     "enable_jit_checkpoint": "a signal is always answered with a checkpoint; HF's comes between a step's gradient and "
     "its update, where the random state is already the next step's",

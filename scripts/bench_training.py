@@ -13,6 +13,7 @@ Seconds are CPU seconds from the first step on, without evaluations and saves, w
 cache empty once for every kind of model: those seconds stand at the first seed. Speed is taken after 20 steps.
 "val" is the exact mean loss in nats per character over all of val, in windows of 64 that do not overlap.
 `--short`: further runs of ours, compiled and not, that end after so few steps: when do they reach a peer's loss?
+A call that was broken off goes on with the results in --work; another folder begins anew.
 "bare" is a plain loop with the model, optimizer, schedule, clipping and stream of "ours": what Trainer costs.
 "ours_compiled" compiles the layers, which `mypt train` does by itself in longer runs. "ours_adamw" is compiled, too,
 and has AdamW in Muon's place. "ours_gpt2" is nanoGPT's architecture (with biases) in our Trainer, in float32, with
@@ -24,6 +25,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -295,8 +297,20 @@ def child(args) -> None:
 
 
 def start(args, side: str, seed: int, steps: int) -> dict:
-    """One run in a process of its own."""
+    """One run in a process of its own, or the result of one that --work has."""
     name = f"{side}-{steps}-{seed}"
+    path = args.work / f"{name}.json"
+    words = "" if not path.exists() else " (done before)"
+    if not words:
+        run_child(args, side, seed, steps, name)
+    result = json.loads(path.read_text())
+    numbers = f"{result['ms']:.1f} ms/step, {result['seconds']:.1f} s, val {result['val']:.4f}"
+    print(f"  seed {seed}, {side}, {steps:,} steps: {numbers}{words}", flush=True)
+    return result
+
+
+def run_child(args, side: str, seed: int, steps: int, name: str) -> None:
+    shutil.rmtree(args.work / f"{name}-run", ignore_errors=True)  # of a call that was broken off
     command = [sys.executable, __file__, str(args.text), "--nanogpt", str(args.nanogpt), "--work", str(args.work),
                "--core", str(args.core), "--steps", str(steps), *(f"--ours={o}" for o in args.ours),
                "--child", json.dumps({"side": side, "seed": seed, "name": name})]  # fmt: skip
@@ -304,10 +318,6 @@ def start(args, side: str, seed: int, steps: int) -> dict:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    result = json.loads((args.work / f"{name}.json").read_text())
-    words = f"{result['ms']:.1f} ms/step, {result['seconds']:.1f} s, val {result['val']:.4f}"
-    print(f"  seed {seed}, {side}, {steps:,} steps: {words}", flush=True)
-    return result
 
 
 def spread(runs: list[dict], key: str, digits: int) -> str:

@@ -44,7 +44,8 @@ class MyPTRMSNorm(nn.RMSNorm):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # torch has one kernel for it on GPUs, and a compiler writes one; on a CPU autograd would run fourteen.
-        if self.training and hidden_states.device.type == "cpu" and not torch.compiler.is_compiling():
+        on_cpu = hidden_states.device.type == "cpu" and hidden_states.dtype != torch.float64
+        if self.training and on_cpu and not torch.compiler.is_compiling():
             return _RMSNormOnCPU.apply(hidden_states, self.weight, self.eps)
         # Under autocast the weight is float32 beside bfloat16 heads, which torch's fused kernel refuses.
         weight = self.weight.to(hidden_states.dtype)
@@ -52,7 +53,10 @@ class MyPTRMSNorm(nn.RMSNorm):
 
 
 class _RMSNormOnCPU(torch.autograd.Function):
-    """Keeps the input and 1 / rms alone. With n = x / rms and g = dy * weight: dx = (g - n * mean(g * n)) / rms."""
+    """Keeps the input and 1 / rms alone. With n = x / rms and g = dy * weight: dx = (g - n * mean(g * n)) / rms.
+
+    For one plain backward pass: higher derivatives and torch.func need the model in eval mode.
+    """
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -110,7 +110,7 @@ def planned_steps(
     if num_train_epochs is not None:
         epochs = exact("training.num_train_epochs", num_train_epochs)
         steps = math.ceil(epochs * whole("samples", samples) / whole("global_batch", global_batch))
-        return steps, f"training.num_train_epochs, {float(epochs):g} x {samples:,} samples / {global_batch:,} per step"
+        return steps, f"training.num_train_epochs, {float(epochs):g} x {samples:,} samples"
     tokens_per_step = whole("global_batch", global_batch) * whole("block_size", block_size)
     if coverage_target is not None:
         return steps_for_coverage(coverage_target, total_tokens, tokens_per_step), (

@@ -62,7 +62,9 @@ def knobs(dimensions: dict, step: Step, available: int) -> list[str]:
         found.append(f"turn on activation checkpointing: --training.activation_checkpointing=true {_flags(again)}")
     if found:
         return found
-    if not step.lora and fits(dimensions, _least(step, lora_r=8, optimizer="adamw"), available):
+    if not step.lora and fits(
+        dimensions, _least(step, lora_r=8, optimizer="adamw", freeze_layers=0, freeze_embeddings=False), available
+    ):
         found.append("train adapters beside the frozen model (a section `lora:`)")
     devices = next((n for n in (2, 4, 8, 16, 32, 64) if fits(dimensions, _least(step, fsdp=n), available)), None)
     if devices and devices > step.fsdp:

@@ -62,12 +62,19 @@ def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArgu
     values["max_steps"] = steps
     if recipe.optimizer.name not in OWN_OPTIMIZERS:
         values["optim"] = recipe.optimizer.name
+    elif "optim_args" in values:
+        raise RecipeError(f"training.optim_args is for HF's optimizers, and optimizer.name is {recipe.optimizer.name}")
     if not recipe.data.eval:
         values["eval_strategy"] = "no"
     if values["save_strategy"] != "steps":
         raise RecipeError(f"training.save_strategy is {values['save_strategy']!r}, expected steps: a run must resume")
     warmup = warmup_length(values["warmup_steps"], steps)
     if "lr_scheduler_type" not in values:
+        if "lr_scheduler_kwargs" in values:
+            raise RecipeError(
+                "training.lr_scheduler_kwargs needs a training.lr_scheduler_type; of optimizer.schedule "
+                f"{recipe.optimizer.schedule} the settings are optimizer.cooldown and optimizer.floor"
+            )
         values |= schedule_arguments(recipe.optimizer, steps, warmup)
     try:
         args = TrainingArguments(
@@ -89,8 +96,14 @@ def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArgu
 def hf_optimizer(name: str, args: TrainingArguments, model: PreTrainedModel) -> tuple[type, dict]:
     """Class and settings of HF's optimizer `name`, before anything is written.
 
-    Raises RecipeError with HF's own words for one that needs a package or a setting that is not there.
+    Raises RecipeError with HF's own words for one that needs a package or a setting that is not there, and for those
+    that measure other weights than they train.
     """
+    if name.startswith("schedule_free"):
+        raise RecipeError(
+            f"optimizer.name {name} is refused: the weights that it measures are a mean, those that it trains are "
+            "others, and a checkpoint holds one of both; optimizer.schedule: wsd needs no length in advance either"
+        )
     try:
         return Trainer.get_optimizer_cls_and_kwargs(args, model)
     except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:

@@ -30,7 +30,8 @@ def orthogonalize(matrices: torch.Tensor, steps: int, dtype: torch.dtype = torch
 def polynomials(steps: int) -> list[tuple[float, float, float]]:
     """(a, b, c) of a s + b s^3 + c s^5 for each step: the nearest to 1 on the interval that the one before left.
 
-    Their composition is the best that `steps` odd quintics can do on [LOWEST, 1] (Amsel et al. 2025, 2505.16932).
+    Their composition is the best that `steps` odd quintics can do on [LOWEST, 1] (Polar Express, Amsel et al. 2025,
+    2505.16932).
     """
     found, low, high = [], LOWEST, 1.0
     for _ in range(steps):

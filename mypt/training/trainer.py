@@ -13,6 +13,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from mypt.checkpoints.load import load_model
 from mypt.checkpoints.tensors import list_tensors
+from mypt.errors import MyPTError
 from mypt.streams.jit_loader import JitLoader
 from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
@@ -67,19 +68,28 @@ class MyPTTrainer(WatchedTrainer):
             "generator": torch.Generator(),
             "worker_init_fn": outlast_signals,
         }
+        if self.args.dataloader_num_workers:
+            options["prefetch_factor"] = self.args.dataloader_prefetch_factor
         if isinstance(self.train_dataset, JitStream):
             return JitLoader(self.train_dataset, **options)
         return DataLoader(self.train_dataset, batch_size=None, **options)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int:
         """Targets in the global batch: of our streams, whose windows are full, a constant; else counted and summed."""
-        if type(self.train_dataset) not in (ShardStream, JitStream):
+        if type(self.train_dataset) not in (ShardStream, JitStream) or not self.model.training:
             return super()._get_num_items_in_batch(batch_samples, device)
         processes = self.args.world_size if self.args.average_tokens_across_devices else 1
         return sum(batch["shift_labels"].numel() for batch in batch_samples) * processes
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Loss of every evaluation set by the exact evaluator, one log entry and one `on_evaluate` for all of them."""
+        """Loss of every evaluation set by the exact evaluator, one log entry and one `on_evaluate` for all of them.
+
+        Another `eval_dataset` is measured as by Trainer. Raises MyPTError when there is nothing to measure.
+        """
+        if eval_dataset is not None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if self.forgetting is None:
+            raise MyPTError("there is no evaluation set: the recipe has none in data.eval, and none was given")
         metrics = self.forgetting.measure(self.model, self.args, self.state)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -133,9 +143,16 @@ class MyPTTrainer(WatchedTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Take the moments and the position in the schedule from the checkpoint, the settings from the recipe."""
-        if checkpoint is None or not isinstance(self.lr_scheduler, LambdaLR):
+        if checkpoint is None:
             return super()._load_optimizer_and_scheduler(checkpoint)
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        if not isinstance(self.lr_scheduler, LambdaLR):  # it sets the rate by what it sees
+            super()._load_optimizer_and_scheduler(checkpoint)
+            ledger = self.state.stateful_callbacks.get("CoverageCallback", {}).get("attributes", {})
+            before = ledger.get("settings", {}).get("learning_rate") or self.args.learning_rate
+            for group, fresh in zip(self.optimizer.param_groups, settings, strict=True):
+                group.update(fresh, lr=group["lr"] * self.args.learning_rate / before)
+            return
         rates = [rate * self.safety.rate_factor for rate in self.lr_scheduler.base_lrs]
         super()._load_optimizer_and_scheduler(checkpoint)
         position, warmup = self.lr_scheduler.last_epoch, self.args.get_warmup_steps(self.args.max_steps)

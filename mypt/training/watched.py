@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from mypt.errors import RecipeError
 from mypt.training.callbacks.coverage import CoverageCallback
@@ -21,6 +22,8 @@ class WatchedTrainer(ShardedTrainer):
     on_nan: what is done about a step without a finite loss and gradient (`SafetyCallback`). A signal ends `train` with
     a checkpoint (`SignalCallback`); spikes.jsonl has the steps whose loss stands out (`SpikeCallback`).
     """
+
+    throughput = None  # a ThroughputCallback, which has to know when a step's batches are fetched
 
     def __init__(self, *args, on_nan: str = "stop", **kwargs):
         super().__init__(*args, **kwargs)
@@ -96,7 +99,11 @@ class WatchedTrainer(ShardedTrainer):
 
     def _look_at_weights(self) -> None:
         """An update may break what a finite gradient did not; the next loss would only show it one step later."""
-        if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
+        own = (p.to_local() if isinstance(p, DTensor) else p for p in self.model.parameters() if p.requires_grad)
+        sound = torch.stack([torch.isfinite(p).all().to(self.args.device) for p in own]).all().int()
+        if self.args.world_size > 1:  # under FSDP2 each process has its part
+            torch.distributed.all_reduce(sound, torch.distributed.ReduceOp.MIN)
+        if not sound:
             samples = (2 * self.next_sample() - self.next_sample(in_step=True), self.next_sample() - 1)
             lost = Beat(self.state.global_step, samples, math.nan, math.nan, stop=False, batches=[])
             self.safety.act(self, lost, in_step=False)

@@ -67,3 +67,9 @@ def test_divisors():
 
 def test_gibibytes_in_three_digits():
     assert [gibibytes(size * 2**30 // 1000) for size in (12, 1530, 24_040)] == ["0.012", "1.53", "24.0"]
+
+
+def test_a_model_with_frozen_layers_gets_advice_too():
+    step = Step(micro_batch_size=1, block_size=128, optimizer="muon", freeze_layers=2, freeze_embeddings=True)
+    assert knobs(preset_dimensions("modern-small"), step, 2**20) == ["take a smaller model"]
+    assert "train adapters" in knobs(preset_dimensions("modern-small"), replace(step, freeze_layers=0), 2**30)[0]

@@ -2,8 +2,9 @@
 
 import pytest
 
+from mypt.errors import RecipeError
 from mypt.recipe import parse_recipe
-from mypt.training.arguments import default_arguments
+from mypt.training.arguments import build_arguments, default_arguments
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,19 @@ def test_the_default_warm_up_ends_before_the_run():
     """The first step of a warm-up has the rate 0: a run of a single step would learn nothing."""
     warmups = [default_arguments(parse_recipe({}), 10**6, steps)["warmup_steps"] for steps in (1, 2, 19, 20, 30_000)]
     assert warmups == [0, 1, 1, 2, 2_000]
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        (
+            {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}},
+            "of optimizer.schedule wsd the settings are",
+        ),
+        ({"optim_args": "rank=8"}, "optim_args is for HF's optimizers, and optimizer.name is muon"),
+    ],
+)
+def test_what_would_be_left_unused_is_refused(training, words):
+    recipe = parse_recipe({"optimizer": {"name": "muon"}, "training": {"output_dir": "runs/x"} | training})
+    with pytest.raises(RecipeError, match=words):
+        build_arguments(recipe, parameters=1_000, steps=10)

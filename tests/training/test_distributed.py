@@ -22,11 +22,11 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 
 
-def launch(config: str | Path, recipe: Path, *options: str, code: int = 0) -> str:
+def launch(config: str | Path, recipe: Path, *options: str, code: int = 0, script: Path | None = None) -> str:
     command = [
         sys.executable, "-m", "accelerate.commands.launch",
         "--config_file", str(ROOT / "recipes" / "accelerate" / config),
-        "--main_process_port", "0", str(ROOT / "scripts" / "train.py"), str(recipe), *options,
+        "--main_process_port", "0", str(script or ROOT / "scripts" / "train.py"), str(recipe), *options,
     ]  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300,
@@ -181,6 +181,36 @@ def test_an_adapter_is_trained_alike(recipe_for, corpora, tmp_path, config):
     launch(config, written(adapted[1]), "--resume")
     one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
     assert furthest(one, two) < 1e-5
+
+
+BREAKING = """
+import math, sys
+from transformers import TrainerCallback
+from mypt.errors import MyPTError
+from mypt.recipe import load_recipe
+from mypt.training.build import build_trainer
+
+class Breaker(TrainerCallback):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 2 and args.process_index == 1:
+            next(model.parameters()).data.to_local()[0] = math.inf
+
+trainer = build_trainer(load_recipe(sys.argv[1]))
+trainer.add_callback(Breaker())
+try:
+    trainer.train()
+except MyPTError as error:
+    print(f"process {trainer.args.process_index}: {error}", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_weight_that_one_process_lost_stops_all(recipe_for, tmp_path):
+    (tmp_path / "breaking.py").write_text(BREAKING)
+    recipe = written(content_of(recipe_for, tmp_path / "run", 2))
+    output = launch("fsdp2_cpu_2.yaml", recipe, script=tmp_path / "breaking.py")
+    for rank in range(2):
+        assert f"process {rank}: the weights became nan or infinite by the update in step 4" in output
 
 
 @pytest.mark.slow

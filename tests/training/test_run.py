@@ -400,3 +400,30 @@ def test_a_damaged_environment_file_is_one_clear_error(recipe_for):
 def test_settings_that_would_break_a_promise_are_refused(recipe_for, key, value):
     with pytest.raises(RecipeError, match=key):
         parse_recipe(recipe_for(training=recipe_for()["training"] | {key: value}))
+
+
+def test_a_trainer_measures_what_it_is_given_and_says_when_there_is_nothing(recipe_for, tmp_path):
+    trainer = build_trainer(parse_recipe(recipe_for()))
+    trainer.evaluate()
+    trainer.evaluate()
+    assert [entry["step"] for entry in trainer.forgetting.history] == [0], "measured again"
+    windows = [{"input_ids": torch.arange(32), "labels": torch.arange(32)}]
+    assert set(trainer.evaluate(windows)) >= {"eval_loss"}
+    assert len(trainer.forgetting.history) == 1
+    content = recipe_for(data={"eval": {}})
+    content["training"]["output_dir"] = str(tmp_path / "blind")
+    blind = build_trainer(parse_recipe(content))
+    blind.forgetting = None
+    with pytest.raises(MyPTError, match="there is no evaluation set"):
+        blind.evaluate()
+
+
+def test_a_resume_below_one_pass_that_is_not_wanted_is_one_clear_error(recipe_for):
+    content = recipe_for(coverage={"strict": False, "confirm": False})
+    content["training"]["max_steps"] = 4
+    run = train(parse_recipe(content))
+    before = (run / "forgetting.json").read_text()
+    content["training"]["max_steps"], content["coverage"]["strict"] = 8, True
+    with pytest.raises(CheckFailed, match=r"coverage\.strict is true"):
+        train(parse_recipe(content), resume=True)
+    assert (run / "forgetting.json").read_text() == before

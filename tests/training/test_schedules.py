@@ -175,6 +175,19 @@ def test_one_schedule_moves_all_groups_of_any_optimizer(short, name, schedule):
     assert [group["lr"] for group in state["param_groups"]] == pytest.approx([final, final])
 
 
+def test_a_schedule_that_reacts_goes_on_from_its_place_at_the_new_rate(short, capsys):
+    content = short(4)
+    content["training"] |= {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_steps": 2}
+    run = train(parse_recipe(content))
+    content["training"] |= {"max_steps": 6, "learning_rate": 1.5e-3, "weight_decay": 0.3}
+    train(parse_recipe(content), resume=True)
+    assert rates(run) == pytest.approx([3e-3] * 4 + [1.5e-3] * 2)
+    printed = capsys.readouterr().out
+    assert "learning_rate 0.003 -> 0.0015" in printed and "weight_decay 0.1 -> 0.3" in printed
+    groups = torch.load(run / "checkpoint-6" / "optimizer.pt", weights_only=True)["param_groups"]
+    assert max(group["weight_decay"] for group in groups) == 0.3
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -182,6 +195,7 @@ def test_one_schedule_moves_all_groups_of_any_optimizer(short, name, schedule):
         ("adafctor", r"unknown optimizer.name 'adafctor'; did you mean 'adafactor'"),
         ("lomo", r"optimizer.name lomo: .*pip install lomo-optim"),
         ("galore_adamw", r"optimizer.name galore_adamw: .*galore_torch"),
+        ("schedule_free_adamw", r"schedule_free_adamw is refused: the weights that it measures are a mean"),
     ],
 )
 def test_an_optimizer_that_is_not_there_is_one_clear_error_before_the_run_begins(short, name, words):

@@ -21,6 +21,7 @@ from mypt.training.callbacks.progress import say
 from mypt.training.schedules import climb_of
 
 LEDGER_NAME = "coverage.json"
+RECORDED = ("weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm", "bf16", "fp16")  # of TrainingArguments
 
 
 class CoverageCallback(TrainerCallback, ExportableState):
@@ -141,6 +142,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
             "learning_rate": args.learning_rate,
             "schedule": f"{args.lr_scheduler_type.value} {json.dumps(args.lr_scheduler_kwargs or {}, sort_keys=True)}",
             "warmup_steps": args.get_warmup_steps(state.max_steps),
+            **{name: getattr(args, name) for name in RECORDED},
             "per_device_train_batch_size": args.per_device_train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "world_size": args.world_size,

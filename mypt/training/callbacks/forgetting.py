@@ -168,6 +168,8 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             metrics[f"forgetting/{name}_delta"] = readings[name].delta
         metrics["eval_constrained_loss"] = self._constrained(readings)
         sets = {name: vars(reading) for name, reading in readings.items()}
+        if self.history and self.history[-1]["step"] == state.global_step:
+            self.history.pop()  # measured again
         self.history.append(
             {"step": state.global_step, "sets": sets, "constrained_loss": metrics["eval_constrained_loss"]}
         )
@@ -191,7 +193,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
     # ---- files ----
 
     def draw(self, args, state) -> None:
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and self.history:
             plot_forgetting(self.report(), Path(args.output_dir) / "forgetting.png")
 
     def report(self) -> dict:

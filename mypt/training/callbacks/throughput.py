@@ -27,6 +27,7 @@ class ThroughputCallback(TrainerCallback):
         self.block_size = block_size
         self.peak: Peak | None = None
         self._seconds: dict[str, float] = {}
+        self._entries = 0
 
     # ---- HF's events, in the order in which they come ----
 
@@ -78,6 +79,8 @@ class ThroughputCallback(TrainerCallback):
 
     def _mark(self, kind: str, state) -> None:
         """What began at the last mark and ends here was of this kind."""
+        if self.peak is None:  # an evaluation, and nothing is trained yet
+            return
         if len(state.log_history) != self._entries:  # a callback has evaluated by itself and left its reading
             kind, self._entries = STARTUP if kind == STARTUP else OUTSIDE, len(state.log_history)
         self._marks.append((kind, self._clock.mark()))

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from mypt.errors import MyPTError, RecipeError
 from mypt.planning.fit import fits
-from mypt.planning.parameters import dimensions_of
+from mypt.planning.parameters import adapted, dimensions_of
 from mypt.planning.step import Step
 from mypt.recipe import RESOLVED_NAME, Recipe, load_recipe
 from mypt.training.hardware.attention import settle_attention
@@ -68,7 +68,7 @@ def settle_hardware(recipe: Recipe, model: PreTrainedModel, run: Path | None) ->
     if run and (run / RESOLVED_NAME).is_file():
         recipe, recalled = recall(recipe, load_recipe(run))
     base = getattr(model, "get_base_model", lambda: model)()  # of adapters
-    hardware = Hardware(_shared_machine(), recalled, _dimensions(base))
+    hardware = Hardware(_shared_machine(base), recalled, _dimensions(recipe, base))
     for settle in (_dtype, _precision, _attention, _liger, _batch):
         recipe = settle(recipe, hardware, base)
     step = _step(recipe, hardware, passes_per_step(recipe)) if hardware.dimensions else None
@@ -107,20 +107,28 @@ def passes_per_step(recipe: Recipe) -> int:
     return settle_batch(tokens, recipe.data.block_size, processes, micro_batch_size=given[BATCH[0]]).accumulation
 
 
-def _shared_machine() -> Machine:
-    """This process's device, with the least free memory that any process has; on a CPU they share it."""
+def _shared_machine(model: PreTrainedModel) -> Machine:
+    """This process's device, with the least free memory that any process has; on a CPU they share it.
+
+    Free is what was free before the model was loaded, as for a plan: the memory model counts the weights.
+    """
     state = PartialState()
     machine = machine_of(state.device)
     free = machine.free
     if free and machine.device == "cpu":
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+        free += sum(parameter.nbytes for parameter in model.parameters())
     frees = [size for size in (gather_object([free]) if state.num_processes > 1 else [free]) if size]
     return replace(machine, free=min(frees, default=None))
 
 
-def _dimensions(model: PreTrainedModel) -> dict | None:
+def _dimensions(recipe: Recipe, model: PreTrainedModel) -> dict | None:
+    """None for a model that the memory model does not know, or not by the names of its LoRA targets (`c_attn`)."""
     try:
-        return dimensions_of(model.config.to_dict())
+        dimensions = dimensions_of(model.config.to_dict())
+        if recipe.lora:
+            adapted(dimensions, recipe.lora.target_modules)
+        return dimensions
     except MyPTError:
         return None
 

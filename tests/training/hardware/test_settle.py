@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from mypt.errors import RecipeError
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config
 from mypt.recipe import load_recipe, parse_recipe, save_recipe
+from mypt.training.hardware import settle
 from mypt.training.hardware.choices import choose_dtype
 from mypt.training.hardware.machine import Machine, this_machine
 from mypt.training.hardware.settle import Hardware, passes_per_step, settle_compile, settle_hardware
@@ -144,3 +146,18 @@ def test_a_compiled_run_resumes_to_the_same_weights_under_clean_names(recipe_for
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     metrics = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert any("eval_domain_loss" in entry for entry in metrics)
+
+
+def test_what_is_free_is_what_was_before_the_model_was_loaded(model, monkeypatch):
+    monkeypatch.setattr(settle, "machine_of", lambda device: Machine("cpu", 10**9, "float32", free=10**8))
+    _, hardware = settle_hardware(recipe(), model, None)
+    assert hardware.machine.free == 10**8 + 4 * model.num_parameters()
+
+
+def test_adapters_of_a_stock_model_by_its_own_names_do_without_the_memory_model():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2))
+    for lora, known in (({"target_modules": ["c_attn"]}, False), ({}, True)):
+        settings = recipe(model={"init_from": "gpt2"}, lora=lora, data={"tokens_per_step": 256})
+        _, hardware = settle_hardware(settings, model, None)
+        assert bool(hardware.dimensions) == known
+        assert any(line.startswith("batch: 256 tokens") for line in hardware.lines)
