@@ -293,20 +293,25 @@ def child(args) -> None:
 
     torch.set_num_threads(1)
     report = SIDES[args.side](args, read_ids(args.data))
-    (args.work / f"{args.name}.json").write_text(json.dumps(report))
+    (args.work / f"{args.name}.json").write_text(json.dumps(report | {"changes": changes(args, args.side)}))
 
 
 def start(args, side: str, seed: int, steps: int) -> dict:
     """One run in a process of its own, or the result of one that --work has."""
     name = f"{side}-{steps}-{seed}"
-    path = args.work / f"{name}.json"
-    words = "" if not path.exists() else " (done before)"
-    if not words:
+    path, words = args.work / f"{name}.json", " (done before)"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    if result.get("changes") != changes(args, side):
         run_child(args, side, seed, steps, name)
-    result = json.loads(path.read_text())
+        result, words = json.loads(path.read_text()), ""
     numbers = f"{result['ms']:.1f} ms/step, {result['seconds']:.1f} s, val {result['val']:.4f}"
     print(f"  seed {seed}, {side}, {steps:,} steps: {numbers}{words}", flush=True)
     return result
+
+
+def changes(args, side: str) -> list[str]:
+    """Of the recipe, for those that are trained by one."""
+    return args.ours if side in OURS else []
 
 
 def run_child(args, side: str, seed: int, steps: int, name: str) -> None:
@@ -421,6 +426,8 @@ def parse() -> argparse.Namespace:
     add("--work", type=Path, default=Path("bench_training"), help="folder for data and runs (bench_training)")
     add("--child", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if not args.child:
+        args.work = args.work / args.text.stem
     args.data = args.work / "data"
     if not args.nanogpt:
         args.sides = [side for side in args.sides if side != "nanogpt"]

@@ -49,3 +49,6 @@ def test_two_sides_and_a_short_run(tmp_path):
     assert {"hf_llama", "ours"} <= rows.keys()
     assert "tokens per second, ours / hf_llama: " in done.stdout and "ours in 21 steps: " in done.stdout
     assert (tmp_path / "plot.png").stat().st_size > 1_000
+    again = subprocess.run([*command, "--ours=--optimizer.momentum=0.8"], capture_output=True, text=True).stdout
+    lines = [line for line in again.splitlines() if line.startswith("  seed")]
+    assert [line.endswith("(done before)") for line in lines] == [True, False, False], again
