@@ -387,10 +387,10 @@ def plot(args, full: dict, short: dict) -> None:
     for side, group in full.items():
         group = [*group, *(run for (one, _), runs in short.items() if one == side for run in runs)]
         axes.scatter([run["seconds"] for run in group], [run["val"] for run in group], label=side, s=24)
-    axes.set(xscale="log", xlabel="CPU seconds of training (one core)", ylabel="val, nats per character")
-    axes.set_title(
-        f"{args.text.name}: {args.steps:,} steps" + "".join(f", ours also {steps:,}" for steps in args.short)
-    )
+    axes.set(xlabel="CPU seconds of training (one core)", ylabel="val, nats per character", xlim=(0, None))
+    also = ", ".join(f"{steps:,}" for steps in args.short)
+    axes.set_title(f"{args.text.name}: {args.steps:,} steps" + (f", ours also {also}" if also else ""))
+    axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(args.plot, dpi=120)
     pyplot.close(figure)
