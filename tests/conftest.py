@@ -73,7 +73,7 @@ ROOT = Path(__file__).parents[1]
 SHORT = (
     "--training.eval_steps=1", "--training.save_steps=2", "--training.per_device_train_batch_size=2",
     "--training.gradient_accumulation_steps=1", "--training.bf16=false", "--data.block_size=32",
-    "--forgetting.eval_windows=4", "--yes",
+    "--data.tokens_per_step=", "--forgetting.eval_windows=4", "--yes",
 )  # fmt: skip
 TINY = (
     "--model.num_hidden_layers=1", "--model.hidden_size=32", "--model.num_attention_heads=2",
