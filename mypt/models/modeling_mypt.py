@@ -43,7 +43,7 @@ class MyPTRMSNorm(nn.RMSNorm):
     """`x / rms(x) * weight` over the last axis (Zhang 2019, 1910.07467), in the dtype of `x`."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # torch has one kernel for it on GPUs, and a compiler writes one; on a CPU autograd would run fourteen.
+        # torch has one kernel for it on GPUs, and a compiler writes one; on a CPU autograd would go step by step.
         on_cpu = hidden_states.device.type == "cpu" and hidden_states.dtype != torch.float64
         if self.training and on_cpu and not torch.compiler.is_compiling():
             return _RMSNormOnCPU.apply(hidden_states, self.weight, self.eps)

@@ -30,10 +30,7 @@ def test_the_default_warm_up_ends_before_the_run():
 @pytest.mark.parametrize(
     ("training", "words"),
     [
-        (
-            {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}},
-            "of optimizer.schedule wsd the settings are",
-        ),
+        ({"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}}, "of optimizer.schedule wsd the settings are"),
         ({"optim_args": "rank=8"}, "optim_args is for HF's optimizers, and optimizer.name is muon"),
     ],
 )
