@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,10 @@ import numpy as np
 import pytest
 
 from tests.hub import hub, logged_in  # noqa: F401
+
+# A shell's background job begins with Ctrl-C ignored, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files of few tests that take long: begun first, so that no worker is left with one when the others have ended.
 LONG = (
@@ -163,7 +168,7 @@ class CommandRunner:
             return stop.code
 
     def _process(self, words: list[str]) -> int:
-        done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
         print(done.stdout, done.stderr)
         return done.returncode
 

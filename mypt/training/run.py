@@ -4,6 +4,7 @@ import signal
 import time
 from pathlib import Path
 
+from accelerate import Accelerator
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mypt.checkpoints.complete import read_state
@@ -57,9 +58,7 @@ def finish(trainer: MyPTTrainer) -> Path:
     if trainer.is_world_process_zero():
         run_folder.publish(run, best["best_model_checkpoint"])
         print(words)
-    # A process that leaves while another still writes would take the whole launch down.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    part(trainer.accelerator)
     # Last, since the other processes would not wait for hours.
     if trainer.upload and trainer.is_world_process_zero():
         trainer.upload.finish(run)
@@ -82,8 +81,7 @@ def _stopped_before(trainer: MyPTTrainer, done: dict) -> str | None:
 
 def _leave(trainer: MyPTTrainer) -> None:
     """End after a signal: all processes together, one of them with a word."""
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    part(trainer.accelerator)
     number, state = trainer.signals.number, trainer.state
     if not trainer.is_world_process_zero():
         raise SystemExit(128 + number)
@@ -93,3 +91,12 @@ def _leave(trainer: MyPTTrainer) -> None:
         f"everything is in {checkpoint}: the same command with --resume goes on from there",
         number,
     )
+
+
+def part(accelerator: Accelerator) -> None:
+    """All processes end together: one that leaves while another still writes would take the whole launch down."""
+    accelerator.wait_for_everyone()
+    # gloo's threads need the interpreter's lock to drop the last messages. Whoever drops the group after this holds
+    # that lock and waits for the threads: for ever, if they are not done by then (pytorch issues 56297 and 190489).
+    time.sleep(0.1)
+    accelerator.end_training()

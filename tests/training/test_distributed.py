@@ -213,6 +213,31 @@ def test_a_weight_that_one_process_lost_stops_all(recipe_for, tmp_path):
         assert f"process {rank}: the weights became nan or infinite by the update in step 4" in output
 
 
+PARTING = """
+from pathlib import Path
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from mypt.training.run import part
+
+for turn in range(100):
+    meet = InitProcessGroupKwargs(init_method=f"file://{Path(__file__).parent / str(turn)}")
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[meet])
+    model = accelerator.prepare(torch.nn.Linear(4, 4))
+    model(torch.ones(3, 4)).sum().backward()
+    accelerator.gather(torch.ones(5))
+    part(accelerator)
+    del model, accelerator
+    AcceleratorState._reset_state(True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_part_without_waiting_for_each_other_for_ever(recipe_for, tmp_path):
+    (tmp_path / "parting.py").write_text(PARTING)
+    launch("cpu_2.yaml", written(content_of(recipe_for, tmp_path / "run", 2)), script=tmp_path / "parting.py")
+
+
 @pytest.mark.slow
 def test_fsdp_1_is_refused(recipe_for, tmp_path):
     changes = {"fsdp_version": 1, "fsdp_reshard_after_forward": "FULL_SHARD"}
