@@ -109,6 +109,15 @@ class MyPTRotaryEmbedding(nn.Module):
         return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
 
+def cast_once(hidden_states: torch.Tensor) -> torch.Tensor:
+    """The input of several projections, as autocast would cast it, and keep it, for each of them."""
+    kind = hidden_states.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if autocast and hidden_states.dtype == torch.float32:
+        return hidden_states.to(torch.get_autocast_dtype(kind))
+    return hidden_states
+
+
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn each pair (x[i], x[i + D/2]) of `states`, (B, heads, T, D), by its angle."""
     first, second = states.chunk(2, dim=-1)
@@ -169,6 +178,7 @@ class MyPTAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        hidden_states = cast_once(hidden_states)
         query = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)  # (B, H, T, D)
         key = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)  # (B, K, T, D)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)  # (B, K, T, D)
@@ -207,6 +217,7 @@ class MyPTMLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.gated:
+            hidden_states = cast_once(hidden_states)
             return self.down_proj(self._activate(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
         return self.down_proj(self._activate(self.up_proj(hidden_states)))
 

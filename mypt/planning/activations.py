@@ -28,8 +28,8 @@ def layer_activations(d: dict, block_size: int, weight: int, compute: int, atten
     d: complete dimensions. weight, compute: w and c. lora: {"r", "targets"}: adapters beside frozen weights.
 
         norms        2 of: w C (the input); a stock RMSNorm 4 C + w C (normalised, unless its weight is frozen)
-        inputs       of every group of projections that are trained: one copy of c bytes; under autocast one for each
-                     projection, since autocast casts anew for each
+        inputs       of every group of projections that are trained: one copy of c bytes; under autocast stock models
+                     and adapters keep one for each projection, since autocast casts anew for each
         attention    queries and keys c (A + K) before QK-norm, stock ones as above; then SDPA c (A + 2 K); eager c 3 A,
                      and of the weights, H T of them, float32 and a copy of c bytes if c < 4
         MLP          gated: c F (inside + act, up); plain: c F inside; the product or act is the input of `down_proj`
@@ -60,7 +60,8 @@ def _inputs(d: dict, group: tuple, trained: dict, weight: int, compute: int, lor
     inner = lora["r"] * len(members) * compute if lora else 0
     if lora and weight != FLOAT32:  # adapters are float32 and cast their input
         return len(members) * FLOAT32 * width + inner * FLOAT32 // compute
-    return (1 if weight == compute else len(members)) * compute * width + inner
+    once = weight == compute or (d.get("model_type", "mypt") == "mypt" and not lora)
+    return (1 if once else len(members)) * compute * width + inner
 
 
 def _attention(d: dict, block_size: int, compute: int, attention: str, frozen: bool) -> int:
