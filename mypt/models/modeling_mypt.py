@@ -109,15 +109,6 @@ class MyPTRotaryEmbedding(nn.Module):
         return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
 
-def cast_once(hidden_states: torch.Tensor) -> torch.Tensor:
-    """The input of several projections, as autocast would cast it, and keep it, for each of them."""
-    kind = hidden_states.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    if autocast and hidden_states.dtype == torch.float32:
-        return hidden_states.to(torch.get_autocast_dtype(kind))
-    return hidden_states
-
-
 def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn each pair (x[i], x[i + D/2]) of `states`, (B, heads, T, D), by its angle."""
     first, second = states.chunk(2, dim=-1)
@@ -178,7 +169,6 @@ class MyPTAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        hidden_states = cast_once(hidden_states)
         query = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)  # (B, H, T, D)
         key = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)  # (B, K, T, D)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)  # (B, K, T, D)
@@ -217,7 +207,6 @@ class MyPTMLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.gated:
-            hidden_states = cast_once(hidden_states)
             return self.down_proj(self._activate(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
         return self.down_proj(self._activate(self.up_proj(hidden_states)))
 
@@ -227,6 +216,17 @@ class MyPTMLP(nn.Module):
         if self.written_out and self.training:
             return nn.functional.gelu(states, approximate="tanh")
         return self.act_fn(states)
+
+
+def read(hidden_states: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+    """The normed stream in the dtype in which autocast computes: it would cast, and keep, one for each projection."""
+    states = norm(hidden_states)
+    kind = states.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    # Beside frozen weights nothing is kept, and adapters compute from float32.
+    if autocast and states.dtype == torch.float32 and norm.weight.requires_grad:
+        return states.to(torch.get_autocast_dtype(kind))
+    return states
 
 
 class MyPTDecoderLayer(GradientCheckpointingLayer):
@@ -242,9 +242,9 @@ class MyPTDecoderLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        attention, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        attention, _ = self.self_attn(read(hidden_states, self.input_layernorm), **kwargs)
         hidden_states = hidden_states + self.dropout(attention)
-        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+        return hidden_states + self.dropout(self.mlp(read(hidden_states, self.post_attention_layernorm)))
 
 
 class MyPTPreTrainedModel(PreTrainedModel):
