@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mypt.errors import RecipeError
-from mypt.recipe import OWN_OPTIMIZERS, Recipe
+from mypt.recipe import OWN_OPTIMIZERS, OptimizerSection, Recipe
 from mypt.training.schedules import schedule_arguments, warmup_length
 
 LORA_RATE = 2  # times the whole model's; from 7B parameters on it makes QLoRA's 2e-4 (Dettmers et al. 2023)
@@ -52,6 +52,17 @@ def default_arguments(recipe: Recipe, parameters: int, steps: int) -> dict:
         # Trainer writes this into the model's config; false would make every loaded checkpoint generate slowly.
         "use_cache": True,
     }
+
+
+def unused_settings(recipe: Recipe) -> list[str]:
+    """What a recipe sets in `optimizer` though its optimizer or its schedule has no such thing."""
+    names = [] if recipe.optimizer.name == "muon" else ["momentum", "ns_steps"]
+    if "lr_scheduler_type" in recipe.training:
+        names += ["schedule", "cooldown", "floor"]
+    elif recipe.optimizer.schedule != "wsd":
+        names += ["cooldown"]
+    given, usual = vars(recipe.optimizer), vars(OptimizerSection())
+    return [f"optimizer.{name} {given[name]}" for name in names if given[name] != usual[name]]
 
 
 def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArguments:

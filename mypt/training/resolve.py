@@ -12,7 +12,7 @@ from mypt.planning.coverage import planned_steps
 from mypt.recipe import ModelSection, Recipe
 from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
-from mypt.training.arguments import build_arguments, default_arguments
+from mypt.training.arguments import build_arguments, default_arguments, unused_settings
 from mypt.training.data import RunData
 from mypt.training.hardware.settle import Hardware, passes_per_step, settle_compile
 from mypt.training.stream import data_identity
@@ -105,6 +105,8 @@ def settle_arguments(
             print(
                 f"lora: {trained:,} of them are trained ({trained / model.num_parameters():.2%}), rank {recipe.lora.r}"
             )
+        if unused := unused_settings(recipe):
+            print(f"without effect on {recipe.optimizer.name} and this schedule: {', '.join(unused)}")
         print(f"defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
     recipe.training |= chosen | {"max_steps": steps}
     recipe.training.pop("num_train_epochs", None)

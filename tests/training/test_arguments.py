@@ -4,7 +4,7 @@ import pytest
 
 from mypt.errors import RecipeError
 from mypt.recipe import parse_recipe
-from mypt.training.arguments import build_arguments, default_arguments
+from mypt.training.arguments import build_arguments, default_arguments, unused_settings
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,20 @@ def test_what_would_be_left_unused_is_refused(training, words):
     recipe = parse_recipe({"optimizer": {"name": "muon"}, "training": {"output_dir": "runs/x"} | training})
     with pytest.raises(RecipeError, match=words):
         build_arguments(recipe, parameters=1_000, steps=10)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "training", "unused"),
+    [
+        ({"name": "muon", "momentum": 0.9, "ns_steps": 5, "cooldown": 0.3}, {}, []),
+        ({"name": "adamw", "momentum": 0.9, "schedule": "linear"}, {}, ["optimizer.momentum 0.9"]),
+        ({"name": "muon", "cooldown": 0.3, "schedule": "linear", "floor": 0.1}, {}, ["optimizer.cooldown 0.3"]),
+        (
+            {"name": "muon", "schedule": "linear", "floor": 0.1},
+            {"lr_scheduler_type": "cosine"},
+            ["optimizer.schedule linear", "optimizer.floor 0.1"],
+        ),
+    ],
+)
+def test_what_has_no_effect_is_said(optimizer, training, unused):
+    assert unused_settings(parse_recipe({"optimizer": optimizer, "training": training})) == unused
