@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from mypt import MyPTConfig, MyPTForCausalLM, MyPTForSequenceClassification, preset_config
-from mypt.models.modeling_mypt import MyPTRMSNorm
+from mypt.models.modeling_mypt import MyPTRMSNorm, read
 
 SMALL = {
     "vocab_size": 128,
@@ -268,6 +268,16 @@ def test_the_norm_in_training_has_the_gradients_of_torchs(dtype, close, autocast
     for ours, torchs in zip(*results, strict=True):
         assert ours.dtype == torchs.dtype
         torch.testing.assert_close(ours, torchs, rtol=close, atol=close * torchs.abs().max().item())
+
+
+def test_what_trained_projections_read_is_cast_once():
+    norm, stream = MyPTRMSNorm(8, eps=1e-6), torch.ones(1, 2, 8)
+    assert read(stream, norm).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert read(stream, norm).dtype == torch.bfloat16
+        assert read(stream.double(), norm).dtype == torch.float64  # autocast leaves it alone
+        assert read(stream, norm.requires_grad_(False)).dtype == torch.float32
+    assert read(stream.to("meta"), MyPTRMSNorm(8, eps=1e-6).to("meta")).dtype == torch.float32  # knows no autocast
 
 
 def test_a_frozen_norm_passes_its_gradient_on():
