@@ -14,6 +14,7 @@ from mypt.streams.resume import events_since, source_of
 from mypt.streams.windows import document_positions
 
 CHUNK = 16_384  # samples whose places are worked out at once: numpy's cost per call then vanishes
+FIRST_CHUNK = 256  # doubled up to CHUNK: a small dataset has many epochs in a large chunk, each with its own order
 AHEAD = 256  # windows (to twice as many) for which the system is asked before they are read
 READ_TOKENS = 65_536  # copied out of the shards at once: few calls, and they are still in the cache when widened
 SINGLES = 16  # samples that share memory when they are given one by one: one that is kept keeps so many
@@ -122,10 +123,10 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
         worker = torch.utils.data.get_worker_info()
         batch, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         size = self.micro_batch_size or 1
-        per_chunk = max(1, CHUNK // size)
+        chunk = FIRST_CHUNK
         while True:
             timeline = self.timeline
-            batches = batch + stride * np.arange(per_chunk)
+            batches = batch + stride * np.arange(max(1, chunk // size))
             samples = self.start_sample + (batches * self.world_size + self.rank)[:, None] * size + np.arange(size)
             items = self._items(*self.places(samples.reshape(-1)))
             for first, item in zip(samples[:, 0].tolist(), items, strict=True):
@@ -134,6 +135,7 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
                 self._reached = self.start_sample + (batch + 1) * self.world_size * size
                 yield cut(item, length_at(self.curriculum, first)) if self.curriculum else item
                 batch += stride
+            chunk = min(2 * chunk, CHUNK)
 
     def _items(self, owners: np.ndarray, starts: np.ndarray) -> Iterator[dict[str, torch.Tensor]]:
         """The windows at these places: in micro-batches, or one by one out of small ones, which is faster."""

@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +13,9 @@ from mypt.checkpoints.complete import what_is_missing
 from mypt.recipe import parse_recipe
 from mypt.training.build import build_trainer
 from mypt.training.run import train
+from tests.processes import launch
 
-ROOT, SCRIPT = Path(__file__).parents[2], Path(__file__).with_name("two_processes.py")
+SCRIPT = Path(__file__).with_name("two_processes.py")
 specification = importlib.util.spec_from_file_location("two_processes", SCRIPT)
 two_processes = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(two_processes)
@@ -37,13 +35,7 @@ def test_two_processes_decide_as_one(recipe_for, weights, rewind, tmp_path):
         content["training"] |= {"output_dir": str(tmp_path / name), "per_device_train_batch_size": 2}
         content["safety"] = {"on_nan": "skip" if name == "skipped" else "stop"}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch",
-        "--config_file", str(ROOT / "recipes" / "accelerate" / "cpu_2.yaml"), "--main_process_port", "0",
-        str(SCRIPT), str(tmp_path),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout + done.stderr
+    launch("cpu_2.yaml", tmp_path, script=SCRIPT)
 
     # Ranks with 15 + 3 and 0 + 9 targets weigh by targets, not by rank.
     losses, gradients = two_processes.ignored_labels(tmp_path / "alone")

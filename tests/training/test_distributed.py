@@ -1,10 +1,7 @@
 """Two real processes (gloo, through accelerate launch and the shipped configs) are one process with the same batch."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,23 +14,9 @@ from transformers import AutoModelForCausalLM
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.recipe import parse_recipe
 from mypt.training.run import train
+from tests.processes import ROOT, launch
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
-
-
-def launch(config: str | Path, argument: Path, *options: str, code: int = 0, script: Path | None = None) -> str:
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch",
-        "--config_file", str(ROOT / "recipes" / "accelerate" / config),
-        "--main_process_port", "0", str(script or ROOT / "scripts" / "train.py"), str(argument), *options,
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
-    return done.stdout if code == 0 else done.stdout + done.stderr
 
 
 def evaluations(run: Path) -> list[dict]:

@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,14 +10,14 @@ import torch
 import yaml
 
 from mypt.checkpoints.complete import SAVING_NAME, what_is_missing
+from tests.processes import Command
 
 
-def start(recipe: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "mypt", "train", str(recipe), "--resume"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+def start(recipe: Path, **options) -> Command:
+    return Command(["train", recipe, "--resume"], **options)
 
 
-def wait_for(run: Path, step: int, process: subprocess.Popen) -> None:
+def wait_for(run: Path, step: int, process: Command) -> None:
     """Until the run has logged `step`, or has ended."""
     began = time.time()
     while process.poll() is None:
@@ -45,22 +43,19 @@ def test_three_kills_and_one_after_the_last_save(recipe_for, weights, tmp_path):
     content["training"] |= {"max_steps": 140, "save_steps": 20, "eval_steps": 20, "logging_steps": 1}
     recipes = twins(content, tmp_path)
     whole = start(recipes["whole"])
-    assert whole.wait() == 0, whole.stdout.read().decode()
+    assert whole.wait() == 0, whole.output()
 
     moments = sorted(random.SystemRandom().sample(range(5, 110), 3))
     for moment in moments:
         process = start(recipes["killed"])
         wait_for(tmp_path / "killed", moment, process)
         process.kill()
-        process.wait()
     process = start(recipes["killed"])
     while process.poll() is None and what_is_missing(tmp_path / "killed" / "checkpoint-140"):
         time.sleep(0.002)
     process.kill()  # after the last save, before or while the final model is written
-    process.wait()
     final = start(recipes["killed"])
-    output = final.communicate()[0].decode()
-    assert final.returncode == 0, f"killed at {moments}: {output}"
+    assert final.wait() == 0, f"killed at {moments}: {final.output()}"
 
     left, right = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(left[name], right[name]) for name in left), f"killed at {moments}"
@@ -70,7 +65,8 @@ def test_three_kills_and_one_after_the_last_save(recipe_for, weights, tmp_path):
         json.loads((tmp_path / name / "forgetting.json").read_text())["history"] for name in ("whole", "killed")
     ]
     assert histories[0] == histories[1]
-    assert "already complete: step 140 of 140" in start(recipes["killed"]).communicate()[0].decode()
+    again = start(recipes["killed"])
+    assert again.wait() == 0 and "already complete: step 140 of 140" in again.output()
 
 
 EVERY, STEPS = 20, 240
@@ -93,11 +89,11 @@ def evaluating(logged: list[dict]) -> bool:
     return bool(logged) and "loss" in logged[-1] and logged[-1]["step"] % EVERY == 0
 
 
-def wait_for_phase(phase: str, run: Path, segment: int, process: subprocess.Popen) -> None:
+def wait_for_phase(phase: str, run: Path, segment: int, process: Command) -> None:
     """Until a run is in this phase, in steps of `segment` or later ones."""
     began, step = time.time(), EVERY * segment + random.SystemRandom().randrange(1, EVERY)
     if phase == "starting":
-        time.sleep(random.SystemRandom().uniform(0.1, 3))
+        time.sleep(random.SystemRandom().uniform(0.01, 1))
     while phase != "starting" and process.poll() is None:
         logged = entries(run, began)
         if phase == "training" and logged and logged[-1]["step"] >= step:
@@ -132,8 +128,8 @@ def test_ten_kills_in_one_run(recipe_for, weights, tmp_path, schedule):
     content["training"] |= {"max_steps": STEPS, "save_steps": EVERY, "eval_steps": EVERY, "logging_steps": 1}
     recipes = twins(content, tmp_path)
     whole = start(recipes["whole"])
-    output, run, hit = whole.communicate()[0].decode(), tmp_path / "killed", []
-    assert whole.returncode == 0, output
+    run, hit = tmp_path / "killed", []
+    assert whole.wait() == 0, whole.output()
     phases = ["starting", *["training"] * 3, *["saving"] * 3, *["evaluating"] * 2]
     random.SystemRandom().shuffle(phases)
     for segment, phase in enumerate([*phases, "after the last save"]):
@@ -141,14 +137,12 @@ def test_ten_kills_in_one_run(recipe_for, weights, tmp_path, schedule):
         wait_for_phase(phase, run, segment, process)
         alive = process.poll() is None
         process.kill()
-        output = process.communicate()[0].decode()
-        assert alive or process.returncode == 0, output
+        assert alive or process.poll() == 0, process.output()
         hit.append(found_in(run, began))
         print(f"kill {segment + 1}: aimed at {phase}, found {hit[-1]}", flush=True)
     assert {words.split()[0] for words in hit} >= {"training,", "saving", "evaluating", "after"}, hit
     final = start(recipes["killed"])
-    output = final.communicate()[0].decode()
-    assert final.returncode == 0, output
+    assert final.wait() == 0, final.output()
 
     left, right = weights(tmp_path / "whole"), weights(run)
     assert all(torch.equal(left[name], right[name]) for name in left), hit

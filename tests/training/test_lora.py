@@ -22,7 +22,8 @@ from mypt.training.build import build_trainer
 from mypt.training.lora import attach_adapters
 from mypt.training.run import train
 from mypt.yaml12 import dump_yaml
-from tests.training.test_distributed import evaluations, launch
+from tests.processes import launch
+from tests.training.test_distributed import evaluations
 from tests.training.test_kill import start, wait_for
 from tests.training.test_run import equal, losses
 
@@ -253,10 +254,8 @@ def test_kill_at_any_moment(lora_for, tmp_path):
     process = start(recipe)
     wait_for(tmp_path / "killed", moment, process)
     process.kill()
-    process.wait()
     final = start(recipe)
-    output = final.communicate()[0].decode()
-    assert final.returncode == 0, f"killed at {moment}: {output}"
+    assert final.wait() == 0, f"killed at {moment}: {final.output()}"
     assert equal(adapter(whole), adapter(tmp_path / "killed")), f"killed at {moment}"
 
 

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -19,6 +17,7 @@ from mypt.recipe import parse_recipe
 from mypt.training.build import build_trainer
 from mypt.training.callbacks.signals import SIGNALS, SignalCallback
 from mypt.training.run import finish, train
+from tests.processes import Command
 
 
 class Sender(TrainerCallback):
@@ -116,17 +115,13 @@ def test_the_command_ends_with_one_line_and_the_schedulers_exit_code(recipe_for,
     content["training"]["dataloader_num_workers"] = 1  # which gets the signal, too
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(content))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mypt", "train", str(recipe)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL, text=True, process_group=0,
-    )  # fmt: skip
+    process = Command(["train", recipe], apart=True)
     log = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 3):
         time.sleep(0.05)
     os.killpg(process.pid, number)  # as a terminal's Ctrl-C, and a scheduler
-    _, error = process.communicate()
-    (line,) = error.splitlines()
-    assert process.returncode == 128 + number, error
+    assert process.wait() == 128 + number, process.errors()
+    (line,) = process.errors().splitlines()
     assert line.startswith(f"mypt train: stopped by {number.name} after step")
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
     assert str(checkpoint) in line and what_is_missing(checkpoint) is None

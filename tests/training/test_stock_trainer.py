@@ -3,9 +3,6 @@
 import itertools
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,8 +20,8 @@ from mypt.streams.eval_windows import EvalWindows
 from mypt.streams.shard_stream import ShardStream
 from mypt.training.callbacks.coverage import CoverageCallback
 from mypt.training.callbacks.forgetting import ForgettingCallback
+from tests.processes import launch
 
-REPOSITORY = Path(__file__).parents[2]
 BLOCK, VOCABULARY = 16, 32
 
 
@@ -172,14 +169,10 @@ with open(f"{out}/seen_{args.process_index}.json", "w") as file:
 def test_two_processes_of_two_workers_give_no_sample_twice(numbered, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(LAUNCHED)
-    config = REPOSITORY / "recipes" / "accelerate" / "cpu_2.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config),
-               "--main_process_port", "0", str(script), str(numbered), str(tmp_path)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stderr[-3_000:]
+    printed = launch("cpu_2.yaml", numbered, tmp_path, script=script)
     results = [json.loads((tmp_path / f"seen_{rank}.json").read_text()) for rank in (0, 1)]
     both = results[0]["seen"] + results[1]["seen"]
     assert len(results[0]["seen"]) == len(results[1]["seen"]) == 20
     assert sorted(both) == sorted(expected_order(numbered, 0, 40)) and len(set(map(tuple, both))) == 40
     assert [result["next_sample"] for result in results] == [40, 40]
-    assert done.stdout.count("Dataset coverage") == 1
+    assert printed.count("Dataset coverage") == 1

@@ -19,7 +19,7 @@ from mypt.shards.reader import ShardReader
 from mypt.training.build import build_trainer
 from mypt.training.data import resolve_data
 from mypt.training.run import train
-from tests.training.test_distributed import launch
+from tests.processes import launch
 from tests.training.test_kill import start, twins, wait_for
 
 
@@ -62,22 +62,19 @@ def test_the_ledger_counts_and_the_evaluation_is_held_out(streaming, documents, 
     assert "eval_prose_loss" in (run / "metrics.jsonl").read_text()
 
 
-def run_and_kill(content: dict, folder: Path) -> tuple[Path, Path, str]:
+def run_and_kill(content: dict, folder: Path, **options) -> tuple[Path, Path, str]:
     """A run, and the same one killed at a random step and gone on with; the message names the step."""
     content["training"] |= {"max_steps": 90, "save_steps": 15, "eval_steps": 45, "logging_steps": 1}
     content["training"] |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
     recipes = twins(content, folder)
-    whole = start(recipes["whole"])
-    output = whole.communicate()[0].decode()
-    assert whole.returncode == 0, output
+    whole = start(recipes["whole"], **options)
+    assert whole.wait() == 0, whole.output()
     moment = random.SystemRandom().randrange(16, 85)
-    process = start(recipes["killed"])
+    process = start(recipes["killed"], **options)
     wait_for(folder / "killed", moment, process)
     process.kill()
-    process.communicate()
-    final = start(recipes["killed"])
-    output = final.communicate()[0].decode()
-    assert final.returncode == 0 and "resuming from" in output, f"killed at {moment}: {output}"
+    final = start(recipes["killed"], **options)
+    assert final.wait() == 0 and "resuming from" in final.output(), f"killed at {moment}: {final.output()}"
     return folder / "whole", folder / "killed", f"killed at {moment}"
 
 
@@ -99,7 +96,7 @@ def test_resumed_it_ends_with_the_weights_of_an_unbroken_run(streaming, tmp_path
     require_equal(tmp_path / "whole", tmp_path / "broken", "resumed at 15 and 52")
 
 
-def test_killed_anywhere_so_does_a_run_on_a_hub_dataset_with_workers(streaming, documents, tmp_path, hub, monkeypatch):
+def test_killed_anywhere_so_does_a_run_on_a_hub_dataset_with_workers(streaming, documents, tmp_path, hub):
     pyarrow = pytest.importorskip("pyarrow")
     files = {}
     for number in range(3):  # shards, one more than there are readers
@@ -107,10 +104,9 @@ def test_killed_anywhere_so_does_a_run_on_a_hub_dataset_with_workers(streaming, 
         pyarrow.parquet.write_table(pyarrow.table({"text": documents[number::3]}), buffer, row_group_size=5)
         files[f"train-{number}.parquet"] = buffer.getvalue()
     hub.datasets = {"me/prose": {"main": files}}
-    for key, value in {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}.items():
-        monkeypatch.setenv(key, value)
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
     content = streaming(data={"train": "hf://me/prose"}, training={"dataloader_num_workers": 2})
-    require_equal(*run_and_kill(content, tmp_path))
+    require_equal(*run_and_kill(content, tmp_path, env=environment, fresh=True))
     assert "eval_prose_loss" in (tmp_path / "killed" / "metrics.jsonl").read_text()
 
 

@@ -18,7 +18,7 @@ from mypt.training.callbacks.upload import UploadCallback
 from mypt.training.run import train
 from mypt.yaml12 import dump_yaml
 from tests.hub import TOKEN
-from tests.training.test_distributed import ROOT
+from tests.processes import ROOT
 
 
 @pytest.fixture

@@ -1,0 +1,133 @@
+"""Real processes that start at once: forked from a server that has imported the package already.
+
+Importing torch and transformers takes a new interpreter seconds. A forked process is otherwise like a started one: it
+has a pid, a process group, standard streams, signals and an exit code of its own.
+"""
+
+import itertools
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+
+ROOT = Path(__file__).parents[1]
+WAIT = 300  # seconds after which a process counts as hanging
+
+_printed = tempfile.TemporaryDirectory()
+_numbers = itertools.count()
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["mypt.cli.main", "mypt.training.run", "mypt.training.lora", "datasets"])
+
+
+class Command:
+    """`mypt ARGUMENTS`, or a Python script with arguments, in a process group of its own.
+
+    env: changes to the environment of the test. apart: keep standard error apart from standard output. fresh: start an
+    interpreter, for variables that libraries read when they are imported (HF_HOME, HF_ENDPOINT).
+    """
+
+    def __init__(self, arguments: Sequence[str | Path], *, script=None, env=None, apart=False, fresh=False):
+        words, environment = [str(word) for word in arguments], {**os.environ, **(env or {})}
+        number = next(_numbers)
+        self._files = [Path(_printed.name, f"{number}.{stream}") for stream in ("out", "err")[: 1 + apart]]
+        for file in self._files:
+            file.touch()
+        if fresh:
+            program = [str(script)] if script else ["-m", "mypt"]
+            self._process = subprocess.Popen(
+                [sys.executable, *program, *words], stdin=subprocess.DEVNULL, stdout=_appending(self._files[0]),
+                stderr=_appending(self._files[-1]), env=environment, process_group=0,
+            )  # fmt: skip
+        else:
+            self._process = _server.Process(target=_run, args=(words, script, os.getcwd(), environment, self._files))
+            self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, or minus the number of the signal that killed it; None while it runs."""
+        return self._process.poll() if isinstance(self._process, subprocess.Popen) else self._process.exitcode
+
+    def wait(self) -> int:
+        """As `poll`, when it has ended."""
+        end = time.monotonic() + WAIT
+        while self.poll() is None:
+            if time.monotonic() > end:
+                self.kill()
+                raise TimeoutError(f"process {self.pid} did not end: {self.output()}")
+            time.sleep(0.005)
+        return self.poll()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self._process.kill()
+        self.wait()
+
+    def output(self) -> str:
+        """What it has printed so far; with `apart`, on standard output."""
+        return self._files[0].read_text(errors="replace")
+
+    def errors(self) -> str:
+        """What it has printed on standard error so far."""
+        return self._files[-1].read_text(errors="replace")
+
+
+def _appending(file: Path) -> int:
+    return os.open(file, os.O_WRONLY | os.O_APPEND)
+
+
+def _run(words: list[str], script: Path | None, folder: str, environment: dict, files: list[Path]) -> None:
+    os.setpgid(0, 0)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.set_start_method("fork", force=True)  # an interpreter's default here, for DataLoader workers
+    for descriptor, file in ((1, files[0]), (2, files[-1])):
+        os.dup2(_appending(file), descriptor)
+    if script is None:
+        from mypt.cli.main import main
+
+        sys.argv = ["mypt", *words]
+        sys.exit(main(words))
+    sys.argv = [str(script), *words]
+    sys.path.insert(0, str(Path(script).parent))
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def launch(config: str | Path, *arguments: str | Path, code: int = 0, script: Path | None = None) -> str:
+    """What `accelerate launch --config_file CONFIG SCRIPT ARGUMENTS` does, in forked processes.
+
+    config: a file, or the name of one in recipes/accelerate. script: scripts/train.py if it is None. Returns what all
+    processes printed; fails unless they all end with 0, or one does not if `code` is not 0.
+    """
+    script = script or ROOT / "scripts" / "train.py"
+    options = ["--config_file", str(ROOT / "recipes" / "accelerate" / config), str(script)]
+    parsed, _, _ = _validate_launch_command(launch_command_parser().parse_args(options))
+    size = int(parsed.num_processes)
+    shared = prepare_multi_gpu_env(parsed) | {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "OMP_NUM_THREADS": 1}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    ranks = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in range(size)]
+    processes = [
+        Command(arguments, script=script, env={name: str(value) for name, value in rank.items()}) for rank in ranks
+    ]
+    codes = [process.wait() for process in processes]
+    printed = "".join(process.output() for process in processes)
+    assert any(codes) == bool(code), f"exit codes {codes}: {printed}"
+    return printed
+
+
+def free_port() -> int:
+    """A port of the loopback that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
