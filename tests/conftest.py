@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from tests.hub import hub, logged_in  # noqa: F401
+from tests.processes import launch
 
 # A shell's background job begins with Ctrl-C ignored, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -145,8 +146,13 @@ class CommandRunner:
             code = self._mypt(words[1:])
         elif words[:2] == ["accelerate", "launch"]:
             script = next(index for index, word in enumerate(words) if word.endswith("train.py"))
-            launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-            code = self._process([*launcher, *words[2 : script + 1], *self._short(words[script + 1 :])])
+            options, arguments = words[2:script], self._short(words[script + 1 :])
+            if len(options) == 2 and options[0] == "--config_file":
+                print(launch(Path(options[1]).absolute(), *arguments))
+                code = 0
+            else:
+                launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+                code = self._process([*launcher, *options, words[script], *arguments])
         elif words[0] == "python":
             if words[1] == "scripts/train.py":
                 words[2:] = self._short(words[2:])
