@@ -4,6 +4,7 @@ import ast
 import difflib
 import importlib.util
 import math
+import os
 import re
 import types
 import typing
@@ -18,6 +19,7 @@ from mypt.files import replace_text
 from mypt.yaml12 import dump_yaml, load_yaml
 
 RESOLVED_NAME = "recipe.yaml"
+_PATHS = ("data.train", "data.eval", "model.init_from", "tokenizer.name", "training.output_dir")  # of overrides
 OWN_OPTIMIZERS = ("muon", "adamw")  # any other name is one of HF's `optim`
 
 # TrainingArguments that would break a promise of this package, with the way that keeps it.
@@ -406,9 +408,25 @@ def _apply_override(content: dict, override: str) -> None:
     if not isinstance(content.setdefault(section, {}) or {}, dict):
         raise RecipeError(f"override {override!r}: recipe section {section!r} holds no keys")
     try:
-        content[section] = (content[section] or {}) | {key: load_yaml(value)}
+        content[section] = (content[section] or {}) | {key: _override_value(name, value)}
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _override_value(name: str, value: str):
+    """The value as YAML. A path is taken as it is: its characters may mean something in YAML, or make it invalid."""
+    if name not in _PATHS:
+        return load_yaml(value)
+    if os.path.exists(value):
+        return value
+    quoted = value.startswith(("{", "'", '"'))
+    try:
+        parsed = load_yaml(value)
+    except yaml.YAMLError:
+        if quoted or not re.search(r"[*?]|\[.+\]", value):
+            raise
+        return value  # a glob such as *.txt
+    return value if isinstance(parsed, str) and not quoted else parsed
 
 
 @cache

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         from mypt.shards.workers import available_cores
 
         chosen = {name: getattr(args, name) for name in ("max_documents", "workers") if hasattr(args, name)}
-        chosen = {"text_column": args.text_column, "workers": available_cores()} | chosen
+        chosen = {"text_column": args.text_column, "on_error": args.on_error, "workers": available_cores()} | chosen
         manifest = append_text(args.directory, args.source, **chosen)
     else:
         if not args.no_overlap:

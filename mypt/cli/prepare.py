@@ -72,10 +72,17 @@ def add_reading(parser: argparse.ArgumentParser, choice: argparse._ActionsContai
         required=choice is None,
         default=argparse.SUPPRESS,
         metavar="PATH_OR_GLOB",
-        help="text, .jsonl, .csv or .parquet files, HF dataset directories, hf://name[:config][@revision][#split]",
+        help="files (text, .jsonl, .json, .csv, .tsv, .parquet, .arrow; also .gz, .zst, .xz, .bz2), globs, directories of "
+        "such records, HF dataset directories, hf://name[:config][@revision][#split]",
     )
     add("--text-column", default="text", metavar="NAME", help="column of records that holds the text")
     add("--max-documents", type=int, default=argparse.SUPPRESS, metavar="N", help="read the first N documents only")
+    add(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at a record or file that cannot be read: stop, or skip it, count it and list it in DIR/skipped.jsonl",
+    )
     add("--workers", type=int, default=argparse.SUPPRESS, metavar="N", help="processes (default: one for each core)")
 
 
@@ -103,6 +110,7 @@ def run(args: argparse.Namespace) -> None:
         dedup=None if args.no_dedup else args.dedup,
         lowercase=args.lowercase,
         seed=args.seed,
+        on_error=args.on_error,
         **{"workers": available_cores(), **chosen},
     )
     if args.json:
@@ -127,6 +135,9 @@ def _print_report(out: str, manifest) -> None:
     if "near_duplicates" in report:
         dropped["near duplicates"] = report["near_duplicates"]
     dropped |= {f"{reason} lines": count for reason, count in report.get("dropped_lines", {}).items()}
+    if "skipped" in report:
+        skipped = ", ".join(f"{count:,} {reason}" for reason, count in report["skipped"].items())
+        print(f"skipped       {skipped} ({Path(out) / 'skipped.jsonl'})")
     print(f"tokenizer     {report['tokenizer']}, {manifest.vocab_size:,} ids, {manifest.dtype}")
     print(f"bytes/token   {report['bytes_per_token']:.3f}")
     print(f"dropped       {', '.join(f'{count:,} {reason}' for reason, count in dropped.items())}")

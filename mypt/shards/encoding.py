@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +16,10 @@ import xxhash
 
 from mypt.errors import DataError
 from mypt.shards.format import DTYPES
-from mypt.shards.units import ROW, Finished, Piece, Work, read_record
+from mypt.shards.units import ROW, Finished, Piece, Work, read_record, save_invalid
 from mypt.text.dedup import text_hash
 from mypt.text.document import Document
+from mypt.text.faults import SkippedRecords, stop
 from mypt.text.sources import digest, stamp
 from mypt.tokenization.fast import Encoder
 
@@ -29,20 +29,26 @@ _BATCH_CHARACTERS = 1_000_000
 def finish_unit(work: Work, piece: Piece) -> Finished:
     """Encode a unit, unless that was done before with the same input and settings."""
     before = stamp(piece.unit)
-    content = [asdict(piece.unit), before, work.settings.reading(), work.tokenizer_hash, work.dtype, piece.limit]
+    content = [piece.unit.to_dict(), before, work.settings.reading(), work.tokenizer_hash, work.dtype, piece.limit]
     key = xxhash.xxh3_128(json.dumps([version("mypt"), *content], sort_keys=True).encode())
     if piece.lines is not None:
         key.update(piece.lines.tobytes())
     record = work.folder / f"{piece.number:05d}.json"
-    if (finished := read_record(Finished, record, key.hexdigest())) is not None:
+    skip = work.settings.on_error == "skip"
+    finished = read_record(Finished, record, key.hexdigest())
+    if finished is not None and (skip or not finished.skipped):
         return finished
     record.unlink(missing_ok=True)
     input_digest, cleaner = digest(piece.unit), work.settings.cleaner()
     writer = UnitWriter(work, piece.number)
-    writer.write(piece.batches(cleaner))
+    faults = SkippedRecords(f"{writer.path}.skipped.jsonl") if skip else None
+    writer.write(piece.batches(cleaner, faults or stop))
+    save_invalid(writer.path, piece, cleaner)
     if stamp(piece.unit) != before:
         raise DataError(f"{piece.unit.name} changed while it was being prepared; run the same command again")
     finished = Finished.of(cleaner, writer, key=key.hexdigest(), digest=input_digest)
+    if faults:
+        finished.skipped = faults.counts()
     finished.save(record)
     return finished
 

@@ -31,13 +31,13 @@ def write_shards(
     `advance` is called with the tokens of each unit.
     """
     sources = {piece.unit.source: Counter(documents=0, bytes=0, tokens=0, train=0, val=0) for piece in pieces}
-    cut = resolution.tail[1] if resolution.tail else None
+    cuts = resolution.cuts
     try:
         for piece in pieces:
             index, counts = piece.number, sources[piece.unit.source]
             for split, fate in zip(SPLITS, (TRAIN, VAL), strict=True):
-                if cut and cut.unit == index and split == "val":
-                    _write_cut(work, piece, cut, writers, counts)
+                if index in cuts and split == "val":
+                    _write_cut(work, piece, cuts[index], writers, counts)
                 for ids, tokens, sizes, goes_on in _documents(work, resolution, index, fate):
                     writers[split].write(ids, tokens, sizes, goes_on=goes_on)
                     begun = len(tokens) - goes_on
@@ -79,12 +79,13 @@ def _documents(
 
 
 def _write_cut(work: Work, piece: Piece, cut: Cut, writers: dict[str, ShardWriter], counts: Counter) -> None:
-    """Read the cut document again and encode its two halves: train ends with the first, val begins with the second."""
+    """Read the cut document again and encode its two parts."""
     encoder, place, begun = load_encoder(work), 0, set()
     for text, ended in piece.parts(cut.row, work.settings.cleaner()):
         for split, part in split_at(text, place, cut.characters):
             ids, size = encoder([part])[0], len(part.encode())
-            if ended and split == "val":
+            last = ended if split == "val" else cut.ended and place + len(part) == cut.characters
+            if last:
                 ids = np.append(ids, np.uint32(work.eos_token_id))
             writers[split].write(ids, [len(ids)], [size], goes_on=split in begun)
             counts.update({"bytes": size, "tokens": len(ids), split: split not in begun})

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,12 @@ import xxhash
 
 from mypt.errors import DataError
 from mypt.files import replace_text
+from mypt.shards.divide import divide
 from mypt.shards.encoding import finish_unit
 from mypt.shards.format import SPLITS, Split
 from mypt.shards.join import write_shards
-from mypt.shards.resolve import Resolution, divide, require_text, resolve
+from mypt.shards.report import SKIPPED_NAME, total
+from mypt.shards.resolve import Resolution, resolve
 from mypt.shards.settings import PrepareSettings
 from mypt.shards.staging import UNITS
 from mypt.shards.survey import Survey, Surveyed, line_hashes, merge_sample, survey_unit
@@ -103,16 +105,17 @@ class Pipeline:
         """Which documents came before."""
         resolution = resolve(self.folder, len(self.pieces), self.settings, self.scratch())
         if not resolution.starts[-1]:
-            reasons = ", ".join(f"{n} {why}" for f in self.finished for why, n in f.dropped.items()) or "no document"
+            found = [(n, why) for f in self.finished for why, n in (*f.dropped.items(), *f.skipped.items())]
+            reasons = ", ".join(f"{n} {why}" for n, why in found) or "no document"
             raise DataError(
                 f"the sources hold no text ({reasons}); give other files, or --no-filter to keep everything"
             )
         return resolution
 
-    def divide(self, resolution: Resolution) -> None:
-        """Train and val of what is left."""
-        divide(resolution, self.say)
-        require_text(resolution)
+    def divide(self, resolution: Resolution, *, present: int = 0, hash_only: bool = False) -> dict | None:
+        """Train and val of what is left, as `mypt.shards.divide.divide` does it."""
+        sources = [piece.unit.source for piece in self.pieces]
+        return divide(resolution, sources, self.scratch(), self.say, present=present, hash_only=hash_only)
 
     def write(self, work: Work, resolution: Resolution) -> tuple[dict[str, Split], list[dict]]:
         """Shards in the staging folder; the splits, and name, counts and digest of each source."""
@@ -130,6 +133,20 @@ class Pipeline:
             by_split = {split: found.pop(split) for split in SPLITS}  # documents
             sources.append({"name": name, **found, "splits": by_split, "xxh3_128": digests[name]})
         return splits, sources
+
+    def write_skipped(self, before: Path | None = None) -> dict[str, int]:
+        """`skipped.jsonl` in the staging folder, unless nothing was skipped: first the lines of the file `before`, then
+        the new ones in the order of the input. Returns the number of new ones by reason.
+        """
+        lines = _lines(before) if before and before.is_file() else {}
+        for piece, unit in zip(self.pieces, self.finished, strict=True):
+            if unit.skipped:
+                lines |= _lines(self.folder / f"{piece.number:05d}.skipped.jsonl")
+        if skipped := total(unit.skipped for unit in self.finished):
+            replace_text(self.staging / SKIPPED_NAME, "".join(f"{line}\n" for line in lines))
+            found = ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
+            self.say(f"skipped what cannot be read ({found}); all of it is listed in {SKIPPED_NAME}")
+        return skipped
 
     def scratch(self) -> Path:
         """An empty folder for files that nobody needs after a kill."""
@@ -221,7 +238,7 @@ class Pipeline:
 
     def _corpus(self) -> str:
         """Changes with any unit and with any setting that decides a tokenizer."""
-        content = [self.settings.training(), [[asdict(unit), stamp(unit)] for unit in self.units]]
+        content = [self.settings.training(), [[unit.to_dict(), stamp(unit)] for unit in self.units]]
         return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
     def _sample(self) -> list[str]:
@@ -229,7 +246,7 @@ class Pipeline:
         texts = []
         for number in sorted({len(self.units) * part // 4 for part in range(4)}):
             left = _SAMPLE_CHARACTERS
-            for text, _ in Piece(number, self.units[number]).documents(self.settings.cleaner()):
+            for text, _ in Piece(number, self.units[number]).documents(self.settings.cleaner(), self.settings.on_fault):
                 texts.append(text[:left])
                 left -= len(text)
                 if left <= 0:
@@ -241,6 +258,11 @@ class Pipeline:
 
         disable = None if self.progress else True  # None: only on a terminal
         return tqdm(desc=what, total=total, unit=f" {unit}", unit_scale=True, disable=disable, leave=False)
+
+
+def _lines(path: Path) -> dict[str, None]:
+    with open(path, encoding="utf-8", newline="\n") as file:
+        return dict.fromkeys(line.rstrip("\n") for line in file)
 
 
 def _peak_memory() -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +17,8 @@ from mypt.shards.append import append_shards, appended, only_appender
 from mypt.shards.format import Manifest, dtype_for, read_manifest
 from mypt.shards.overlap import held_documents
 from mypt.shards.pipeline import TRAINED, Pipeline, holds_sources
-from mypt.shards.report import count, examples, write_report
-from mypt.shards.resolve import divide
+from mypt.shards.report import SKIPPED_NAME, count, describe_invalid, examples, invalid_files, write_report
+from mypt.shards.resolve import Resolution, require_text
 from mypt.shards.settings import PrepareSettings
 from mypt.shards.staging import STAGING, only_writer, previous_manifest, publish, write_error
 from mypt.shards.units import Work
@@ -36,12 +37,14 @@ def prepare_dataset(
     retrain: bool = False,
     workers: int = 1,
     progress: bool = True,
+    hash_only: bool = False,
     **settings: Any,
 ) -> Manifest:
     """Turn text into the dataset directory `out` (docs/shard_format.md) and return its manifest.
 
     `sources` are what `find_units` takes: files, globs, HF dataset directories, hf:// names; `tokenizer` is bpe, char,
     gpt2, a directory with a tokenizer or a hub id; `settings` are the fields of `PrepareSettings`, by name.
+    `hash_only`: val_split hash is not corrected by tails of sources (docs/prepare.md).
 
     The same input and settings give the same bytes for any number of `workers` (processes). A killed call goes on where
     it was when it is repeated. A directory that already holds the same is returned at once unless `retrain`. The
@@ -63,6 +66,11 @@ def prepare_dataset(
         publish(out)  # what a killed call had ready
         previous = previous_manifest(out, chosen, partial(holds_sources, units=units, partly=partly))
         if previous and not retrain:
+            if chosen.on_error == "stop" and (skipped := previous.report.get("skipped")):
+                raise DataError(
+                    f"{out} was prepared with --on-error skip, and {sum(skipped.values()):,} records or files were "
+                    f"skipped ({out / SKIPPED_NAME}); give --on-error skip again, or choose another --out"
+                )
             say(f"{out} is already prepared from the same text with the same settings")
             shutil.rmtree(pipeline.staging, ignore_errors=True)  # of a call that was killed when all was done
             return previous
@@ -70,7 +78,9 @@ def prepare_dataset(
         if chosen.val_split == "tail" and not chosen.normalize:
             say("val is the tail of the text, which is kept as it is (--normalize changes it)")
         work = pipeline.encode(loaded, dtype_for(largest_id(loaded)))
-        manifest, run = join_units(pipeline, work, loaded, name)
+        manifest, run = join_units(pipeline, work, loaded, name, hash_only)
+        if not manifest.report.get("skipped"):
+            (out / SKIPPED_NAME).unlink(missing_ok=True)
         publish(out, manifest)
     manifest.report |= {"notes": notes, **run}
     return manifest
@@ -82,6 +92,7 @@ def append_text(
     *,
     text_column: str = "text",
     max_documents: int | None = None,
+    on_error: str = "stop",
     workers: int = 1,
     progress: bool = True,
 ) -> Manifest:
@@ -93,7 +104,7 @@ def append_text(
     directory, say = Path(directory), partial(_say, [], progress)
     with only_appender(directory):
         manifest, tokenizer = read_manifest(directory), load_tokenizer(directory)
-        settings = _settings_again(manifest, text_column, max_documents)
+        settings = _settings_again(manifest, text_column, max_documents, on_error)
         units = _find(sources, settings, say)
         if _holds_text(manifest, units, settings):
             say(f"{directory} already holds this text")
@@ -103,6 +114,7 @@ def append_text(
         with disk_errors(directory, pipeline):
             work = pipeline.encode(tokenizer, manifest.dtype)
             resolution = pipeline.resolve()
+            resolution.drop_texts(_cut_before(manifest))
             if settings.dedup:
                 scratch = pipeline.scratch()
                 resolution.drop_held(held_documents(directory, manifest, scratch), work.dtype, scratch)
@@ -110,10 +122,13 @@ def append_text(
                 say(f"{directory} already holds every document of this text")
                 shutil.rmtree(pipeline.staging)
                 return manifest
-            if settings.val_split == "tail":
-                divide(resolution, say)
+            replaced = pipeline.divide(resolution, present=sum(split.tokens for split in manifest.splits.values()))
             splits, added = pipeline.write(work, resolution)
             report = count(pipeline.finished, resolution, splits, pipeline.scratch())
+            report |= {"val": replaced} if replaced else {}
+            _say_invalid(pipeline, resolution, report)
+            if pipeline.write_skipped(before=directory / SKIPPED_NAME):
+                os.replace(pipeline.staging / SKIPPED_NAME, directory / SKIPPED_NAME)
             new = replace(manifest, splits=splits, sources=added)
             entry = {"did": "append", "text": added, "read": _reading(settings), "report": report}
             manifest = append_shards(directory, pipeline.staging, new, entry)
@@ -121,13 +136,19 @@ def append_text(
     return manifest
 
 
-def _settings_again(manifest: Manifest, text_column: str, max_documents: int | None) -> PrepareSettings:
+def _cut_before(manifest: Manifest) -> list[int]:
+    """The hashes of the texts that are in a dataset in two parts."""
+    reports = [manifest.report, *(entry.get("report", {}) for entry in manifest.history)]
+    return [int(value, 16) for report in reports for value in report.get("val", {}).get("cut", [])]
+
+
+def _settings_again(manifest: Manifest, text_column: str, max_documents: int | None, on_error: str) -> PrepareSettings:
     """The settings that made a dataset, but with its tokenizer; the defaults where it knows none."""
     kept = {field.name for field in fields(PrepareSettings)} - {"tokenizer", "vocab_size"}
     given = {name: value for name, value in manifest.settings.items() if name in kept}
     if not manifest.splits.get("val") or not manifest.splits["val"].shards:
         given["val_fraction"] = 0.0  # it has no val split and gets none
-    given |= {"text_column": text_column, "max_documents": max_documents}
+    given |= {"text_column": text_column, "max_documents": max_documents, "on_error": on_error}
     return PrepareSettings.of(f"xxh3-128:{manifest.tokenizer_hash}", **given)
 
 
@@ -154,6 +175,7 @@ def _find(
         document=settings.document,
         keep_whole=settings.val_split == "tail",
         text_column=settings.text_column,
+        on_error=settings.on_error,
         say=say,
     )
 
@@ -173,10 +195,13 @@ def disk_errors(out: Path, pipeline: Pipeline) -> Iterator[None]:
         raise write_error(error, out, pipeline.space()) from None
 
 
-def join_units(pipeline: Pipeline, work: Work, tokenizer: PreTrainedTokenizerFast, name: str) -> tuple[Manifest, dict]:
+def join_units(
+    pipeline: Pipeline, work: Work, tokenizer: PreTrainedTokenizerFast, name: str, hash_only: bool = False
+) -> tuple[Manifest, dict]:
     """Shards and report of the finished units, in the staging directory; returns its metadata, and how it went."""
     resolution = pipeline.resolve()
-    pipeline.divide(resolution)
+    replaced = pipeline.divide(resolution, hash_only=hash_only)
+    require_text(resolution)
     splits, sources = pipeline.write(work, resolution)
     manifest = Manifest(
         dtype=work.dtype,
@@ -189,12 +214,22 @@ def join_units(pipeline: Pipeline, work: Work, tokenizer: PreTrainedTokenizerFas
         report=count(pipeline.finished, resolution, splits, pipeline.scratch()) | {"tokenizer": name},
     )
     report = manifest.report
-    if report["invalid_utf8"]:
-        pipeline.say(f"{report['invalid_utf8']:,} bytes were not UTF-8 and became U+FFFD; if many, convert the files")
+    report |= {"val": replaced} if replaced else {}
+    invalid = _say_invalid(pipeline, resolution, report)
     if report["contaminated"]:
         pipeline.say(
             f"{report['contaminated']:,} documents are in train and in val: leave out --no-dedup or split by hash"
         )
+    pipeline.write_skipped()
     run = pipeline.facts()
-    write_report(pipeline.staging, manifest, examples(pipeline.finished, resolution, work, tokenizer), run)
+    write_report(pipeline.staging, manifest, examples(pipeline.finished, resolution, work, tokenizer), invalid, run)
     return manifest, run
+
+
+def _say_invalid(pipeline: Pipeline, resolution: Resolution, report: dict) -> list[dict]:
+    """Print and return the files that hold bytes that were not UTF-8."""
+    files = invalid_files(pipeline.pieces, resolution) if report["invalid_utf8"] else []
+    if files:
+        for line in describe_invalid(files, report["invalid_utf8"]):
+            pipeline.say(line)
+    return files

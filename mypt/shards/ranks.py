@@ -28,7 +28,7 @@ from mypt.shards.pipeline import TRAINED, Pipeline
 from mypt.shards.prepare import disk_errors, join_units
 from mypt.shards.settings import PrepareSettings
 from mypt.shards.staging import STAGING, UNITS, previous_manifest, publish
-from mypt.shards.units import Finished, Piece, Work, rows, token_ids
+from mypt.shards.units import Finished, Piece, Work, rows, save_invalid, token_ids
 from mypt.text.clean import Cleaner
 from mypt.text.dedup import text_hash
 from mypt.text.document import Document
@@ -45,6 +45,7 @@ _NOT_OURS = {
     "text_column": "what reads the documents knows where their text is",
     "max_documents": "limit what reads the documents",
     "vocab_size": "the tokenizer is made before",
+    "on_error": "what reads the documents meets the errors",
 }
 
 
@@ -155,10 +156,11 @@ def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> 
         _ENGINES[work.tokenizer_hash] = choose_engine(Tokenizer.from_file(str(work.tokenizer)), sample, _say)
     writer = UnitWriter(replace(work, folder=own, engine=_ENGINES[work.tokenizer_hash]), rank)
     writer.write(iter(lambda: list(islice(documents, _TOGETHER)), []))
+    save_invalid(writer.path, RankPiece(rank, Unit(launch.source, "rank", (f"rank {rank}",)), work=work), cleaner)
     finished = Finished.of(cleaner, writer, key=launch.key(rank, ranks), digest=seen.hexdigest())
     finished.save(own / f"{name}.json")
     (folder / f"{name}.json").unlink(missing_ok=True)
-    for suffix in ("ids", "signatures.npy", "npy", "json"):  # the record last
+    for suffix in ("ids", "signatures.npy", "invalid.npy", "npy", "json"):  # the record last
         if (own / f"{name}.{suffix}").is_file():
             os.replace(own / f"{name}.{suffix}", folder / f"{name}.{suffix}")
     own.rmdir()

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mypt.files import replace_text
 from mypt.shards.format import Manifest, Split
 from mypt.shards.resolve import Resolution
-from mypt.shards.units import Finished, Work, rows, token_ids
+from mypt.shards.units import Finished, Piece, Work, rows, token_ids
 from mypt.text.clean import EXAMPLE_CHARACTERS, EXAMPLES
+from mypt.text.encodings import conversion, guess_encoding
+from mypt.text.formats import TEXT_KINDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 REPORT_NAME = "prepare_report.json"
+SKIPPED_NAME = "skipped.jsonl"  # in the dataset directory: what could not be read
+INVALID_FILES = 10
 
 
 def count(finished: list[Finished], resolution: Resolution, splits: dict[str, Split], scratch: Path) -> dict:
@@ -32,15 +37,45 @@ def count(finished: list[Finished], resolution: Resolution, splits: dict[str, Sp
         "bytes_per_token": text_bytes / tokens,
         "documents_read": sum(unit.documents_read for unit in finished),
         "duplicates": encoded - first,
-        "dropped": _sum(unit.dropped for unit in finished),
-        **_sum(unit.counts for unit in finished),
+        "dropped": total(unit.dropped for unit in finished),
+        **total(unit.counts for unit in finished),
         "contaminated": resolution.contaminated(scratch),
     }
+    report["invalid_utf8"] = sum(int(found[:, 2].sum()) for found in map(resolution.invalid, resolution.units))
+    if skipped := total(unit.skipped for unit in finished):
+        report["skipped"] = skipped
     if resolution.drop:
         report["near_duplicates"] = first - kept
-    if lines := _sum(unit.dropped_lines for unit in finished):
+    if lines := total(unit.dropped_lines for unit in finished):
         report["dropped_lines"] = lines
     return report
+
+
+def invalid_files(pieces: list[Piece], resolution: Resolution) -> list[dict]:
+    """The files with the most bytes that were not UTF-8 in the documents that are kept, 10 at most.
+
+    Each as {file, bytes} and, for a text file whose encoding can be guessed, {encoding, convert: a shell command}.
+    """
+    sizes: Counter[tuple[str, str]] = Counter()
+    for piece in pieces:
+        for _, file, size in resolution.invalid(piece.number).tolist():
+            sizes[piece.unit.paths[file], piece.unit.kind] += size
+    found = []
+    for (path, kind), size in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:INVALID_FILES]:
+        entry = {"file": path, "bytes": size}
+        if kind in TEXT_KINDS and (encoding := guess_encoding(path)):
+            entry |= {"encoding": encoding, "convert": conversion(path, encoding)}
+        found.append(entry)
+    return found
+
+
+def describe_invalid(files: list[dict], total: int) -> list[str]:
+    """What to print about bytes that were not UTF-8: a line, and one for each file."""
+    lines = [f"{total:,} bytes were not UTF-8 and became U+FFFD" + (f"; most are in {len(files)} files:" * bool(files))]
+    for entry in files:
+        guess = f", perhaps {entry['encoding']}: {entry['convert']}" if "encoding" in entry else ""
+        lines.append(f"  {entry['file']}: {entry['bytes']:,} bytes{guess}")
+    return lines
 
 
 def examples(
@@ -63,8 +98,12 @@ def examples(
     return found | ({"duplicate": duplicates} if duplicates else {})
 
 
-def write_report(directory: Path, manifest: Manifest, dropped_examples: dict[str, list[str]], run: dict) -> None:
-    """`prepare_report.json`: the counts, samples of what was dropped and, under `run`, what differs from run to run."""
+def write_report(
+    directory: Path, manifest: Manifest, dropped_examples: dict[str, list[str]], invalid: list[dict], run: dict
+) -> None:
+    """`prepare_report.json`: the counts, samples of what was dropped, the files that are not UTF-8, and, under `run`,
+    what differs from run to run.
+    """
     splits = {
         name: {"tokens": s.tokens, "documents": s.documents, "bytes": s.bytes, "shards": len(s.shards)}
         for name, s in manifest.splits.items()
@@ -74,6 +113,7 @@ def write_report(directory: Path, manifest: Manifest, dropped_examples: dict[str
         "splits": splits,
         "sources": manifest.sources,
         "examples": dropped_examples,
+        "invalid_utf8_files": invalid,
         "run": run,
     }
     replace_text(directory / REPORT_NAME, json.dumps(content, indent=1, ensure_ascii=False))
@@ -85,8 +125,9 @@ def read_examples(directory: Path) -> dict[str, list[str]]:
     return json.loads(path.read_text(encoding="utf-8"))["examples"] if path.is_file() else {}
 
 
-def _sum(counts) -> dict[str, int]:
-    total: Counter = Counter()
+def total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """The sum of counts, by name."""
+    found: Counter[str] = Counter()
     for counter in counts:
-        total.update(counter)
-    return dict(sorted(total.items()))
+        found.update(counter)
+    return dict(sorted(found.items()))

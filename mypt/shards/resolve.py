@@ -1,10 +1,11 @@
-"""What becomes of each encoded document: train, val or nothing. Duplicates and the cut are known only of the whole."""
+"""What becomes of each encoded document: train, val or nothing. Duplicates are known only of the whole."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,8 +13,8 @@ from mypt.errors import DataError
 from mypt.shards.format import SPLITS
 from mypt.shards.overlap import id_hash
 from mypt.shards.settings import PrepareSettings
-from mypt.shards.split import FEWEST_FOR_HASH, hashed_to_val, tail_cut
-from mypt.shards.units import hashes, rows, token_ids
+from mypt.shards.split import hashed_to_val
+from mypt.shards.units import hashes, invalid_bytes, rows, token_ids
 from mypt.text.dedup import Marks, first_occurrences, shared
 
 DROPPED, TRAIN, VAL = 0, 1, 2
@@ -21,11 +22,19 @@ DROPPED, TRAIN, VAL = 0, 1, 2
 
 @dataclass(frozen=True)
 class Cut:
-    """The document that `val_split: tail` cuts in two: it begins train's last part and val's first."""
+    """A document that is cut in two: its first part goes to train, the rest to val."""
 
     unit: int
     row: int
     characters: int  # that train gets
+    ended: bool = False  # whether EOS ends train's part; not where train ends with it, as nanoGPT's does
+
+
+class Tail(NamedTuple):
+    """Where the val split of a group of documents begins."""
+
+    first: int  # ordinal of val's first whole document
+    cut: Cut | None  # the document before it, if that is in both
 
 
 @dataclass
@@ -39,20 +48,35 @@ class Resolution:
     )  # ordinal of each unit's first document, and behind the last the number of all, int64 (units + 1,)
     keep: Marks | None = None  # first occurrences; None: all
     drop: list[Marks] = field(default_factory=list)  # near-duplicates, and what another dataset holds already
-    tail: tuple[int, Cut | None] | None = None  # ordinal of val's first whole document, and the one that is cut
+    groups: list[str] = field(default_factory=list)  # of each unit: documents that are split together
+    tails: dict[str, Tail] = field(default_factory=dict)  # of groups; the others are split by hash
+    in_train: Marks | None = None  # documents whose text is in train: none of them goes to val
 
     def fates(self, unit: int) -> np.ndarray:
-        """DROPPED, TRAIN or VAL for each row of a unit, uint8 (documents,); the cut document counts as dropped."""
+        """DROPPED, TRAIN or VAL for each row of a unit, uint8 (documents,); a cut document counts as dropped."""
         fates = np.where(self.kept(unit), TRAIN, DROPPED).astype(np.uint8)
-        if self.tail is None:
+        span = slice(int(self.starts[unit]), int(self.starts[unit + 1]))
+        tail = self.tails.get(self.groups[unit]) if self.groups else None
+        if tail is None:
             is_val = hashed_to_val(rows(self.folder, unit)["hash"], self.settings.val_fraction)
         else:
-            first, cut = self.tail
-            is_val = np.arange(self.starts[unit], self.starts[unit + 1]) >= first
-            if cut and cut.unit == unit:
-                fates[cut.row] = DROPPED
+            is_val = np.arange(span.start, span.stop) >= tail.first
+            if tail.cut and tail.cut.unit == unit:
+                fates[tail.cut.row] = DROPPED
+        if self.in_train is not None:
+            is_val &= ~self.in_train[span]
         fates[(fates == TRAIN) & is_val] = VAL
         return fates
+
+    @property
+    def cuts(self) -> dict[int, Cut]:
+        """The document that is cut in two, by unit."""
+        return {tail.cut.unit: tail.cut for tail in self.tails.values() if tail.cut}
+
+    def invalid(self, unit: int) -> np.ndarray:
+        """Bytes that were not UTF-8 in the documents that are kept: row, number of the file, bytes, int64 (n, 3)."""
+        found = invalid_bytes(self.folder, unit)
+        return found[self.kept(unit)[found[:, 0]]] if len(found) else found
 
     def kept(self, unit: int) -> np.ndarray:
         """Which documents of a unit are no duplicates, bool (documents,)."""
@@ -82,6 +106,16 @@ class Resolution:
 
         self.drop.append(shared(held, hashes(), scratch))
 
+    def drop_texts(self, hashes: list[int]) -> None:
+        """Leave out the documents whose text has one of these hashes."""
+        if not hashes:
+            return
+        marks, wanted = Marks(int(self.starts[-1])), np.array(hashes, np.uint64)
+        for unit in self.units:
+            found = np.isin(rows(self.folder, unit)["hash"], wanted)
+            marks.mark(np.flatnonzero(found) + self.starts[unit])
+        self.drop.append(marks)
+
     def contaminated(self, scratch: Path) -> int:
         """Val documents whose text is in train, too."""
         return shared(self.hashes(TRAIN), self.hashes(VAL), scratch).count()
@@ -104,43 +138,13 @@ def resolve(folder: Path, units: int, settings: PrepareSettings, scratch: Path) 
     return resolution
 
 
-def divide(resolution: Resolution, say: Callable[[str], object]) -> None:
-    """Settle whether val is a share of the documents or the tail of the text, and where the tail begins."""
-    settings = resolution.settings
-    if not settings.val_fraction:
-        return
-    if settings.val_split == "hash":
-        documents = sum(int(resolution.kept(unit).sum()) for unit in resolution.units)
-        if documents >= FEWEST_FOR_HASH:
-            return
-        say(f"only {documents} documents: val is the tail of the text rather than a share of the documents")
-    lengths = [rows(resolution.folder, unit)["characters"] * resolution.kept(unit) for unit in resolution.units]
-    place = tail_cut(sum(int(part.sum()) for part in lengths), settings.val_fraction)
-    resolution.tail = _tail(lengths, resolution.starts, place)
-
-
-def _tail(lengths: list[np.ndarray], starts: np.ndarray, place: int) -> tuple[int, Cut | None]:
-    """Of a text cut at character `place`: ordinal of val's first whole document, and the document in two parts."""
-    before = 0
-    for unit, part in enumerate(lengths):
-        ends = before + np.cumsum(part)
-        row = int(np.searchsorted(ends, place, side="right"))  # the first document that ends behind the cut
-        if row < len(part):
-            begin = int(ends[row] - part[row])
-            cut = Cut(unit, row, place - begin) if place > begin else None
-            return int(starts[unit]) + row + (cut is not None), cut
-        before = int(ends[-1]) if len(part) else before
-    return int(starts[-1]), None
-
-
 def require_text(resolution: Resolution) -> None:
     """Raise DataError if a split that was asked for would be empty."""
     settings = resolution.settings
     documents = np.zeros(3, np.int64)  # by fate
     for unit in resolution.units:
         documents += np.bincount(resolution.fates(unit), minlength=3)
-    if resolution.tail and resolution.tail[1]:
-        documents += 1  # the cut one is in both
+    documents[[TRAIN, VAL]] += len(resolution.cuts)  # a cut one is in both
     for name, fate in zip(SPLITS, (TRAIN, VAL), strict=True):
         if not documents[fate] and (name == "train" or settings.val_fraction):
             other = "" if settings.val_split == "tail" else ", or use --val-split tail"

@@ -5,6 +5,7 @@ from typing import Any
 
 from mypt.errors import DataError
 from mypt.text.clean import Cleaner
+from mypt.text.faults import ON_ERROR, OnFault, ignore, stop
 from mypt.tokenization.bpe import SMALLEST_VOCABULARY
 
 DOCUMENTS = ("file", "block", "line")
@@ -36,6 +37,7 @@ class PrepareSettings:
     tokens_per_shard: int = 10_000_000
     val_fraction: float = 0.1
     val_split: str = "hash"  # a document by the hash of its text; tail: the last part of the text
+    on_error: str = "stop"  # at a record that cannot be read; skip: leave it out and report it
 
     @classmethod
     def of(cls, tokenizer: str, **given: Any) -> "PrepareSettings":
@@ -64,6 +66,7 @@ class PrepareSettings:
             "document": (None, *DOCUMENTS),
             "filter": (None, "document", "line"),
             "dedup": (None, "document", "line"),
+            "on_error": ON_ERROR,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -82,9 +85,17 @@ class PrepareSettings:
     def cleaner(self) -> Cleaner:
         return Cleaner(normalize=self.normalize, lowercase=self.lowercase, filter=self.filter)
 
+    @property
+    def on_fault(self) -> OnFault:
+        """What is done about a record that cannot be read where nothing is reported."""
+        return ignore if self.on_error == "skip" else stop
+
     def deciding(self) -> dict[str, Any]:
-        """Names and values, without those of a tokenizer that is not trained."""
-        return {name: value for name, value in asdict(self).items() if self.tokenizer == "bpe" or name not in _BPE_ONLY}
+        """Names and values, without those of a tokenizer that is not trained, and without `on_error`: where nothing
+        was skipped it decides nothing.
+        """
+        left_out = {"on_error"} if self.tokenizer == "bpe" else {"on_error", *_BPE_ONLY}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def training(self) -> dict[str, Any]:
         """What of it decides a trained tokenizer."""

@@ -53,7 +53,7 @@ def survey_unit(survey: Survey, piece: Piece, below: int = 2**64) -> Surveyed:
     found = Surveyed(key, 0, 0, 0, "")
     cleaner = settings.cleaner()
     with open(survey.folder / f"{index:05d}.lines", "wb") as hashes:
-        for text, _ in piece.documents(cleaner):
+        for text, _ in piece.documents(cleaner, settings.on_fault):
             found.bytes += len(text) if text.isascii() else len(text.encode())
             if survey.make == "bpe":
                 sample.add(text)

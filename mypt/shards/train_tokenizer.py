@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def train_tokenizer(
     made_of = {
         "settings": chosen.training(),
         "sources": list(dict.fromkeys(unit.source for unit in units)),
-        "text": xxhash.xxh3_128_hexdigest(json.dumps([[asdict(unit), stamp(unit)] for unit in units]).encode()),
+        "text": xxhash.xxh3_128_hexdigest(json.dumps([[unit.to_dict(), stamp(unit)] for unit in units]).encode()),
     }
     if _already_made(out, made_of, retrain):
         say(f"{out} already holds the tokenizer of this text with these settings (--retrain: make it again)")

@@ -1,14 +1,15 @@
 """A unit of the input as a preparation reads it, and what is kept of it, so that a killed run goes on unit by unit.
 
 A finished unit is three files in OUT/.preparing/units: NNNNN.ids (raw token ids), NNNNN.npy (a row per document) and,
-written last, NNNNN.json (counts, and the key of all that decided them).
+written last, NNNNN.json (counts, and the key of all that decided them). Where there is something to tell,
+NNNNN.invalid.npy has the documents with bytes that were not UTF-8, and NNNNN.skipped.jsonl what could not be read.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from mypt.shards.format import DTYPES
 from mypt.shards.settings import PrepareSettings
 from mypt.text.clean import Cleaner
 from mypt.text.document import Document
+from mypt.text.faults import OnFault, ignore, stop
 from mypt.text.sources import Unit, read_documents
 
 if TYPE_CHECKING:
@@ -51,21 +53,21 @@ class Piece:
     limit: int | None = None  # documents, from its first
     lines: np.ndarray | None = None  # packed bits: for each line that is not blank whether to keep it
 
-    def batches(self, cleaner: Cleaner) -> Iterator[list[Document]]:
-        """What is left of its documents after cleaning."""
-        documents = read_documents(self.unit)
+    def batches(self, cleaner: Cleaner, on_fault: OnFault = stop) -> Iterator[list[Document]]:
+        """What is left of its documents after cleaning; `on_fault` as in `read_documents`."""
+        documents = read_documents(self.unit, on_fault)
         if self.limit is not None:
             documents = first_documents(documents, self.limit)
         batches = cleaner.batches(documents)
         return batches if self.lines is None else unrepeated(batches, np.unpackbits(self.lines), cleaner)
 
-    def documents(self, cleaner: Cleaner) -> Iterator[Document]:
+    def documents(self, cleaner: Cleaner, on_fault: OnFault = stop) -> Iterator[Document]:
         """The same one by one."""
-        return chain.from_iterable(self.batches(cleaner))
+        return chain.from_iterable(self.batches(cleaner, on_fault))
 
     def parts(self, row: int, cleaner: Cleaner) -> Iterator[Document]:
         """The parts of document number `row` of those."""
-        for document in self.documents(cleaner):
+        for document in self.documents(cleaner, ignore):  # its faults are known already
             if row == 0:
                 yield document
             row -= document.ended
@@ -85,10 +87,11 @@ class Finished:
     dropped_lines: dict[str, int]
     examples: dict[str, list[str]]
     encode_seconds: float  # spent in the encoder
+    skipped: dict[str, int] = field(default_factory=dict)  # records and files that could not be read, by reason
 
     @classmethod
-    def of(cls, cleaner: Cleaner, writer: UnitWriter, **known: str) -> Finished:
-        """What the cleaner and the writer of a unit counted, with its key and digest."""
+    def of(cls, cleaner: Cleaner, writer: UnitWriter, **known) -> Finished:
+        """What the cleaner and the writer of a unit counted, with its key and digest, and what was skipped."""
         return cls(
             documents_read=cleaner.counts["documents"],
             counts={name: cleaner.counts[name] for name in ("normalized", "invalid_utf8")},
@@ -101,6 +104,26 @@ class Finished:
 
     def save(self, record: Path) -> None:
         replace_text(record, json.dumps(asdict(self), ensure_ascii=False))
+
+
+def save_invalid(path: str, piece: Piece, cleaner: Cleaner) -> None:
+    """Write PATH.invalid.npy, int64 (n, 3): row, number of the file in the unit, bytes that were not UTF-8."""
+    target = Path(f"{path}.invalid.npy")
+    if not cleaner.invalid:
+        target.unlink(missing_ok=True)
+        return
+    rows, seen, sizes = np.array(cleaner.invalid, np.int64).T
+    ends = []
+    if len(piece.unit.paths) > 1:
+        files = (replace(piece.unit, paths=(name,)) for name in piece.unit.paths)
+        ends = np.cumsum([sum(last for _, last in read_documents(unit, ignore)) for unit in files])
+    np.save(target, np.stack([rows, np.searchsorted(ends, seen, side="right"), sizes], axis=1))
+
+
+def invalid_bytes(folder: Path, index: int) -> np.ndarray:
+    """What `save_invalid` wrote, (n, 3)."""
+    path = folder / f"{index:05d}.invalid.npy"
+    return np.load(path) if path.is_file() else np.empty((0, 3), np.int64)
 
 
 def read_record(kind: type, path: Path, key: str):
@@ -147,6 +170,7 @@ def kept_lines(text: str) -> list[str]:
 def unrepeated(batches: Iterable[list[Document]], keep: np.ndarray, cleaner: Cleaner) -> Iterator[list[Document]]:
     """The documents without the lines that came before; `keep` is 0 or 1 for each line that is not blank."""
     position, going_on = 0, False
+    row, removed, lost = 0, [], {}  # rows are counted as the cleaner counts them; lost: U+FFFD, by row
     for batch in batches:
         left = []
         for text, ended in batch:
@@ -156,12 +180,17 @@ def unrepeated(batches: Iterable[list[Document]], keep: np.ndarray, cleaner: Cle
                     position += 1
                     if not keep[position - 1]:
                         cleaner.dropped_lines["duplicate"] += 1
+                        if cleaner.invalid and "\ufffd" in line:
+                            lost[row] = lost.get(row, 0) + line.count("\ufffd")
                         continue
                 kept.append(line)
             text = "\n".join(kept)
             if ended and not going_on and (not text or text.isspace()):
                 cleaner.dropped["empty"] += 1
+                removed.append(row)
             else:
                 left.append(Document(text, ended))
             going_on = not ended
+            row += ended
         yield left
+    cleaner.lose(removed, lost)

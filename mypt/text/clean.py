@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -111,9 +112,11 @@ class Cleaner:
     `filter="document"` drops documents for the reasons of `drop_reason`; "line" first drops lines for those of
     `line_drop_reason`; None drops only documents of no characters. Of a document in parts, the first part decides.
 
-    `counts` has `documents` (seen), `invalid_utf8` (bytes replaced) and `normalized` (documents changed); `dropped`
-    and `dropped_lines` have numbers by reason; `examples` has the beginnings of the first 3 texts that each reason
-    dropped, control characters escaped. All of them run ahead of what was yielded by up to a batch of documents.
+    `counts` has `documents` (seen), `invalid_utf8` (bytes replaced in what is kept) and `normalized` (documents
+    changed); `dropped` and `dropped_lines` have numbers by reason; `examples` has the beginnings of the first 3 texts
+    that each reason dropped, control characters escaped. `invalid` has, for each document with bytes that were not
+    UTF-8, its number among those kept and among those seen, and the number of such bytes that it keeps.
+    All of them run ahead of what was yielded by up to a batch of documents.
     """
 
     def __init__(self, *, normalize: bool = True, lowercase: bool = False, filter: str | None = "document") -> None:
@@ -122,6 +125,8 @@ class Cleaner:
         self.dropped: Counter[str] = Counter()
         self.dropped_lines: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
+        self.invalid: list[tuple[int, int, int]] = []
+        self._kept = 0  # documents
         self._ignored = set() if normalize else {"unnormal"}
         self._ignored |= set() if filter else {"not_text"}
 
@@ -142,14 +147,20 @@ class Cleaner:
             faults = _faults(texts, whole, lines=self.filter == "line") - self._ignored
             if first and not faults and False not in ended:
                 self.counts["documents"] += len(batch)
-                yield self._without_empty(list(whole_documents(texts)) if self.lowercase else batch, texts)
+                batch = self._without_empty(list(whole_documents(texts)) if self.lowercase else batch, texts)
+                self._kept += len(batch)
+                yield batch
                 continue
             kept = []
             for text, last in zip(texts, ended, strict=True):
-                clean, changed = self._clean(text, faults)
+                clean, changed, invalid = self._clean(text, faults)
                 if first:
                     self.counts["documents"] += 1
                     keep, counted = self._admit(clean, faults), False
+                    self._kept += keep
+                if keep and invalid:
+                    self.counts["invalid_utf8"] += invalid
+                    self.invalid.append((self._kept - 1, self.counts["documents"] - 1, invalid))
                 if changed and not counted:
                     self.counts["normalized"] += 1
                     counted = True
@@ -157,6 +168,18 @@ class Cleaner:
                     kept.append(Document(clean, last))
                 first = last
             yield kept
+
+    def lose(self, removed: Sequence[int], lost: dict[int, int]) -> None:
+        """Correct `invalid` for kept documents that were `removed` (ascending) later, and for lost U+FFFD of others."""
+        gone, entries = set(removed), []
+        for row, seen, invalid in self.invalid:
+            taken = min(invalid, lost.get(row, 0))
+            if row in lost:
+                lost[row] -= taken
+            if invalid > taken and row not in gone:
+                entries.append((row - bisect_left(removed, row), seen, invalid - taken))
+        self.invalid = entries
+        self.counts["invalid_utf8"] = sum(invalid for _, _, invalid in entries)
 
     def _without_empty(self, documents: list[Document], texts: Iterable[str]) -> list[Document]:
         """The documents of a batch that needs no change, without those of no text."""
@@ -175,19 +198,22 @@ class Cleaner:
             self._drop(self.dropped, reason, text)
         return reason is None
 
-    def _clean(self, text: str, faults: set[str]) -> tuple[str, bool]:
-        """The text, and whether normalising changed it."""
+    def _clean(self, text: str, faults: set[str]) -> tuple[str, bool, int]:
+        """The text, whether normalising changed it, and how many bytes in it were not UTF-8."""
+        invalid = 0
         if "invalid" in faults:
             text, invalid = repair(text)
-            self.counts["invalid_utf8"] += invalid
         normal = normalize(text) if "unnormal" in faults else text
         changed = normal != text
         if self.filter == "line" and (
             ("not_text" in faults and _NOT_TEXT.search(normal))
             or (("short" in faults or changed) and _SHORT_LINE_IN_TEXT.search(f"\n{normal}"))
         ):
-            normal = self._drop_lines(normal)
-        return normal, changed
+            left = self._drop_lines(normal)
+            if invalid:
+                invalid = max(0, invalid - normal.count("\ufffd") + left.count("\ufffd"))
+            normal = left
+        return normal, changed, invalid
 
     def _drop_lines(self, text: str) -> str:
         kept = []

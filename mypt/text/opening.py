@@ -1,7 +1,8 @@
-"""Files as streams of bytes, decompressed where their names say so."""
+"""Files as streams of bytes, decompressed where their contents or names say so, and of UTF-8 text."""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import zlib
@@ -12,50 +13,91 @@ from typing import IO
 
 from mypt.errors import DataError
 
-COMPRESSED = (".gz", ".zst")  # read as they are
-ARCHIVES = (".zip", ".bz2", ".xz", ".7z", ".tar", ".tgz", ".rar")  # refused
+COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bzip2"}  # by suffix; these are read as they are
 
-_READ = 1 << 17  # compressed bytes at a time
+_MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ\0": ".xz"}
+_BZIP2_BLOCKS = (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")  # what follows BZh and a digit: a block, or the end
+_READ = 1 << 17  # bytes at a time
 
 
 def compression(path: str | Path) -> str:
-    """.gz, .zst, or nothing."""
+    """.gz, .zst, .xz, .bz2, or nothing: by the file's first bytes, else by its name."""
     suffix = Path(path).suffix.lower()
-    return suffix if suffix in COMPRESSED else ""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(10)
+    except OSError:  # the caller opens it again and reports the reason
+        head = b""
+    if head[:3] == b"BZh" and head[4:] in _BZIP2_BLOCKS:
+        return ".bz2"
+    found = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
+    return found or (suffix if suffix in COMPRESSED else "")
 
 
 @contextmanager
 def open_bytes(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading, decompressed if it is a .gz or .zst; what goes wrong with it is a DataError."""
+    """Open a file for reading, decompressed if it is .gz, .zst, .xz or .bz2.
+
+    Raises DataError for a file that cannot be read, and for a compressed file that is empty, damaged or truncated.
+    """
     suffix = compression(path)
     try:
-        if suffix == ".zst":
-            with open(path, "rb", buffering=0) as file:
-                yield io.BufferedReader(_ZstdFrames(file), 1 << 20)
-        else:
-            with gzip.open(path, "rb") if suffix == ".gz" else open(path, "rb", buffering=0) as file:
-                yield file
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        kind = "zstd" if suffix == ".zst" else "gzip"
-        raise DataError(f"{path} is not a whole {kind} file ({error}); download or compress it again") from None
+        if suffix and Path(path).stat().st_size == 0:
+            raise EOFError("it has 0 bytes")
+        with _decompressed(path, suffix) as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error, _DecompressionError) as error:
+        raise DataError(
+            f"{path} is not a whole {COMPRESSED[suffix]} file ({error}); download or compress it again"
+        ) from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; check the file and its permissions") from None
 
 
-class _ZstdFrames(io.RawIOBase):
-    """The content of all frames of a .zst file; a file that stops within a frame raises EOFError."""
+def _decompressed(path: str | Path, suffix: str) -> IO[bytes]:
+    if suffix == ".gz":
+        return gzip.open(path, "rb")
+    file = open(path, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
+    if not suffix:
+        return file
+    return io.BufferedReader(_Frames(file, *_decompressor(file, suffix)), 1 << 20)
 
-    def __init__(self, file: IO[bytes]) -> None:
-        try:
-            import zstandard
-        except ImportError:
-            raise DataError(f"{file.name} needs zstandard: run `pip install mypt[zstd]`, or decompress it") from None
-        self._error = zstandard.ZstdError
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-        self._file, self._frame, self._content, self._ahead = file, None, b"", b""
+
+class _DecompressionError(Exception):
+    pass
+
+
+def _decompressor(file: IO[bytes], suffix: str) -> tuple:
+    """A function that makes a decompressor for one frame, and the errors that it raises."""
+    if suffix == ".xz":
+        import lzma
+
+        return lzma.LZMADecompressor, lzma.LZMAError
+    if suffix == ".bz2":
+        import bz2
+
+        return bz2.BZ2Decompressor, OSError
+    try:
+        import zstandard
+    except ImportError:
+        file.close()
+        raise DataError(f"{file.name} needs zstandard: run `pip install mypt[zstd]`, or decompress it") from None
+    return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj, zstandard.ZstdError
+
+
+class _Frames(io.RawIOBase):
+    """The content of all frames of a compressed file; a file that stops within a frame raises EOFError."""
+
+    def __init__(self, file: IO[bytes], decompressor, error: type[Exception]) -> None:
+        self._file, self._decompressor, self._error = file, decompressor, error
+        self._frame, self._content, self._ahead = None, b"", b""
 
     def readable(self) -> bool:
         return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
     def readinto(self, buffer) -> int:
         while not self._content and self._advance():
@@ -73,11 +115,43 @@ class _ZstdFrames(io.RawIOBase):
             if self._frame is not None:
                 raise EOFError("it stops within a frame")
             return False
-        self._frame = self._frame or self._decompressor.decompressobj()
+        self._frame = self._frame or self._decompressor()
         try:
             self._content = memoryview(self._frame.decompress(data))
         except self._error as error:
-            raise EOFError(str(error)) from None
+            raise _DecompressionError(str(error)) from None
         if self._frame.eof:
             self._ahead, self._frame = self._frame.unused_data, None
         return True
+
+
+@contextmanager
+def open_utf8(path: str | Path, encoding: str = "utf-8") -> Iterator[IO[bytes]]:
+    """Open a text file as `open_bytes` does, as UTF-8 whatever its encoding is.
+
+    A sequence of bytes that is invalid in another `encoding` becomes one byte that is invalid in UTF-8.
+    """
+    with open_bytes(path) as file:
+        yield file if encoding == "utf-8" else io.BufferedReader(_Transcoded(file, encoding), _READ)
+
+
+class _Transcoded(io.RawIOBase):
+    def __init__(self, file: IO[bytes], encoding: str) -> None:
+        self._file, self._decoder, self._content = file, codecs.getincrementaldecoder(encoding)(_INVALID), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        data = b" "
+        while not self._content and data:
+            data = self._file.read(_READ)
+            self._content = self._decoder.decode(data, final=not data).encode("utf-8", "surrogateescape")
+        count = min(len(buffer), len(self._content))
+        buffer[:count] = self._content[:count]
+        self._content = self._content[count:]
+        return count
+
+
+_INVALID = "mypt.invalid"
+codecs.register_error(_INVALID, lambda error: ("\udcff", error.end))

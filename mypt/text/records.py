@@ -1,22 +1,30 @@
-"""Texts of records written as text, JSON lines and CSV, streamed."""
+"""Texts of records written as text, JSON lines, JSON arrays and CSV, streamed."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import IO
 
-from mypt.errors import DataError
+from mypt.text.faults import OnFault, RecordError
 from mypt.text.plain import decoded
 
 _LIST_CHARACTERS = 1 << 20  # or a little more
+LONGEST_VALUE = 1 << 26  # characters of one value in a JSON file that is not lines
 _scan = json.JSONDecoder().scan_once
+_SPACE = re.compile(r"[ \t\r\n\ufeff]*")
+_OUTER_KEY = re.compile(r'\{\s*"((?:[^"\\]|\\.)*)"\s*:')
+_DELIMITERS = ",\t;|"
 
 
-def json_texts(file: IO[bytes], path: str, begin: int, end: int | None, column: str) -> Iterator[list[str]]:
+def json_texts(
+    file: IO[bytes], path: str, begin: int, end: int | None, column: str, on_fault: OnFault
+) -> Iterator[list[str]]:
     """The texts of the JSON objects, one a line, between two bytes of a file; blank lines are skipped."""
     before = 0
     for lines in _whole_lines(decoded(file, begin, end)):
@@ -31,7 +39,11 @@ def json_texts(file: IO[bytes], path: str, begin: int, end: int | None, column: 
             except (StopIteration, ValueError, LookupError, TypeError, RecursionError):
                 pass
             if (line := line.removeprefix("\ufeff")).strip():
-                texts.append(_json_text(line, column, f"{path}:{_lines_before(path, begin) + before + number}"))
+                try:
+                    texts.append(_line_text(line, column))
+                except _BadRecord as bad:
+                    place = f"line {_lines_before(file, begin) + before + number}"
+                    on_fault(RecordError(path, place, bad.reason, bad.detail, line))
         before += len(lines)
         yield texts
 
@@ -50,58 +62,240 @@ def _whole_lines(chunks: Iterable[str]) -> Iterator[list[str]]:
         yield [last]
 
 
-def _json_text(line: str, column: str, place: str) -> str:
-    """The text of a record that is unusual or wrong."""
+class _BadRecord(Exception):
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason, self.detail = reason, detail
+
+
+def _line_text(line: str, column: str) -> str:
+    """The text of a line that is unusual or wrong."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: broken JSON ({error}); expected one object per line") from None
+        raise _BadRecord("broken_json", f"broken JSON ({error}); expected one object per line") from None
+    return _text_of(record, column)
+
+
+def _text_of(record, column: str) -> str:
     if not isinstance(record, dict):
-        raise DataError(f"{place}: a {type(record).__name__}; expected an object such as {{{column!r}: '...'}}")
+        kind = type(record).__name__
+        raise _BadRecord("not_an_object", f"a {kind}; expected an object such as {{{column!r}: '...'}}")
     if column not in record:
-        raise DataError(f"{place}: no column {column!r}; --text-column is one of: {', '.join(record)}")
+        raise _BadRecord("no_column", f"no column {column!r}; {_columns(record)}")
     if not isinstance(record[column], str | None):
         kind = type(record[column]).__name__
-        raise DataError(f"{place}: column {column!r} holds a {kind}, not text; choose another --text-column")
+        raise _BadRecord("not_a_text", f"column {column!r} holds a {kind}, not text; choose another --text-column")
     return record[column] or ""
 
 
-def _lines_before(path: str, position: int) -> int:
-    count = 0
-    if position:
-        with open(path, "rb") as file:
-            while position > 0 and (data := file.read(min(1 << 20, position))):
-                count += data.count(b"\n")
-                position -= len(data)
+def _columns(record: dict) -> str:
+    lists = [key for key, value in record.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if lists:
+        return _not_lines(", ".join(record), lists[0])
+    return f"--text-column is one of: {', '.join(record)}"
+
+
+def _not_lines(keys: str, key: str) -> str:
+    return f"the keys are {keys}. Write the records one per line: jq -c '.[\"{key}\"][]' FILE > NEW.jsonl"
+
+
+def _lines_before(file: IO[bytes], position: int) -> int:
+    """Line ends before a byte; only files that can seek are read from a byte other than 0."""
+    if not position:
+        return 0
+    here, count = file.tell(), 0
+    file.seek(0)
+    while position > 0 and (data := file.read(min(1 << 20, position))):
+        count += data.count(b"\n")
+        position -= len(data)
+    file.seek(here)
     return count
 
 
-def csv_texts(file: IO[bytes], path: str, column: str) -> Iterator[list[str]]:
-    """The texts of a CSV file with a header row, in lists; quoted fields may hold line ends."""
+def json_value_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> Iterator[list[str]]:
+    """The texts of the objects of a JSON file, in lists: of an array, or one after the other, over any lines.
+
+    A file is never held as a whole. Broken JSON ends the file: where the next record begins is not known.
+    """
+    texts, size = [], 0
+    values = _values(decoded(file))
+    number = 0
+    while True:
+        number += 1
+        try:
+            value = next(values)
+            text = _text_of(value, column)
+        except StopIteration:
+            break
+        except _BadRecord as bad:
+            beginning = "" if bad.reason == "broken_json" else json.dumps(value, ensure_ascii=False)
+            on_fault(RecordError(path, f"record {number}", bad.reason, bad.detail, beginning))
+            continue
+        texts.append(text)
+        size += len(text)
+        if size > _LIST_CHARACTERS:
+            yield texts
+            texts, size = [], 0
+    yield texts
+
+
+def _values(chunks: Iterator[str]) -> Iterator:
+    """The elements of the arrays, and the other values, of a JSON text that comes in chunks.
+
+    Raises _BadRecord for what is no JSON, and for a value of more than LONGEST_VALUE characters.
+    """
+    buffer = _Buffer(chunks)
+    in_array, comma = False, False  # comma: another element must follow, or (before the first) may not
+    while mark := buffer.skip_space():
+        if not in_array:
+            if mark == "[":
+                buffer.place += 1
+                in_array, first = True, True
+            else:
+                yield buffer.value()
+            continue
+        if mark == "]" and (first or not comma):
+            buffer.place += 1
+            in_array = False
+        elif mark == "," and not first and not comma:
+            buffer.place += 1
+            comma = True
+        elif first or comma:
+            yield buffer.value()
+            first, comma = False, False
+        else:
+            raise buffer.broken(f"expected ',' or ']', found {mark!r}")
+    if in_array:
+        raise buffer.broken("the array has no end; the file may be cut off")
+
+
+class _Buffer:
+    """A window on a JSON text: `place` is where the next value or mark begins."""
+
+    def __init__(self, chunks: Iterator[str]) -> None:
+        self.text, self.place, self._chunks, self._lines = "", 0, chunks, 1
+
+    def skip_space(self) -> str:
+        """The next character that is no white space, "" at the end."""
+        while True:
+            self.place = _SPACE.match(self.text, self.place).end()
+            if self.place < len(self.text):
+                return self.text[self.place]
+            if not self._more():
+                return ""
+
+    def value(self):
+        """The value that begins at `place`, which then is behind it."""
+        while True:
+            try:
+                value, end = _scan(self.text, self.place)
+                if end < len(self.text) or not self._more():  # a number may go on in the next chunk
+                    self.place = end
+                    return value
+                continue
+            except StopIteration as error:
+                message, place = "Expecting value", error.value
+            except ValueError as error:  # not always a JSONDecodeError: a number may have too many digits
+                message, place = getattr(error, "msg", str(error)), getattr(error, "pos", self.place)
+            except RecursionError:
+                message, place = "nested too deeply", self.place
+            unfinished = place > len(self.text) - 16 or message.startswith("Unterminated string")
+            behind = place - self.place
+            # At each failure as much again is read, so that a long value is parsed a few times only.
+            wanted = 2 * (len(self.text) - self.place)
+            if not unfinished or not self._more(wanted):
+                self.place += behind
+                raise self.broken(message)
+            if len(self.text) - self.place > LONGEST_VALUE:
+                raise self._too_long()
+
+    def broken(self, message: str) -> _BadRecord:
+        line = self._lines + self.text.count("\n", 0, self.place)
+        return _BadRecord("broken_json", f"broken JSON in line {line} ({message}); the file is not read further")
+
+    def _too_long(self) -> _BadRecord:
+        key = _OUTER_KEY.match(self.text, self.place)
+        hint = "expected an array of objects, or one object per line"
+        hint = f"{hint}; {_not_lines(key[1] + ', ...', key[1])}" if key else hint
+        return _BadRecord("broken_json", f"a value of more than {LONGEST_VALUE:,} characters; {hint}")
+
+    def _more(self, wanted: int = 0) -> bool:
+        """Read a chunk, or so many characters behind `place`; False at the end of the file."""
+        parts = [self.text[self.place :]]
+        self._lines += self.text.count("\n", 0, self.place)
+        size = len(parts[0])
+        while (chunk := next(self._chunks, None)) is not None:
+            parts.append(chunk)
+            size += len(chunk)
+            if chunk and size >= wanted:
+                break
+        grown = size > len(parts[0])
+        self.text, self.place = "".join(parts), 0
+        return grown
+
+
+def csv_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> Iterator[list[str]]:
+    """The texts of a CSV or TSV file with a header row, in lists; quoted fields may hold line ends.
+
+    The delimiter is the one with which the header row has the column: a tab first in .tsv, else a comma, then a tab, a
+    semicolon, a bar.
+    """
     csv.field_size_limit(sys.maxsize)
     stream = io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.reader(stream, strict=True)
+    first = stream.readline()
+    rows = csv.reader(chain([first], stream), strict=True, delimiter=_delimiter(first, path, column))
     texts: list[str] = []
     size = 0
     try:
         header = next(rows, None)
-        if not header:
-            raise DataError(f"{path} has no header row; its first line must name the columns")
-        if column not in header:
-            names = ", ".join(header)[:200]
-            raise DataError(f"{path}: no column {column!r} in its header row; --text-column is one of: {names}")
-        place, width = header.index(column), len(header)
-        for row in rows:
-            if len(row) != width:
-                if not row:
-                    continue
-                fields = f"a row of {len(row)} fields under a header of {width}"
-                raise DataError(f"{path}:{rows.line_num}: {fields}; repair it, or quote the field that holds commas")
-            texts.append(row[place])
-            size += len(row[place])
-            if size > _LIST_CHARACTERS:
-                yield texts
-                texts, size = [], 0
     except csv.Error as error:
-        raise DataError(f"{path}:{rows.line_num}: broken CSV ({error}); repair that row") from None
+        raise RecordError(path, "line 1", "broken_csv", f"broken CSV ({error}); repair that row", first) from None
+    if not header:
+        detail = f"{path} has no header row; its first line must name the columns"
+        raise RecordError(path, "", "no_column", detail)
+    if column not in header:
+        names = ", ".join(header)[:200]
+        detail = f"{path}: no column {column!r} in its header row; --text-column is one of: {names}"
+        raise RecordError(path, "", "no_column", detail)
+    if header.count(column) > 1:
+        detail = f"{path}: {header.count(column)} columns are called {column!r}; rename all but one of them"
+        raise RecordError(path, "", "no_column", detail)
+    place, width = header.index(column), len(header)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            detail = f"broken CSV ({error}); repair that row"
+            on_fault(RecordError(path, f"line {rows.line_num}", "broken_csv", detail))
+            continue
+        if len(row) != width:
+            if row:
+                detail = f"a row of {len(row)} fields under a header of {width}"
+                detail += f"; repair it, or quote the field that holds {_named(rows.dialect.delimiter)}"
+                begun = rows.dialect.delimiter.join(row)
+                on_fault(RecordError(path, f"line {rows.line_num}", "row_width", detail, begun))
+            continue
+        texts.append(row[place])
+        size += len(row[place])
+        if size > _LIST_CHARACTERS:
+            yield texts
+            texts, size = [], 0
     yield texts
+
+
+def _named(delimiter: str) -> str:
+    return {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}[delimiter]
+
+
+def _delimiter(header: str, path: str, column: str) -> str:
+    """The first delimiter that gives the header the column; else the one that gives it the most columns."""
+    tabbed = any(suffix in path.lower() for suffix in (".tsv", ".tab"))
+    found = []
+    for delimiter in "\t,;|" if tabbed else _DELIMITERS:
+        names = next(csv.reader([header], delimiter=delimiter), [])
+        if column in names:
+            return delimiter
+        found.append((-len(names), len(found), delimiter))
+    return min(found)[2]

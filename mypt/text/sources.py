@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -12,11 +12,15 @@ import xxhash
 from mypt.errors import DataError
 from mypt.text import hub, records, tables
 from mypt.text.document import Document, whole_documents
-from mypt.text.files import UNIT_BYTES, dataset_directory, document_of, find_files, kind_of, pieces
-from mypt.text.opening import open_bytes
+from mypt.text.faults import OnFault, RecordError, stop
+from mypt.text.files import UNIT_BYTES, dataset_directory, document_of, find_files, pieces
+from mypt.text.formats import Format, detect
+from mypt.text.opening import open_utf8
 from mypt.text.plain import BOUNDARIES, LONGEST, RECORD_BOUNDARY, boundary, cut, cut_text, decoded
 
 BUNDLE_BYTES = 1 << 23  # of small files that go to one unit together
+UNREADABLE = "unreadable"  # the kind of a file that is skipped: what is wrong with it is found again where it is read
+_NAMED = 10  # files in a message
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,20 @@ class Unit:
     """A piece of the input, read by one process at a time; which pieces there are depends on the input alone."""
 
     source: str  # as the user gave it
-    kind: str  # text, jsonl, csv, parquet, arrow (a directory of Dataset.save_to_disk), hub
+    kind: str  # a kind of `Format`, arrow (a directory of Dataset.save_to_disk), hub, unreadable
     paths: tuple[str, ...]  # several small files, or one file, directory or hub dataset
-    start: int = 0  # first byte (text, jsonl), row group (parquet), row (arrow), shard (hub)
+    start: int = 0  # first byte (text, jsonl), row group (parquet), record batch (ipc), row (arrow), shard (hub)
     stop: int | None = None  # the first that belongs to the next unit; None: to the end
     document: str = "file"  # file (of records: the whole text), block or line
     text_column: str = "text"
+    encoding: str = "utf-8"  # of text, jsonl, json and csv
+
+    def to_dict(self) -> dict:
+        """All that it is, for a key; an encoding of UTF-8 is left out, so that older keys stay as they are."""
+        fields = asdict(self)
+        if self.encoding == "utf-8":
+            del fields["encoding"]
+        return fields
 
     @property
     def name(self) -> str:
@@ -45,12 +57,14 @@ def find_units(
     document: str | None = None,
     keep_whole: bool = False,
     text_column: str = "text",
+    on_error: str = "stop",
     say: Callable[[str], object] = lambda line: None,
 ) -> list[Unit]:
-    """The units of each source in turn: paths, globs, directories of `save_to_disk`, hf:// datasets.
+    """The units of each source in turn: paths, globs, directories of records, hf:// datasets.
 
     `document` is file, block or line; None means file, but block in text files above 1 MB unless `keep_whole`, which
-    is told to `say`. Raises DataError for a source that is missing, empty or can't be read as asked.
+    is told to `say`. Raises DataError for a source that is missing, empty or can't be read as asked; with `on_error`
+    skip, a single file that can't be read becomes a unit of the kind `unreadable`.
     """
     units: list[Unit] = []
     chosen: list[str] = []  # what a document is in each file
@@ -62,13 +76,19 @@ def find_units(
             units += [replace(whole, start=shard, stop=shard + 1) for shard in range(shards)]
         elif directory := dataset_directory(source):
             rows, step = tables.rows_per_unit(str(directory), text_column, UNIT_BYTES)
+            if not rows:
+                raise DataError(f"source {source} is a dataset of 0 rows; give one that holds text")
             whole = replace(shape, kind="arrow", paths=(str(directory),))
             units += [replace(whole, start=row, stop=min(rows, row + step)) for row in range(0, rows, step)]
         else:
             given = document or ("file" if keep_whole else None)
-            files = [(path, given or document_of(path)) for path in find_files(source)]
-            chosen += [how for _, how in files]
-            units += _file_units(shape, files)
+            paths = find_files(source)
+            if Path(source).is_dir():
+                say(f"{source}: {len(paths)} files of records ({paths[0].name}, ...)")
+            files = _formats(paths, text_column, on_error)
+            found = [(path, form, given or document_of(path, form.kind)) for path, form in files]
+            chosen += [how for _, _, how in found]
+            units += _file_units(shape, found, on_error)
     if not units:
         raise DataError("no source given, or only empty ones; give a file, a glob, a dataset directory or hf://NAME")
     if document is None and "block" in chosen:
@@ -77,60 +97,102 @@ def find_units(
     return units
 
 
-def _file_units(shape: Unit, files: Iterable[tuple[Path, str]]) -> Iterator[Unit]:
+def _formats(paths: list[Path], column: str, on_error: str) -> list[tuple[Path, Format]]:
+    found, faults = [], []
+    for path in paths:
+        try:
+            found.append((path, detect(path, column)))
+        except DataError as error:
+            found.append((path, Format(UNREADABLE)))
+            faults.append(error)
+    if faults and on_error == "stop":
+        if len(faults) > 1:
+            more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+            listed = "; ".join(str(fault) for fault in faults[:_NAMED])
+            faults[0] = DataError(f"{len(faults)} of {len(paths)} files cannot be read as text: {listed}{more}")
+        stop(faults[0])
+    return found
+
+
+def _file_units(shape: Unit, files: Iterable[tuple[Path, Format, str]], on_error: str) -> Iterator[Unit]:
     """Large files in pieces; small neighbours of a kind together."""
     bundle: list[str] = []
     held = 0
-    for path, document in files:
-        size, kind = path.stat().st_size, kind_of(path)
-        if bundle and (held + size > BUNDLE_BYTES or (kind, document) != (shape.kind, shape.document)):
+    for path, form, document in files:
+        size, (kind, encoding, _) = path.stat().st_size, form
+        alike = (kind, document, encoding) == (shape.kind, shape.document, shape.encoding)
+        if bundle and (held + size > BUNDLE_BYTES or not alike):
             yield replace(shape, paths=tuple(bundle))
             bundle, held = [], 0
-        shape = replace(shape, kind=kind, document=document)
-        if size <= BUNDLE_BYTES:
+        shape = replace(shape, kind=kind, document=document, encoding=encoding)
+        if size <= BUNDLE_BYTES or kind == UNREADABLE:
             bundle.append(str(path))
             held += size
-        else:
-            for start, stop in pieces(path, document, shape.text_column):
-                yield replace(shape, paths=(str(path),), start=start, stop=stop)
+            continue
+        try:
+            places = list(pieces(path, form, document, shape.text_column))
+        except DataError as error:
+            if on_error == "stop":
+                stop(error)
+            places = [(0, None)]
+        for start, end in places:
+            yield replace(shape, paths=(str(path),), start=start, stop=end)
     if bundle:
         yield replace(shape, paths=tuple(bundle))
 
 
-def read_documents(unit: Unit) -> Iterator[Document]:
+def read_documents(unit: Unit, on_fault: OnFault = stop) -> Iterator[Document]:
     """Stream the documents of a unit, in order.
 
     Bytes that are not UTF-8 come out as lone surrogates, as in Python's surrogateescape, for `Cleaner` to count.
-    Raises DataError, naming the place, for broken or unreadable content and for a text column that is missing.
+    `on_fault` is called for a record that can't be read, and for a file that can't be read or not to its end; the next
+    one follows if it returns. `stop`, the default, raises DataError, naming the place.
     """
     for path in unit.paths:
-        if unit.kind == "text":
-            with open_bytes(path) as file:
-                yield from cut(decoded(file, *_extent(file, unit)), unit.document)
+        try:
+            yield from _documents(unit, path, on_fault)
+        except RecordError as fault:
+            on_fault(fault)
+        except DataError as error:
+            if unit.kind == "hub":
+                raise
+            on_fault(RecordError(path, "", UNREADABLE, str(error)))
+
+
+def _documents(unit: Unit, path: str, on_fault: OnFault) -> Iterator[Document]:
+    if unit.kind == "text":
+        with open_utf8(path, unit.encoding) as file:
+            yield from cut(decoded(file, *_extent(file, unit)), unit.document)
+        return
+    for texts in _texts(unit, path, on_fault):
+        if unit.document == "file" and max(map(len, texts), default=0) <= 2 * LONGEST:
+            yield from whole_documents(texts)
             continue
-        for texts in _texts(unit, path):
-            if unit.document == "file" and max(map(len, texts), default=0) <= 2 * LONGEST:
-                yield from whole_documents(texts)
-                continue
-            for text in texts:
-                yield from cut_text(text, unit.document)
+        for text in texts:
+            yield from cut_text(text, unit.document)
 
 
-def _texts(unit: Unit, path: str) -> Iterator[list[str]]:
+def _texts(unit: Unit, path: str, on_fault: OnFault = stop) -> Iterator[list[str]]:
     """The texts of the records, in lists."""
     column = unit.text_column
     if unit.kind == "parquet":
         yield from tables.parquet_texts(path, column, unit.start, unit.stop)
+    elif unit.kind == "ipc":
+        yield from tables.ipc_texts(path, column, unit.start, unit.stop)
     elif unit.kind == "arrow":
         yield from tables.arrow_texts(path, column, unit.start, unit.stop)
     elif unit.kind == "hub":
         yield from hub.texts(path, unit.start, column)
+    elif unit.kind == UNREADABLE:
+        detect(Path(path), column)  # raises what is wrong with it
     else:
-        with open_bytes(path) as file:
+        with open_utf8(path, unit.encoding) as file:
             if unit.kind == "csv":
-                yield from records.csv_texts(file, path, column)
+                yield from records.csv_texts(file, path, column, on_fault)
+            elif unit.kind == "json":
+                yield from records.json_value_texts(file, path, column, on_fault)
             else:
-                yield from records.json_texts(file, path, *_extent(file, unit), column)
+                yield from records.json_texts(file, path, *_extent(file, unit), column, on_fault)
 
 
 def _extent(file: IO[bytes], unit: Unit) -> tuple[int, int | None]:
@@ -163,13 +225,17 @@ def digest(unit: Unit) -> str:
     total = xxhash.xxh3_128(unit.kind.encode())
     if unit.kind == "hub":
         total.update(f"{unit.paths[0]} {unit.start}".encode())
-    elif unit.kind == "arrow":
+    elif unit.kind == "arrow" or (unit.kind == "ipc" and unit.stop is not None):
         for texts in _texts(unit, unit.paths[0]):
             for text in texts:
                 total.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
     else:
         for path in unit.paths:
-            total.update(_file_digest(unit, path))
+            try:
+                total.update(_file_digest(unit, path))
+            except DataError:
+                if unit.kind != UNREADABLE:
+                    raise
     return total.hexdigest()
 
 
@@ -177,7 +243,7 @@ def _file_digest(unit: Unit, path: str) -> bytes:
     content = xxhash.xxh3_128()
     try:
         with open(path, "rb", buffering=0) as file:
-            if unit.kind == "parquet":
+            if unit.kind == "parquet" and unit.stop is not None:
                 begin, end = tables.extent_of_groups(path, unit.start, unit.stop)
             else:
                 begin, end = _extent(file, unit)

@@ -1,8 +1,9 @@
-"""Texts of tables, Parquet files and directories that `Dataset.save_to_disk` wrote, streamed."""
+"""Texts of tables, streamed: Parquet and Arrow files, and directories that `Dataset.save_to_disk` wrote."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -20,9 +21,10 @@ _BATCH_BYTES = 1 << 20  # of text, read at a time
 def row_groups(path: str, column: str) -> list[int]:
     """Bytes of text in each row group of a Parquet file, uncompressed. Raises DataError as reading would."""
     with _parquet(path, column) as table:
-        index = [table.schema.column(i).path for i in range(len(table.schema))].index(column)
+        # A field of a struct may have the same path.
+        leaves = [i for i in range(len(table.schema)) if table.schema.column(i).path == column]
         groups = (table.metadata.row_group(i) for i in range(table.num_row_groups))
-        return [group.column(index).total_uncompressed_size for group in groups]
+        return [sum(group.column(leaf).total_uncompressed_size for leaf in leaves) for group in groups]
 
 
 def parquet_texts(path: str, column: str, start: int = 0, stop: int | None = None) -> Iterator[list[str]]:
@@ -37,9 +39,9 @@ def parquet_texts(path: str, column: str, start: int = 0, stop: int | None = Non
                 rows = table.metadata.row_group(group).num_rows
                 size = _rows_per_batch(rows, sizes[group])
                 for batch in table.iter_batches(size, row_groups=[group], columns=[column]):
-                    yield strings(batch.column(0))
-    except pyarrow.ArrowException as error:
-        raise _not_parquet(path, error) from None
+                    yield strings(batch.column(batch.schema.get_field_index(column)))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _not_readable(path, error, "Parquet") from None
 
 
 def extent_of_groups(path: str, start: int, stop: int | None) -> tuple[int, int]:
@@ -49,8 +51,8 @@ def extent_of_groups(path: str, start: int, stop: int | None) -> tuple[int, int]
 
     try:
         metadata = pyarrow.parquet.read_metadata(path)
-    except pyarrow.ArrowException as error:
-        raise _not_parquet(path, error) from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _not_readable(path, error, "Parquet") from None
 
     def place(group: int | None) -> int:
         if group is None or group >= metadata.num_row_groups:
@@ -68,31 +70,91 @@ def _parquet(path: str, column: str):
     try:
         table = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
         require_text(table.schema_arrow, column, path)
-    except pyarrow.ArrowException as error:
-        raise _not_parquet(path, error) from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; check the file and its permissions") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _not_readable(path, error, "Parquet") from None
     return table
 
 
-def _not_parquet(path: str, error: Exception) -> DataError:
-    reason = str(error).splitlines()[0]
-    return DataError(f"{path} is not a readable Parquet file ({reason}); download or write it again")
+def _not_readable(path: str, error: Exception, kind: str) -> DataError:
+    # Arrow raises OSError without a number for damaged contents.
+    if isinstance(error, OSError) and error.errno:
+        return DataError(f"cannot read {path}: {error.strerror}; check the file and its permissions")
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return DataError(f"{path} is not a readable {kind} file ({reason}); download or write it again")
+
+
+def ipc_batches(path: str, column: str) -> int:
+    """Record batches of an Arrow file that can be read one by one; 0 for a stream or Feather V1, read as a whole.
+
+    Raises DataError as reading would.
+    """
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(path) as source:
+            if source.read(6) == b"ARROW1":
+                source.seek(0)
+                reader = pyarrow.ipc.open_file(source)
+                require_text(reader.schema, column, path)
+                return reader.num_record_batches
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _not_readable(path, error, "Arrow") from None
+    for _ in ipc_texts(path, column):
+        break
+    return 0
+
+
+def ipc_texts(path: str, column: str, start: int = 0, stop: int | None = None) -> Iterator[list[str]]:
+    """The texts of the record batches from `start` to `stop` of an Arrow or Feather file or an Arrow stream."""
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(path) as source:
+            magic = source.read(6)
+            source.seek(0)
+            if magic[:4] == b"FEA1":
+                batches = _feather_v1(path).to_batches()
+            elif magic == b"ARROW1":
+                index = require_text(pyarrow.ipc.open_file(source).schema, column, path)
+                source.seek(0)
+                reader = pyarrow.ipc.open_file(source, options=pyarrow.ipc.IpcReadOptions(included_fields=[index]))
+                batches = map(reader.get_batch, range(reader.num_record_batches)[start:stop])
+            else:
+                batches = pyarrow.ipc.open_stream(source)
+            for batch in batches:
+                texts = batch.column(require_text(batch.schema, column, path))
+                step = _rows_per_batch(len(texts), texts.nbytes)
+                for row in range(0, len(texts), step):
+                    yield strings(texts.slice(row, step))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _not_readable(path, error, "Arrow") from None
+
+
+def _feather_v1(path: str) -> pyarrow.Table:
+    import pyarrow.feather
+
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # while this format is supported
+        return pyarrow.feather.read_table(path)
 
 
 def _rows_per_batch(rows: int, size: int) -> int:
     return max(1, min(8192, _BATCH_BYTES * rows // max(1, size)))
 
 
-def require_text(schema: pyarrow.Schema, column: str, place: str) -> None:
+def require_text(schema: pyarrow.Schema, column: str, place: str) -> int:
+    """The index of the column with the text. Raises DataError if there is not one column of that name, of strings."""
     from pyarrow import types
 
-    if column not in schema.names:
+    found = schema.get_all_field_indices(column)
+    if not found:
         raise DataError(f"{place}: no column {column!r}; --text-column is one of: {', '.join(schema.names)}")
-    kind = schema.field(column).type
+    if len(found) > 1:
+        raise DataError(f"{place}: {len(found)} columns are called {column!r}; rename all but one of them")
+    kind = schema.field(found[0]).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
         raise DataError(f"{place}: column {column!r} holds {kind}, not text; choose another --text-column")
+    return found[0]
 
 
 def strings(column: pyarrow.Array | pyarrow.ChunkedArray) -> list[str]:
@@ -122,6 +184,8 @@ def _open_dataset(directory: str, column: str, written: int) -> Dataset:
     import datasets
 
     try:
+        if not json.loads((Path(directory) / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+            raise DataError(f"source {directory} is a dataset of 0 rows; give one that holds text")
         dataset = datasets.Dataset.load_from_disk(directory).with_format("arrow")
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{directory} is not a whole dataset directory ({error}); save it to disk again") from None

@@ -9,7 +9,7 @@ from mypt.errors import DataError, RecipeError
 from mypt.recipe import Recipe
 from mypt.shards.format import Manifest, read_manifest
 from mypt.shards.pipeline import TRAINED
-from mypt.text.files import dataset_directory
+from mypt.text.files import dataset_directory, holds_records
 from mypt.text.hub import PREFIX
 from mypt.tokenization.load import load_tokenizer, require_same_tokenizer
 from mypt.training.text import DATA_NAME, Streamed, prepare_eval, prepare_train
@@ -115,4 +115,4 @@ def _is_dataset(source: str) -> bool:
             f"data source {source} does not exist; name a text source or a directory made by "
             f"`mypt prepare --out {source}`"
         )
-    return path.is_dir() and dataset_directory(source) is None
+    return path.is_dir() and dataset_directory(source) is None and not holds_records(path)

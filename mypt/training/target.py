@@ -213,7 +213,7 @@ def _existing_dimensions(recipe, vocabulary: int | None) -> dict:
 def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, int | None]:
     """Sizes of the recipe's training data (None unless all are known) and its vocabulary, if it is prepared."""
     from mypt.shards.format import METADATA_NAME, read_manifest
-    from mypt.text.files import dataset_directory
+    from mypt.text.files import dataset_directory, holds_records
 
     sources, vocabulary = [], None
     for name, weight in recipe.data.train.items():
@@ -221,7 +221,7 @@ def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, int | None]:
         prepared = Path(recipe.training.get("output_dir", ""), "data")
         if directory.is_file() and (prepared / METADATA_NAME).is_file():
             directory = prepared
-        if directory.is_dir() and dataset_directory(name) is None:
+        if directory.is_dir() and dataset_directory(name) is None and not holds_records(directory):
             manifest = read_manifest(directory, recipe.data.dtype)
             vocabulary = manifest.vocab_size
             sources.append({"name": name, "weight": weight, "tokens": manifest.splits["train"].tokens})

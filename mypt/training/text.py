@@ -15,7 +15,7 @@ from mypt.text.size import document_count
 from mypt.text.sources import Unit, find_units
 
 DATA_NAME, HEAD_NAME, EVAL_NAME = "data", "head", "eval"  # in the run folder
-STREAMED_KINDS = ("jsonl", "csv", "parquet", "arrow", "hub")  # of units; plain text is prepared
+STREAMED_KINDS = ("jsonl", "json", "csv", "parquet", "ipc", "arrow", "hub")  # of units; plain text is prepared
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def _prepare_head(recipe: Recipe, source: str, units: list[Unit]) -> tuple[str, 
     examples = max(recipe.tokenizer.train_examples, math.ceil(section.max_eval_examples / held_out) if held_out else 0)
     begun = Path(recipe.training["output_dir"], HEAD_NAME, METADATA_NAME).exists()
     try:
-        head = prepare(recipe, source, HEAD_NAME, max_documents=examples, val_fraction=held_out)
+        # By hash alone: so the stream knows the documents that it must leave out.
+        head = prepare(recipe, source, HEAD_NAME, max_documents=examples, val_fraction=held_out, hash_only=True)
     except DataError as error:
         if not begun:
             raise

@@ -340,7 +340,7 @@ def test_an_out_that_cannot_be_written(tmp_path):
 
 def test_a_corpus_without_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b" \n")
-    (tmp_path / "b.txt").write_bytes(bytes(100))
+    (tmp_path / "b.txt").write_text("\ufffd" * 9)
     with pytest.raises(DataError, match=r"no text .*1 empty, 1 not_text"):
         prepare([tmp_path / "a.txt", tmp_path / "b.txt"], tmp_path / "out")
 

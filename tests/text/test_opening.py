@@ -44,7 +44,7 @@ def test_a_file_that_stops_or_is_none_is_refused(tmp_path, suffix):
 
 
 def test_without_zstandard_it_says_what_to_install(tmp_path):
-    (tmp_path / "a.jsonl.zst").write_bytes(b"")
+    (tmp_path / "a.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd")
     code = (
         "import sys; sys.modules['zstandard'] = None\n"
         "from mypt.text.opening import open_bytes\nfrom mypt.errors import DataError\n"
