@@ -72,8 +72,8 @@ def add_reading(parser: argparse.ArgumentParser, choice: argparse._ActionsContai
         required=choice is None,
         default=argparse.SUPPRESS,
         metavar="PATH_OR_GLOB",
-        help="files (text, .jsonl, .json, .csv, .tsv, .parquet, .arrow; also .gz, .zst, .xz, .bz2), globs, directories of "
-        "such records, HF dataset directories, hf://name[:config][@revision][#split]",
+        help="files (text, .jsonl, .json, .csv, .tsv, .parquet, .arrow; also .gz, .zst, .xz, .bz2), globs, "
+        "directories of such records, HF dataset directories, hf://name[:config][@revision][#split]",
     )
     add("--text-column", default="text", metavar="NAME", help="column of records that holds the text")
     add("--max-documents", type=int, default=argparse.SUPPRESS, metavar="N", help="read the first N documents only")

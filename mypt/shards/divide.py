@@ -122,7 +122,7 @@ def _cut_groups(resolution: Resolution, found: dict[str, _Source], sources: list
 
 
 def _tail(resolution: Resolution, lengths: dict[int, np.ndarray], place: int, *, ended: bool) -> Tail:
-    """The tail of some units from `place` on; `lengths` (of their documents, by unit) and it are in the same measure."""
+    """The tail of some units from `place` on, in the measure of `lengths`, which has those of documents by unit."""
     before = 0
     for unit, length in lengths.items():
         part = length * resolution.kept(unit)
@@ -161,8 +161,8 @@ def _explain(found: dict[str, _Source], cut: list[str], fraction: float, say: Ca
     alone = _one_sided(found)
     sources = "1 source" if len(alone) == 1 else f"{len(alone)} sources"
     say(
-        f"val is the last {fraction:.3g} of the tokens of {len(names)} of {len(found)} sources ({_few(names)}): by hash, "
-        f"val would have {share:.3g} of all tokens" + f" and {sources} would be on one side only" * bool(alone)
+        f"val is the last {fraction:.3g} of the tokens of {len(names)} of {len(found)} sources ({_few(names)}): by "
+        f"hash, val would have {share:.3g} of all tokens" + f" and {sources} would be on one side only" * bool(alone)
     )
     return {"tail_of": names, "share_by_hash": share}
 

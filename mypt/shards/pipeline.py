@@ -20,7 +20,7 @@ from mypt.shards.divide import divide
 from mypt.shards.encoding import finish_unit
 from mypt.shards.format import SPLITS, Split
 from mypt.shards.join import write_shards
-from mypt.shards.report import SKIPPED_NAME, total
+from mypt.shards.report import SKIPPED_NAME, describe_invalid, invalid_files, total
 from mypt.shards.resolve import Resolution, resolve
 from mypt.shards.settings import PrepareSettings
 from mypt.shards.staging import UNITS
@@ -107,8 +107,11 @@ class Pipeline:
         if not resolution.starts[-1]:
             found = [(n, why) for f in self.finished for why, n in (*f.dropped.items(), *f.skipped.items())]
             reasons = ", ".join(f"{n} {why}" for n, why in found) or "no document"
+            files = describe_invalid(invalid_files(self.pieces, resolution), 0)[1:]
             raise DataError(
-                f"the sources hold no text ({reasons}); give other files, or --no-filter to keep everything"
+                "\n".join(
+                    [f"the sources hold no text ({reasons}); give other files, or --no-filter to keep it", *files]
+                )
             )
         return resolution
 

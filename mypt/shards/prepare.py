@@ -228,7 +228,7 @@ def join_units(
 
 def _say_invalid(pipeline: Pipeline, resolution: Resolution, report: dict) -> list[dict]:
     """Print and return the files that hold bytes that were not UTF-8."""
-    files = invalid_files(pipeline.pieces, resolution) if report["invalid_utf8"] else []
+    files = invalid_files(pipeline.pieces, resolution)
     if files:
         for line in describe_invalid(files, report["invalid_utf8"]):
             pipeline.say(line)

@@ -41,7 +41,8 @@ def count(finished: list[Finished], resolution: Resolution, splits: dict[str, Sp
         **total(unit.counts for unit in finished),
         "contaminated": resolution.contaminated(scratch),
     }
-    report["invalid_utf8"] = sum(int(found[:, 2].sum()) for found in map(resolution.invalid, resolution.units))
+    found = map(resolution.invalid, resolution.units)
+    report["invalid_utf8"] = sum(int(sizes[of_rows >= 0].sum()) for of_rows, _, sizes in (part.T for part in found))
     if skipped := total(unit.skipped for unit in finished):
         report["skipped"] = skipped
     if resolution.drop:
@@ -52,17 +53,20 @@ def count(finished: list[Finished], resolution: Resolution, splits: dict[str, Sp
 
 
 def invalid_files(pieces: list[Piece], resolution: Resolution) -> list[dict]:
-    """The files with the most bytes that were not UTF-8 in the documents that are kept, 10 at most.
+    """The files with the most bytes that were not UTF-8, 10 at most.
 
-    Each as {file, bytes} and, for a text file whose encoding can be guessed, {encoding, convert: a shell command}.
+    Each as {file, bytes, dropped: bytes in documents that the filter dropped} and, for a text file whose encoding can
+    be guessed, {encoding, convert: a shell command}.
     """
-    sizes: Counter[tuple[str, str]] = Counter()
+    kept: Counter[tuple[str, str]] = Counter()
+    dropped: Counter[tuple[str, str]] = Counter()
     for piece in pieces:
-        for _, file, size in resolution.invalid(piece.number).tolist():
-            sizes[piece.unit.paths[file], piece.unit.kind] += size
+        for row, file, size in resolution.invalid(piece.number).tolist():
+            (kept if row >= 0 else dropped)[piece.unit.paths[file], piece.unit.kind] += size
     found = []
-    for (path, kind), size in sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:INVALID_FILES]:
-        entry = {"file": path, "bytes": size}
+    for file, _ in sorted((kept + dropped).items(), key=lambda item: (-item[1], item[0]))[:INVALID_FILES]:
+        path, kind = file
+        entry = {"file": path, "bytes": kept[file], "dropped": dropped[file]}
         if kind in TEXT_KINDS and (encoding := guess_encoding(path)):
             entry |= {"encoding": encoding, "convert": conversion(path, encoding)}
         found.append(entry)
@@ -71,10 +75,11 @@ def invalid_files(pieces: list[Piece], resolution: Resolution) -> list[dict]:
 
 def describe_invalid(files: list[dict], total: int) -> list[str]:
     """What to print about bytes that were not UTF-8: a line, and one for each file."""
-    lines = [f"{total:,} bytes were not UTF-8 and became U+FFFD" + (f"; most are in {len(files)} files:" * bool(files))]
+    lines = [f"{total:,} bytes were not UTF-8 and became U+FFFD; the files with the most:"]
     for entry in files:
+        dropped = f" and {entry['dropped']:,} in documents that were dropped" if entry["dropped"] else ""
         guess = f", perhaps {entry['encoding']}: {entry['convert']}" if "encoding" in entry else ""
-        lines.append(f"  {entry['file']}: {entry['bytes']:,} bytes{guess}")
+        lines.append(f"  {entry['file']}: {entry['bytes']:,} bytes{dropped}{guess}")
     return lines
 
 

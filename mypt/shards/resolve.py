@@ -74,9 +74,12 @@ class Resolution:
         return {tail.cut.unit: tail.cut for tail in self.tails.values() if tail.cut}
 
     def invalid(self, unit: int) -> np.ndarray:
-        """Bytes that were not UTF-8 in the documents that are kept: row, number of the file, bytes, int64 (n, 3)."""
+        """Bytes that were not UTF-8: row, number of the file, bytes, int64 (n, 3).
+
+        Of the documents that are kept, and with row -1 of those that the filter dropped.
+        """
         found = invalid_bytes(self.folder, unit)
-        return found[self.kept(unit)[found[:, 0]]] if len(found) else found
+        return found[np.append(self.kept(unit), True)[found[:, 0]]] if len(found) else found
 
     def kept(self, unit: int) -> np.ndarray:
         """Which documents of a unit are no duplicates, bool (documents,)."""

@@ -115,7 +115,7 @@ class Cleaner:
     `counts` has `documents` (seen), `invalid_utf8` (bytes replaced in what is kept) and `normalized` (documents
     changed); `dropped` and `dropped_lines` have numbers by reason; `examples` has the beginnings of the first 3 texts
     that each reason dropped, control characters escaped. `invalid` has, for each document with bytes that were not
-    UTF-8, its number among those kept and among those seen, and the number of such bytes that it keeps.
+    UTF-8, its number among those kept (-1: dropped) and among those seen, and the number of such bytes.
     All of them run ahead of what was yielded by up to a batch of documents.
     """
 
@@ -158,9 +158,9 @@ class Cleaner:
                     self.counts["documents"] += 1
                     keep, counted = self._admit(clean, faults), False
                     self._kept += keep
-                if keep and invalid:
-                    self.counts["invalid_utf8"] += invalid
-                    self.invalid.append((self._kept - 1, self.counts["documents"] - 1, invalid))
+                if invalid:
+                    self.counts["invalid_utf8"] += invalid * keep
+                    self.invalid.append((self._kept - 1 if keep else -1, self.counts["documents"] - 1, invalid))
                 if changed and not counted:
                     self.counts["normalized"] += 1
                     counted = True
@@ -179,7 +179,7 @@ class Cleaner:
             if invalid > taken and row not in gone:
                 entries.append((row - bisect_left(removed, row), seen, invalid - taken))
         self.invalid = entries
-        self.counts["invalid_utf8"] = sum(invalid for _, _, invalid in entries)
+        self.counts["invalid_utf8"] = sum(invalid for row, _, invalid in entries if row >= 0)
 
     def _without_empty(self, documents: list[Document], texts: Iterable[str]) -> list[Document]:
         """The documents of a batch that needs no change, without those of no text."""

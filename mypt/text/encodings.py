@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mypt.text.opening import COMPRESSED, compression, open_bytes
 
-_SAMPLE = 1 << 16  # bytes, beginning with the first part of the file that is not UTF-8
+_SAMPLE = 1 << 16  # bytes read at a time
 _PRINTS = {".gz": "gzip -dc", ".zst": "zstd -dc", ".xz": "xz -dc", ".bz2": "bzip2 -dc"}
 _ICONV = {"mac-roman": "MACINTOSH", "utf-8": "UTF-8"}  # where Python's name is not iconv's in capitals
 
@@ -34,14 +34,16 @@ def guess_encoding(path: str) -> str | None:
 
 
 def _sample(path: str) -> bytes:
+    """The lines beyond ASCII in the first part of a file that is not UTF-8, and in what follows it."""
     decoder, held = codecs.getincrementaldecoder("utf-8")(), b""
     with open_bytes(path) as file:
         while data := file.read(_SAMPLE):
             try:
                 decoder.decode(data)
             except UnicodeDecodeError:
-                return held + data + (file.read(_SAMPLE - len(data)) if len(data) < _SAMPLE else b"")
-            held = data[-4:]  # the beginning of a character
+                lines = (held + data + (file.read(_SAMPLE) or b"")).split(b"\n")
+                return b"\n".join(line for line in lines if not line.isascii())
+            held = data[-4:]  # perhaps the beginning of a character
     return held
 
 

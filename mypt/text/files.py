@@ -16,6 +16,7 @@ from mypt.text.tables import ipc_batches, row_groups, splits_of
 
 LARGE_FILE = 1_000_000  # bytes on the disk; a text file above it is cut into blocks unless it must stay whole
 UNIT_BYTES = 1 << 24  # of a large file that go to one unit
+_BY_BYTES = {("text", "block"), ("text", "line"), *(("jsonl", how) for how in ("file", "block", "line"))}
 _OURS = ("dataset_metadata.json", "train/shard_00000.bin")  # in a directory that `mypt prepare` wrote
 
 
@@ -173,9 +174,7 @@ def pieces(path: Path, form: Format, document: str, text_column: str) -> Iterato
         yield from _together(row_groups(str(path), text_column))
     elif form.kind == "ipc" and (batches := ipc_batches(str(path), text_column)):
         yield from _together([size // batches] * batches)
-    elif form.kind in ("json", "csv", "ipc") or (form.kind == "text" and document == "file"):
-        yield 0, None
-    elif form.compressed or form.encoding != "utf-8":
+    elif form.compressed or form.encoding != "utf-8" or (form.kind, document) not in _BY_BYTES:
         yield 0, None
     else:
         for start in range(0, size, UNIT_BYTES):

@@ -119,11 +119,14 @@ def encoding_of(head: bytes) -> str:
         return "utf-8"
     quarter = len(head) // 4
     even, odd = zeros[0] + zeros[2], zeros[1] + zeros[3]
+    # The high bytes of Latin text are zero. Of other text few are, but then the bytes are no UTF-8 text either.
+    foreign = _invalid(head) or _controls(head) - sum(zeros) > 0.02 * len(head)
+    enough = (0.04 if foreign else 1.5) * quarter
     likely = {
-        "utf-32-le": zeros[2] + zeros[3] > 1.9 * quarter and zeros[0] <= 0.01 * quarter,
-        "utf-32-be": zeros[0] + zeros[1] > 1.9 * quarter and zeros[3] <= 0.01 * quarter,
-        "utf-16-le": odd >= 0.02 * quarter and even <= 0.1 * odd,
-        "utf-16-be": even >= 0.02 * quarter and odd <= 0.1 * even,
+        "utf-32-le": zeros[3] >= quarter and zeros[2] >= 0.9 * quarter and zeros[0] <= 0.5 * quarter,
+        "utf-32-be": zeros[0] >= quarter and zeros[1] >= 0.9 * quarter and zeros[3] <= 0.5 * quarter,
+        "utf-16-le": odd >= enough and even <= 0.7 * odd,
+        "utf-16-be": even >= enough and odd <= 0.7 * even,
     }
     return next((name for name, found in likely.items() if found and _reads_as(head, name)), "utf-8")
 
@@ -139,6 +142,8 @@ def _reads_as(head: bytes, encoding: str) -> bool:
 
 def binary_name(head: bytes, encoding: str = "utf-8") -> str | None:
     """What a binary file is, such as "a PDF file"; None for text. Text may be in an encoding that is not known."""
+    if encoding != "utf-8":
+        return None
     for magic, name in _BINARY:
         if head.startswith(magic) and (magic[-1] < 32 or magic[0] > 126 or _controls(head) or magic == b"%PDF-"):
             return name
@@ -148,8 +153,6 @@ def binary_name(head: bytes, encoding: str = "utf-8") -> str | None:
         return "a Python pickle"
     if head[5:8] == b"\0\0\0" and head[8:9] == b"{":
         return "a safetensors file"
-    if encoding != "utf-8":
-        return None
     share = _controls(head) / max(1, len(head))
     if share > NOT_TEXT_SHARE or (share > NOT_TEXT_SHARE / 4 and _invalid(head) > NOT_TEXT_SHARE * len(head)):
         return "binary (of an unknown kind)"
