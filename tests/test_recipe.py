@@ -295,3 +295,18 @@ def test_the_page_lists_changed_defaults_and_refused_keys():
     named = {name.strip("` ") for cell in table for name in cell.split(",")}
     assert set(REFUSED_TRAINING_KEYS) <= named
     assert not set(REFUSED_TRAINING_KEYS) & set(ours)
+
+
+@pytest.mark.parametrize(
+    "name", ["a: b", "a #1", "[x]", "{y}", "*z", "&q", "'s'", '"d"', "1e3", "true", "null", "- m", "%p"]
+)
+def test_an_override_takes_a_path_that_exists_as_it_is(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).touch()
+    Path("r.yaml").write_text("data: {train: x}")
+    recipe = load_recipe("r.yaml", [f"--data.train={name}", "--training.output_dir=runs/a #1: b"])
+    assert (recipe.data.train, recipe.training["output_dir"]) == ({name: 1.0}, "runs/a #1: b")
+    save_recipe(recipe, "saved.yaml")
+    assert load_recipe("saved.yaml") == recipe
+    assert load_recipe("r.yaml", ["--data.train=*.none", "--model.init_from=null"]).data.train == {"*.none": 1.0}
+    assert load_recipe("r.yaml", ["--data.train={a: 1, 'b: c': 2}"]).data.train == {"a": 1, "b: c": 2}

@@ -8,6 +8,7 @@ import pytest
 
 from mypt.shards.prepare import append_text, prepare_dataset
 from mypt.shards.split import Share, groups_to_cut
+from mypt.streams.jit_stream import is_held_out
 from mypt.tokenization.char import build_char_tokenizer
 from mypt.tokenization.load import save_tokenizer
 
@@ -120,3 +121,11 @@ def test_appended_text_is_divided_too_and_what_was_cut_is_known(tmp_path, tokeni
     after = {split: texts(out, split) for split in ("train", "val")}
     assert after["train"] == [*before["train"], more[:27_000]] and after["val"] == [*before["val"], more[27_000:]]
     assert append_text(out, [records(tmp_path / "d.jsonl", [more])], progress=False) == manifest
+
+
+def test_by_hash_alone_val_is_what_a_stream_leaves_out(tmp_path, tokenizer):
+    rows = [text(4 ** (seed % 8), seed) for seed in range(120)]
+    source = records(tmp_path / "a.jsonl", rows)
+    manifest = prepare_dataset(source, tmp_path / "out", tokenizer, hash_only=True, dedup=False, progress=False)
+    assert texts(tmp_path / "out", "val") == [row.rstrip() for row in rows if is_held_out(row.rstrip(), 0.1)]
+    assert "val" not in manifest.report
