@@ -4,7 +4,7 @@ import json
 import mmap
 from pathlib import Path
 
-from mypt.checkpoints.complete import weight_files
+from mypt.checkpoints.complete import ADAPTER_WEIGHTS, weight_files
 from mypt.checkpoints.header import read_header
 from mypt.errors import CheckpointError
 from mypt.files import replace_text
@@ -72,17 +72,26 @@ def require_base(folder: str | Path, base: str) -> None:
 def weights_fingerprint(model: str) -> str | None:
     """xxh3-128 (32 hex digits) of a model's tensors: names, dtypes, shapes and bytes, in however many files.
 
-    model: a folder, or a hub id that the cache holds. None where there are no safetensors to read.
+    model: a folder, or a hub id that the cache holds. Of an adapter, its own tensors and the fingerprint that it has of
+    its base. Of a model without safetensors, the names and bytes of its pytorch_model*.bin. None without any of these.
     """
     import xxhash
 
-    folder = _folder(model)
-    files = [folder / name for name in weight_files(folder)] if folder else []
-    if not files or not all(path.is_file() for path in files):
+    folder, digest = _folder(model), xxhash.xxh3_128()
+    if folder is None:
         return None
+    adapter = is_adapter(folder)
+    files = [folder / name for name in ([ADAPTER_WEIGHTS] if adapter else weight_files(folder))]
+    if not all(path.is_file() for path in files):
+        pickles = sorted(folder.glob("pytorch_model*.bin"))
+        for path in pickles:
+            digest.update(path.name.encode())
+            digest.update(_mapped(path))
+        return digest.hexdigest() if pickles else None
+    if adapter and (folder / BASE_NAME).is_file():
+        digest.update((folder / BASE_NAME).read_bytes())
     tensors = {name: (path, entry) for path in files for name, entry in read_header(path)[0].items()}
     views = {path: _mapped(path) for path in files}
-    digest = xxhash.xxh3_128()
     for name in sorted(tensors):
         path, entry = tensors[name]
         first = 8 + int.from_bytes(views[path][:8], "little")  # behind the header, whose length stands before it
@@ -101,6 +110,10 @@ def _folder(model: str) -> Path | None:
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    cached = try_to_load_from_cache(model, "config.json")
+    try:
+        cached = try_to_load_from_cache(model, "config.json")
+    except HFValidationError:  # the path of a folder that is not there
+        return None
     return Path(cached).parent if isinstance(cached, str) else None

@@ -138,6 +138,11 @@ def _holds_adapter(checkpoint: Path) -> bool:
     return any((checkpoint / name).exists() for name in (ADAPTER_WEIGHTS, "adapter_config.json"))
 
 
+def holds_model(checkpoint: Path) -> bool:
+    """Whether a complete checkpoint can be loaded as a model: it has a config, and its weights not only in parts."""
+    return all((checkpoint / name).is_file() for name in ["config.json", *weight_files(checkpoint)])
+
+
 def weight_files(checkpoint: Path) -> list[str]:
     """The model's file, or the files that the index of a large model names."""
     index = checkpoint / "model.safetensors.index.json"

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
 from transformers import logging as transformers_logging
 
 from mypt.checkpoints.adapter import INSTALL_PEFT
-from mypt.checkpoints.complete import read_state
-from mypt.errors import MyPTError, RecipeError
+from mypt.checkpoints.complete import last_complete_checkpoint, read_state
+from mypt.errors import CheckpointError, MyPTError, RecipeError
 from mypt.evaluation.documents import require_document_mask
 from mypt.recipe import OWN_OPTIMIZERS, RESOLVED_NAME, Recipe, save_recipe
 from mypt.training import run_folder
@@ -55,9 +55,10 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
     transformers_logging.disable_progress_bar()
     data = resolve_data(recipe)
     block_size = recipe.data.block_size or default_block_size(recipe.model)
-    model = _model(recipe, data, block_size, seed)
+    recorded = run_folder.recorded_identity(run)
+    model = _model(recipe, data, block_size, seed, last_complete_checkpoint(run)[0] if resume else None)
     recipe = resolve(recipe, data, model, block_size or model.config.max_position_embeddings)
-    identity = run_identity(recipe, data, model, run_folder.recorded_identity(run))
+    identity = run_identity(recipe, data, model, recorded)
     checkpoint = _claim(run, identity, resume)
     steps_done, saved = _progress(checkpoint)
     recipe, hardware = settle_hardware(recipe, model, run if checkpoint else None)
@@ -97,11 +98,21 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
     return trainer
 
 
-def _model(recipe: Recipe, data: RunData, block_size: int | None, seed: int) -> PreTrainedModel:
+def _model(
+    recipe: Recipe, data: RunData, block_size: int | None, seed: int, checkpoint: Path | None
+) -> PreTrainedModel:
     """The model with the adapters beside it, or the frozen parts in it, that the recipe asks for."""
     lora = _lora() if recipe.lora else None
     quantization = lora and lora.quantization(recipe.lora)
-    model = build_model(recipe.model, data, block_size, seed, adapter=bool(lora), quantization=quantization)
+    options = {"adapter": bool(lora), "quantization": quantization, "checkpoint": checkpoint}
+    try:
+        model = build_model(recipe.model, data, block_size, seed, **options)
+    except CheckpointError as error:
+        if not (lora and checkpoint):
+            raise
+        raise CheckpointError(
+            f"the base of this run's adapters is not there: {error}; if it moved: --model.init_from=PATH"
+        ) from error
     if recipe.data.document_mask:
         require_document_mask(model, recipe.model.init_from or recipe.model.preset)
     if lora:

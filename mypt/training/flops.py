@@ -18,9 +18,9 @@ def flops_per_token(model: PreTrainedModel, length: int) -> int:
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     tables -= {id(head.weight)} if head is not None else set()
     multiplying = [parameter for parameter in model.parameters() if id(parameter) not in tables]
-    flops = sum((6 if parameter.requires_grad else 4) * _size(parameter) for parameter in multiplying)
+    flops = sum((6 if parameter.requires_grad else 4) * parameter_size(parameter) for parameter in multiplying)
     unreached = forward_only_layers(model)
-    flops -= 2 * sum(_size(parameter) for layer in unreached for parameter in layer.parameters())
+    flops -= 2 * sum(parameter_size(parameter) for layer in unreached for parameter in layer.parameters())
     return flops + _attention(model.config.get_text_config(decoder=True), length, len(unreached))
 
 
@@ -33,7 +33,7 @@ def _attention(config, length: int, unreached: int) -> int:
     return 4 * width * length * (3 * layers - 2 * unreached)
 
 
-def _size(parameter: nn.Parameter) -> int:
+def parameter_size(parameter: nn.Parameter) -> int:
     """Numbers in it; bitsandbytes packs two of 4 bits in a byte."""
-    packed = 2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1
+    packed = 2 * parameter.elementparameter_size() if type(parameter).__name__ == "Params4bit" else 1
     return parameter.numel() * packed

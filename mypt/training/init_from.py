@@ -1,5 +1,7 @@
 """`model.init_from`: an existing model, as MyPT's own class where that computes the same, and extended as asked."""
 
+from pathlib import Path
+
 from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
@@ -60,6 +62,15 @@ def existing_model(
                 "starts as the mean of the pieces that it was spelled in (2109.04607)"
             )
     return model
+
+
+def continued_model(section: ModelSection, checkpoint: Path, block_size: int | None) -> PreTrainedModel:
+    """The model in a checkpoint of a run that began from `section.init_from`, which need not be there any more.
+
+    The changes that the recipe asks for are made again; they change nothing if it asks for the same as then.
+    """
+    model = cast(load_model(checkpoint, device="cpu"), section.dtype or "float32")
+    return _extended(model, section, block_size, f"stays {type(model).__name__}")[0]
 
 
 def _added_tokens(source: str, model: PreTrainedModel, data: RunData) -> tuple[int, list[str], list[list[int]]]:

@@ -1,7 +1,10 @@
 """The model that a recipe asks for: a preset with random weights, or an existing checkpoint."""
 
+from pathlib import Path
+
 from transformers import PreTrainedModel, set_seed
 
+from mypt.checkpoints.complete import holds_model
 from mypt.checkpoints.extend import VOCABULARY_MULTIPLE
 from mypt.checkpoints.interop import cast
 from mypt.errors import RecipeError
@@ -10,7 +13,7 @@ from mypt.models.presets import preset_config, preset_dimensions
 from mypt.recipe import ModelSection
 from mypt.tokenization.load import largest_id
 from mypt.training.data import RunData
-from mypt.training.init_from import existing_model
+from mypt.training.init_from import continued_model, existing_model
 
 
 def default_block_size(section: ModelSection) -> int | None:
@@ -28,13 +31,19 @@ def build_model(
     *,
     adapter: bool = False,
     quantization=None,
+    checkpoint: Path | None = None,
 ) -> PreTrainedModel:
-    """A model for the data's tokenizer; `adapter`, `quantization`: an existing one to be kept frozen, in 4 bits.
+    """A model for the data's tokenizer.
+
+    adapter, quantization: an existing one is to be kept frozen, in 4 bits. checkpoint: of the run that is resumed; it
+    holds the existing model as it was extended and trained, and is read instead of `section.init_from`.
 
     Raises RecipeError for fields that do not fit together, TokenizerError for a checkpoint of another tokenizer and
     CheckpointError for one that cannot be loaded.
     """
-    if section.init_from:
+    if section.init_from and checkpoint and not adapter and holds_model(checkpoint):
+        model = continued_model(section, checkpoint, block_size)
+    elif section.init_from:
         model = existing_model(section, data, block_size, adapter=adapter, quantization=quantization)
     else:
         set_seed(seed)

@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, TrainingArguments
 
+from mypt.checkpoints.adapter import weights_fingerprint
 from mypt.errors import RecipeError
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.planning.coverage import planned_steps
@@ -46,7 +49,11 @@ def _resolved_model(recipe: Recipe, model: PreTrainedModel) -> ModelSection:
 
 def run_identity(recipe: Recipe, data: RunData, model: PreTrainedModel, recorded: dict) -> dict:
     """What makes this run this run; a resume must agree on every entry."""
-    architecture = model.config.to_diff_dict()
+    # Trainer sets the special tokens' ids when it begins; the tokenizer stands for them. Early versions recorded them.
+    tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+    before = recorded.get("model") or {}
+    architecture = {key: value for key, value in model.config.to_diff_dict().items() if key not in tokens}
+    architecture |= {key: before[key] for key in tokens if key in before}
     volatile = ("dtype", "transformers_version", "_name_or_path", "architectures", "auto_map", "use_cache")
     seed = recipe.training.get("seed", 42)
     return {
@@ -60,13 +67,37 @@ def run_identity(recipe: Recipe, data: RunData, model: PreTrainedModel, recorded
         "curriculum": recipe.data.curriculum,
         "document_mask": recipe.data.document_mask,
         "model": {key: value for key, value in sorted(architecture.items()) if key not in volatile},
-        "init_from": recipe.model.init_from,
+        "init_from": _base(recipe, model, recorded),
         "optimizer": recipe.optimizer.name,
         "lora": dataclasses.asdict(recipe.lora) | {"base_weights": model.base_weights} if recipe.lora else None,
         "frozen": {"layers": recipe.model.freeze_layers, "embeddings": recipe.model.freeze_embeddings}
         if recipe.model.freeze_layers or recipe.model.freeze_embeddings
         else None,
     }
+
+
+def _base(recipe: Recipe, model: PreTrainedModel, recorded: dict) -> dict | str | None:
+    """The content of model.init_from; what is recorded of it if it is gone and the run needs it no more.
+
+    Versions that recorded its name alone can be compared by name, and by the weights that a LoRA run recorded.
+    """
+    name, before = recipe.model.init_from, recorded.get("init_from")
+    if name is None:
+        return None
+    if isinstance(before, str):
+        same = Path(before).resolve() == Path(name).resolve()
+        return before if same or (recorded.get("lora") or {}).get("base_weights") else name
+    if recipe.lora:
+        return {"weights": model.base_weights}
+    found = [weights_fingerprint(name) if PartialState().is_main_process else None]
+    broadcast_object_list(found)
+    if found[0] is None and before:
+        if PartialState().is_main_process:
+            print(
+                f"model.init_from {name} is not there any more: the run goes on from its checkpoint, which holds it all"
+            )
+        return before
+    return {"weights": found[0]}
 
 
 def settle_arguments(
@@ -102,9 +133,10 @@ def settle_arguments(
         )
         if recipe.lora:
             trained = model.num_parameters(only_trainable=True)
-            print(
+            words = (
                 f"lora: {trained:,} of them are trained ({trained / model.num_parameters():.2%}), rank {recipe.lora.r}"
             )
+            print("\n".join([words, *model.lines]))
         if unused := unused_settings(recipe):
             print(f"without effect on {recipe.optimizer.name} and this schedule: {', '.join(unused)}")
         print(f"defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}")

@@ -62,13 +62,20 @@ def recorded_identity(run: Path) -> dict:
 def _compare(run: Path, recorded: dict, identity: dict) -> None:
     differing = [key for key in identity if recorded.get(key) != identity[key]]
     if differing:
-        details = "; ".join(
-            f"{key}: {_short(recorded.get(key))} there, {_short(identity[key])} now" for key in differing
-        )
+        pairs = {key: _differing(recorded.get(key), identity[key]) for key in differing}
+        details = "; ".join(f"{key}: {_short(there)} there, {_short(now)} now" for key, (there, now) in pairs.items())
         raise CheckpointError(
             f"{run} holds another run ({details}); these cannot change on a resume: restore them, or choose another "
             "training.output_dir"
         )
+
+
+def _differing(there: object, now: object) -> tuple[object, object]:
+    """Two values; of two dicts, only what differs."""
+    if not isinstance(there, dict) or not isinstance(now, dict):
+        return there, now
+    keys = [key for key in {**there, **now} if there.get(key) != now.get(key)]
+    return tuple({key: one[key] for key in keys if key in one} for one in (there, now))
 
 
 def _short(value: object) -> str:
