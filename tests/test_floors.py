@@ -92,7 +92,7 @@ def test_the_walk_sees_imports_of_every_kind(tmp_path, monkeypatch):
 def test_help_imports_no_framework(code):
     probe = (
         "import sys, atexit\n"
-        "frameworks = {'torch', 'transformers', 'numpy', 'datasets'}\n"
+        "frameworks = {'torch', 'transformers', 'numpy', 'datasets', 'peft'}\n"
         "atexit.register(lambda: print('heavy:', sorted(frameworks & set(sys.modules))))\n"
     )
     result = subprocess.run([sys.executable, "-c", probe + code], capture_output=True, text=True)

@@ -31,6 +31,7 @@ from transformers.modeling_layers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.models.auto import modeling_auto
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -269,6 +270,11 @@ class MyPTPreTrainedModel(PreTrainedModel):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             initialization.normal_(module.weight, mean=0.0, std=std)
 
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As for any model; the config names every class of the code beside the weights, not this model's alone."""
+        self.config.auto_map = {auto.__name__: f"{_MODULE}.{own.__name__}" for auto, own, _ in _AUTO_CLASSES}
+        super().save_pretrained(*args, **kwargs)
+
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
@@ -473,14 +479,26 @@ class MyPTForQuestionAnswering(GenericForQuestionAnswering, MyPTWithHead):
     """The decoder with two scores per token: the answer begins here, the answer ends here."""
 
 
-# The second line makes `save_pretrained` copy this file and its sibling beside the weights, whoever calls it, so that
-# every checkpoint loads without mypt (`trust_remote_code=True`); with mypt the installed code is used.
-for _auto_class, _model_class in (
-    (AutoModel, MyPTModel),
-    (AutoModelForCausalLM, MyPTForCausalLM),
-    (AutoModelForSequenceClassification, MyPTForSequenceClassification),
-    (AutoModelForTokenClassification, MyPTForTokenClassification),
-    (AutoModelForQuestionAnswering, MyPTForQuestionAnswering),
-):
+_MODULE = __name__.rpartition(".")[2]
+_AUTO_CLASSES = (
+    (AutoModel, MyPTModel, modeling_auto.MODEL_MAPPING_NAMES),
+    (AutoModelForCausalLM, MyPTForCausalLM, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    (
+        AutoModelForSequenceClassification,
+        MyPTForSequenceClassification,
+        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    ),
+    (
+        AutoModelForTokenClassification,
+        MyPTForTokenClassification,
+        modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    ),
+    (AutoModelForQuestionAnswering, MyPTForQuestionAnswering, modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES),
+)
+for _auto_class, _model_class, _names in _AUTO_CLASSES:
     _auto_class.register(MyPTConfig, _model_class, exist_ok=True)
+    # Makes `save_pretrained` copy this file and its sibling beside the weights, whoever calls it, so that every
+    # checkpoint loads without mypt (`trust_remote_code=True`); with mypt the installed code is used.
     _model_class.register_for_auto_class(_auto_class)
+    # Trainer reads here whether to shift labels before it smooths them; pipelines and model cards read it, too.
+    _names[MyPTConfig.model_type] = _model_class.__name__

@@ -1,11 +1,12 @@
 """Auto classes know MyPT in any order of imports, and a checkpoint carries its code to machines without mypt."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from mypt import MyPTConfig, MyPTForCausalLM, MyPTForSequenceClassification
 
@@ -48,6 +49,51 @@ def test_the_configuration_alone_is_registered_without_the_model():
     assert python(code + "\nprint('mypt.models.modeling_mypt' in sys.modules)").split() == ["MyPTConfig", "False"]
 
 
+def test_label_smoothing_of_a_stock_trainer_is_qwen3s(tmp_path):
+    from transformers import Qwen3ForCausalLM, Trainer, TrainingArguments
+
+    from mypt.checkpoints.interop import from_mypt
+
+    torch.manual_seed(0)
+    ours = MyPTForCausalLM(MyPTConfig(**TINY))
+    theirs = from_mypt(ours, "qwen3")
+    assert type(theirs) is Qwen3ForCausalLM
+    arguments = TrainingArguments(output_dir=tmp_path, label_smoothing_factor=0.2, use_cpu=True)
+    ids = torch.randint(64, (2, 12))
+    losses = [Trainer(m, arguments).compute_loss(m, {"input_ids": ids, "labels": ids}) for m in (ours, theirs)]
+    assert losses[0] == losses[1]
+    log_probs = ours(ids).logits[:, :-1].log_softmax(-1)
+    expected = -0.8 * log_probs.gather(-1, ids[:, 1:, None]).mean() - 0.2 * log_probs.mean()
+    assert losses[0].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_tables_of_class_names_know_every_class():
+    from transformers.models.auto import modeling_auto
+
+    assert modeling_auto.MODEL_MAPPING_NAMES["mypt"] == "MyPTModel"
+    for name in ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"):
+        table = "CAUSAL_LM" if name == "CausalLM" else re.sub("(?<!^)(?=[A-Z])", "_", name).upper()
+        assert getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES")["mypt"] == f"MyPTFor{name}"
+
+
+def test_peft_adapts_the_layers_that_it_adapts_in_llama():
+    peft = pytest.importorskip("peft")
+    for method in ("LoraConfig", "IA3Config", "LNTuningConfig", "VeraConfig", "OFTConfig", "LoHaConfig"):
+        config, trained = getattr(peft, method), []
+        for model in (MyPTForCausalLM(MyPTConfig(**TINY)), LlamaForCausalLM(LlamaConfig(**TINY))):
+            model = peft.get_peft_model(model, config(task_type="CAUSAL_LM"))
+            trained.append({name for name, parameter in model.named_parameters() if parameter.requires_grad})
+        assert trained[0] == trained[1] != set(), method
+
+
+@pytest.mark.slow
+def test_peft_may_be_imported_first():
+    python(f"""
+import peft, mypt
+peft.get_peft_model(mypt.MyPTForCausalLM(mypt.MyPTConfig(**{TINY!r})), peft.LoraConfig())
+""")
+
+
 WITHOUT_MYPT = """
 import sys
 class Absent:
@@ -73,6 +119,13 @@ assert model.generate(torch.arange(5)[None], do_sample=True, temperature=9., max
 model.save_pretrained('again')
 classifier = transformers.AutoModelForSequenceClassification.from_pretrained('classifier', trust_remote_code=True)
 assert classifier(torch.arange(20)[None]).logits.shape == (1, 3)
+assert 'MyPTForCausalLM' in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+decoder = transformers.AutoModel.from_pretrained('model', trust_remote_code=True).eval()
+with torch.no_grad():
+    assert torch.equal(model.lm_head(decoder(torch.arange(20)[None]).last_hidden_state), torch.load('logits.pt'))
+for kind in ('SequenceClassification', 'TokenClassification', 'QuestionAnswering'):
+    auto = getattr(transformers, f'AutoModelFor{{kind}}')
+    assert type(auto.from_pretrained('model', trust_remote_code=True)).__name__ == f'MyPTFor{{kind}}'
 print(type(model).__module__, any(name.partition('.')[0] == 'mypt' for name in sys.modules))
 """
     environment = {"PATH": "", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}

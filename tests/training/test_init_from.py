@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from mypt import MyPTForCausalLM
-from mypt.errors import RecipeError, TokenizerError
+from mypt.errors import CheckpointError, RecipeError, TokenizerError
 from mypt.recipe import load_recipe, parse_recipe
 from mypt.tokenization.extend import extend_tokenizer
 from mypt.tokenization.load import largest_id, load_tokenizer
@@ -119,6 +119,64 @@ def test_a_resumed_run_of_a_stock_model_is_the_uninterrupted_one(recipe_for, sto
     train(resumed, resume=True)
     one, two = weights(whole), weights(broken)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def resumed(whole, folder, content: dict, step: int = 4):
+    """The run in `whole` as it was after `step`, resumed in `folder`."""
+    shutil.copytree(whole, folder)
+    for path in folder.glob("checkpoint-*"):
+        if int(path.name.rpartition("-")[2]) > step:
+            shutil.rmtree(path)
+    content = content | {"training": content["training"] | {"output_dir": str(folder)}}
+    return train(parse_recipe(content), resume=True)
+
+
+@pytest.mark.usefixtures("without_plots")
+@pytest.mark.parametrize("kind", ["llama", "opt"])
+def test_a_resume_needs_the_base_no_more(recipe_for, stock, with_words, tmp_path, weights, capsys, kind):
+    """With added tokens, a stretched context and frozen layers; a model that becomes MyPT's, and one that stays."""
+    folder = stock(kind)
+    data = {"train": str(with_words), "eval": {"domain": str(with_words)}}
+    content = recipe_for(training={"max_steps": 8}, data=data | ({} if kind == "opt" else {"block_size": 96}))
+    content["model"] = {"init_from": str(folder), "freeze_layers": 1 if kind != "opt" else 0, "freeze_embeddings": True}
+    whole = train(parse_recipe(content))
+    content["model"]["init_from"] = str(folder.rename(tmp_path / "renamed"))
+    again = resumed(whole, tmp_path / "renamed_base", content)
+    assert "not there any more" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "renamed")
+    gone = resumed(whole, tmp_path / "no_base", content)
+    assert "renamed is not there any more: the run goes on from its checkpoint" in capsys.readouterr().out
+    expected = weights(whole)
+    for run in (again, gone):
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(run).items())
+        assert (run / "config.json").read_bytes() == (whole / "config.json").read_bytes()
+        assert (run / "generation_config.json").read_bytes() == (whole / "generation_config.json").read_bytes()
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_another_base_in_the_same_place_and_other_changes_to_it_are_refused(recipe_for, stock, tmp_path):
+    folder = stock("llama")
+    content = recipe_for(training={"max_steps": 4}) | {"model": {"init_from": str(folder)}}
+    run = train(parse_recipe(content))
+    for change, words in (({"hidden_dropout": 0.2}, r'model: .*"hidden_dropout": 0.2. now'),
+                          ({"max_position_embeddings": 128}, r'model: .*"max_position_embeddings": 128')):  # fmt: skip
+        with pytest.raises(CheckpointError, match=words):
+            train(parse_recipe(content | {"model": content["model"] | change}), resume=True)
+    path = run / "environment.json"
+    environment = json.loads(path.read_text())
+    model = LlamaForCausalLM.from_pretrained(folder)
+    model.lm_head.weight.data[0, 0] += 1e-3
+    model.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match=r'another run \(init_from: {"weights": "\w{32}"} there, {"weights": '):
+        train(parse_recipe(content), resume=True)
+    # Versions that recorded the name of the base can compare nothing else.
+    environment["identity"]["init_from"] = str(folder)
+    environment["identity"]["model"] |= {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 3}
+    path.write_text(json.dumps(environment))
+    shutil.rmtree(folder)
+    train(parse_recipe(content), resume=True)
+    with pytest.raises(CheckpointError, match=r"another run \(init_from: .*llama"):
+        train(parse_recipe(content | {"model": {"init_from": str(tmp_path / "elsewhere")}}), resume=True)
 
 
 def test_changes_beside_init_from_are_made_or_refused_by_name(recipe_for, stock):

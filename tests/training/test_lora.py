@@ -242,6 +242,25 @@ def test_another_rank_and_another_base_are_another_run(lora_for, base):
         train(parse_recipe(content), resume=True)
 
 
+@pytest.mark.usefixtures("without_plots")
+def test_a_base_that_moved_is_named_on_a_resume(lora_for, base, tmp_path):
+    content = lora_for()
+    whole = train(parse_recipe(content))
+    run = shutil.copytree(whole, tmp_path / "resumed")
+    shutil.rmtree(run / "checkpoint-4")
+    content["training"]["output_dir"] = str(run)
+    moved = base.rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match=r"base of this run's adapters is not there.* --model\.init_from=PATH"):
+        train(parse_recipe(content), resume=True)
+    environment = json.loads((run / "environment.json").read_text())
+    for recorded in (environment["identity"]["init_from"], str(base)):  # the second as early versions did
+        environment["identity"]["init_from"] = recorded
+        (run / "environment.json").write_text(json.dumps(environment))
+        train(parse_recipe(content | {"model": {"init_from": str(moved)}}), resume=True)
+    assert equal(adapter(whole), adapter(run))
+    assert json.loads((run / "adapter_config.json").read_text())["base_model_name_or_path"] == str(moved)
+
+
 @pytest.mark.slow
 def test_kill_at_any_moment(lora_for, tmp_path):
     content = lora_for(lora={"dropout": 0.1})
