@@ -5,7 +5,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -141,7 +141,8 @@ def _read_elsewhere(model: PreTrainedModel, candidates: dict) -> set[str]:
     """Weights that the model's forward pass reads outside the forward of the module that holds them.
 
     An adapter takes part in its module's forward only, so it would have no effect there. The weights require a
-    gradient except while their own module runs, and those that get one were read elsewhere.
+    gradient except while their own module runs, and those that get one were read elsewhere. Of a model that cannot run
+    here, such as one whose kernels need another device, nothing is found.
     """
     owners: dict[nn.Module, list[str]] = {}
     for name, candidate in candidates.items():
@@ -156,11 +157,11 @@ def _read_elsewhere(model: PreTrainedModel, candidates: dict) -> set[str]:
             own = [parameters[name] for name in names if name in parameters]
             handles.append(module.register_forward_pre_hook(lambda *_, own=own: _require_gradient(own, False)))
             handles.append(module.register_forward_hook(lambda *_, own=own: _require_gradient(own, True)))
-        device = next(model.parameters()).device
-        ids = torch.arange(LENGTH, device=device)[None] % model.config.get_text_config().vocab_size
-        logits = model(input_ids=ids, use_cache=False).logits
-        if logits.requires_grad:
-            logits.float().square().mean().backward()
+        ids = torch.arange(LENGTH, device=model.device)[None] % model.config.get_text_config().vocab_size
+        with suppress(Exception):
+            logits = model(input_ids=ids, use_cache=False).logits
+            if logits.requires_grad:
+                logits.float().square().mean().backward()
     return found
 
 
