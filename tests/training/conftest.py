@@ -93,7 +93,8 @@ def rewind():
     return copy
 
 
-@pytest.fixture
-def without_plots(monkeypatch):
-    """As without the `plots` extra: the two curves at the end are a third of a tiny run, in files of many runs."""
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+@pytest.fixture(autouse=True)
+def without_plots(request, monkeypatch):
+    """As without the `plots` extra, unless a test is marked `plots`: curves are a third of a tiny run."""
+    if not request.node.get_closest_marker("plots"):
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -12,8 +12,6 @@ from mypt.recipe import load_recipe, parse_recipe
 from mypt.training.build import build_trainer
 from mypt.training.run import train
 
-pytestmark = pytest.mark.usefixtures("without_plots")
-
 
 def equal(left: dict, right: dict) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
@@ -25,8 +23,8 @@ def losses(run: Path) -> list[dict]:
     return [{key: entry[key] for key in entry if key.endswith("loss")} for entry in entries[:-1]]
 
 
-def test_the_run_folder_holds_what_the_contract_names(recipe_for, monkeypatch):
-    monkeypatch.undo()  # with plots
+@pytest.mark.plots
+def test_the_run_folder_holds_what_the_contract_names(recipe_for):
     run = train(parse_recipe(recipe_for()))
     for name in (
         "model.safetensors", "config.json", "tokenizer.json", "recipe.yaml", "metrics.jsonl", "loss.png",

@@ -15,8 +15,6 @@ from mypt.training.build import build_trainer
 from mypt.training.callbacks.safety import MOST_SKIPS
 from mypt.training.run import finish
 
-pytestmark = pytest.mark.usefixtures("without_plots")
-
 
 def poison(trainer, *samples: int) -> None:
     """From here on the model's output for these samples of the stream is no number."""

@@ -38,6 +38,7 @@ def by_hand(model: torch.nn.Module, windows: EvalWindows) -> tuple[np.ndarray, n
     return np.array(sums), np.array(tokens)
 
 
+@pytest.mark.plots
 def test_readings_are_those_of_the_saved_models_by_hand(model, eval_sets, make_trainer, tmp_path):
     before = copy.deepcopy(model)
     callback = ForgettingCallback(eval_sets, eval_steps=2)

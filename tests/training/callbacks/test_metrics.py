@@ -14,6 +14,7 @@ from mypt.training.callbacks.curves import PAUSE, Pace, draw_what_ends_it, plot_
 from mypt.training.callbacks.forgetting import ForgettingCallback
 from mypt.training.callbacks.metrics import METRICS_NAME, MetricsCallback
 
+pytestmark = pytest.mark.plots
 PNG = b"\x89PNG"
 
 

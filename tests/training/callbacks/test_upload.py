@@ -57,6 +57,7 @@ def test_only_the_finished_run_where_the_recipe_says_so(recipe_for, logged_in, s
     assert steps("me/once") == ["Finished run"] and "me/once" not in logged_in.private
 
 
+@pytest.mark.plots
 def test_a_failing_hub_stops_no_training_and_a_failed_end_names_the_command(recipe_for, logged_in, weights, capsys):
     content = recipe_for(upload={"uri": "hf://me/fails"})
     logged_in.failing = 1_000
