@@ -23,6 +23,10 @@ class CheckpointError(MyPTError):
     """A run folder or a checkpoint that is missing, incomplete or belongs to another run."""
 
 
+class FolderInUse(MyPTError):
+    """A folder that another process is writing; the message names the host and the process."""
+
+
 class CheckFailed(MyPTError):
     """The input was fine and the answer is no: a declined question, a check that did not pass."""
 

@@ -11,7 +11,7 @@ from mypt.checkpoints.families import TARGETS, added_biases, choose_target
 from mypt.checkpoints.interop import cast, from_mypt, to_mypt
 from mypt.checkpoints.load import load_model
 from mypt.errors import CheckFailed, CheckpointError
-from mypt.files import is_free, new_folder
+from mypt.folders import new_folder, require_free
 from mypt.tokenization.load import load_tokenizer, model_tokenizer, save_tokenizer, tokenizer_hash
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def export_model(name: str | Path, out: str | Path, target: str = "auto", dtype:
     import torch
 
     out = Path(out)
-    if not is_free(out):
-        raise CheckpointError(f"{out} exists and is not empty, or is the current folder; choose another")
+    require_free(out, CheckpointError)
     model = load_model(name, device="cpu")
     tokenizer = model_tokenizer(name)
     ours = model if model.config.model_type == "mypt" else to_mypt(model)

@@ -7,6 +7,7 @@ from mypt.checkpoints.complete import checkpoints, what_is_missing
 from mypt.checkpoints.story import kind_of, last_state, read_object, read_story
 from mypt.checkpoints.tensors import TensorEntry, count_by_part, list_tensors, summarize
 from mypt.errors import CheckpointError
+from mypt.folders import contents
 from mypt.planning.parameters import count_parameters
 
 # The same dimension by the names that families of models give it.
@@ -79,7 +80,8 @@ def inspect_checkpoint(path: Path) -> dict:
 
 def list_files(folder: Path) -> list[dict]:
     """Names and bytes of the files right in a folder."""
-    return [{"name": file.name, "bytes": file.stat().st_size} for file in sorted(folder.iterdir()) if file.is_file()]
+    files = [path for path in map(folder.joinpath, contents(folder)) if path.is_file()]
+    return [{"name": file.name, "bytes": file.stat().st_size} for file in files]
 
 
 def _model(config: dict) -> dict:

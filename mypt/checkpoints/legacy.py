@@ -12,7 +12,7 @@ from mypt.checkpoints.original import NotOriginal, Original, is_bundle, load_pla
 from mypt.checkpoints.renamed import config_fields, rename
 from mypt.checkpoints.vocabulary import add_rows, find_tokenizer, token_fields
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
-from mypt.files import is_free, new_folder
+from mypt.folders import new_folder, require_free
 from mypt.tokenization.load import largest_id, save_tokenizer
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def convert_checkpoint(
     CheckFailed if the logits differ.
     """
     out = Path(out)
-    if not dry_run and not is_free(out):
-        raise CheckpointError(f"{out} exists and is not empty, or is the current folder; choose another --out")
+    if not dry_run:
+        require_free(out, CheckpointError)
     original = read_original(path)
     fields = config_fields(original)
     tensors = rename(original, fields, rotary)

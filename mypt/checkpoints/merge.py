@@ -11,7 +11,7 @@ from mypt.checkpoints.contents import RUN_FILES
 from mypt.checkpoints.interop import cast
 from mypt.checkpoints.load import load_adapter, load_model
 from mypt.errors import CheckFailed, CheckpointError
-from mypt.files import is_free, new_folder
+from mypt.folders import new_folder, require_free
 from mypt.tokenization.load import model_tokenizer, save_tokenizer
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ def merge_adapter(adapter: str | Path, out: str | Path, base: str | None = None)
             f"{adapter} holds no adapter (adapter_config.json): name the folder of a LoRA run, or of one that "
             "`mypt download` brought"
         )
-    if not is_free(out):
-        raise CheckpointError(f"{out} is not empty, or the current folder; choose another one")
+    require_free(out, CheckpointError)
     base = base or recorded_base(adapter)
     apart = load_adapter(adapter, base=base)
     dtype = apart.get_base_model().dtype

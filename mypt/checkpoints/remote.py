@@ -27,7 +27,7 @@ from mypt.checkpoints.contents import (
     require_no_token,
 )
 from mypt.errors import CheckpointError, MyPTError
-from mypt.files import is_free
+from mypt.folders import beside, contents, empty, require_free, take_place
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -191,30 +191,30 @@ def download(uri: str, folder: str | Path) -> Received:
     damaged; MyPTError and CheckFailed as `send`.
     """
     place, folder, api = parse_uri(uri), Path(folder), _api()
-    if not is_free(folder):
-        raise MyPTError(f"{folder} is not empty, or the current folder; name a new one")
-    with hub_errors.explained(str(place)):
-        commit = api.model_info(place.name, revision=place.revision).sha  # without a network this tells at once
-        remote = _again(lambda: _tree(api, place.name, commit))
-        wanted = _wanted(place, remote)
-        aside = folder.absolute().with_name(f".{folder.absolute().name}.download")
-        aside.mkdir(parents=True, exist_ok=True)
-        for path in aside.iterdir():  # what a killed call for another model left
-            if path.is_file() and path.name not in wanted:
-                path.unlink()
-        for name in wanted:
-            _again(lambda name=name: api.hf_hub_download(place.name, name, revision=commit, local_dir=aside))
-    shutil.rmtree(aside / ".cache", ignore_errors=True)  # the library's notes
-    try:
-        check_weights(aside)
-    except CheckpointError:
-        shutil.rmtree(aside)
-        raise
-    if folder.exists():
-        folder.rmdir()
-    aside.rename(folder)
+    require_free(folder)
+    with beside(folder.resolve(), "download", _was_downloading) as aside:
+        with hub_errors.explained(str(place)):
+            commit = api.model_info(place.name, revision=place.revision).sha  # without a network this tells at once
+            remote = _again(lambda: _tree(api, place.name, commit))
+            wanted = _wanted(place, remote)
+            for name in contents(aside):  # what a killed call for another model left
+                if (aside / name).is_file() and name not in wanted:
+                    (aside / name).unlink()
+            for name in wanted:
+                _again(lambda name=name: api.hf_hub_download(place.name, name, revision=commit, local_dir=aside))
+        shutil.rmtree(aside / ".cache", ignore_errors=True)  # the library's notes
+        try:
+            check_weights(aside)
+            take_place(aside, folder.resolve())
+        except MyPTError:
+            empty(aside)
+            raise
     left_out = sorted(remote.keys() - {*wanted, ".gitattributes"})
     return Received(commit, {name: remote[name].size for name in wanted}, left_out)
+
+
+def _was_downloading(folder: Path) -> bool:
+    return (folder / ".cache" / "huggingface").is_dir()  # the library's notes on what it has brought
 
 
 def _wanted(place: Place, remote: dict[str, RepoFile]) -> list[str]:

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from mypt.errors import DataError
+from mypt.folders import only_writer
 from mypt.shards.format import METADATA_NAME, Manifest, Split, read_manifest, write_manifest
 from mypt.shards.legacy import origin
 from mypt.shards.output import fingerprints
 from mypt.shards.scan import checked_chunks, progress_bar, shard_problem, write_stream
-from mypt.shards.staging import only_writer
+from mypt.shards.staging import shard_files
 from mypt.shards.writer import ShardWriter
 from mypt.tokenization.load import require_same_tokenizer
 
@@ -129,14 +130,12 @@ def take_back(directory: Path) -> None:
     """Remove what an unfinished append left: the shards that it had planned and the metadata does not list."""
     folder = directory / APPENDING
     if (folder / METADATA_NAME).is_file():
-        listed = _files(read_manifest(directory))
-        for file in _files(read_manifest(folder)) - listed:
-            (directory / file).unlink(missing_ok=True)
+        planned, listed = read_manifest(folder), shard_files(read_manifest(directory))
+        for shard in (shard for split in planned.splits.values() for shard in split.shards):
+            # Moved whole or not at all: any other file of that name is not of this append.
+            if shard.file not in listed and shard_problem(directory, shard, planned) is None:
+                (directory / shard.file).unlink()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _files(manifest: Manifest) -> set[str]:
-    return {shard.file for split in manifest.splits.values() for shard in split.shards}
 
 
 def _require_whole(directory: Path, manifest: Manifest) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mypt.errors import DataError
+from mypt.folders import only_writer
 from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, dtype_for, read_manifest
 from mypt.shards.legacy import origin, read_foreign
 from mypt.shards.output import fingerprints, made_before, staged
 from mypt.shards.scan import checked_chunks, progress_bar, write_stream
-from mypt.shards.staging import publish
+from mypt.shards.staging import publish, require_dataset_folder
 from mypt.shards.writer import ShardWriter
 from mypt.tokenization.load import load_tokenizer, save_tokenizer
 from mypt.tokenization.token_bytes import TextOf
@@ -35,36 +36,39 @@ def convert_dataset(
     directory, out = Path(directory), Path(out)
     manifest = _read(directory, dtype, tokenizer)
     made = {"did": "convert", "of": str(directory), "from": origin(manifest), "fingerprints": fingerprints(manifest)}
-    if previous := made_before(out, made):
-        say(f"{out} is already converted from the same data")
-        return previous
-    loaded = load_tokenizer(tokenizer or directory)
-    text, eos, written = TextOf(loaded), manifest.eos_token_id, dtype_for(manifest.vocab_size - 1)
-    total = sum(split.tokens for split in manifest.splits.values())
-    counted = manifest.report.get("total_tokens_in_metadata", total)
-    if counted != total:
-        say(f"its metadata counts {counted:,} tokens, its files hold {total:,}: the files are converted")
-    with staged(out) as staging, progress_bar("converting", total * manifest.numpy_dtype.itemsize, progress) as bar:
-        save_tokenizer(loaded, staging)
-        splits = {}
-        for split in SPLITS:
-            writer = ShardWriter(staging, split, written)
-            write_stream(checked_chunks(directory, manifest, split, bar.update), writer, eos, text.sizes)
-            splits[split] = writer.close()
-        counts = {
-            name: sum(getattr(split, name) for split in splits.values()) for name in ("documents", "bytes", "tokens")
-        }
-        converted = Manifest(
-            dtype=written,
-            vocab_size=manifest.vocab_size,
-            eos_token_id=eos,
-            tokenizer_hash=manifest.tokenizer_hash,
-            splits=splits,
-            sources=[{"name": directory.name, **counts}],
-            report={"tokenizer": manifest.report["tokenizer"]},
-            history=[made],
-        )
-    publish(out, converted)
+    require_dataset_folder(out, "mypt convert")
+    with only_writer(out):
+        if previous := made_before(out, made):
+            say(f"{out} is already converted from the same data")
+            return previous
+        loaded = load_tokenizer(tokenizer or directory)
+        text, eos, written = TextOf(loaded), manifest.eos_token_id, dtype_for(manifest.vocab_size - 1)
+        total = sum(split.tokens for split in manifest.splits.values())
+        counted = manifest.report.get("total_tokens_in_metadata", total)
+        if counted != total:
+            say(f"its metadata counts {counted:,} tokens, its files hold {total:,}: the files are converted")
+        with staged(out) as staging, progress_bar("converting", total * manifest.numpy_dtype.itemsize, progress) as bar:
+            save_tokenizer(loaded, staging)
+            splits = {}
+            for split in SPLITS:
+                writer = ShardWriter(staging, split, written)
+                write_stream(checked_chunks(directory, manifest, split, bar.update), writer, eos, text.sizes)
+                splits[split] = writer.close()
+            counts = {
+                name: sum(getattr(split, name) for split in splits.values())
+                for name in ("documents", "bytes", "tokens")
+            }
+            converted = Manifest(
+                dtype=written,
+                vocab_size=manifest.vocab_size,
+                eos_token_id=eos,
+                tokenizer_hash=manifest.tokenizer_hash,
+                splits=splits,
+                sources=[{"name": directory.name, **counts}],
+                report={"tokenizer": manifest.report["tokenizer"]},
+                history=[made],
+            )
+        publish(out, converted)
     return converted
 
 

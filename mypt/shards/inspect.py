@@ -5,6 +5,7 @@ No token is read, but of a directory of the original MyPT's or of nanoGPT's, who
 
 from pathlib import Path
 
+from mypt.folders import LOCK_NAME
 from mypt.shards.format import FORMAT_NAME, FORMAT_VERSION, Manifest, read_manifest
 from mypt.shards.legacy import origin
 from mypt.shards.scan import shard_problem
@@ -52,7 +53,7 @@ def inspect_dataset(path: Path) -> dict:
         "files": [
             {"name": file.relative_to(path).as_posix(), "bytes": file.stat().st_size}
             for file in sorted(path.rglob("*"))
-            if file.is_file()
+            if file.is_file() and file.name != LOCK_NAME
         ],
         "problems": problems,
     }

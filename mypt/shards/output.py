@@ -9,24 +9,22 @@ from pathlib import Path
 
 from mypt.errors import DataError
 from mypt.shards.format import METADATA_NAME, Manifest, read_manifest
-from mypt.shards.staging import STAGING, publish
+from mypt.shards.staging import STAGING, UNITS, publish
 
 
 def made_before(out: Path, made: dict) -> Manifest | None:
     """The manifest of what `out` holds if it was made as `made` says, its last entry of history; None if it is new.
 
-    Raises DataError if it holds anything else.
+    To be called while `out` is held. Raises DataError if it holds anything else.
     """
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out} is a file; give a directory")
     publish(out)  # what a killed call had ready
     if (out / METADATA_NAME).exists():
         manifest = read_manifest(out)
         if manifest.history and _essence(manifest.history[-1]) == _essence(made):
             return manifest
         raise DataError(f"{out} already holds another dataset; choose another --out or remove it")
-    if out.is_dir() and (others := sorted(path.name for path in out.iterdir() if path.name != STAGING)):
-        raise DataError(f"{out} holds {others[0]} and is no finished dataset; choose an empty --out")
+    if (out / STAGING / UNITS).is_dir():
+        raise DataError(f"{out} holds an unfinished preparation; repeat that command, or choose another --out")
     return None
 
 

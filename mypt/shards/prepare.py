@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mypt.errors import DataError
+from mypt.folders import only_writer
 from mypt.shards.append import append_shards, appended, only_appender
 from mypt.shards.format import Manifest, dtype_for, read_manifest
 from mypt.shards.overlap import held_documents
@@ -20,7 +21,7 @@ from mypt.shards.pipeline import TRAINED, Pipeline, holds_sources
 from mypt.shards.report import SKIPPED_NAME, count, describe_invalid, examples, invalid_files, write_report
 from mypt.shards.resolve import Resolution, require_text
 from mypt.shards.settings import PrepareSettings
-from mypt.shards.staging import STAGING, only_writer, previous_manifest, publish, write_error
+from mypt.shards.staging import LAUNCH, STAGING, previous_manifest, publish, require_dataset_folder, write_error
 from mypt.shards.units import Work
 from mypt.text.sources import Unit, digest, find_units
 from mypt.tokenization.load import largest_id, load_tokenizer, tokenizer_hash
@@ -56,13 +57,16 @@ def prepare_dataset(
     loaded = None if name in (*TRAINED, "gpt2") else load_tokenizer(name)
     chosen = PrepareSettings.of(f"xxh3-128:{tokenizer_hash(loaded)}" if loaded else name, **settings)
     out, notes = Path(out), []
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out} is a file; give a directory")
+    require_dataset_folder(out, "mypt prepare")
     say = partial(_say, notes, progress)
     units = _find(sources, chosen, say)
     pipeline = Pipeline(out / STAGING, chosen, units, workers, say, progress)
     partly = chosen.max_documents is not None
     with disk_errors(out, pipeline), only_writer(out):
+        if (pipeline.folder / LAUNCH).is_file():
+            raise DataError(
+                f"{out} is being prepared by ranks (docs/datatrove.md); finish that, or choose another --out"
+            )
         publish(out)  # what a killed call had ready
         previous = previous_manifest(out, chosen, partial(holds_sources, units=units, partly=partly))
         if previous and not retrain:

@@ -22,12 +22,13 @@ import xxhash
 
 from mypt.errors import DataError, TokenizerError
 from mypt.files import replace_text
+from mypt.folders import only_writer
 from mypt.shards.encoding import UnitWriter
 from mypt.shards.format import METADATA_NAME, Manifest, dtype_for, read_manifest
 from mypt.shards.pipeline import TRAINED, Pipeline
 from mypt.shards.prepare import disk_errors, join_units
 from mypt.shards.settings import PrepareSettings
-from mypt.shards.staging import STAGING, UNITS, previous_manifest, publish
+from mypt.shards.staging import LAUNCH, STAGING, UNITS, previous_manifest, publish, require_dataset_folder
 from mypt.shards.units import Finished, Piece, Work, rows, save_invalid, token_ids
 from mypt.text.clean import Cleaner
 from mypt.text.dedup import text_hash
@@ -37,7 +38,6 @@ from mypt.text.sources import Unit
 from mypt.tokenization.fast import SAMPLE_CHARACTERS, choose_engine
 from mypt.tokenization.load import largest_id, load_tokenizer, save_tokenizer, tokenizer_hash
 
-_LAUNCH = "launch.json"
 _ENGINES: dict[str, str] = {}  # the encoder for each tokenizer (by hash): every process chooses once
 _NAMED = 10  # ranks in a message
 _TOGETHER = 16  # documents that are hashed at once
@@ -62,7 +62,7 @@ class Launch:
 
     @classmethod
     def read(cls, folder: Path) -> Launch:
-        content = json.loads((folder / _LAUNCH).read_text(encoding="utf-8"))
+        content = json.loads((folder / LAUNCH).read_text(encoding="utf-8"))
         return cls(**content | {"settings": PrepareSettings(**content["settings"])})
 
     def work(self, folder: Path) -> Work:
@@ -117,22 +117,24 @@ def start(out: str | Path, tokenizer: str | Path, source: str, **settings: Any) 
     chosen = PrepareSettings.of(name if name == "gpt2" else f"xxh3-128:{known}", **settings)
     if chosen.dedup == "line":
         raise DataError("dedup line needs the whole text before it is encoded, which no rank sees; use dedup document")
-    folder = out / STAGING / UNITS
-    launch = Launch(source, name, known, dtype_for(largest_id(loaded)), loaded.eos_token_id, chosen)
-    launched = (folder / _LAUNCH).is_file()
-    if not launched:
-        publish(out)  # what a killed `mypt prepare` had ready
-    if (out / METADATA_NAME).is_file():
-        if previous_manifest(out, chosen, lambda sources: [found["name"] for found in sources] == [source]):
-            return
-        raise DataError(f"{out} is damaged, files are missing; remove it to make it again, or choose another one")
-    if launched and Launch.read(folder) == launch:
-        return  # ranks may be at work
-    if not launched:
-        shutil.rmtree(out / STAGING, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(loaded, folder / "tokenizer")
-    replace_text(folder / _LAUNCH, json.dumps(asdict(launch)))
+    require_dataset_folder(out, "datatrove's MyPTWriter")
+    with only_writer(out):
+        folder = out / STAGING / UNITS
+        launch = Launch(source, name, known, dtype_for(largest_id(loaded)), loaded.eos_token_id, chosen)
+        launched = (folder / LAUNCH).is_file()
+        if not launched:
+            publish(out)  # what a killed `mypt prepare` had ready
+        if (out / METADATA_NAME).is_file():
+            if previous_manifest(out, chosen, lambda sources: [found["name"] for found in sources] == [source]):
+                return
+            raise DataError(f"{out} is damaged, files are missing; remove it to make it again, or choose another one")
+        if launched and Launch.read(folder) == launch:
+            return  # ranks may be at work
+        if not launched:
+            shutil.rmtree(out / STAGING, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tokenizer(loaded, folder / "tokenizer")
+        replace_text(folder / LAUNCH, json.dumps(asdict(launch)))
 
 
 def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> Finished:
@@ -174,23 +176,24 @@ def finish(out: str | Path, say: Callable[[str], object] | None = None) -> Manif
     named), if ranks disagree, and as `prepare_dataset` does for splits and a full disk.
     """
     out, say = Path(out), say or _say
-    publish(out)  # what a killed call had ready
-    staging, folder = out / STAGING, out / STAGING / UNITS
-    if (out / METADATA_NAME).is_file():
-        shutil.rmtree(staging, ignore_errors=True)
-        say(f"{out} is finished")
-        return read_manifest(out)
-    launch = _launch(out)
-    finished = _finished_ranks(folder, launch)
-    units = [Unit(launch.source, "rank", (f"rank {rank}",)) for rank in range(len(finished))]
-    pipeline = Pipeline(staging, launch.settings, units, 1, say, progress=False)
-    with disk_errors(out, pipeline):
-        tokenizer, work = load_tokenizer(folder / "tokenizer"), launch.work(folder)
-        save_tokenizer(tokenizer, staging)
-        pipeline.pieces = [RankPiece(rank, unit, work=work) for rank, unit in enumerate(units)]
-        pipeline.finished, pipeline.engine = finished, "as each rank chose"
-        manifest, run = join_units(pipeline, work, tokenizer, launch.tokenizer)
-        publish(out, manifest)
+    with only_writer(out):
+        publish(out)  # what a killed call had ready
+        staging, folder = out / STAGING, out / STAGING / UNITS
+        if (out / METADATA_NAME).is_file():
+            shutil.rmtree(staging, ignore_errors=True)
+            say(f"{out} is finished")
+            return read_manifest(out)
+        launch = _launch(out)
+        finished = _finished_ranks(folder, launch)
+        units = [Unit(launch.source, "rank", (f"rank {rank}",)) for rank in range(len(finished))]
+        pipeline = Pipeline(staging, launch.settings, units, 1, say, progress=False)
+        with disk_errors(out, pipeline):
+            tokenizer, work = load_tokenizer(folder / "tokenizer"), launch.work(folder)
+            save_tokenizer(tokenizer, staging)
+            pipeline.pieces = [RankPiece(rank, unit, work=work) for rank, unit in enumerate(units)]
+            pipeline.finished, pipeline.engine = finished, "as each rank chose"
+            manifest, run = join_units(pipeline, work, tokenizer, launch.tokenizer)
+            publish(out, manifest)
     manifest.report |= run
     return manifest
 
@@ -198,7 +201,7 @@ def finish(out: str | Path, say: Callable[[str], object] | None = None) -> Manif
 def _launch(out: Path) -> Launch:
     if (out / METADATA_NAME).is_file():
         raise DataError(f"{out} is finished; remove it to make it again, or choose another one")
-    if not (out / STAGING / UNITS / _LAUNCH).is_file():
+    if not (out / STAGING / UNITS / LAUNCH).is_file():
         raise DataError(f"{out} is not being prepared by ranks; start it first, or choose another one")
     return Launch.read(out / STAGING / UNITS)
 

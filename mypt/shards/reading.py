@@ -5,26 +5,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from mypt.errors import DataError
+from mypt.files import file_system, is_network
 
 READINGS = ("auto", "ram", "readahead", "pread")
 # 512 MiB are read and checked in about a second, and eight processes on a machine take at most half of what is free.
 RAM_LIMIT, RAM_SHARE = 1 << 29, 16
-# File systems behind a network: a page fault there can hang or kill the process, a read call returns an error.
-_NETWORK = {
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "fuse",
-    "lustre",
-    "ceph",
-    "gpfs",
-    "beegfs",
-    "9p",
-    "afs",
-    "glusterfs",
-}
 _HOW = {
     "ram": "read into memory, checksums verified",
     "readahead": "read ahead (random advice)",
@@ -49,24 +34,10 @@ def choose_reading(directory: Path, size: int, asked: str = "auto", blocks: bool
     if asked == "auto" and size <= min(RAM_LIMIT, available_memory() // RAM_SHARE):
         chosen = "ram"
     elif asked == "auto":
-        remote = system in _NETWORK or system.startswith("fuse.")
-        chosen = "pread" if remote or blocks else "readahead"
+        # A page fault behind a network can hang or kill the process; a read call returns an error.
+        chosen = "pread" if is_network(system) or blocks else "readahead"
     how = "read in whole blocks" if chosen == "pread" and blocks else _HOW[chosen]
     return chosen, f"{_human(size)} on {system}, {how}{', as asked' if asked == chosen else ''}"
-
-
-def file_system(path: Path) -> str:
-    """The type of file system that a path is on, such as ext4; "an unknown file system" where Linux does not tell."""
-    with suppress(OSError):
-        found, place = "", "an unknown file system"
-        real = os.path.realpath(path)
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            left, _, right = line.partition(" - ")
-            mount = left.split()[4].encode().decode("unicode_escape")  # a blank is written \\040
-            if len(mount) >= len(found) and os.path.commonpath([mount, real]) == mount:
-                found, place = mount, right.split()[0]
-        return place
-    return "an unknown file system"
 
 
 def available_memory() -> int:

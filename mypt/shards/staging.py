@@ -3,40 +3,26 @@
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from mypt.errors import DataError, MyPTError
+from mypt.folders import require_own
 from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, read_manifest, write_manifest
-from mypt.shards.legacy import is_foreign
 from mypt.shards.settings import PrepareSettings
 
 STAGING = ".preparing"  # inside the dataset directory, so that finished files are moved by a rename
+LAUNCH = "launch.json"  # there: the units are made by ranks (mypt/shards/ranks.py)
 UNITS = "units"  # inside the staging directory: what goes on after a kill, and is not published
+PREVIOUS = "previous"  # there, during a publication: the metadata of what is replaced
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: how numpy reports what did not fit
 
 
-@contextmanager
-def only_writer(out: Path) -> Iterator[None]:
-    """Hold the directory `out` (made if it is missing) for one command; DataError if another process writes in it."""
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows: nothing is lost but this protection
-        yield
-        return
-    held = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise DataError(f"another process is writing {out}; wait until it is done") from None
-            # A file system without locks.
-        yield
-    finally:
-        os.close(held)
+def require_dataset_folder(out: Path, command: str) -> None:
+    """Raise DataError unless `out` is new, empty, a dataset, or holds what a killed command left on its way to one."""
+    require_own(
+        out, lambda folder: (folder / METADATA_NAME).exists() or (folder / STAGING).is_dir(), command, DataError
+    )
 
 
 def previous_manifest(
@@ -44,8 +30,6 @@ def previous_manifest(
 ) -> Manifest | None:
     """The manifest of what `out` holds if that is whole and what is asked for; an error if it is something else."""
     if not (out / METADATA_NAME).exists():
-        if is_foreign(out):
-            raise DataError(f"{out} holds shards of the original MyPT's or of nanoGPT's; choose another --out")
         return None
     try:
         manifest = read_manifest(out)
@@ -71,7 +55,8 @@ def previous_manifest(
 def publish(out: Path, manifest: Manifest | None = None) -> None:
     """Replace what `out` held by the staged files; without a manifest: finish a publication that was interrupted.
 
-    All that needs space is written before the old metadata goes, and the new metadata comes last.
+    All that needs space is written before the old metadata goes, and the new metadata comes last. Only shards that the
+    old metadata lists are removed. Raises DataError for a file in the way that no metadata lists.
     """
     staging = out / STAGING
     if manifest is None:
@@ -79,21 +64,46 @@ def publish(out: Path, manifest: Manifest | None = None) -> None:
             return
         manifest = read_manifest(staging)
     else:
+        _require_way(out, manifest)
         write_manifest(staging, manifest)
-    (out / METADATA_NAME).unlink(missing_ok=True)
-    listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
+    if (out / METADATA_NAME).is_file():
+        (staging / PREVIOUS).mkdir(exist_ok=True)
+        os.replace(out / METADATA_NAME, staging / PREVIOUS / METADATA_NAME)
+    for file in _listed(staging / PREVIOUS) - shard_files(manifest):
+        (out / file).unlink(missing_ok=True)
     for split in SPLITS:
         (out / split).mkdir(exist_ok=True)
-        for path in (out / split).glob("shard_*.bin*"):
-            name = f"{split}/{path.name}"
-            if name not in listed or (staging / name).exists():
-                path.unlink()
-    for path in sorted(staging.rglob("*")):
-        name = path.relative_to(staging)
-        if path.is_file() and name.parts[0] != UNITS and path.name != METADATA_NAME and path.suffix != ".tmp":
-            os.replace(path, out / name)
+    for path, name in _staged_files(staging):
+        os.replace(path, out / name)
     os.replace(staging / METADATA_NAME, out / METADATA_NAME)
     shutil.rmtree(staging)
+
+
+def shard_files(manifest: Manifest) -> set[str]:
+    """The shards that a manifest lists: names below its directory."""
+    return {shard.file for split in manifest.splits.values() for shard in split.shards}
+
+
+def _staged_files(staging: Path) -> list[tuple[Path, Path]]:
+    """The files that are published, but for the metadata: where they are, and their names below the directory."""
+    files = [(path, path.relative_to(staging)) for path in sorted(staging.rglob("*")) if path.is_file()]
+    left = (UNITS, METADATA_NAME, PREVIOUS)
+    return [(path, name) for path, name in files if name.parts[0] not in left and path.suffix != ".tmp"]
+
+
+def _require_way(out: Path, manifest: Manifest) -> None:
+    """A staged file may replace one of the dataset that `out` held, and no other."""
+    known = _listed(out)
+    for _, name in _staged_files(out / STAGING):
+        is_shard = name.as_posix() in shard_files(manifest)
+        ours = name.as_posix() in known if is_shard else (out / METADATA_NAME).is_file()
+        if (out / name).exists() and not ours:
+            raise DataError(f"{out} holds {name}, which no metadata there lists; move that file away first")
+
+
+def _listed(directory: Path) -> set[str]:
+    """The shards that the metadata in a directory lists; none if there is none."""
+    return shard_files(read_manifest(directory)) if (directory / METADATA_NAME).is_file() else set()
 
 
 def write_error(error: OSError, out: Path, kept: str) -> DataError:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from mypt.errors import DataError
+from mypt.folders import only_writer
 from mypt.shards.format import Manifest, Split, read_manifest
 from mypt.shards.output import fingerprints, made_before, staged
 from mypt.shards.scan import Advance, checked_chunks, pieces, progress_bar
-from mypt.shards.staging import publish
+from mypt.shards.staging import publish, require_dataset_folder
 from mypt.shards.writer import ShardWriter
 from mypt.tokenization.load import load_tokenizer, save_tokenizer
 from mypt.tokenization.token_bytes import TextOf
@@ -43,39 +44,43 @@ def subset_dataset(
     manifest = read_manifest(directory)
     made = {"did": "subset", "of": str(directory), **asked, "val": val, "seed": seed}
     made["fingerprints"] = fingerprints(manifest)
-    if previous := made_before(out, made):
-        say(f"{out} already holds this subset")
-        return previous
-    if not manifest.splits["train"].documents:
-        raise DataError(f"{directory} has no document in its train split")
-    if len(manifest.sources) > 1 and not _told_apart(manifest):
-        say("its metadata does not say which documents are of which source; each keeps its share, uncounted")
-    total = sum(split.tokens for split in manifest.splits.values()) * manifest.numpy_dtype.itemsize
-    with progress_bar("choosing", total * (1 + ("tokens" in asked)), progress) as bar, staged(out) as staging:
-        chosen = {"train": _choose_train(directory, manifest, asked, seed, bar.update, say)}
-        documents = manifest.splits["val"].documents if "val" in manifest.splits else 0
-        share = len(chosen["train"]) / manifest.splits["train"].documents
-        kept = max(1, round(documents * share)) if val == "proportional" and documents else documents
-        chosen["val"] = choose(documents, kept, seed)
-        tokenizer = load_tokenizer(directory)
-        save_tokenizer(tokenizer, staging)
-        text, splits, counts = TextOf(tokenizer), {}, {}
-        for split in manifest.splits:
-            writer = ShardWriter(staging, split, manifest.dtype, manifest.settings.get("tokens_per_shard", 10_000_000))
-            taken = _taken(directory, manifest, split, chosen[split], bar.update)
-            splits[split], counts[split] = _write(taken, writer, text, _source_ends(manifest, split))
-        subset = Manifest(
-            dtype=manifest.dtype,
-            vocab_size=manifest.vocab_size,
-            eos_token_id=manifest.eos_token_id,
-            tokenizer_hash=manifest.tokenizer_hash,
-            splits=splits,
-            sources=_sources(manifest, directory, counts),
-            settings=manifest.settings,
-            report={"tokenizer": manifest.report.get("tokenizer")},
-            history=[*manifest.history, made],
-        )
-    publish(out, subset)
+    require_dataset_folder(out, "mypt subset")
+    with only_writer(out):
+        if previous := made_before(out, made):
+            say(f"{out} already holds this subset")
+            return previous
+        if not manifest.splits["train"].documents:
+            raise DataError(f"{directory} has no document in its train split")
+        if len(manifest.sources) > 1 and not _told_apart(manifest):
+            say("its metadata does not say which documents are of which source; each keeps its share, uncounted")
+        total = sum(split.tokens for split in manifest.splits.values()) * manifest.numpy_dtype.itemsize
+        with progress_bar("choosing", total * (1 + ("tokens" in asked)), progress) as bar, staged(out) as staging:
+            chosen = {"train": _choose_train(directory, manifest, asked, seed, bar.update, say)}
+            documents = manifest.splits["val"].documents if "val" in manifest.splits else 0
+            share = len(chosen["train"]) / manifest.splits["train"].documents
+            kept = max(1, round(documents * share)) if val == "proportional" and documents else documents
+            chosen["val"] = choose(documents, kept, seed)
+            tokenizer = load_tokenizer(directory)
+            save_tokenizer(tokenizer, staging)
+            text, splits, counts = TextOf(tokenizer), {}, {}
+            for split in manifest.splits:
+                writer = ShardWriter(
+                    staging, split, manifest.dtype, manifest.settings.get("tokens_per_shard", 10_000_000)
+                )
+                taken = _taken(directory, manifest, split, chosen[split], bar.update)
+                splits[split], counts[split] = _write(taken, writer, text, _source_ends(manifest, split))
+            subset = Manifest(
+                dtype=manifest.dtype,
+                vocab_size=manifest.vocab_size,
+                eos_token_id=manifest.eos_token_id,
+                tokenizer_hash=manifest.tokenizer_hash,
+                splits=splits,
+                sources=_sources(manifest, directory, counts),
+                settings=manifest.settings,
+                report={"tokenizer": manifest.report.get("tokenizer")},
+                history=[*manifest.history, made],
+            )
+        publish(out, subset)
     return subset
 
 

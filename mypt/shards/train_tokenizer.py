@@ -13,10 +13,11 @@ import xxhash
 
 from mypt.errors import TokenizerError
 from mypt.files import replace_text
+from mypt.folders import only_writer, require_own
 from mypt.shards.format import METADATA_NAME
 from mypt.shards.pipeline import Pipeline
 from mypt.shards.settings import PrepareSettings
-from mypt.shards.staging import STAGING, only_writer
+from mypt.shards.staging import STAGING
 from mypt.text.sources import find_units, stamp
 
 TRAINING_NAME = "tokenizer_training.json"  # beside tokenizer.json: what it was made of, and the reasons for its size
@@ -47,12 +48,13 @@ def train_tokenizer(
         "sources": list(dict.fromkeys(unit.source for unit in units)),
         "text": xxhash.xxh3_128_hexdigest(json.dumps([[unit.to_dict(), stamp(unit)] for unit in units]).encode()),
     }
-    if _already_made(out, made_of, retrain):
-        say(f"{out} already holds the tokenizer of this text with these settings (--retrain: make it again)")
-        return out
+    _require_tokenizer_folder(out)
     notes: list[str] = []
     pipeline = Pipeline(out / STAGING, chosen, units, workers, notes.append, progress)
     with only_writer(out):
+        if _already_made(out, made_of, retrain):
+            say(f"{out} already holds the tokenizer of this text with these settings (--retrain: make it again)")
+            return out
         pipeline.make_tokenizer(retrain)
         (out / TRAINING_NAME).unlink(missing_ok=True)
         for path in pipeline.staging.glob("tokenizer*.json"):
@@ -68,12 +70,18 @@ def training_record(directory: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _already_made(out: Path, made_of: dict[str, Any], retrain: bool) -> bool:
-    """Raises TokenizerError if `out` holds something that must not be replaced."""
-    if out.exists() and not out.is_dir():
-        raise TokenizerError(f"{out} is a file; give a directory")
+def _require_tokenizer_folder(out: Path) -> None:
     if (out / METADATA_NAME).exists():
         raise TokenizerError(f"{out} is a dataset, whose tokenizer belongs to its tokens; choose another --out")
+
+    def is_own(folder: Path) -> bool:
+        return (folder / TRAINING_NAME).is_file() or (folder / STAGING).is_dir()
+
+    require_own(out, is_own, "mypt tokenizer", TokenizerError)
+
+
+def _already_made(out: Path, made_of: dict[str, Any], retrain: bool) -> bool:
+    """Raises TokenizerError if `out` holds another tokenizer."""
     if retrain or not (out / "tokenizer.json").is_file():
         return False
     previous = training_record(out) or {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mypt.errors import TokenizerError
+from mypt.folders import contents, new_folder
 from mypt.tokenization.encode import encode_documents
 from mypt.tokenization.load import essence, largest_id, load_tokenizer, save_tokenizer, tokenizer_hash
 
@@ -45,11 +46,12 @@ def extend_tokenizer(base: str | Path, texts: Iterable[str], out: str | Path) ->
             f"{base} has one token for each of the {len(texts)} texts already; name others, or use it as it is"
         )
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or contents(out)):
         if not (out / "tokenizer.json").is_file() or tokenizer_hash(load_tokenizer(out)) != tokenizer_hash(tokenizer):
             raise TokenizerError(f"{out} holds something else; choose another --out")
         return new
-    save_tokenizer(tokenizer, out)
+    with new_folder(out) as folder:
+        save_tokenizer(tokenizer, folder)
     return new
 
 

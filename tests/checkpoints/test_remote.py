@@ -258,7 +258,7 @@ def test_a_download_is_what_the_hub_has_but_pickles_and_folders(stored, finished
         download(stored, tmp_path / "new" / "model")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    with pytest.raises(MyPTError, match="or the current folder"):
+    with pytest.raises(MyPTError, match="or is the current folder"):
         download(stored, ".")
 
 

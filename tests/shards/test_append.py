@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from mypt.errors import DataError, TokenizerError
+from mypt.errors import DataError, FolderInUse, TokenizerError
 from mypt.shards.append import APPENDING, append_dataset, only_appender
 from mypt.shards.convert import convert_dataset
 from mypt.shards.format import read_manifest
@@ -158,7 +158,7 @@ def test_new_metadata_does_not_vouch_for_a_changed_shard(make_dataset):
 
 def test_one_append_at_a_time(make_dataset):
     directory, other = make_dataset("old", **OLD), make_dataset("new", **NEW)
-    with only_appender(directory), pytest.raises(DataError, match="another process is writing"):
+    with only_appender(directory), pytest.raises(FolderInUse, match="another process is writing"):
         append(directory, other)
 
 

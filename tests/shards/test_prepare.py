@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import xxhash
 
-from mypt.errors import DataError
-from mypt.shards.format import METADATA_NAME, read_manifest
+from mypt.errors import DataError, FolderInUse, MyPTError
+from mypt.folders import only_writer
+from mypt.shards.format import METADATA_NAME, read_manifest, write_manifest
 from mypt.shards.prepare import append_text, prepare_dataset
 from mypt.shards.report import REPORT_NAME
-from mypt.shards.staging import STAGING, only_writer, write_error
+from mypt.shards.staging import STAGING, write_error
 from mypt.shards.subset import subset_dataset
+from mypt.shards.train_tokenizer import train_tokenizer
 from mypt.text.clean import normalize
 from mypt.tokenization.load import EOS, load_tokenizer, tokenizer_hash
 
@@ -231,26 +233,77 @@ def test_already_prepared(tmp_path):
     assert output(tmp_path / "out") == before
 
 
-def test_half_finished_and_damaged_directories_are_redone(tmp_path):
+def test_damaged_directories_are_redone_whatever_is_staged(tmp_path):
     source = jsonl(tmp_path / "a.jsonl", texts(50))
     prepare(source, tmp_path / "out", "bpe", tokens_per_shard=100)
     whole = output(tmp_path / "out")
-    (tmp_path / "out" / METADATA_NAME).unlink()
-    for stale in ("train/shard_00999.bin", "train/shard_00003.bin.tmp", f"{STAGING}/train/shard_00000.bin"):
-        (tmp_path / "out" / stale).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "out" / stale).write_bytes(b"stale")
-    prepare(source, tmp_path / "out", "bpe", tokens_per_shard=100)
-    assert output(tmp_path / "out") == whole
+    stale = tmp_path / "out" / STAGING / "train/shard_00000.bin"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"stale")
     (tmp_path / "out/train/shard_00001.bin").unlink()
     prepare(source, tmp_path / "out", "bpe", tokens_per_shard=100)
     assert output(tmp_path / "out") == whole
 
 
-def test_a_tokenizer_made_otherwise_is_not_reused(tmp_path):
+def test_files_that_no_metadata_lists_are_neither_removed_nor_replaced(tmp_path):
+    source, out = jsonl(tmp_path / "a.jsonl", texts(50)), tmp_path / "out"
+    first = prepare(source, out, "bpe", tokens_per_shard=100)
+    mine = [out / name for name in ("train/shard_00999.bin", "train/shard_00003.bin.tmp", "notes.txt")]
+    for path in mine:
+        path.write_bytes(b"mine")
+    (out / "train/shard_00001.bin").unlink()
+    prepare(source, out, "bpe", tokens_per_shard=100)
+    assert all(path.read_bytes() == b"mine" for path in mine)
+    last = first.splits["train"].shards[-1].file
+    manifest = read_manifest(out)
+    manifest.splits["train"].shards.pop()
+    write_manifest(out, manifest)
+    before = (out / last).read_bytes()
+    with pytest.raises(DataError, match=f"holds {last}, which no metadata there lists"):
+        prepare(source, out, "bpe", tokens_per_shard=100, retrain=True)
+    assert (out / last).read_bytes() == before
+
+
+def test_a_directory_of_something_else_is_not_touched(tmp_path):
+    source, out = jsonl(tmp_path / "a.jsonl", texts(50)), tmp_path / "out"
+    prepare(source, tmp_path / "dataset", "char")
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "train/shard_00000.bin"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"mine")
+    (tmp_path / "link").symlink_to("out")
+    before = {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]}
+    for command, call in {
+        "prepare": lambda out: prepare(source, out, "char"),
+        "subset": lambda out: subset_dataset(tmp_path / "dataset", out, samples=3, progress=False),
+        "tokenizer": lambda out: train_tokenizer([source], out, "char", retrain=True, progress=False),
+    }.items():
+        for name in ("out", "link"):
+            words = f"{name} holds config.json and was not made by mypt {command}, so nothing is written there"
+            with pytest.raises(MyPTError, match=words):
+                call(tmp_path / name)
+    (tmp_path / "dataset" / METADATA_NAME).unlink()
+    with pytest.raises(DataError, match="was not made by mypt prepare"):  # nothing there tells that it was
+        prepare(source, tmp_path / "dataset", "char")
+    assert {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]} == before
+
+
+def test_an_unfinished_preparation_is_not_thrown_away_by_another_command(tmp_path):
+    prepare(jsonl(tmp_path / "a.jsonl", texts(50)), tmp_path / "dataset", "char")
+    (tmp_path / "out" / STAGING / "units").mkdir(parents=True)
+    with pytest.raises(DataError, match="holds an unfinished preparation"):
+        subset_dataset(tmp_path / "dataset", tmp_path / "out", samples=3, progress=False)
+    (tmp_path / "out" / STAGING / "units" / "launch.json").touch()
+    with pytest.raises(DataError, match="is being prepared by ranks"):
+        prepare(tmp_path / "a.jsonl", tmp_path / "out", "char")
+
+
+def test_a_tokenizer_made_otherwise_is_not_reused(tmp_path, monkeypatch):
     source = jsonl(tmp_path / "a.jsonl", texts(50))
-    prepare(source, tmp_path / "out", "bpe", vocab_size=270)
-    (tmp_path / "out" / METADATA_NAME).unlink()
-    assert prepare(source, tmp_path / "out", "bpe", vocab_size=280).vocab_size == 280
+    for vocab_size in (270, 280):  # the first is killed before it is published
+        with monkeypatch.context() as patch:
+            patch.setattr("mypt.shards.prepare.publish", lambda *_: None)
+            made = prepare(source, tmp_path / "out", "bpe", vocab_size=vocab_size)
+        assert made.vocab_size == vocab_size
 
 
 def test_another_tokenizer_at_the_same_place_in_the_same_process(tmp_path):
@@ -274,7 +327,7 @@ def test_shards_of_the_originals_without_metadata_are_left_alone(tmp_path):
     shard.parent.mkdir(parents=True)
     shard.write_bytes(b"abcd")
     (tmp_path / "out/tokenizer_state.json").write_text('{"token_kind": "gpt2"}')
-    with pytest.raises(DataError, match="original MyPT's"):
+    with pytest.raises(DataError, match=r"holds tokenizer_state\.json and was not made by mypt prepare"):
         prepare(jsonl(tmp_path / "a.jsonl", ["x"]), tmp_path / "out", val_fraction=0)
     assert shard.read_bytes() == b"abcd"
 
@@ -286,7 +339,7 @@ def test_a_source_whose_name_is_not_utf8(tmp_path):
 
 
 def test_one_writer_at_a_time(tmp_path):
-    with only_writer(tmp_path / "out"), pytest.raises(DataError, match="another process is writing"):
+    with only_writer(tmp_path / "out"), pytest.raises(FolderInUse, match="another process is writing"):
         prepare(jsonl(tmp_path / "a.jsonl", texts(30)), tmp_path / "out")
 
 
