@@ -1,14 +1,25 @@
-"""`mypt train RECIPE`: train, or go on training, what a recipe describes."""
+"""`mypt train RECIPE`: train or resume what a recipe describes."""
 
 import argparse
+
+from mypt.errors import RecipeError
 
 HELP = "train a recipe: pretraining, or adapting a model while several evaluation sets are watched"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a YAML recipe, or a run folder to repeat or resume")
+    parser.usage = "%(prog)s RECIPE [--resume [CHECKPOINT]] [--yes] [--section.key=value ...]"
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the last complete checkpoint; start if there is none"
+        "recipe", nargs="?", metavar="RECIPE", help="a YAML recipe, or a run folder to repeat or resume"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CHECKPOINT",
+        help="resume from the last complete checkpoint, start if there is none; or from this one, by its name in the "
+        "run folder or its path",
     )
     parser.add_argument("--yes", action="store_true", help="do not ask when the data would be seen less than once")
     parser.set_defaults(overrides=[])
@@ -18,8 +29,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from mypt.recipe import load_recipe
 
+    sort_out(args)
     recipe = load_recipe(args.recipe, args.overrides)
 
     from mypt.training.run import train
 
     train(recipe, resume=args.resume, assume_yes=args.yes)
+
+
+def sort_out(args: argparse.Namespace) -> None:
+    """Give back what `--resume`, whose value may be left out, took of the words after it."""
+    if isinstance(args.resume, str) and args.resume.startswith("--"):  # argparse takes a word with blanks for a value
+        args.overrides, args.resume = [args.resume, *args.overrides], True
+    if args.recipe is None and isinstance(args.resume, str):
+        args.recipe, args.resume = args.resume, True
+    if args.recipe is None:
+        raise RecipeError("a recipe is missing: give a YAML file or a run folder")

@@ -1,5 +1,7 @@
 """Recipe -> data, model, optimizer, callbacks and Trainer, placed where a resume has to go on."""
 
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -32,16 +34,18 @@ from mypt.training.optimizers import muon_factory
 from mypt.training.resolve import resolve, run_identity, settle_arguments
 from mypt.training.sharded import refuse_flattened
 from mypt.training.stream import build_eval_sets, build_stream, place_stream
-from mypt.training.tracking import require_trackers
+from mypt.training.tracking import require_start, require_trackers
 from mypt.training.trainer import MyPTTrainer
 
 
-def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = False) -> MyPTTrainer:
+def build_trainer(recipe: Recipe, *, resume: bool | str | Path = False, assume_yes: bool = False) -> MyPTTrainer:
     """Everything that `recipe` describes, ready for `trainer.train(resume_from_checkpoint=trainer.checkpoint)`.
 
-    resume: go on from the last complete checkpoint in training.output_dir, or start if there is none.
-    assume_yes: do not ask below one pass over the data. Text sources are prepared, the run folder is claimed and the
-    resolved recipe written. Raises MyPTError subclasses as the parts do.
+    resume: True: resume from the last complete checkpoint in training.output_dir, or start if there is none; a
+    checkpoint's name there, or its path: resume from that one, and move later ones aside. assume_yes: do not ask below
+    one pass over the data. Text sources are prepared, the run folder is claimed and the resolved recipe written. The
+    folder is locked until `trainer.give_back()` is called, the trainer is no longer used, or the process ends.
+    Raises MyPTError subclasses as the parts do: FolderInUse if another process trains in the folder.
     """
     if not recipe.training.get("output_dir"):
         raise RecipeError("training.output_dir is missing: say where the run goes, for example runs/first")
@@ -49,6 +53,18 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
     # The first PartialState decides for all; without `cpu` it would not know a CPU launch's other processes.
     PartialState(cpu=recipe.training.get("use_cpu", not torch.accelerator.is_available()))
     require_trackers(recipe.training.get("report_to"))
+    give_back = _on_main(lambda: run_folder.hold(run)) or (lambda: None)
+    try:
+        trainer = _build(recipe, run, resume, assume_yes)
+    except BaseException:
+        give_back()
+        raise
+    trainer.give_back = give_back
+    weakref.finalize(trainer, give_back)
+    return trainer
+
+
+def _build(recipe: Recipe, run: Path, resume: bool | str | Path, assume_yes: bool) -> MyPTTrainer:
     upload = _upload(recipe)
     seed = recipe.training.get("seed", 42)
     transformers_logging.set_verbosity_error()
@@ -84,6 +100,7 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
+    require_start(trainer.callback_handler.callbacks)
     if upload:  # after those whose files it reads
         trainer.add_callback(upload)
     trainer.early_stopping = early_stopping(forgetting, recipe.safety.early_stopping_patience)
@@ -91,6 +108,9 @@ def build_trainer(recipe: Recipe, *, resume: bool = False, assume_yes: bool = Fa
         trainer.add_callback(trainer.early_stopping)
     trainer.checkpoint, trainer.upload = checkpoint, upload
     if PartialState().is_main_process:
+        if checkpoint and not isinstance(resume, bool) and (aside := run_folder.set_aside_later(run, Path(checkpoint))):
+            names = ", ".join(sorted(path.name for path in aside.iterdir()))
+            print(f"{names}: moved to {aside}, since the run resumes from {Path(checkpoint).name}")
         run_folder.record(run, identity)
         save_recipe(recipe, run / RESOLVED_NAME)
     # Each process its own dropout masks; a resume restores them from its checkpoint.
@@ -136,24 +156,33 @@ def _upload(recipe: Recipe) -> UploadCallback | None:
     """The hub is asked first: a wrong token should not show when hours of preparing or training are over."""
     if recipe.upload is None:
         return None
-    upload, refused = UploadCallback(**vars(recipe.upload)), [None]
-    if PartialState().is_main_process:
-        try:
-            upload.connect()
-        except MyPTError as error:
-            refused = [error]
-    if broadcast_object_list(refused)[0]:  # to all: the others would wait for a process that has left
-        raise refused[0]
+    upload = UploadCallback(**vars(recipe.upload))
+    _on_main(upload.connect)
     return upload
 
 
-def _claim(run: Path, identity: dict, resume: bool) -> str | None:
+def _on_main(action: Callable):
+    """What `action` returns in the main process, None in the others. A MyPTError is raised in all of them, since the
+    others would wait for a process that has left."""
+    result, refused = None, [None]
+    if PartialState().is_main_process:
+        try:
+            result = action()
+        except MyPTError as error:
+            refused = [error]
+    if broadcast_object_list(refused)[0]:
+        raise refused[0]
+    return result
+
+
+def _claim(run: Path, identity: dict, resume: bool | str | Path) -> str | None:
     with PartialState().main_process_first():
         checkpoint, skipped = run_folder.claim(run, identity, resume)
         if PartialState().is_main_process:
             for line in skipped:
                 print(line)
-            run_folder.set_aside_incomplete(run, checkpoint)
+            if isinstance(resume, bool):
+                run_folder.set_aside_incomplete(run, checkpoint)
             if checkpoint:
                 print(f"resuming from {checkpoint}")
     return str(checkpoint) if checkpoint else None

@@ -18,16 +18,19 @@ from mypt.training.hardware.out_of_memory import explain_out_of_memory_at_start
 from mypt.training.trainer import MyPTTrainer
 
 
-def train(recipe: Recipe, *, resume: bool = False, assume_yes: bool = False) -> Path:
+def train(recipe: Recipe, *, resume: bool | str | Path = False, assume_yes: bool = False) -> Path:
     """Build, train (or find that nothing is left to train) and publish the final and the best model.
 
-    Returns the run folder. Raises MyPTError subclasses: Interrupted after a signal, when the checkpoint is saved;
-    CheckFailed, after everything is published, if the upload that the recipe asks for failed, or no saved step kept
-    every guarded set within the tolerance.
+    resume: as of `build_trainer`. Returns the run folder. Raises MyPTError subclasses: Interrupted after a signal, when
+    the checkpoint is saved; CheckFailed, after everything is published, if the upload that the recipe asks for failed,
+    or no saved step kept every guarded set within the tolerance.
     """
     with explain_out_of_memory_at_start():
         trainer = build_trainer(recipe, resume=resume, assume_yes=assume_yes)
-    return finish(trainer)
+    try:
+        return finish(trainer)
+    finally:
+        trainer.give_back()
 
 
 def finish(trainer: MyPTTrainer) -> Path:

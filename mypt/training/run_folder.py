@@ -5,19 +5,63 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint
+from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint, read_state, what_is_missing
 from mypt.errors import CheckpointError
 from mypt.files import replace_text
+from mypt.folders import WriterLock, contents, require_own
+from mypt.shards.format import METADATA_NAME
+from mypt.shards.staging import STAGING
+from mypt.training.text import DATA_NAME, EVAL_NAME, HEAD_NAME
 
 ENVIRONMENT_NAME = "environment.json"
 BEST_NAME = "best"
+ASIDE_NAME = "aside"  # aside-1, aside-2, ...: later checkpoints when a run resumed from an earlier one
 # Everything in a checkpoint but these belongs to the model and goes to OUT and OUT/best.
 _TRAINER_FILES = (
     "optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "pytorch_model_fsdp", "latest", "zero_to_",
 )  # fmt: skip
+
+
+_held: dict[Path, tuple[WriterLock, list[object]]] = {}  # by this process: the lock, and who of it uses it
+
+
+def hold(run: Path) -> Callable[[], None]:
+    """Take the lock of a run folder for this process; returns what gives it back, which may be called again.
+
+    Trainers of one process that are built for one folder share the lock. Raises FolderInUse if another process trains
+    there, CheckpointError for a folder that holds something and no run.
+    """
+    require_own(run, _is_run, "mypt train", CheckpointError)
+    place, user = run.resolve(), object()
+    if place not in _held:
+        lock = WriterLock(run)
+        lock.acquire()
+        _held[place] = (lock, [])
+    lock, users = _held[place]
+    users.append(user)
+
+    def give_back() -> None:
+        if user in users:
+            users.remove(user)
+            if not users:
+                del _held[place]
+                lock.release()
+
+    return give_back
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run was recorded there (`claim` compares it), or nothing is there but text prepared for one."""
+    if (folder / ENVIRONMENT_NAME).is_file():
+        return True
+    if not {*contents(folder)} <= {DATA_NAME, HEAD_NAME, EVAL_NAME}:
+        return False
+    prepared = [folder / DATA_NAME, folder / HEAD_NAME, *(folder / EVAL_NAME).glob("*")]
+    return all(not contents(path) or (path / METADATA_NAME).is_file() or (path / STAGING).is_dir() for path in prepared)
 
 
 def run_hash(identity: dict) -> str:
@@ -25,24 +69,40 @@ def run_hash(identity: dict) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def claim(run: Path, identity: dict, resume: bool) -> tuple[Path | None, list[str]]:
-    """Take the folder for this run. Returns the checkpoint to go on from (None: start) and lines to print.
+def claim(run: Path, identity: dict, resume: bool | str | Path) -> tuple[Path | None, list[str]]:
+    """Take the folder for this run. Returns the checkpoint to resume from (None: start) and lines to print.
 
-    Raises CheckpointError if the folder holds another run (naming what differs), or this one without `resume`.
+    resume: whether to resume from the last complete checkpoint, or the one to resume from. Raises CheckpointError if
+    the folder holds another run (naming what differs), or this one without `resume`, or not the checkpoint as a whole.
     """
-    path = run / ENVIRONMENT_NAME
-    if run.exists() and not run.is_dir():
-        raise CheckpointError(f"training.output_dir {run} is a file; name a folder")
-    if not path.exists() and checkpoints(run):
-        raise CheckpointError(f"{run} holds checkpoints of a run that mypt did not start; choose another output_dir")
-    if path.exists():
+    if (run / ENVIRONMENT_NAME).exists():
         _compare(run, recorded_identity(run), json.loads(json.dumps(identity, default=str)))
         if checkpoints(run) and not resume:
             raise CheckpointError(
                 f"{run} already holds checkpoints of this run; add --resume to go on, or choose another "
                 "training.output_dir"
             )
-    return last_complete_checkpoint(run)
+    return last_complete_checkpoint(run) if isinstance(resume, bool) else (_chosen(run, Path(resume)), [])
+
+
+def _chosen(run: Path, given: Path) -> Path:
+    """The checkpoint of `run` that is given by its name or path."""
+    path = run / given if (run / given).is_dir() else given
+    there = [found.name for found in checkpoints(run) if what_is_missing(found) is None]
+    advice = f"give one of {', '.join(there)}" if there else "it has no complete one"
+    if not path.is_dir():
+        raise CheckpointError(f"there is no checkpoint {given} in {run}; {advice}")
+    checkpoint = next((found for found in checkpoints(run) if found.samefile(path)), None)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{given} is not a checkpoint of the run in {run}; {advice}. To start another run from its weights, set "
+            "model.init_from"
+        )
+    if fault := what_is_missing(checkpoint):
+        raise CheckpointError(f"{checkpoint} is not complete: {fault}; {advice}")
+    if (step := read_state(checkpoint)["global_step"]) != _step(checkpoint):
+        raise CheckpointError(f"{checkpoint} holds the state of step {step}, not of its own; {advice}")
+    return checkpoint
 
 
 def recorded_identity(run: Path) -> dict:
@@ -113,6 +173,24 @@ def set_aside_incomplete(run: Path, checkpoint: Path | None) -> None:
             aside = path.with_name(f"incomplete-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
+
+
+def set_aside_later(run: Path, checkpoint: Path) -> Path | None:
+    """Move the checkpoints after `checkpoint`, and the best model, to a new folder `aside-N`, which is returned.
+
+    They belong to steps that are about to be trained again, perhaps otherwise. None if there are none.
+    """
+    later = [path for path in checkpoints(run) if _step(path) > _step(checkpoint)]
+    if not later:
+        return None
+    number = 1
+    while (run / f"{ASIDE_NAME}-{number}").exists():
+        number += 1
+    aside = run / f"{ASIDE_NAME}-{number}"
+    aside.mkdir()
+    for path in [*later, *([run / BEST_NAME] if (run / BEST_NAME).is_dir() else [])]:
+        path.rename(aside / path.name)
+    return aside
 
 
 def _step(checkpoint: Path) -> int:

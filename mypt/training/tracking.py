@@ -1,7 +1,10 @@
-"""Trackers that `training.report_to` names: asked for before hours of work, not after."""
+"""Trackers that `training.report_to` names: one that is not there, or does not start, ends a run before its steps."""
 
 import difflib
+from collections.abc import Callable, Iterable
+from functools import partial
 
+from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from mypt.errors import RecipeError
@@ -24,3 +27,25 @@ def require_trackers(report_to: str | list[str] | None) -> None:
         except (ImportError, RuntimeError) as error:
             what = "pip install 'mypt[tracking]'" if name in OURS else " ".join(str(error).split())
             raise RecipeError(f"training.report_to: {name} is not installed: {what}") from None
+
+
+def require_start(callbacks: Iterable[TrainerCallback]) -> None:
+    """Let a tracker that does not start (no login, no network, no folder to write) raise a RecipeError of one line.
+
+    The run stops there: whoever names a tracker wants this run's numbers in it, and so far nothing is lost.
+    """
+    names = {kind: name for name, kind in INTEGRATION_TO_CALLBACK.items()}
+    for callback in callbacks:
+        if name := names.get(type(callback)):
+            callback.on_train_begin = partial(_start, name, callback.on_train_begin)
+
+
+def _start(name: str, begin: Callable, *args, **kwargs):
+    try:
+        return begin(*args, **kwargs)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RecipeError(
+            f"training.report_to: {name} does not start ({type(error).__name__}: {reason}); correct that, or train "
+            "without it: --training.report_to=none"
+        ) from error

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mypt.checkpoints.load import load_model
 from mypt.checkpoints.tensors import list_tensors
@@ -108,6 +109,11 @@ class MyPTTrainer(WatchedTrainer):
         """After a resume, log, evaluate and save as often as the recipe says now, not as it said then."""
         progress = super()._init_training_state(max_steps, *args)
         self.state.compute_steps(self.args, max_steps)
+        best = self.state.best_global_step
+        if (
+            best and not Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{best}").is_dir()
+        ):  # a later one was better
+            self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
         return progress
 
     def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:

@@ -37,7 +37,7 @@ class WatchedTrainer(ShardedTrainer):
         self.pulse = Pulse(self.args.world_size, late)
 
     def train(self, *args, **kwargs):
-        """As Trainer's; while it runs, SIGTERM, SIGINT and SIGUSR1 end it with a checkpoint."""
+        """As Trainer's; while it runs, SIGTERM, SIGHUP, SIGINT and SIGUSR1 end it with a checkpoint."""
         with self.signals:
             return super().train(*args, **kwargs)
 

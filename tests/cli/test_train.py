@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from mypt.cli.main import main
+from mypt.cli.main import build_parser, main
+from mypt.cli.train import sort_out
 from mypt.yaml12 import dump_yaml
 
 
@@ -62,6 +63,27 @@ def test_bad_input_is_one_line_and_exit_2(recipe, arguments, words, capsys):
     assert main(["train", *[str(recipe) if word == "RECIPE" else word for word in arguments]]) == 2
     error = capsys.readouterr().err
     assert words in error and error.startswith("mypt train: ") and error.count("\n") <= 2
+
+
+def test_the_value_of_resume_may_be_left_out_and_stand_anywhere():
+    weights = "--data.train={a: 0.5, b: 0.5}"
+    forms = {
+        ("r.yaml",): ("r.yaml", False, []),
+        ("r.yaml", "--resume"): ("r.yaml", True, []),
+        ("--resume", "r.yaml"): ("r.yaml", True, []),
+        ("r.yaml", "--resume", "--training.max_steps=5"): ("r.yaml", True, ["--training.max_steps=5"]),
+        ("r.yaml", "--resume", weights, "--yes"): ("r.yaml", True, [weights]),
+        ("--resume", weights, "r.yaml"): ("r.yaml", True, [weights]),
+        ("r.yaml", "--resume", "checkpoint-2", "--a.b=1"): ("r.yaml", "checkpoint-2", ["--a.b=1"]),
+        ("--resume", "runs/x/checkpoint-2", "r.yaml"): ("r.yaml", "runs/x/checkpoint-2", []),
+        ("r.yaml", "--resume=checkpoint-2"): ("r.yaml", "checkpoint-2", []),
+    }
+    for words, expected in forms.items():
+        args, rest = build_parser().parse_known_args(["train", *words])
+        args.overrides = rest
+        sort_out(args)
+        assert (args.recipe, args.resume, args.overrides) == expected, words
+    assert main(["train", "--resume"]) == 2
 
 
 def test_scripts_train_is_the_same_command(recipe, tmp_path):

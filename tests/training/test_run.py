@@ -1,13 +1,17 @@
 """A whole run leaves what the contract names, and a resume gives the uninterrupted run, bit for bit."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from mypt.errors import CheckFailed, CheckpointError, DataError, MyPTError, RecipeError, TokenizerError
+from mypt.errors import CheckFailed, CheckpointError, DataError, FolderInUse, MyPTError, RecipeError, TokenizerError
+from mypt.folders import LOCK_NAME
 from mypt.recipe import load_recipe, parse_recipe
 from mypt.training.build import build_trainer
 from mypt.training.run import train
@@ -295,9 +299,89 @@ def test_another_tokenizer_is_refused(recipe_for, corpora, tmp_path):
 
 
 def test_a_folder_of_somebody_else_is_refused(recipe_for, tmp_path):
-    (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="mypt did not start"):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    for name in ("checkpoint-5/model.safetensors", "tokenizer.json", "data/notes.txt"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("mine")
+        before = {path: path.stat().st_mtime_ns for path in [run, *run.rglob("*")]}
+        with pytest.raises(CheckpointError, match="was not made by mypt train, so nothing is written there"):
+            train(parse_recipe(recipe_for()), resume=True)
+        assert {path: path.stat().st_mtime_ns for path in [run, *run.rglob("*")]} == before
+        shutil.rmtree(run)
+    moved.mkdir()
+    run.symlink_to("moved")
+    train(parse_recipe(recipe_for(training={"max_steps": 2})))
+    assert (moved / "model.safetensors").is_file() and not (moved / LOCK_NAME).exists()
+    (moved / "notes.txt").write_text("mine")  # in a folder of our own, it is left alone
+    train(parse_recipe(recipe_for(training={"max_steps": 4})), resume=True)
+    assert (moved / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_has_one_run_and_its_process_is_named(recipe_for, tmp_path):
+    hold = (
+        "import sys; from mypt.folders import WriterLock; WriterLock(sys.argv[1]).acquire(); print(); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    other.stdout.readline()
+    with pytest.raises(FolderInUse, match=f"another process is writing {tmp_path}/run: pid {other.pid} on "):
         train(parse_recipe(recipe_for()))
+    other.kill()
+    other.communicate()
+    trainer = build_trainer(parse_recipe(recipe_for()))  # the killed process has left its file
+    assert json.loads((tmp_path / "run" / LOCK_NAME).read_text())["pid"] == os.getpid()
+    again = build_trainer(parse_recipe(recipe_for()))  # one process, one writer
+    trainer.give_back()
+    assert (tmp_path / "run" / LOCK_NAME).exists()
+    again.give_back()
+    assert not (tmp_path / "run" / LOCK_NAME).exists()
+
+
+def test_a_run_goes_on_from_a_chosen_checkpoint_and_the_later_ones_are_kept(
+    recipe_for, weights, tmp_path, capsys, rewind
+):
+    content = recipe_for()
+    whole = train(parse_recipe(content))
+    last, run = weights(whole), tmp_path / "line"
+    shutil.copytree(whole, run)
+    shutil.copytree(whole / "checkpoint-4", tmp_path / "checkpoint-4")
+    content["training"]["output_dir"] = str(run)
+    recipe = parse_recipe(content)
+    for given, words in {
+        "checkpoint-5": "there is no checkpoint checkpoint-5 in .*; give one of checkpoint-4, checkpoint-8, ch",
+        str(whole / "checkpoint-4"): "is not a checkpoint of the run in .*init_from",
+        str(tmp_path / "checkpoint-4"): "is not a checkpoint of the run in",
+        str(run): "is not a checkpoint of the run in",
+    }.items():
+        with pytest.raises(CheckpointError, match=words):
+            train(recipe, resume=given)
+    (run / "checkpoint-8" / "checkpoint-is-incomplete.txt").touch()
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-8 is not complete: .*; give one of checkpoint-4, checkpoint-12"
+    ):
+        train(recipe, resume="checkpoint-8")
+    assert not list(run.glob("aside-*"))
+    for number, given in enumerate(["checkpoint-4", run / "checkpoint-4"], start=1):
+        capsys.readouterr()
+        train(parse_recipe(content), resume=given)
+        assert f"checkpoint-8: moved to {run / f'aside-{number}'}, since the run resumes from checkpoint-4" in (
+            capsys.readouterr().out
+        )
+        assert equal(last, weights(run)), "the same steps again are the same run"
+        assert {path.name for path in (run / f"aside-{number}").iterdir()} == {"best", "checkpoint-12", "checkpoint-8"}
+        assert {path.name for path in run.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (4, 8, 12)}
+    assert json.loads((whole / "forgetting.json").read_text()) == json.loads((run / "forgetting.json").read_text())
+
+
+def test_a_line_whose_best_was_removed_finds_a_new_one(recipe_for):
+    content = recipe_for()
+    run = train(parse_recipe(content))
+    state = run / "checkpoint-8" / "trainer_state.json"
+    said = json.loads(state.read_text()) | {"best_metric": -1.0, "best_model_checkpoint": str(run / "checkpoint-2")}
+    state.write_text(json.dumps(said | {"best_global_step": 2}))
+    train(parse_recipe(content), resume="checkpoint-8")
+    assert (run / "best" / "model.safetensors").read_bytes() == (run / "checkpoint-12/model.safetensors").read_bytes()
 
 
 def test_a_length_in_passes_stays_the_length_when_the_batch_changes(recipe_for, tmp_path, rewind):

@@ -15,7 +15,7 @@ from mypt.checkpoints.complete import what_is_missing
 from mypt.errors import Interrupted
 from mypt.recipe import parse_recipe
 from mypt.training.build import build_trainer
-from mypt.training.callbacks.signals import SIGNALS, SignalCallback
+from mypt.training.callbacks.signals import SIGNALS, SignalCallback, Unread
 from mypt.training.run import finish, train
 from tests.processes import Command
 
@@ -46,14 +46,16 @@ def interrupted(content: dict, sender: Sender) -> Interrupted:
     return raised.value
 
 
-def test_wherever_a_signal_comes_the_run_goes_on_as_if_it_had_not(recipe_for, weights, tmp_path, handlers):
+def test_wherever_a_signal_comes_the_run_goes_on_as_if_it_had_not(recipe_for, weights, tmp_path, handlers, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # put back afterwards
     content = recipe_for()
     whole, before = train(parse_recipe(content)), handlers()
     moments = [
         (signal.SIGTERM, "on_step_begin", 5, 6),  # in a step: it is finished
         (signal.SIGINT, "on_train_begin", 0, 1),  # before the first step
         (signal.SIGUSR1, "on_evaluate", 4, 5),  # evaluating at a step that is saved
-        (signal.SIGTERM, "on_save", 8, 9),
+        (signal.SIGHUP, "on_save", 8, 9),
     ]
     for number, event, sent_at, saved_at in moments:
         run = tmp_path / event
@@ -98,14 +100,29 @@ def test_handlers_of_the_main_thread_only_and_none_that_is_ignored(handlers):
     thread.start()
     thread.join()
     assert seen == [before]
-    old = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a shell's background job
-    try:
-        with SignalCallback() as callback:
-            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-            assert signal.getsignal(signal.SIGTERM) == callback._receive
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, old)
+    for number in (signal.SIGINT, signal.SIGHUP):  # a shell's background job, nohup
+        old = signal.signal(number, signal.SIG_IGN)
+        try:
+            with SignalCallback() as callback:
+                assert signal.getsignal(number) == signal.SIG_IGN
+                assert signal.getsignal(signal.SIGTERM) == callback._receive
+            assert signal.getsignal(number) == signal.SIG_IGN
+        finally:
+            signal.signal(number, old)
+
+
+def test_what_is_written_to_a_terminal_or_a_pipe_that_is_gone_is_dropped():
+    terminal, pipe = os.openpty(), os.pipe()
+    for read_end, write_end in (terminal, pipe):
+        with os.fdopen(write_end, "w") as file:
+            stream = Unread(file)
+            stream.write("read\n")
+            stream.flush()
+            assert os.read(read_end, 10).split() == [b"read"]
+            os.close(read_end)
+            for _ in range(2):
+                print("x" * 100_000, file=stream, flush=True)
+            assert stream.fileno() == write_end
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -38,6 +38,20 @@ def test_a_package_that_is_missing_is_one_line_with_what_to_install(name):
         require_trackers(name)
 
 
+def test_a_tracker_that_does_not_start_ends_the_run_before_its_first_step(recipe_for, monkeypatch, tmp_path, capsys):
+    if not installed("tensorboard"):
+        pytest.skip("needs the extra mypt[tracking]")
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "file" / "logs"))
+    with pytest.raises(
+        RecipeError, match=r"^training.report_to: tensorboard does not start \(.*report_to=none$"
+    ) as error:
+        train(parse_recipe(recipe_for(training={"report_to": "tensorboard"})))
+    assert "\n" not in str(error.value)
+    assert "step 0" not in capsys.readouterr().out
+    train(parse_recipe(recipe_for(training={"report_to": "none", "max_steps": 2})))  # the same folder
+
+
 KEYS = {
     "train/loss", "train/learning_rate", "train/throughput/tokens_per_second", "train/throughput/mfu",
     "train/throughput/data_ms", "train/throughput/compute_ms", "train/throughput/rest_ms", "eval/domain_loss",

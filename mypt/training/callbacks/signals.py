@@ -1,15 +1,17 @@
-"""SIGTERM, SIGINT and SIGUSR1: finish the step, save a complete checkpoint, end; a second SIGINT ends at once."""
+"""A signal to end: finish the step, save a complete checkpoint, end; a second SIGINT ends at once."""
 
 import os
 import signal
+import sys
 import threading
 
 from transformers import TrainerCallback
 
 from mypt.training.callbacks.progress import say
 
-# What a scheduler or a person sends to end a run; USR1 is SLURM's `--signal=USR1@120`, two minutes before the end.
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+# What a scheduler or a person sends to end a run; USR1 is SLURM's `--signal=USR1@120`, two minutes before the end, HUP
+# comes from a terminal or an ssh session that is closed.
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
 def outlast_signals(worker: int) -> None:
@@ -22,11 +24,41 @@ def outlast_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
+class Unread:
+    """A standard stream whose terminal, or other end, may be gone: what cannot be written any more is dropped."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._drop()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._drop()
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def _drop(self) -> None:
+        """Also what the stream still holds, and what others write to its descriptor."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
 class SignalCallback(TrainerCallback):
     """Ends training at the end of a step after a signal, with a checkpoint of that step.
 
     As a context manager it holds the handlers: installed in the main thread only, and as they were afterwards. One that
-    is ignored, as SIGINT of a shell's background job, stays ignored.
+    is ignored, as SIGINT of a shell's background job and SIGHUP under nohup, stays
+    ignored.
     stopping: whether training ends; set for all processes alike when one of them got a signal (`Pulse`).
     """
 
@@ -58,6 +90,8 @@ class SignalCallback(TrainerCallback):
             raise KeyboardInterrupt
         else:
             self.received = self.received or number
+            if signal.Signals(number).name == "SIGHUP" and not isinstance(sys.stdout, Unread):
+                sys.stdout, sys.stderr = Unread(sys.stdout), Unread(sys.stderr)
 
     @property
     def number(self) -> int:
