@@ -235,7 +235,7 @@ def _this_process() -> dict:
 def _command(words: list[str]) -> str:
     """`mypt train recipe.yaml`: the first words, without options, whose values may be secret."""
     name = Path(words[0]).name if words else ""
-    name = "mypt" if name == "__main__.py" else name or "python"
+    name = "mypt" if name == "__main__.py" else name if name not in ("", "-c") else "python"
     plain = [word for word in words[1:3] if not word.startswith("-")]
     return " ".join([name, *plain])[:200]
 

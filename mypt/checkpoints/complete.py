@@ -40,15 +40,27 @@ def last_complete_checkpoint(run: str | Path) -> tuple[Path | None, list[str]]:
 
 
 def rotate(run: str | Path, limit: int | None, best: str | Path | None = None) -> None:
-    """Remove the oldest checkpoints beyond `limit`; the newest complete one, all newer ones and `best` stay."""
+    """Remove the oldest checkpoints beyond `limit`; the newest complete one, all newer ones, `best`, and those that
+    another trainer saved stay."""
     newest, _ = last_complete_checkpoint(run)
     if newest is None or not limit or limit < 1:
         return
     found = checkpoints(run)
     older = [path for path in found[: found.index(newest)] if not best or path.name != Path(best).name]
+    older = [path for path in older if not _is_foreign(path)]
     kept = {newest.name, Path(best).name} if best and (Path(run) / Path(best).name).is_dir() else {newest.name}
     for path in older[: max(0, len(older) - max(0, limit - len(kept)))]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_foreign(checkpoint: Path) -> bool:
+    """Whether another trainer than ours saved it, by the state of the callbacks that ours always has."""
+    try:
+        return not {"CoverageCallback", "SpikeCallback"} & {*read_state(checkpoint)["stateful_callbacks"]}
+    except (OSError, ValueError):  # cut short
+        return False
+    except (KeyError, TypeError):
+        return True
 
 
 def what_is_missing(checkpoint: Path) -> str | None:

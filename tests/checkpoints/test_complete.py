@@ -278,3 +278,12 @@ def test_rotation_never_removes_the_last_complete_one(trained, tmp_path):
     (tmp_path / "checkpoint-1" / "optimizer.pt").unlink()
     rotate(tmp_path, 2)
     assert len(names(tmp_path)) == 4, "where nothing is whole, nothing goes"
+
+
+def test_rotation_leaves_what_another_trainer_saved(trained, tmp_path):
+    for step in range(1, 5):
+        shutil.copytree(trained / "checkpoint-2", tmp_path / f"checkpoint-{step}")
+    state = json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text()) | {"stateful_callbacks": {}}
+    (tmp_path / "checkpoint-1" / "trainer_state.json").write_text(json.dumps(state))
+    rotate(tmp_path, 1)
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-4"]

@@ -14,13 +14,15 @@ import pytest
 import xxhash
 
 from mypt.errors import DataError, FolderInUse, MyPTError
-from mypt.folders import only_writer
+from mypt.folders import LOCK_NAME, only_writer
 from mypt.shards.format import METADATA_NAME, read_manifest, write_manifest
+from mypt.shards.inspect import inspect_dataset
 from mypt.shards.prepare import append_text, prepare_dataset
 from mypt.shards.report import REPORT_NAME
 from mypt.shards.staging import STAGING, write_error
 from mypt.shards.subset import subset_dataset
 from mypt.shards.train_tokenizer import train_tokenizer
+from mypt.shards.verify import verify_dataset
 from mypt.text.clean import normalize
 from mypt.tokenization.load import EOS, load_tokenizer, tokenizer_hash
 
@@ -287,6 +289,14 @@ def test_a_directory_of_something_else_is_not_touched(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in [out, *out.rglob("*")]} == before
 
 
+def test_a_lock_is_no_file_of_a_dataset(tmp_path):
+    prepare(jsonl(tmp_path / "a.jsonl", texts(50)), tmp_path / "out", "char")
+    before = inspect_dataset(tmp_path / "out")["files"], verify_dataset(tmp_path / "out", progress=False)["notes"]
+    with only_writer(tmp_path / "out"):
+        found = inspect_dataset(tmp_path / "out")["files"], verify_dataset(tmp_path / "out", progress=False)["notes"]
+        assert (tmp_path / "out" / LOCK_NAME).exists() and found == before
+
+
 def test_an_unfinished_preparation_is_not_thrown_away_by_another_command(tmp_path):
     prepare(jsonl(tmp_path / "a.jsonl", texts(50)), tmp_path / "dataset", "char")
     (tmp_path / "out" / STAGING / "units").mkdir(parents=True)
@@ -406,6 +416,7 @@ def test_a_full_disk_is_an_error_and_the_old_dataset_stays(tmp_path):
     script = f"""
 import resource, sys
 from mypt.errors import DataError
+from mypt.shards.inspect import inspect_dataset
 from mypt.shards.prepare import append_text, prepare_dataset
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
