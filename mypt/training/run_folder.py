@@ -18,6 +18,7 @@ from mypt.shards.staging import STAGING
 from mypt.training.text import DATA_NAME, EVAL_NAME, HEAD_NAME
 
 ENVIRONMENT_NAME = "environment.json"
+_LOGS = (".log", ".out", ".err")  # what a shell or a scheduler writes there before training starts; never a run's own
 BEST_NAME = "best"
 ASIDE_NAME = "aside"  # aside-1, aside-2, ...: later checkpoints when a run resumed from an earlier one
 # Everything in a checkpoint but these belongs to the model and goes to OUT and OUT/best.
@@ -55,10 +56,11 @@ def hold(run: Path) -> Callable[[], None]:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a run was recorded there (`claim` compares it), or nothing is there but text prepared for one."""
+    """Whether a run was recorded there (`claim` compares it), or nothing stands there but prepared text and logs."""
     if (folder / ENVIRONMENT_NAME).is_file():
         return True
-    if not {*contents(folder)} <= {DATA_NAME, HEAD_NAME, EVAL_NAME}:
+    names = {name for name in contents(folder) if not (name.endswith(_LOGS) and (folder / name).is_file())}
+    if not names <= {DATA_NAME, HEAD_NAME, EVAL_NAME}:
         return False
     prepared = [folder / DATA_NAME, folder / HEAD_NAME, *(folder / EVAL_NAME).glob("*")]
     return all(not contents(path) or (path / METADATA_NAME).is_file() or (path / STAGING).is_dir() for path in prepared)

@@ -309,12 +309,13 @@ def test_a_folder_of_somebody_else_is_refused(recipe_for, tmp_path):
         assert {path: path.stat().st_mtime_ns for path in [run, *run.rglob("*")]} == before
         shutil.rmtree(run)
     moved.mkdir()
+    (moved / "slurm-7.out").write_text("queued")  # a scheduler's log is no obstacle
     run.symlink_to("moved")
     train(parse_recipe(recipe_for(training={"max_steps": 2})))
     assert (moved / "model.safetensors").is_file() and not (moved / LOCK_NAME).exists()
     (moved / "notes.txt").write_text("mine")  # in a folder of our own, it is left alone
     train(parse_recipe(recipe_for(training={"max_steps": 4})), resume=True)
-    assert (moved / "notes.txt").read_text() == "mine"
+    assert (moved / "notes.txt").read_text() == "mine" and (moved / "slurm-7.out").read_text() == "queued"
 
 
 def test_a_folder_has_one_run_and_its_process_is_named(recipe_for, tmp_path):
