@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from mypt.checkpoints.adapter import (
     recorded_base,
     require_base,
 )
+from mypt.checkpoints.causality import require_causal
 from mypt.checkpoints.complete import ADAPTER_WEIGHTS, checkpoints
 from mypt.checkpoints.header import read_header
 from mypt.errors import CheckpointError
@@ -32,9 +34,10 @@ def load_model(
     name_or_path: a run folder, a checkpoint folder or a hub id (from the hub's cache when it is there). An adapter
     gives its base model with the adapter merged into it, an ordinary model (`load_adapter` keeps them apart).
     Code that a model brings along runs only with `trust_remote_code`; MyPT's own models never need it. quantization:
-    a quantization config of transformers, by which the weights are made smaller while they are read.
-    Raises CheckpointError if there is no such model, it cannot be read, its files lack some of its weights, or it is
-    an adapter whose base model is gone or has other weights now.
+    a quantization config of transformers, by which the weights are made smaller while they are read. Weights that the
+    model has no place for (another head) are named on standard error.
+    Raises CheckpointError if there is no such model, it cannot be read, its files lack some of its weights, it is no
+    causal language model (`require_causal` tries it), or an adapter whose base model is gone or has other weights now.
     """
     import torch
 
@@ -51,7 +54,9 @@ def load_model(
         model = _from_pretrained(name, local=True, **options)
     else:
         model = _from_hub(name, **options)
-    return (model if quantization is not None else model.to(device)).eval()
+    model = (model if quantization is not None else model.to(device)).eval()
+    require_causal(model, name)
+    return model
 
 
 def load_adapter(
@@ -154,13 +159,23 @@ def _from_hub(name: str, **options) -> PreTrainedModel:
 
 
 def _from_pretrained(name: str, *, local: bool, **options) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
+    config = None
     try:
+        code = options["trust_remote_code"]
+        config = AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=code)
+        if config.is_encoder_decoder:
+            raise ValueError("it has an encoder")
         model, report = AutoModelForCausalLM.from_pretrained(
             name, local_files_only=local, output_loading_info=True, **options
         )
     except Exception as error:
+        if config is not None and (config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING):
+            raise CheckpointError(
+                f"model {name} ({config.model_type}) is not a decoder-only language model; choose one that is, such "
+                "as GPT-2, Llama or Qwen"
+            ) from None
         # Whatever strangers' files are able to provoke, the user can only change the files.
         refused = "trust_remote_code" in str(error) and not options["trust_remote_code"]
         advice = "; --trust-remote-code runs it" if refused else _login(error)
@@ -169,6 +184,10 @@ def _from_pretrained(name: str, *, local: bool, **options) -> PreTrainedModel:
         raise CheckpointError(
             f"model {name} lacks {len(missing)} of its weights, {missing[0]} first; save or download it again"
         )
+    if left := sorted(report["unexpected_keys"]):
+        names = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+        line = f"model {name} has {len(left)} weights that {type(model).__name__} has no place for: {names}"
+        print(f"{line}; they are left out", file=sys.stderr)
     return model
 
 

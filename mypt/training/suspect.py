@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from accelerate.utils import gather_object
 
 from mypt.training.hardware.compiled import eager
+from mypt.training.loss import next_tokens
 from mypt.training.pulse import Beat
 
 TEXT = 100  # characters of the sample that are shown
@@ -18,7 +19,7 @@ def row_losses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.
     """Mean nats per target of each row of a micro-batch, float32 (rows,); 0 for a row without targets."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    labels = batch["shift_labels"] if "shift_labels" in batch else F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+    labels = next_tokens(batch)
     inputs = {name: tensor.to(device) for name, tensor in batch.items() if "labels" not in name}
     with eager(model):
         logits = model(**inputs, use_cache=False).logits.float()  # (rows, T, vocabulary)

@@ -15,16 +15,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from mypt.checkpoints.load import load_model
 from mypt.checkpoints.tensors import list_tensors
 from mypt.errors import MyPTError
+from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.streams.jit_loader import JitLoader
 from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
 from mypt.training.callbacks.curves import draw_what_ends_it
+from mypt.training.callbacks.progress import say
 from mypt.training.callbacks.signals import outlast_signals
 from mypt.training.flops import flops_per_token
 from mypt.training.hardware.compiled import compiled_layers
 from mypt.training.hardware.freed import keep_freed
 from mypt.training.hardware.out_of_memory import explain_out_of_memory
 from mypt.training.hardware.precision import matmul_precision
+from mypt.training.loss import next_tokens, training_loss
 from mypt.training.optimizers import decayed_parameters
 from mypt.training.schedules import Climbing
 from mypt.training.watched import WatchedTrainer
@@ -47,6 +50,10 @@ class MyPTTrainer(WatchedTrainer):
         self.throughput = throughput
         if throughput:
             self.callback_handler.callbacks.insert(0, throughput)  # before TensorBoard's, which gets its numbers
+        if not isinstance(self.model, MyPTForCausalLM):
+            self.compute_loss_func = training_loss(self.model, self.model_accepts_loss_kwargs)
+            if self.compute_loss_func and self.compute_loss_func.note and self.is_world_process_zero():
+                say(self.compute_loss_func.note)
         self._flops_per_token = functools.cache(functools.partial(flops_per_token, self.model))
 
     def train(self, *args, **kwargs):
@@ -98,7 +105,29 @@ class MyPTTrainer(WatchedTrainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Never with a cache: stock models look for the documents of a packed window only without one."""
+        if self.compute_loss_func:
+            labels = next_tokens(inputs)
+            inputs = {name: tensor for name, tensor in inputs.items() if "labels" not in name} | {"labels": labels}
         return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        """The cross-entropy; what the model adds to it (`TrainingLoss`) is trained on, too, and logged as `aux_loss`."""
+        loss = super().training_step(*args, **kwargs)
+        return self.compute_loss_func.cross_entropy_of(loss) if self.compute_loss_func else loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """With `aux_loss`, the mean of what was added to the cross-entropy since the last entry with a loss."""
+        if "loss" in logs and self.compute_loss_func and self.compute_loss_func.coefficient:
+            added = self.compute_loss_func.take_added().to(self.args.device)
+            if self.args.world_size > 1:
+                torch.distributed.all_reduce(added)
+            logs["aux_loss"] = added.item() * self.args.gradient_accumulation_steps / self.args.world_size
+        super().log(logs, *args, **kwargs)
+
+    def forget_log_window(self, in_step: bool) -> None:
+        super().forget_log_window(in_step)
+        if self.compute_loss_func:
+            self.compute_loss_func.take_added()
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """The same parameters for HF's optimizers as for ours: matrices outside embeddings and head."""
