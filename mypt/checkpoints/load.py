@@ -173,14 +173,26 @@ def _from_pretrained(name: str, *, local: bool, **options) -> PreTrainedModel:
     except Exception as error:
         if config is not None and (config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING):
             raise CheckpointError(
-                f"model {name} ({config.model_type}) is not a decoder-only language model; choose one that is, such "
-                "as GPT-2, Llama or Qwen"
+                f"model {name} ({(config.architectures or [config.model_type])[0]}) is not a decoder-only language "
+                "model; choose one that is, such as GPT-2, Llama or Qwen"
             ) from None
         # Whatever strangers' files are able to provoke, the user can only change the files.
         refused = "trust_remote_code" in str(error) and not options["trust_remote_code"]
         advice = "; --trust-remote-code runs it" if refused else _login(error)
         raise CheckpointError(f"model {name} cannot be loaded: {_first_line(error)}{advice}") from error
-    if missing := sorted(report["missing_keys"]):
+    saved_as = (model.config.architectures or [type(model).__name__])[0]
+    missing = sorted(report["missing_keys"])
+    if missing and saved_as != type(model).__name__:
+        raise CheckpointError(
+            f"model {name} is {saved_as}, which has no {missing[0]}: it is not a decoder-only language model; choose "
+            "one that is, such as GPT-2, Llama or Qwen"
+        )
+    if model.config.get_text_config(decoder=True) is not model.config:
+        raise CheckpointError(
+            f"model {name} ({saved_as}) reads more than text: it is not a decoder-only language model; choose one "
+            "that is, such as GPT-2, Llama or Qwen"
+        )
+    if missing:
         raise CheckpointError(
             f"model {name} lacks {len(missing)} of its weights, {missing[0]} first; save or download it again"
         )

@@ -25,7 +25,7 @@ def training_loss(model: PreTrainedModel, accepts_items: bool) -> TrainingLoss |
     loss. Anything else that is added is left out, and `TrainingLoss.note` says so.
     """
     was_training = model.training
-    model.eval()
+    model.train()  # some add to their loss in training alone
     ids = probe_tokens(model, rows=3, length=LENGTH)
     ids, labels = ids[:2], ids[1:].clone()
     labels[0, :3] = -100  # rows weigh by their targets

@@ -111,7 +111,7 @@ class MyPTTrainer(WatchedTrainer):
         return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
-        """The cross-entropy; what the model adds to it (`TrainingLoss`) is trained on, too, and logged as `aux_loss`."""
+        """The cross-entropy; what the model adds (`TrainingLoss`) is trained on, too, and logged as `aux_loss`."""
         loss = super().training_step(*args, **kwargs)
         return self.compute_loss_func.cross_entropy_of(loss) if self.compute_loss_func else loss
 
