@@ -371,7 +371,7 @@ STEPS_OF: dict[str, Callable[[World, Path], str | None]] = {
 }
 NEEDS = {"4x1 = 1x4": "train", "resume": "train", "evaluate": "train", "generate": "train", "inspect": "train",
          "export": "train", "merge": "lora"}  # fmt: skip
-MISTAKEN = {"train": "train", "evaluate": "evaluate", "generate": "generate"}
+MISTAKEN = ("train", "evaluate", "generate")
 
 
 def visit(world: World, name: str) -> dict[str, str]:
@@ -391,19 +391,21 @@ def visit(world: World, name: str) -> dict[str, str]:
 
 def attempt(world: World, folder: Path, step: str, mistake: bool) -> str:
     try:
-        if mistake and step != "train":
-            words = (
-                ["--data", f"text={world.data}"] if step == "evaluate" else ["--prompt", "The", "--greedy", "--json"]
-            )
-            mypt(step, folder / "model", *words, *(["--block-size", BLOCK] if step == "evaluate" else []))
-            found = None
-        else:
-            found = STEPS_OF[step](world, folder)
+        found = use_mistake(world, folder, step) if mistake else STEPS_OF[step](world, folder)
         return "FAILED: accepted" if mistake else f"ok ({found})" if found else "ok"
     except MyPTError as error:
         return f"refused: {error}".replace(str(folder), "")
     except Exception as error:
         return f"FAILED: {reason(error)}".replace(str(folder), "")
+
+
+def use_mistake(world: World, folder: Path, step: str) -> None:
+    commands = {
+        "train": world.recipe(folder, "run"),
+        "evaluate": ["evaluate", folder / "model", "--data", f"text={world.data}", "--block-size", BLOCK],
+        "generate": ["generate", folder / "model", "--prompt", "The", "--greedy", "--json"],
+    }
+    mypt(*commands[step])
 
 
 def reason(error: Exception) -> str:

@@ -83,3 +83,24 @@ def test_code_of_strangers_is_not_run(saved):
         load_model(folder)
     with pytest.raises(SystemExit, match="this code ran"):
         load_model(folder, trust_remote_code=True)
+
+
+def test_a_model_of_another_kind_is_named(tmp_path):
+    from transformers import LlamaConfig, LlamaForSequenceClassification, T5Config, T5ForConditionalGeneration
+
+    t5 = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    T5ForConditionalGeneration(T5Config(vocab_size=32, **t5)).save_pretrained(tmp_path / "t5")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForSequenceClassification(LlamaConfig(vocab_size=32, **sizes)).save_pretrained(tmp_path / "reward")
+    for name, kind in (("t5", "T5ForConditionalGeneration"), ("reward", "LlamaForSequenceClassification")):
+        with pytest.raises(CheckpointError, match=rf"{kind}.* is not a decoder-only language model"):
+            load_model(tmp_path / name)
+
+
+def test_weights_that_are_left_out_are_named(tmp_path, capsys):
+    """A classifier made of GPT-2 holds a whole GPT-2, whose head is its embedding."""
+    from transformers import GPT2ForSequenceClassification
+
+    GPT2ForSequenceClassification(GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    assert type(load_model(tmp_path)) is GPT2LMHeadModel
+    assert "1 weights that GPT2LMHeadModel has no place for: score.weight" in capsys.readouterr().err
