@@ -16,7 +16,6 @@ from mypt.checkpoints.adapter import (
     recorded_base,
     require_base,
 )
-from mypt.checkpoints.causality import require_causal
 from mypt.checkpoints.complete import ADAPTER_WEIGHTS, checkpoints
 from mypt.checkpoints.header import read_header
 from mypt.errors import CheckpointError
@@ -36,8 +35,9 @@ def load_model(
     Code that a model brings along runs only with `trust_remote_code`; MyPT's own models never need it. quantization:
     a quantization config of transformers, by which the weights are made smaller while they are read. Weights that the
     model has no place for (another head) are named on standard error.
-    Raises CheckpointError if there is no such model, it cannot be read, its files lack some of its weights, it is no
-    causal language model (`require_causal` tries it), or an adapter whose base model is gone or has other weights now.
+    Whether it is causal is not tried here: `mypt.checkpoints.causality.require_causal` does that.
+    Raises CheckpointError if there is no such model, it cannot be read, its files lack some of its weights, it is a
+    model of another kind, or an adapter whose base model is gone or has other weights now.
     """
     import torch
 
@@ -54,9 +54,7 @@ def load_model(
         model = _from_pretrained(name, local=True, **options)
     else:
         model = _from_hub(name, **options)
-    model = (model if quantization is not None else model.to(device)).eval()
-    require_causal(model, name)
-    return model
+    return (model if quantization is not None else model.to(device)).eval()
 
 
 def load_adapter(

@@ -103,12 +103,14 @@ def run(args: argparse.Namespace) -> None:
 
     from transformers import logging
 
+    from mypt.checkpoints.causality import require_causal
     from mypt.checkpoints.load import load_model
     from mypt.tokenization.load import load_tokenizer
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model = load_model(args.model, trust_remote_code=args.trust_remote_code)
+    require_causal(model, args.model)
     tokenizer = load_tokenizer(args.model)
     if args.chat:
         _chat(model, tokenizer, settings, template)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from tqdm.auto import tqdm
 
+from mypt.checkpoints.causality import require_causal
 from mypt.checkpoints.load import load_model
 from mypt.errors import MyPTError
 from mypt.evaluation.documents import require_document_mask
@@ -46,9 +47,9 @@ def compare(
     block_size: context in tokens; default the shortest among the models' contexts, so that all see the same windows.
     guard: sets whose change is judged as forgetting. document_mask: tokens see their own document only. The models
     compute in float32.
-    Raises CheckpointError for a model that cannot be loaded, TokenizerError if its tokenizer is not the data's,
-    DataError for a damaged directory, MyPTError for a context that is too long, a model that cannot keep documents
-    apart and a loss that is no number.
+    Raises CheckpointError for a model that cannot be loaded or is not causal, TokenizerError if its tokenizer is not
+    the data's, DataError for a damaged directory, MyPTError for a context that is too long, a model that cannot keep
+    documents apart and a loss that is no number.
     """
     for name in guard or []:
         if name not in data:
@@ -56,8 +57,9 @@ def compare(
     if batch_size < 1:
         raise MyPTError(f"--batch-size is {batch_size}, expected 1 window or more")
     loaded = {path: load_model(path).float() for path in dict.fromkeys(models)}
-    if document_mask:
-        for path, model in loaded.items():
+    for path, model in loaded.items():
+        require_causal(model, path)
+        if document_mask:
             require_document_mask(model, path)
     block_size = _common_block_size(loaded, block_size)
     options = {"block_size": block_size, "document_mask": document_mask}

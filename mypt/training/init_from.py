@@ -6,6 +6,7 @@ from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
+from mypt.checkpoints.causality import require_causal
 from mypt.checkpoints.extend import changed, grow_vocabulary, longer_context
 from mypt.checkpoints.families import obstacles
 from mypt.checkpoints.interop import cast, to_mypt
@@ -41,6 +42,7 @@ def existing_model(
     else:
         # Trainer places it: each process has a device of its own.
         model = cast(load_model(source, device="cpu"), section.dtype or "float32")
+    require_causal(model, source)
     known, texts, pieces = _added_tokens(source, model, data)
     model, words = _as_mypt(model, adapter)
     model, stretched = _extended(model, section, block_size, words)

@@ -59,7 +59,7 @@ def test_an_encoder_is_refused_however_little_it_looks_ahead(dtype, tmp_path):
     encoder = BertForMaskedLM(BertConfig(**SIZES)).to(dtype)
     encoder.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"BertLMHeadModel\) is not a decoder-only language model: a later token"):
-        load_model(tmp_path)
+        require_causal(load_model(tmp_path), str(tmp_path))
     permuting = XLNetLMHeadModel(XLNetConfig(vocab_size=64, d_model=32, n_layer=1, n_head=4, d_inner=64)).to(dtype)
     with pytest.raises(CheckpointError, match="not a decoder-only language model"):
         require_causal(permuting, "xlnet")

@@ -126,7 +126,7 @@ def test_broken_weights_are_no_result(save_model, data):
     with torch.no_grad():
         model.lm_head.weight[3, 3] = math.nan
     model.save_pretrained(path)
-    with pytest.raises(MyPTError, match="is nan: its weights are broken"):
+    with pytest.raises(MyPTError, match="gives logits that are NaN or infinite: its weights are damaged"):
         compare([path], data)
 
 
