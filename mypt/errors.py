@@ -1,10 +1,65 @@
 """Errors that a user can act on: every message says what was given, what was expected and what to do next."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+# The recipe key that does what an option of `mypt prepare` does.
+RECIPE_KEYS = {
+    "--source": "data.train",
+    "--text-column": "data.text_column",
+    "--val-fraction": "data.val_fraction",
+    "--val-split": "data.val_split",
+    "--max-documents": "data.max_train_examples",
+    "--dtype": "data.dtype",
+    "--tokenizer": "tokenizer.name",
+    "--vocab-size": "tokenizer.vocab_size",
+    "--min-vocab-size": "tokenizer.min_vocab_size",
+    "--max-vocab-size": "tokenizer.max_vocab_size",
+    "--tokenizer-train-examples": "tokenizer.train_examples",
+    "--retrain": "tokenizer.retrain",
+    "--out": "training.output_dir",
+}
+# Those that a recipe has no key for: the text must be prepared by the command.
+PREPARE_ONLY = (
+    "--document", "--normalize", "--no-normalize", "--filter", "--no-filter", "--dedup", "--no-dedup", "--near-dedup",
+    "--lowercase", "--on-error", "--tokens-per-shard", "--seed", "--workers", "--show-dropped",
+)  # fmt: skip
+# A command line with its own options stays as it is, to the end of the clause or of the quotation.
+_COMMAND_OR_OPTION = re.compile(r"`[^`]*`|\bmypt [a-z]+ [^;:,)`]*|(?<![\w-])--[a-z][a-z-]*(?![\w.-])(?!\.\w)")
+_IN_A_RECIPE: ContextVar[bool] = ContextVar("in_a_recipe", default=False)
+
+
+@contextmanager
+def recipe_wording() -> Iterator[None]:
+    """While it is open, messages name the keys of a recipe instead of the options of `mypt prepare`."""
+    token = _IN_A_RECIPE.set(True)
+    try:
+        yield
+    finally:
+        _IN_A_RECIPE.reset(token)
+
+
+def worded(message: str) -> str:
+    """A message for the user, in the terms of a recipe within `recipe_wording`."""
+    return _COMMAND_OR_OPTION.sub(_in_recipe_terms, message) if _IN_A_RECIPE.get() else message
+
+
+def _in_recipe_terms(match: re.Match) -> str:
+    option = match[0]
+    if option in PREPARE_ONLY:
+        return f"`mypt prepare {option}`"
+    return RECIPE_KEYS.get(option, option)
+
 
 class MyPTError(Exception):
     """Bad input or a refused request; the command line prints it without a traceback and exits with `exit_code`."""
 
     exit_code = 2
+
+    def __init__(self, message: object):
+        super().__init__(worded(str(message)))
 
 
 class RecipeError(MyPTError):

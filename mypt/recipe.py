@@ -63,7 +63,7 @@ class ModelSection:
 class TokenizerSection:
     """The tokenizer of a text source; dataset directories bring their own."""
 
-    name: str = "bpe"
+    name: str | None = None  # that of model.init_from, else bpe
     vocab_size: int | str = "auto"
     min_vocab_size: int = 5_000
     max_vocab_size: int = 50_000
@@ -203,7 +203,9 @@ CHOICES = {
 }
 RANGES = {
     ("model", "freeze_layers"): (0, math.inf),
+    ("tokenizer", "train_examples"): (1, math.inf),
     ("data", "block_size"): (1, math.inf),
+    ("data", "val_fraction"): (0, 0.999),
     ("data", "tokens_per_step"): (1, math.inf),
     ("data", "shuffle_buffer"): (1, math.inf),
     ("data", "stride"): (1, math.inf),

@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mypt.errors import DataError
+from mypt.errors import DataError, worded
 from mypt.folders import only_writer
 from mypt.shards.append import append_shards, appended, only_appender
 from mypt.shards.format import Manifest, dtype_for, read_manifest
@@ -185,6 +185,7 @@ def _find(
 
 
 def _say(notes: list[str], aloud: bool, line: str) -> None:
+    line = worded(line)
     notes.append(line)
     if aloud:
         print(line, file=sys.stderr)

@@ -7,20 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import xxhash
 
 from mypt.errors import DataError
-from mypt.shards.split import hashed_to_val
-from mypt.streams.estimate import EstimatedLedger
-from mypt.streams.lane import Lane, Place
+from mypt.streams.estimate import UNKNOWN, EstimatedLedger, Size
+from mypt.streams.lane import Lane, Place, kept_text
 from mypt.streams.packing import GROUP, pack
+from mypt.streams.size import fingerprint
 from mypt.streams.windows import document_positions
 from mypt.text.clean import Cleaner
-from mypt.text.dedup import text_hash
-from mypt.text.document import Document
-from mypt.text.sources import Unit, find_units, stamp
+from mypt.text.sources import Unit, find_units
 from mypt.tokenization.fast import Encoder, choose_engine
 from mypt.tokenization.load import load_tokenizer, tokenizer_hash
+
+DEALING = 2  # of documents to readers, as `Lane` does it: a place from another way means other documents
 
 
 class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
@@ -35,7 +34,8 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
     first so many documents of the sources. val_fraction: the share of documents, chosen by hash, that is left out.
     micro_batch_size, rank, world_size, document_mask, and what is yielded: as of `ShardStream`.
     state: what `state` gave; goes on there. With DataLoader workers iterate a `JitLoader` to have one.
-    expected: documents per epoch (0: not known) and tokens per document, for the ledger until it has counted them.
+    expected: the size of an epoch by an estimate or a count (`mypt.streams.size`), for the length of a run and for the
+    ledger until it has counted. A `state` brings the one that its run began with.
 
     Memory: `shuffle_buffer` documents per lane, or 64 Mi characters of them.
     Raises DataError for sources without documents, or changed since `state`; while iterating, for a lane without any.
@@ -57,7 +57,7 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
         val_fraction: float = 0.0,
         text_column: str = "text",
         document_mask: bool = False,
-        expected: tuple[float, float] = (0, 0),
+        expected: Size = UNKNOWN,
         state: dict | None = None,
     ):
         if not 0 <= rank < world_size:
@@ -97,7 +97,13 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
             "stride": self.stride,
             "max_examples": self.max_examples,
             "val_fraction": self.val_fraction,
+            "dealing": DEALING,
         }
+
+    @property
+    def start_sample(self) -> int:
+        """Global number of the sample that comes next."""
+        return self._position["next_sample"] if self._position else 0
 
     def state(self, next_sample: int = 0) -> dict:
         """All that a resume needs, for JSON: behind the last batch that was handed out here or by a JitLoader.
@@ -127,6 +133,7 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
             )
         self._position = {key: state[key] for key in (*now, "world_size", "workers", "next_worker", "next_sample")}
         self._position["lanes"] = {number: Place(*place) for number, place in state["lanes"].items()}
+        self.size = self.expected = Size(*state["expected"])
         self._count()
 
     def begin(self, workers: int) -> dict:
@@ -206,7 +213,7 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
             self.units,
             number,
             lanes,
-            keep=partial(self._keep, Cleaner()),
+            keep=partial(kept_text, Cleaner(), val_fraction=self.val_fraction),
             seed=self.seed,
             shuffle_buffer=self.shuffle_buffer,
             max_examples=self.max_examples,
@@ -221,13 +228,8 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
             self.tokenizer.eos_token_id,
             self.block_size,
             self.stride,
-            skip=place.token,
+            start=place,
         )
-
-    def _keep(self, cleaner: Cleaner, text: str) -> str | None:
-        """The cleaned text, or None for what is dropped or held out."""
-        document = next(iter(cleaner([Document(text)])), None)
-        return None if document is None or is_held_out(document.text, self.val_fraction) else document.text
 
     def _batch(self, windows: np.ndarray) -> dict[str, torch.Tensor]:
         """uint32 (m, block_size + 1) -> int64 tensors (m, block_size)."""
@@ -237,14 +239,3 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
         if self.document_mask:
             batch["position_ids"] = torch.from_numpy(document_positions(inputs, self.tokenizer.eos_token_id))
         return batch
-
-
-def fingerprint(units: list[Unit]) -> str:
-    """xxh3-128 of what the units are and of their stamps, not of their names: moved data is still the same data."""
-    content = [(unit.kind, unit.start, unit.stop, unit.document, unit.text_column, stamp(unit)) for unit in units]
-    return xxhash.xxh3_128_hexdigest(repr(content).encode())
-
-
-def is_held_out(text: str, fraction: float) -> bool:
-    """Whether a cleaned document is one of the validation set: by its hash, as `mypt prepare --val-split hash`."""
-    return bool(hashed_to_val(np.array([text_hash(text.encode())], np.uint64), fraction)[0])

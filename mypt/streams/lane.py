@@ -7,7 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mypt.errors import DataError
+from mypt.shards.split import hashed_to_val
 from mypt.streams.permutation import derive_key, permute
+from mypt.text.clean import Cleaner
+from mypt.text.dedup import text_hash
+from mypt.text.document import Document
 from mypt.text.sources import Unit, read_documents
 
 BLOCK_CHARACTERS = 64 * 1024 * 1024  # of a block's documents: where they are long, it ends before it is full
@@ -23,16 +27,21 @@ class Place(NamedTuple):
     ordinal: int = 0  # among all documents of the units before it and of this one
     drawn: int = 0  # documents of the block that are done, in its shuffled order
     token: int = 0  # tokens of the document after those that are done
-    documents: int = 0  # given since the very first place
-    before: int = 0  # of these, in the epochs before this one
+    documents: int = 0  # given since the very first place, this one not counted
+    tokens: int = 0  # of these documents, EOS included
+    first_documents: int = 0  # given in epoch 0, once that is over
+    first_tokens: int = 0
+
+
+START = Place()
 
 
 class Lane:
     """Lane `number` of `lanes`; together they give every document of the units once per epoch, endlessly.
 
-    With at least as many units as lanes each unit belongs to one lane, by an order that changes with (seed, epoch).
-    Else, and with `max_examples` (the first so many documents of the sources), each lane reads all the units and
-    takes every lanes-th document.
+    Every lane gets the same number of whole units, by an order that changes with (seed, epoch). The units that are
+    left over are read by all lanes, and each takes every lanes-th document, so that the lanes stay about in step. With
+    `max_examples` (the first so many documents of the sources) all units are read so.
 
     The documents come in blocks of `shuffle_buffer`, each in an order of its own; a block ends with its epoch.
     keep: the text as it is trained on, or None to drop it; called when a document's turn has come.
@@ -63,6 +72,7 @@ class Lane:
         Raises DataError after EMPTY_EPOCHS epochs without one.
         """
         given, last_epoch = place.documents, place.epoch - 1
+        first_documents = place.first_documents
         while True:
             for block in self._blocks(place):
                 start = block[0][0]
@@ -72,12 +82,14 @@ class Lane:
                     text = self.keep(block[order[drawn]][1])
                     block[order[drawn]] = None  # or the next block would be read beside all of this one
                     if text is not None:
-                        yield start._replace(drawn=drawn, documents=given, before=place.before), text
+                        yield start._replace(drawn=drawn, documents=given, first_documents=first_documents), text
                         given, last_epoch = given + 1, place.epoch
                 place = place._replace(drawn=0)
             if place.epoch - last_epoch >= EMPTY_EPOCHS:
                 self._refuse()
-            place = Place(place.epoch + 1, before=given)
+            if place.epoch == 0:
+                first_documents = given
+            place = Place(place.epoch + 1)
 
     def _blocks(self, place: Place) -> Iterator[list[tuple[Place, str]]]:
         """The rest of the epoch in blocks that are never empty."""
@@ -94,9 +106,10 @@ class Lane:
 
     def _read(self, place: Place) -> Iterator[tuple[Place, str]]:
         """This lane's documents of the epoch as they stand in the sources, from the place's block on."""
-        units, every, mine = self._deal(place.epoch)
+        units, shared = self._deal(place.epoch)
         ordinal = place.ordinal
         for index in range(place.unit, len(units)):
+            every, mine = (self.lanes, self.number) if index < shared else (1, 0)
             skip = place.document if index == place.unit else 0
             for number, document in enumerate(itertools.islice(read_documents(units[index]), skip, None), skip):
                 if ordinal == self.max_examples:
@@ -105,14 +118,15 @@ class Lane:
                     yield Place(place.epoch, index, number, ordinal), document.text
                 ordinal += 1
 
-    def _deal(self, epoch: int) -> tuple[list[Unit], int, int]:
-        """Units that this lane reads, in order; it takes the documents whose ordinal modulo `every` is `mine`."""
+    def _deal(self, epoch: int) -> tuple[list[Unit], int]:
+        """Units that this lane reads, in order, and how many of the first it shares with all other lanes."""
         if self.max_examples is not None:
-            return self.units, self.lanes, self.number
+            return self.units, len(self.units)
         order = permute(np.arange(len(self.units)), len(self.units), derive_key(self.seed, epoch))
-        if len(self.units) < self.lanes:
-            return [self.units[index] for index in order], self.lanes, self.number
-        return [self.units[index] for index in order[self.number :: self.lanes]], 1, 0
+        # Shared units come first: their documents have the same ordinals in all lanes.
+        shared = len(self.units) % self.lanes
+        mine = [*order[:shared], *order[shared + self.number :: self.lanes]]
+        return [self.units[index] for index in mine], shared
 
     def _refuse(self) -> None:
         names = ", ".join(dict.fromkeys(unit.source for unit in self.units))
@@ -121,3 +135,14 @@ class Lane:
             f"reader {self.number + 1} of {self.lanes} found no document to train on in {EMPTY_EPOCHS} passes over "
             f"{names}: all are empty, dropped by the filters or held out for evaluation{fewer}"
         )
+
+
+def kept_text(cleaner: Cleaner, text: str, val_fraction: float) -> str | None:
+    """The cleaned text, or None for what is dropped or held out for validation."""
+    document = next(iter(cleaner([Document(text)])), None)
+    return None if document is None or is_held_out(document.text, val_fraction) else document.text
+
+
+def is_held_out(text: str, fraction: float) -> bool:
+    """Whether a cleaned document belongs to the validation set: by its hash, as `mypt prepare --val-split hash`."""
+    return bool(hashed_to_val(np.array([text_hash(text.encode())], np.uint64), fraction)[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mypt import hub_errors
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 PREFIX = "hf://"
 _NAME = re.compile(r"hf://(?P<name>[^:@#]+)(:(?P<config>[^@#]+))?(@(?P<revision>[^#]+))?(#(?P<split>.+))?")
+_SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst", ".yaml", ".bin")
 
 _ROWS = 1000  # read at a time
 
@@ -61,6 +63,33 @@ def resolve(source: str) -> tuple[str, int]:
 def documents(place: str) -> int:
     """How many a resolved dataset has, by what the hub says of its split; 0 if it says nothing."""
     return getattr((_open(place).info.splits or {}).get(_Place.parse(place).split), "num_examples", 0)
+
+
+def splits(source: str) -> list[str]:
+    """The names of all splits of the dataset that `source` names. Raises DataError as `resolve` does."""
+    from datasets import get_dataset_split_names
+
+    place = _Place.parse(source)
+    try:
+        # Spelled as in `_open`.
+        return get_dataset_split_names(f"hf://datasets/{place.name}", place.config, revision=place.revision)
+    except Exception as error:
+        raise _explained(place, error) from None
+
+
+def split_of(source: str) -> str:
+    """The split that `source` names, train unless it says otherwise."""
+    return _Place.parse(source).split
+
+
+def suggestion(source: str) -> str:
+    """`; did you mean hf://...` for a name that could be a dataset of the hub and is no path that was mistyped."""
+    name = re.split("[:@#]", source)[0]
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or Path(name).suffix in _SUFFIXES:
+        return ""
+    if "/" in name and Path(name).parent.exists():
+        return ""
+    return f"; did you mean {PREFIX}{source}, a dataset of the Hugging Face hub?"
 
 
 def texts(place: str, shard: int, column: str) -> Iterator[list[str]]:

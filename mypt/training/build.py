@@ -13,7 +13,7 @@ from transformers import logging as transformers_logging
 
 from mypt.checkpoints.adapter import INSTALL_PEFT
 from mypt.checkpoints.complete import last_complete_checkpoint, read_state
-from mypt.errors import CheckpointError, MyPTError, RecipeError
+from mypt.errors import CheckpointError, MyPTError, RecipeError, recipe_wording
 from mypt.evaluation.documents import require_document_mask
 from mypt.recipe import OWN_OPTIMIZERS, RESOLVED_NAME, Recipe, save_recipe
 from mypt.training import run_folder
@@ -38,6 +38,7 @@ from mypt.training.tracking import require_start, require_trackers
 from mypt.training.trainer import MyPTTrainer
 
 
+@recipe_wording()
 def build_trainer(recipe: Recipe, *, resume: bool | str | Path = False, assume_yes: bool = False) -> MyPTTrainer:
     """Everything that `recipe` describes, ready for `trainer.train(resume_from_checkpoint=trainer.checkpoint)`.
 

@@ -5,14 +5,17 @@ from dataclasses import dataclass, field
 from glob import has_magic
 from pathlib import Path
 
+from accelerate import PartialState
+
 from mypt.errors import DataError, RecipeError
 from mypt.recipe import Recipe
 from mypt.shards.format import Manifest, read_manifest
 from mypt.shards.pipeline import TRAINED
 from mypt.text.files import dataset_directory, holds_records
-from mypt.text.hub import PREFIX
-from mypt.tokenization.load import load_tokenizer, require_same_tokenizer
-from mypt.training.text import DATA_NAME, Streamed, prepare_eval, prepare_train
+from mypt.text.hub import PREFIX, suggestion
+from mypt.text.validation import own_validation
+from mypt.tokenization.load import load_tokenizer, model_tokenizer, require_same_tokenizer
+from mypt.training.text import DATA_NAME, Streamed, prepare_eval, prepare_train, tokenizer_name
 
 
 @dataclass
@@ -27,20 +30,24 @@ class RunData:
     tokenizer_hash: str
     streamed: Streamed | None = None  # what is trained on instead of `train`, the directory of its first documents
     eval_splits: dict[str, str] = field(default_factory=dict)  # of the sets that are not their directory's val split
+    own_validation: bool = False  # the evaluation set is the split that the training source brings along
 
 
 def resolve_data(recipe: Recipe) -> RunData:
     """Prepare what is not yet a dataset directory into the run folder, check that all share one tokenizer.
 
-    Without `data.eval` the val split of every training source that has one is an evaluation set, under the source's
-    name. Raises DataError, RecipeError or TokenizerError.
+    Without `data.eval` the validation split that a hub dataset or a DatasetDict brings along is the evaluation set, or
+    else the val split of every training source that has one, under the source's name. Raises DataError, RecipeError or
+    TokenizerError.
     """
     section = recipe.data
     if not section.train:
         raise RecipeError("data.train is missing: name a dataset directory, a text source or {source: weight}")
-    directories, streamed = _train_directories(recipe)
+    texts = [source for source in section.train if not _is_dataset(source)]
+    own = {} if section.eval else _own_sets(texts)
+    directories, streamed = _train_directories(recipe, texts, hold_out=not own)
     first = next(iter(directories.values()))
-    eval_sources, splits = section.eval or _default_sets(directories, section.dtype), {}
+    eval_sources, splits = section.eval or own or _default_sets(directories, section.dtype), {}
     named = {}
     for name, source in eval_sources.items():
         named[name] = directories.get(source, source)
@@ -58,14 +65,14 @@ def resolve_data(recipe: Recipe) -> RunData:
         tokenizer_hash=manifests[first].tokenizer_hash,
         streamed=streamed,
         eval_splits=splits,
+        own_validation=bool(own),
     )
 
 
-def _train_directories(recipe: Recipe) -> tuple[dict[str, str], Streamed | None]:
-    """{source: directory}, and what is streamed if the only source is."""
+def _train_directories(recipe: Recipe, texts: list[str], hold_out: bool) -> tuple[dict[str, str], Streamed | None]:
+    """{source: directory}, and what is streamed if the only source is; texts: the sources that are no directories."""
     section = recipe.data
     directories, streamed = {source: source for source in section.train}, None
-    texts = [source for source in section.train if not _is_dataset(source)]
     for source in texts:
         if len(section.train) > 1:
             raise DataError(
@@ -73,7 +80,8 @@ def _train_directories(recipe: Recipe) -> tuple[dict[str, str], Streamed | None]
                 f"mypt prepare --source {source} --out data/NAME --tokenizer DIRECTORY"
             )
         _require_one_tokenizer(recipe, source)
-        directories[source], streamed = prepare_train(recipe, source)
+        _announce_tokenizer(recipe)
+        directories[source], streamed = prepare_train(recipe, source, hold_out)
     if section.stride and not streamed:
         raise RecipeError("data.stride is for streamed sources (docs/streaming.md); leave it out")
     if section.max_train_examples and not texts:
@@ -85,11 +93,32 @@ def _require_one_tokenizer(recipe: Recipe, text: str) -> None:
     """Refuse at once, and not after the text is prepared, a tokenizer that no evaluation set can share."""
     own = Path(recipe.training["output_dir"], DATA_NAME)
     others = [s for s in recipe.data.eval.values() if s != text and _is_dataset(s) and Path(s) != own]
-    if others and recipe.tokenizer.name in TRAINED:
+    if others and tokenizer_name(recipe) in TRAINED:
         raise DataError(
             f"{text} would get a tokenizer made for it, and the evaluation set {others[0]} has one already; set "
             f"tokenizer.name: {others[0]}"
         )
+
+
+def _announce_tokenizer(recipe: Recipe) -> None:
+    """One line where the tokenizer is the model's because the recipe names none; refuse a model that has none."""
+    base = recipe.model.init_from
+    if not base or recipe.tokenizer.name:
+        return
+    if model_tokenizer(base) is None:
+        raise RecipeError(f"model.init_from {base} holds no tokenizer; name the one that it was trained with in "
+                          "tokenizer.name")  # fmt: skip
+    if PartialState().is_main_process:
+        print(f"tokenizer: that of model.init_from {base} (tokenizer.name takes another)")
+
+
+def _own_sets(texts: list[str]) -> dict[str, str]:
+    """The validation split that a text source brings along, by the source's name."""
+    sets = {_name(source): split for source in texts if (split := own_validation(source))}
+    for source in sets.values():
+        if PartialState().is_main_process:
+            print(f"evaluation: {source}, the dataset's own validation split (data.eval takes another)")
+    return sets
 
 
 def _default_sets(directories: dict[str, str], dtype: str | None) -> dict[str, str]:
@@ -111,8 +140,6 @@ def _is_dataset(source: str) -> bool:
     """Whether it is a directory of shards. Raises DataError for a path where nothing is."""
     path = Path(source)
     if not (path.exists() or source.startswith(PREFIX) or has_magic(source) or "#" in source):
-        raise DataError(
-            f"data source {source} does not exist; name a text source or a directory made by "
-            f"`mypt prepare --out {source}`"
-        )
+        advice = f"name a text source or a directory made by `mypt prepare --out {source}`"
+        raise DataError(f"data source {source} does not exist; {advice}{suggestion(source)}")
     return path.is_dir() and dataset_directory(source) is None and not holds_records(path)

@@ -19,6 +19,7 @@ from mypt.training.arguments import build_arguments, default_arguments, unused_s
 from mypt.training.data import RunData
 from mypt.training.hardware.settle import Hardware, passes_per_step, settle_compile
 from mypt.training.stream import data_identity
+from mypt.training.text import length_follows_from_data, tokenizer_name
 
 
 def resolve(recipe: Recipe, data: RunData, model: PreTrainedModel, block_size: int) -> Recipe:
@@ -32,7 +33,13 @@ def resolve(recipe: Recipe, data: RunData, model: PreTrainedModel, block_size: i
     return dataclasses.replace(
         recipe,
         model=_resolved_model(recipe, model),
-        data=dataclasses.replace(recipe.data, block_size=block_size, eval=data.eval_sources),
+        tokenizer=dataclasses.replace(recipe.tokenizer, name=tokenizer_name(recipe)),
+        data=dataclasses.replace(
+            recipe.data,
+            block_size=block_size,
+            eval=data.eval_sources,
+            val_fraction=0.0 if data.own_validation else recipe.data.val_fraction,
+        ),
         optimizer=dataclasses.replace(recipe.optimizer, name=name),
         training=training,
     )
@@ -115,7 +122,10 @@ def settle_arguments(
         global_batch=1,
         block_size=stream.block_size,
     )
-    if not given.get("max_steps", 0) > 0:
+    if length_follows_from_data(recipe):
+        if isinstance(stream, JitStream):
+            # The schedule is laid out over the length, so it does not change when the stream has counted an epoch.
+            reason += ", counted" if stream.expected.exact else "; an estimate, which decides the length for good"
         # The length is in samples; a resume may take the rest of them in larger or smaller steps.
         steps = steps_done + max(0, math.ceil((steps - stream.start_sample) / per_step))
     given["torch_compile"] = settle_compile(recipe, hardware, model, steps)

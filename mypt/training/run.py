@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mypt.checkpoints.complete import read_state
-from mypt.errors import CheckFailed, Interrupted
+from mypt.errors import CheckFailed, Interrupted, recipe_wording
 from mypt.evaluation.verdict import INFEASIBLE
 from mypt.recipe import Recipe
 from mypt.training import run_folder
@@ -18,6 +18,7 @@ from mypt.training.hardware.out_of_memory import explain_out_of_memory_at_start
 from mypt.training.trainer import MyPTTrainer
 
 
+@recipe_wording()
 def train(recipe: Recipe, *, resume: bool | str | Path = False, assume_yes: bool = False) -> Path:
     """Build, train (or find that nothing is left to train) and publish the final and the best model.
 

@@ -8,8 +8,9 @@ from transformers import TrainingArguments
 from mypt.recipe import Recipe
 from mypt.streams.curriculum import stages
 from mypt.streams.eval_windows import EvalWindows
-from mypt.streams.jit_stream import JitStream, fingerprint
+from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
+from mypt.streams.size import fingerprint
 from mypt.training.callbacks.baseline import measured_data
 from mypt.training.data import RunData
 

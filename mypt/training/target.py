@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mypt.errors import MyPTError
+from mypt.errors import DataError, MyPTError, recipe_wording
 from mypt.training.hardware.choices import Choice, autocast_dtype, choose_attention, choose_dtype
 from mypt.training.hardware.expected import expected_batch, expected_choices
 from mypt.training.hardware.machine import Machine
@@ -15,7 +15,6 @@ _KEYS = {
     "micro_batch_size": "training.per_device_train_batch_size",
     "accumulation": "training.gradient_accumulation_steps",
 }
-BYTES_PER_TOKEN = 4  # English text under a BPE tokenizer of some tens of thousands of tokens
 
 
 @dataclass
@@ -102,6 +101,7 @@ def _config(folder: str) -> dict:
         raise MyPTError(f"{path} cannot be read ({type(error).__name__}); expected a saved model's folder") from None
 
 
+@recipe_wording()
 def _from_recipe(
     path: str, overrides: list[str], machine: Machine, fields: dict, processes: int, by_machine: bool
 ) -> Target:
@@ -225,12 +225,46 @@ def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, int | None]:
             manifest = read_manifest(directory, recipe.data.dtype)
             vocabulary = manifest.vocab_size
             sources.append({"name": name, "weight": weight, "tokens": manifest.splits["train"].tokens})
-        elif directory.is_file():
-            tokens = int(directory.stat().st_size / BYTES_PER_TOKEN * (1 - recipe.data.val_fraction))
-            notes.append(f"{name} is not prepared yet: its tokens are estimated at {BYTES_PER_TOKEN} bytes each")
-            sources.append({"name": name, "weight": weight, "tokens": max(1, tokens), "estimated": True})
-        elif directory.is_dir() or name.startswith("hf://"):
-            notes.append(f"{name} is streamed: its size is not known before it is read")
-        else:
-            notes.append(f"{name} is not on this machine yet (`mypt prepare --source ... --out DIR` makes a dataset)")
+        elif size := _text_tokens(name, recipe, notes):
+            sources.append({"name": name, "weight": weight, "tokens": size[0], "estimated": not size[1]})
     return (sources if sources and len(sources) == len(recipe.data.train) else None), vocabulary
+
+
+def _text_tokens(name: str, recipe, notes: list[str]) -> tuple[int, bool] | None:
+    """Tokens of a text source, and whether a run has counted them; else an estimate, or a note where there is none."""
+    from mypt.streams.size import BYTES_PER_TOKEN, SIZE_NAME, STREAMED_KINDS, fingerprint, guess_tokens, read_size
+    from mypt.text.sources import find_units
+
+    section = recipe.data
+    try:
+        units = find_units([name], text_column=section.text_column)
+        streamed = section.streaming and units[0].kind in STREAMED_KINDS
+        most = section.max_train_examples
+        counted = Path(recipe.training.get("output_dir", ""), SIZE_NAME)
+        if streamed and (size := read_size(counted, data=fingerprint(units), max_examples=most)):
+            return size.tokens, size.exact
+        held_out = _held_out(name, recipe, streamed)
+        if units[0].kind == "text":
+            read = sum(Path(path).stat().st_size for path in {path for unit in units for path in unit.paths})
+            tokens = int(read / BYTES_PER_TOKEN * (1 - held_out))
+        else:
+            tokens = guess_tokens(units, held_out, most)
+    except DataError as error:
+        notes.append(f"the size of {name} is not known: {error}")
+        return None
+    if not tokens:
+        notes.append(f"the size of {name} is not known before it is read; `mypt train` counts its tokens")
+        return None
+    state = "streamed and not counted" if streamed else "not prepared"
+    notes.append(f"{name} is {state} yet: its tokens are estimated at {BYTES_PER_TOKEN} bytes each")
+    return max(1, tokens), False
+
+
+def _held_out(name: str, recipe, streamed: bool) -> float:
+    """The share of a text source that training leaves for evaluation."""
+    from mypt.text.validation import own_validation
+
+    sets = recipe.data.eval
+    if (streamed and name not in sets.values()) if sets else own_validation(name):
+        return 0.0
+    return recipe.data.val_fraction

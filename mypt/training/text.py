@@ -11,11 +11,13 @@ from mypt.recipe import DataSection, Recipe
 from mypt.shards.format import METADATA_NAME, Manifest, read_manifest
 from mypt.shards.prepare import prepare_dataset
 from mypt.shards.split import FEWEST_FOR_HASH
+from mypt.streams.estimate import Size
+from mypt.streams.size import SIZE_NAME, STREAMED_KINDS, count_epoch, fingerprint, read_size, write_size
 from mypt.text.size import document_count
 from mypt.text.sources import Unit, find_units
+from mypt.tokenization.load import load_tokenizer, tokenizer_hash
 
 DATA_NAME, HEAD_NAME, EVAL_NAME = "data", "head", "eval"  # in the run folder
-STREAMED_KINDS = ("jsonl", "json", "csv", "parquet", "ipc", "arrow", "hub")  # of units; plain text is prepared
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,20 @@ class Streamed:
 
     units: list[Unit]
     held_out: float  # share of the documents that is left for evaluation
-    expected: tuple[float, float]  # documents to train on per epoch (0: not known), tokens per document
+    expected: Size  # of an epoch of what is trained on
 
 
-def prepare_train(recipe: Recipe, source: str) -> tuple[str, Streamed | None]:
-    """Prepare all of a text source, or the head of one to stream. Raises RecipeError, and as `prepare_dataset` does."""
+def prepare_train(recipe: Recipe, source: str, hold_out: bool) -> tuple[str, Streamed | None]:
+    """Prepare all of a text source, or the head of one to stream. Raises RecipeError, and as `prepare_dataset` does.
+
+    hold_out: leave `data.val_fraction` of it for evaluation, if that is asked for.
+    """
     section = recipe.data
+    val_fraction = section.val_fraction if hold_out else 0.0
     units = find_units([source], text_column=section.text_column)
     if section.streaming and units[0].kind in STREAMED_KINDS:
-        return _prepare_head(recipe, source, units)
-    options = {"val_fraction": section.val_fraction, "val_split": section.val_split}
+        return _prepare_head(recipe, source, units, val_fraction)
+    options = {"val_fraction": val_fraction, "val_split": section.val_split}
     return prepare(recipe, source, DATA_NAME, max_documents=section.max_train_examples, **options), None
 
 
@@ -47,7 +53,7 @@ def prepare(recipe: Recipe, source: str, name: str, tokenizer: str | None = None
     """Text as the directory OUT/name, made by the main process, with a given tokenizer or the recipe's."""
     directory, section = Path(recipe.training["output_dir"]) / name, recipe.tokenizer
     made = {
-        "tokenizer": section.name,
+        "tokenizer": tokenizer_name(recipe),
         "vocab_size": section.vocab_size,
         "min_vocab_size": section.min_vocab_size,
         "max_vocab_size": section.max_vocab_size,
@@ -61,11 +67,21 @@ def prepare(recipe: Recipe, source: str, name: str, tokenizer: str | None = None
     return str(directory)
 
 
-def _prepare_head(recipe: Recipe, source: str, units: list[Unit]) -> tuple[str, Streamed]:
+def tokenizer_name(recipe: Recipe) -> str:
+    """The tokenizer of the recipe's text: the one it names, else that of the model it starts from, else a new BPE."""
+    return recipe.tokenizer.name or recipe.model.init_from or "bpe"
+
+
+def length_follows_from_data(recipe: Recipe) -> bool:
+    return not recipe.training.get("max_steps", 0) > 0
+
+
+def _prepare_head(recipe: Recipe, source: str, units: list[Unit], held_out: float) -> tuple[str, Streamed]:
     """The first documents: they give the tokenizer, the evaluation set, and an idea of what the rest is like."""
     section = recipe.data
-    _require_streamable(source, recipe)
-    held_out = section.val_fraction if not section.eval or source in section.eval.values() else 0.0
+    _require_streamable(recipe)
+    if section.eval and source not in section.eval.values():
+        held_out = 0.0
     examples = max(recipe.tokenizer.train_examples, math.ceil(section.max_eval_examples / held_out) if held_out else 0)
     begun = Path(recipe.training["output_dir"], HEAD_NAME, METADATA_NAME).exists()
     try:
@@ -85,24 +101,40 @@ def _prepare_head(recipe: Recipe, source: str, units: list[Unit]) -> tuple[str, 
             f"{source} has {documents} documents, and from {FEWEST_FOR_HASH} on some can be held out of a stream for "
             "evaluation; name data.eval, or set data.streaming: false"
         )
-    return head, Streamed(units, held_out, _expected(units, manifest, examples, section))
+    expected = _expected(units, manifest, examples, section)
+    # A large dataset of the hub would be downloaded twice; its metadata has the number of documents.
+    large = manifest.report["documents_read"] >= examples
+    if length_follows_from_data(recipe) and not (units[0].kind == "hub" and large and expected.documents):
+        expected = _counted(recipe, units, head, held_out)
+    return head, Streamed(units, held_out, expected)
 
 
-def _require_streamable(source: str, recipe: Recipe) -> None:
-    if not recipe.training.get("max_steps", 0) > 0:
-        raise RecipeError(
-            f"{source} is streamed, so how long one pass takes is not known before: give training.max_steps, or set "
-            "data.streaming: false to prepare it first"
-        )
+def _require_streamable(recipe: Recipe) -> None:
     for key, needless in (("curriculum", None), ("order", "full")):
         if getattr(recipe.data, key) != needless:
             raise RecipeError(f"data.{key} needs prepared data: leave it out, or set data.streaming: false")
 
 
-def _expected(units: list[Unit], head: Manifest, examples: int, section: DataSection) -> tuple[float, float]:
-    """Documents per epoch and tokens per document, if the whole source is like its head."""
+def _expected(units: list[Unit], head: Manifest, examples: int, section: DataSection) -> Size:
+    """The size of an epoch, if the whole source is like its head; not exact, as the head has no duplicates."""
     read, train, most = head.report["documents_read"], head.splits["train"], section.max_train_examples
     documents = read if read < examples else document_count(units)
     if most is not None:
         documents = min(documents or most, most)
-    return documents * train.documents / read, train.tokens / train.documents
+    return Size(documents * train.documents / read, train.tokens / train.documents)
+
+
+def _counted(recipe: Recipe, units: list[Unit], head: str, held_out: float) -> Size:
+    """The size of an epoch by `count_epoch`, kept in the run folder: the main process counts once."""
+    path = Path(recipe.training["output_dir"], SIZE_NAME)
+    tokenizer = load_tokenizer(head)
+    settings = {"val_fraction": held_out, "max_examples": recipe.data.max_train_examples}
+    counted = {"data": fingerprint(units), "tokenizer": tokenizer_hash(tokenizer), **settings}
+    with PartialState().main_process_first():
+        size = read_size(path, **counted)
+        if size is None:
+            if PartialState().is_main_process:
+                print(f"counting the tokens of {units[0].source}: the length of the run follows from them", flush=True)
+            size = count_epoch(units, tokenizer, **settings)
+            write_size(path, size, **counted)
+    return size

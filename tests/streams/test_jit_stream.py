@@ -15,6 +15,7 @@ import torch
 import xxhash
 
 from mypt.errors import DataError
+from mypt.streams.estimate import Size
 from mypt.streams.jit_loader import JitLoader
 from mypt.streams.jit_stream import JitStream
 from mypt.tokenization.char import build_char_tokenizer
@@ -260,11 +261,12 @@ def test_memory_is_bounded_by_the_buffer(corpus):
 
 
 def test_the_ledger_expects_until_it_has_counted(corpus):
-    """An epoch has 40 documents; how many tokens they have is known exactly once each reader was through them."""
+    """Each source has 40 documents; after an epoch their number and that of their tokens are exact."""
     source = corpus(1, 40)
     tokens = sum(len(text) + 1 for text in texts_of(source))
     assert build(source).tokens_per_epoch == 0 and build(source).seen(5)[0].coverage is None
-    stream, wrong = build(source, expected=(50, tokens / 40)), round(tokens * 50 / 40)
+    expected = Size(50, tokens / 40)
+    stream, wrong = build(source, expected=expected), round(tokens * 50 / 40)
     assert stream.tokens_per_epoch == wrong
     assert asdict(stream.seen(10)[0]) == {
         "name": source, "samples": 10, "tokens": 10 * BLOCK, "epochs": 10 * BLOCK / wrong,
@@ -272,9 +274,26 @@ def test_the_ledger_expects_until_it_has_counted(corpus):
     }  # fmt: skip
     batches = -(-3 * tokens // BLOCK)
     list(itertools.islice(stream, batches))
-    assert stream.documents_per_epoch == 40 and stream.tokens_per_epoch == wrong * 40 // 50
-    assert stream.seen(batches)[0].epochs == pytest.approx(3, abs=0.01)
+    assert stream.size == Size(40, tokens / 40, exact=True) and stream.sources[0].tokens == tokens
+    assert stream.tokens_per_epoch == wrong  # a run's length does not change
+    assert stream.seen(batches)[0].epochs == batches * BLOCK / tokens and not stream.seen(batches)[0].estimated
     assert stream.state()["seen"] == [asdict(stream.seen(batches)[0])]
+    again = build(source, state=json.loads(json.dumps(stream.state())))
+    assert (again.expected, again.size) == (expected, stream.size)
+
+
+@pytest.mark.parametrize("files, lanes", [(1, 3), (5, 2)])
+def test_readers_together_count_an_epoch_exactly_once_all_were_through_it(corpus, files, lanes):
+    source = corpus(files, 24)
+    tokens = sum(len(text) + 1 for text in texts_of(source))
+    states = []
+    for rank in range(lanes):
+        stream = build(source, rank=rank, world_size=lanes, expected=Size(7, 5))
+        list(itertools.islice(stream, 2 * tokens // lanes // BLOCK))
+        assert stream.seen(1)[0].estimated  # of the others it knows nothing
+        states.append(stream.state())
+    union = states[0] | {"lanes": {number: place for state in states for number, place in state["lanes"].items()}}
+    assert build(source, world_size=lanes, state=union).size == Size(files * 24, tokens / files / 24, exact=True)
 
 
 def test_a_state_knows_what_was_read_ahead(corpus):

@@ -54,6 +54,25 @@ def test_from_any_place_on_it_gives_the_rest(units, lanes):
         assert drawn(mine, 60 - index, place) == whole[index:]
 
 
-def test_places_count_the_documents_of_whole_epochs(units):
-    for place, _ in drawn(lane(units), 100):
-        assert place.before == 35 * place.epoch <= place.documents < 35 * (place.epoch + 1)
+@pytest.mark.parametrize("lanes", [1, 2, 4, 9])
+def test_the_documents_of_the_first_epoch_are_counted(units, lanes):
+    counted = 0
+    for number in range(lanes):
+        documents = drawn(lane(units, number, lanes), 100)
+        assert all((place.first_documents > 0) == (place.epoch > 0) for place, _ in documents)
+        assert len({place.first_documents for place, _ in documents if place.epoch}) == 1
+        counted += documents[-1][0].first_documents
+    assert counted == 35
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 4, 5, 6])
+def test_every_document_comes_once_per_epoch_and_no_lane_gets_a_unit_more_than_another(units, lanes):
+    for epoch in range(3):
+        given = []
+        for number in range(lanes):
+            mine = lane(units, number, lanes)
+            found = [number for place, number in drawn(mine, 200) if place.epoch == epoch]
+            given += found
+            whole = [unit for unit in mine._deal(epoch)[0][mine._deal(epoch)[1] :]]
+            assert len(whole) == len(SIZES) // lanes
+        assert sorted(given) == list(range(35))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mypt.streams.lane import Place
+from mypt.streams.lane import START, Place
 from mypt.streams.packing import pack
 
 
@@ -11,9 +11,9 @@ def encode(texts):
     return np.array([ord(c) - 96 for text in texts for c in text], np.uint32), np.array([len(text) for text in texts])
 
 
-def packed(texts, stride=4, skip=0):
+def packed(texts, stride=4, start=START):
     documents = ((Place(drawn=number), text) for number, text in enumerate(texts))
-    windows = pack(documents, encode, eos_token_id=0, block_size=4, stride=stride, skip=skip)
+    windows = pack(documents, encode, eos_token_id=0, block_size=4, stride=stride, start=start)
     return [(window.tolist(), place.drawn, place.token) for window, place in windows]
 
 
@@ -33,5 +33,21 @@ def test_from_any_place_on_it_gives_the_rest(stride):
     texts = ["abc", "d", "efghijklm", "no", "pqrstu"] * 14  # more than one group of documents
     whole = packed(texts, stride)
     for index, (_, document, token) in enumerate(whole[:-1]):
-        rest = [(window, drawn + document, at) for window, drawn, at in packed(texts[document:], stride, skip=token)]
+        rest = [
+            (window, drawn + document, at) for window, drawn, at in packed(texts[document:], stride, Place(token=token))
+        ]
         assert rest == whole[index + 1 :]
+
+
+def test_places_count_tokens_and_those_of_the_first_epoch():
+    """Two epochs of "abc", "de" (7 tokens with EOS), and half of the third; from any place on the counts go on."""
+    given = [(Place(epoch=epoch, documents=2 * epoch + number), text)
+             for epoch in range(3) for number, text in enumerate(["abc", "de"])]  # fmt: skip
+    whole = list(pack(given, encode, 0, block_size=2, stride=2))
+    for index, (_, place) in enumerate(whole):
+        assert place.tokens + place.token == 2 * (index + 1)
+        assert place.tokens == 7 * place.epoch + 4 * (place.documents % 2)
+        assert place.first_tokens == (7 if place.epoch else 0)
+        rest = pack(given[place.documents :], encode, 0, block_size=2, stride=2, start=place)
+        assert [after for _, after in rest] == [after for _, after in whole[index + 1 :]]
+    assert len(whole) == 10

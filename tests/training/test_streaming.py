@@ -3,8 +3,10 @@
 import gzip
 import io
 import json
+import math
 import random
 import re
+import shutil
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -13,14 +15,27 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from mypt.cli.main import main
 from mypt.errors import DataError, RecipeError
-from mypt.recipe import parse_recipe
+from mypt.recipe import load_recipe, parse_recipe
 from mypt.shards.reader import ShardReader
+from mypt.streams.lane import Place
+from mypt.tokenization.load import load_tokenizer, tokenizer_hash
 from mypt.training.build import build_trainer
 from mypt.training.data import resolve_data
 from mypt.training.run import train
 from tests.processes import launch
 from tests.training.test_kill import start, twins, wait_for
+
+CARD = """---
+dataset_info:
+  features:
+  - {name: text, dtype: string}
+  splits:
+  - {name: train, num_examples: 90, num_bytes: 50000}
+---
+"""
+EPOCHS = 0.2
 
 
 @pytest.fixture
@@ -44,27 +59,39 @@ def streaming(recipe_for, documents, tmp_path):
     return build
 
 
-def test_the_ledger_counts_and_the_evaluation_is_held_out(streaming, documents, tmp_path):
-    run = train(parse_recipe(streaming(training={"max_steps": 700, "save_steps": 350, "eval_steps": 350})))
+def test_a_run_of_three_epochs_sees_each_document_three_times_but_those_held_out(streaming, documents, tmp_path):
+    """The length follows from a count: three passes, exactly, and the ledger says so."""
+    length = {"max_steps": -1, "num_train_epochs": 3, "per_device_train_batch_size": 16, "save_steps": 500}
+    run = train(parse_recipe(streaming(training=length | {"eval_steps": 500})))
     ledger = json.loads((run / "coverage.json").read_text())
     (seen,) = ledger["seen"]
     head = ShardReader(run / "head", "val")
     texts = resolve_data(parse_recipe(streaming())).tokenizer.decode(head.gather([0], len(head))[0].tolist())
     held_out = {int(text.split()[0]) for text in texts.split("<|endoftext|>")[:-1]}
     assert 0 < len(held_out) < 20
-    # several epochs: what an epoch has was counted, and it is everything but what is evaluated
-    places = ledger["lanes"].values()
-    assert all(place[0] >= 2 and place[-1] == place[0] * (60 - len(held_out)) for place in places)
     tokens = sum(len(text) + 1 for number, text in enumerate(documents) if number not in held_out)
-    assert seen["estimated"] and seen["tokens"] == 700 * 4 * 32
-    assert ledger["sources"][0]["tokens"] == pytest.approx(tokens, rel=0.02)
-    assert seen["coverage"] == pytest.approx(seen["tokens"] / tokens, rel=0.02)
+    assert ledger["step"] == -(-3 * -(-tokens // 32) // 16)
+    assert ledger["sources"][0]["tokens"] == tokens and not seen["estimated"]
+    assert seen["epochs"] == seen["tokens"] / tokens and 3 <= seen["epochs"] < 3 + 2 * 16 * 32 / tokens
+    (place,) = ledger["lanes"].values()
+    first = {"first_documents": 60 - len(held_out), "first_tokens": tokens}
+    assert Place(*place)._asdict().items() >= first.items() and Place(*place).epoch == 3
     assert "eval_prose_loss" in (run / "metrics.jsonl").read_text()
+    assert load_recipe(run).training["max_steps"] == ledger["step"]
+
+
+def test_without_a_length_the_recommended_passes_are_made(streaming, capsys):
+    trainer = build_trainer(parse_recipe(streaming(training={"max_steps": -1})))
+    tokens = trainer.train_dataset.sources[0].tokens
+    assert trainer.args.max_steps == math.ceil(3.5 * tokens / 128)
+    assert (
+        "steps: the recommended 3.5 passes over the data, since no length is given, counted" in capsys.readouterr().out
+    )
 
 
 def run_and_kill(content: dict, folder: Path, **options) -> tuple[Path, Path, str]:
     """A run, and the same one killed at a random step and gone on with; the message names the step."""
-    content["training"] |= {"max_steps": 90, "save_steps": 15, "eval_steps": 45, "logging_steps": 1}
+    content["training"] |= {"save_steps": 15, "eval_steps": 45, "logging_steps": 1}
     content["training"] |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
     recipes = twins(content, folder)
     whole = start(recipes["whole"], **options)
@@ -84,7 +111,8 @@ def require_equal(whole: Path, killed: Path, message: str) -> None:
     ledgers = [json.loads((run / "coverage.json").read_text()) for run in (whole, killed)]
     for ledger in ledgers:
         del ledger["events"]  # of the steps that were changed
-    assert ledgers[0] == ledgers[1] and ledgers[0]["next_sample"] == 90 * 3, message
+    assert ledgers[0] == ledgers[1] and ledgers[0]["next_sample"] == ledgers[0]["step"] * 3, message
+    assert 85 <= ledgers[0]["step"] <= 95, message
 
 
 def test_resumed_it_ends_with_the_weights_of_an_unbroken_run(streaming, tmp_path):
@@ -103,10 +131,15 @@ def test_killed_anywhere_so_does_a_run_on_a_hub_dataset_with_workers(streaming, 
         buffer = io.BytesIO()
         pyarrow.parquet.write_table(pyarrow.table({"text": documents[number::3]}), buffer, row_group_size=5)
         files[f"train-{number}.parquet"] = buffer.getvalue()
+    # Its card claims more documents than there are: the length is an estimate, and must not change on the way.
+    files["README.md"] = CARD.encode()
     hub.datasets = {"me/prose": {"main": files}}
     environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
-    content = streaming(data={"train": "hf://me/prose"}, training={"dataloader_num_workers": 2})
+    length = {"max_steps": -1, "num_train_epochs": EPOCHS, "dataloader_num_workers": 2}
+    content = streaming(data={"train": "hf://me/prose", "max_eval_examples": 2}, training=length)
+    content["tokenizer"]["train_examples"] = 20
     require_equal(*run_and_kill(content, tmp_path, env=environment, fresh=True))
+    assert not (tmp_path / "whole" / "stream_size.json").exists()  # it was not counted
     assert "eval_prose_loss" in (tmp_path / "killed" / "metrics.jsonl").read_text()
 
 
@@ -168,7 +201,6 @@ def test_a_resume_with_other_readers_or_other_data_is_refused(streaming, tmp_pat
 @pytest.mark.parametrize(
     "sections, words",
     [
-        ({"training": {"max_steps": -1}}, "is streamed, so .* give training.max_steps"),
         ({"data": {"curriculum": {"start_length": 8, "steps": 2}}}, "data.curriculum needs prepared data"),
         ({"data": {"order": "blocks"}}, "data.order needs prepared data"),
         ({"data": {"streaming": False, "stride": 4}}, "data.stride is for streamed sources"),
@@ -213,3 +245,92 @@ def test_a_dataset_directory_of_hugging_face_is_streamed(streaming, documents, t
     trainer = build_trainer(parse_recipe(streaming(data={"train": str(tmp_path / "saved")})))
     assert trainer.train_dataset.documents_per_epoch < 60 and list(trainer.eval_dataset) == ["saved"]
     assert next(iter(trainer.get_train_dataloader()))["input_ids"].shape == (4, 32)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_the_validation_split_of_a_dataset_is_the_evaluation_set(streaming, documents, tmp_path, streamed, capsys):
+    datasets = pytest.importorskip("datasets")
+    splits = {"train": documents[:40], "test": documents[40:50], "valid": documents[50:]}
+    made = {name: datasets.Dataset.from_dict({"text": texts}) for name, texts in splits.items()}
+    datasets.DatasetDict(made).save_to_disk(tmp_path / "saved")
+    source = str(tmp_path / "saved")
+    recipe = streaming(data={"train": source, "streaming": streamed, "val_split": "hash"}, training={"max_steps": 4})
+    run = train(parse_recipe(recipe))
+    assert f"evaluation: {source}#valid, the dataset's own validation split" in capsys.readouterr().out
+    resolved = load_recipe(run)
+    assert resolved.data.eval == {"saved": f"{source}#valid"} and resolved.data.val_fraction == 0.0
+    data = resolve_data(resolved)  # as the folder is repeated or resumed
+    assert data.manifests[data.eval["saved"]].splits["train"].documents == 10
+    assert data.manifests[next(iter(data.train))].splits["train"].documents == 40  # none is held out
+    assert "eval_saved_loss" in (run / "metrics.jsonl").read_text()
+    train(parse_recipe(recipe), resume=True)  # already complete
+    # the evaluation set that a recipe names wins, and then documents are held out as they always were
+    named = recipe["data"] | {"eval": {"mine": source}}
+    recipe["training"] |= {"output_dir": str(tmp_path / "named")}
+    data = resolve_data(parse_recipe(recipe | {"data": named}))
+    assert data.manifests[data.eval["mine"]].splits["val"].documents < 10 and not data.own_validation
+
+
+def test_text_takes_the_tokenizer_of_the_model_it_starts_from(streaming, corpora, recipe_for, tmp_path, capsys):
+    first = train(parse_recipe(recipe_for(training={"output_dir": str(tmp_path / "first"), "max_steps": 1})))
+    (tmp_path / "plain.txt").write_text((corpora / "domain.txt").read_text()[:20_000])
+    for source, streamed in ((tmp_path / "prose.jsonl", True), (tmp_path / "plain.txt", False)):
+        recipe = streaming(model={}, data={"train": str(source)})
+        recipe["model"] = {"init_from": str(first)}
+        recipe["training"] |= {"output_dir": str(tmp_path / f"{source.stem}-run"), "max_steps": 1}
+        del recipe["tokenizer"]
+        run = train(parse_recipe(recipe))
+        assert f"tokenizer: that of model.init_from {first} (tokenizer.name takes another)" in capsys.readouterr().out
+        assert (run / "head").exists() == streamed and load_recipe(run).tokenizer.name == str(first)
+        assert tokenizer_hash(load_tokenizer(run)) == tokenizer_hash(load_tokenizer(first))
+    shutil.rmtree(run)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (first / name).unlink()
+    with pytest.raises(RecipeError, match=r"holds no tokenizer; name the one .* in tokenizer\.name"):
+        resolve_data(parse_recipe(recipe))
+
+
+def test_messages_name_the_keys_of_the_recipe(streaming, tmp_path, capsys):
+    (tmp_path / "other.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
+    recipe = streaming(data={"train": str(tmp_path / "other.jsonl")})
+    with pytest.raises(DataError, match=r"no column 'text'; data\.text_column is one of: body"):
+        train(parse_recipe(recipe))
+    (tmp_path / "large.txt").write_text("some words and more\n\n" * 60_000)
+    recipe["data"] |= {"train": str(tmp_path / "large.txt"), "val_split": "hash"}
+    recipe["training"] |= {"output_dir": str(tmp_path / "large")}
+    with pytest.raises(DataError, match=r"lower data\.block_size"):  # all are duplicates
+        train(parse_recipe(recipe))
+    assert "(`mypt prepare --document`)" in capsys.readouterr().err
+
+
+def test_a_name_of_the_hub_without_its_prefix(streaming):
+    for name, meant in {
+        "roneneldan/TinyStories": "hf://roneneldan/TinyStories",
+        "wiki:en#test": "hf://wiki:en#test",
+    }.items():
+        with pytest.raises(DataError, match=f"did you mean {meant}"):
+            resolve_data(parse_recipe(streaming(data={"train": name})))
+    for name in ("missing.txt", "mypt/nothing", "/a/b"):  # a path that was mistyped
+        with pytest.raises(DataError) as error:
+            resolve_data(parse_recipe(streaming(data={"train": name})))
+        assert "did you mean" not in str(error.value)
+
+
+def test_plan_estimates_a_stream_and_knows_it_once_a_run_has_counted_it(streaming, tmp_path, capsys):
+    recipe = streaming(training={"max_steps": -1, "num_train_epochs": 2})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+
+    def planned() -> dict:
+        assert main(["plan", str(path), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    first = planned()
+    assert any("streamed and not counted yet" in note for note in first["notes"])
+    trainer = build_trainer(parse_recipe(recipe))
+    capsys.readouterr()
+    tokens = trainer.train_dataset.sources[0].tokens
+    assert first["coverage"]["sources"][0]["tokens"] == pytest.approx(tokens / 4, rel=0.3)  # one a character here
+    again = planned()
+    assert again["coverage"]["sources"][0]["tokens"] == tokens and not again["notes"]
+    assert again["training"]["steps"] == pytest.approx(trainer.args.max_steps, abs=1)

@@ -1,0 +1,137 @@
+"""How much a source to stream holds, before it is streamed: counted, or worked out from a part of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+
+from mypt.errors import DataError
+from mypt.files import replace_text
+from mypt.streams.estimate import Size
+from mypt.streams.lane import kept_text
+from mypt.streams.permutation import derive_key, permute
+from mypt.text.clean import Cleaner
+from mypt.text.size import document_count
+from mypt.text.sources import Unit, read_documents, stamp
+from mypt.tokenization.fast import Encoder, choose_engine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+STREAMED_KINDS = ("jsonl", "json", "csv", "parquet", "ipc", "arrow", "hub")  # of units; plain text is prepared
+SIZE_NAME = "stream_size.json"  # in the run folder
+COUNTED_CHARACTERS = 128 * 1024 * 1024  # a source up to this size is counted whole, of a larger one as much
+BYTES_PER_TOKEN = 4  # English text under a BPE tokenizer of some tens of thousands of tokens
+SAMPLE_DOCUMENTS = 100  # of each of so many units, for a guess
+SAMPLE_UNITS = 16
+_GROUP = 1_000  # documents tokenised at once
+
+
+def fingerprint(units: Sequence[Unit]) -> str:
+    """xxh3-128 of what the units are and of their stamps, not of their names: moved data is still the same data."""
+    content = [(unit.kind, unit.start, unit.stop, unit.document, unit.text_column, stamp(unit)) for unit in units]
+    return xxhash.xxh3_128_hexdigest(repr(content).encode())
+
+
+def read_size(path: Path, **counted: object) -> Size | None:
+    """The size that `write_size` left in `path`, if it was counted of the same; None if not, or there is no file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        same = all(content[name] == value for name, value in counted.items())
+        return Size(*content["size"]) if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # it is counted again
+
+
+def write_size(path: Path, size: Size, **counted: object) -> None:
+    """Keep a size, with what it was counted of: fingerprint of the data, tokenizer and settings."""
+    replace_text(path, json.dumps(counted | {"size": size}))
+
+
+def count_epoch(
+    units: Sequence[Unit],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    val_fraction: float = 0.0,
+    max_examples: int | None = None,
+    limit: int = COUNTED_CHARACTERS,
+) -> Size:
+    """The documents and tokens of one epoch of a `JitStream` with these settings, cleaned and tokenised as it does.
+
+    All is read up to `limit` characters, and the size is exact. Of a larger source whole units are read in an order
+    that mixes them, until the limit is passed, and the rest is taken to be like them by its size in bytes, rows or
+    shards. Raises DataError for a source without a document to train on, and as reading does.
+    """
+    order = np.arange(len(units))
+    if max_examples is None:
+        order = permute(order, len(units), derive_key(0, len(units)))
+    keep = partial(kept_text, Cleaner(), val_fraction=val_fraction)
+    encoder = None
+    read = characters = documents = tokens = done = 0
+    for index in order.tolist():
+        if characters > limit:
+            break
+        left = None if max_examples is None else max_examples - read
+        found = itertools.islice(read_documents(units[index]), left)
+        while group := list(itertools.islice(found, _GROUP)):
+            texts = [text for text in map(keep, (document.text for document in group)) if text is not None]
+            read, documents = read + len(group), documents + len(texts)
+            characters += sum(map(len, texts))
+            if texts:
+                encoder = encoder or _encoder(tokenizer, texts)
+                tokens += len(encoder(texts)[0]) + len(texts)  # an EOS ends each
+        done += 1
+    if not documents:
+        names = ", ".join(dict.fromkeys(unit.source for unit in units))
+        raise DataError(f"{names}: no document to train on was found; all are empty, dropped or held out")
+    per_document = tokens / documents
+    if done == len(order) or read == max_examples:
+        return Size(documents, per_document, exact=True)
+    if max_examples is not None:
+        return Size(max_examples * documents / read, per_document)
+    chosen, all_units = (sum(map(_extent, map(units.__getitem__, part))) for part in (order[:done], order))
+    return Size(documents * all_units / chosen, per_document)
+
+
+def _encoder(tokenizer: PreTrainedTokenizerFast, sample: list[str]) -> Encoder:
+    backend = tokenizer.backend_tokenizer
+    return Encoder(backend, choose_engine(backend, sample, say=lambda line: None))
+
+
+def _extent(unit: Unit) -> float:
+    """How large a unit is beside the others of its source: bytes of files, rows of a dataset, 1 for a hub's shard."""
+    if unit.kind == "hub":
+        return 1
+    if unit.kind == "arrow":
+        return unit.stop - unit.start
+    if unit.kind == "parquet" or (unit.kind == "ipc" and unit.stop is not None):
+        return max(1, document_count([unit]))
+    sizes = [Path(path).stat().st_size for path in unit.paths]
+    return max(1, min(sum(sizes), unit.stop or sum(sizes)) - unit.start)
+
+
+def guess_tokens(units: Sequence[Unit], val_fraction: float = 0.0, max_examples: int | None = None) -> int:
+    """About how many tokens an epoch has, without a tokenizer; 0 where the number of documents is not known.
+
+    The number of documents (metadata, or the mean length of the first lines), times the mean length of the first ones
+    of some units, at BYTES_PER_TOKEN.
+    """
+    documents = document_count(units)
+    if max_examples is not None:
+        documents = min(documents or max_examples, max_examples)
+    most = 1 if units[0].kind == "hub" else SAMPLE_UNITS  # of the hub each is another download
+    chosen = units[:: -(-len(units) // most)]
+    sizes = [
+        len(document.text.encode("utf-8", "surrogatepass"))
+        for unit in chosen
+        for document in itertools.islice(read_documents(unit), SAMPLE_DOCUMENTS)
+    ]
+    mean = sum(sizes) / max(1, len(sizes)) / BYTES_PER_TOKEN + 1
+    return round(documents * mean * (1 - val_fraction)) if sizes else 0
