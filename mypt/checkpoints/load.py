@@ -18,6 +18,7 @@ from mypt.checkpoints.adapter import (
 )
 from mypt.checkpoints.complete import ADAPTER_WEIGHTS, checkpoints
 from mypt.checkpoints.header import read_header
+from mypt.checkpoints.original import refuse_original
 from mypt.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def load_model(
     import torch
 
     name, path = str(name_or_path), Path(name_or_path)
+    refuse_original(path)
     adapter = (path if is_adapter(path) else None) if path.is_dir() else _adapter_of_hub(name)
     if adapter:
         return load_adapter(adapter, trust_remote_code=trust_remote_code, device=device).merge_and_unload()

@@ -58,6 +58,26 @@ def is_original(path: Path) -> bool:
     return is_bundle(path) or bool(single_files(path))
 
 
+def refuse_original(path: str | Path) -> None:
+    """Raise CheckpointError with the command that converts it, if `path` is a checkpoint of the original MyPT's."""
+    path = Path(path)
+    if not path.exists() or not is_original(path):
+        return
+    if path.is_dir() and ("model_type" in _read_json(path / "config.json", strict=False)):
+        return  # a GPT-2 of transformers has the field n_embd, too
+    try:
+        tokenizer = read_original(path).tokenizer or {}
+    except NotOriginal:
+        return
+    # A model of characters alone can neither end a text nor be trained on prepared data.
+    more = " --add-bytes" if tokenizer.get("chars") else ""
+    name = path.parent.name if path.name == WEIGHTS_NAME else path.stem
+    out = f"models/{name}"
+    raise CheckpointError(
+        f"{path} is a checkpoint of the original MyPT; convert it, then name {out}: mypt convert {path} --out {out}{more}"
+    )
+
+
 def is_bundle(path: Path) -> bool:
     return (path / WEIGHTS_NAME).is_file() or "n_embd" in _read_json(path / "config.json", strict=False)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from mypt.checkpoints.original import refuse_original
 from mypt.errors import DataError, RecipeError
 from mypt.recipe import Recipe
 from mypt.shards.format import Manifest, read_manifest
@@ -41,6 +42,8 @@ def resolve_data(recipe: Recipe) -> RunData:
     TokenizerError.
     """
     section = recipe.data
+    if recipe.model.init_from:
+        refuse_original(recipe.model.init_from)  # before its tokenizer is used
     if not section.train:
         raise RecipeError("data.train is missing: name a dataset directory, a text source or {source: weight}")
     texts = [source for source in section.train if not _is_dataset(source)]

@@ -66,11 +66,13 @@ def read_target(
 
 
 def _dimensions(target: str, fields: dict) -> dict:
+    from mypt.checkpoints.original import refuse_original
     from mypt.models.presets import PRESETS
 
     if target in PRESETS:
         return _preset(target, fields)
     if Path(target).exists():
+        refuse_original(target)
         return _read_config(target) | fields
     try:
         return _preset(target, fields)

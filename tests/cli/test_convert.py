@@ -3,7 +3,9 @@
 import json
 
 import numpy as np
+import pytest
 import torch
+import yaml
 
 from mypt.cli.main import main
 from tests.checkpoints.original_mypt import STATE, OriginalModel, write_bundle, write_single
@@ -109,3 +111,24 @@ def test_options_of_the_other_kind_are_refused(tmp_path, capsys):
     (tmp_path / "data" / "train.bin").touch()
     assert main(["convert", str(tmp_path / "data"), "--out", str(tmp_path / "new"), "--dry-run"]) == 2
     assert "--dry-run: only for a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["bundle", "weights of a bundle", "single file"])
+def test_commands_that_are_given_an_original_checkpoint_name_the_one_that_converts_it(
+    form, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    if form == "single file":
+        old = write_single(tmp_path / "old.pt", OriginalModel())
+    else:
+        old = write_bundle(tmp_path / "old", OriginalModel())
+        old = old / "model.pt" if form.startswith("weights") else old
+    recipe = tmp_path / "recipe.yaml"
+    content = {"model": {"init_from": str(old)}, "data": {"train": "text.txt"}, "training": {"output_dir": "run"}}
+    recipe.write_text(yaml.safe_dump(content))
+    for command in ("generate OLD --prompt ab", "evaluate OLD --data x=y", "plan OLD", "estimate OLD", f"train {recipe}"):
+        assert main(command.replace("OLD", str(old)).split()) == 2
+        said = capsys.readouterr().err.strip()
+        assert f"{old} is a checkpoint of the original MyPT; convert it, then name models/old: mypt convert" in said
+    assert main(said.rpartition("mypt ")[2].split()) == 0
+    assert main(["generate", "models/old", "--prompt", "ab", "--max-new-tokens", "4"]) == 0

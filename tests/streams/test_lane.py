@@ -73,6 +73,6 @@ def test_every_document_comes_once_per_epoch_and_no_lane_gets_a_unit_more_than_a
             mine = lane(units, number, lanes)
             found = [number for place, number in drawn(mine, 200) if place.epoch == epoch]
             given += found
-            whole = [unit for unit in mine._deal(epoch)[0][mine._deal(epoch)[1] :]]
+            whole = mine._deal(epoch)[0][mine._deal(epoch)[1] :]
             assert len(whole) == len(SIZES) // lanes
         assert sorted(given) == list(range(35))

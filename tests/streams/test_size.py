@@ -47,7 +47,7 @@ def whole_characters(texts):
 
 def test_a_source_without_documents_is_refused(tmp_path):
     (tmp_path / "blank.jsonl").write_text('{"text": " "}\n' * 3)
-    with pytest.raises(DataError, match="blank.jsonl: no document to train on"):
+    with pytest.raises(DataError, match=r"blank\.jsonl: no document to train on"):
         count_epoch(find_units([tmp_path / "blank.jsonl"]), TOKENIZER)
 
 
