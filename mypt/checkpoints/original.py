@@ -74,7 +74,8 @@ def refuse_original(path: str | Path) -> None:
     name = path.parent.name if path.name == WEIGHTS_NAME else path.stem
     out = f"models/{name}"
     raise CheckpointError(
-        f"{path} is a checkpoint of the original MyPT; convert it, then name {out}: mypt convert {path} --out {out}{more}"
+        f"{path} is a checkpoint of the original MyPT; convert it, then name {out}: "
+        f"mypt convert {path} --out {out}{more}"
     )
 
 

@@ -100,7 +100,7 @@ def require_same_tokenizer(first_name: str, first_hash: str, second_name: str, s
     if first_hash != second_hash:
         raise TokenizerError(
             f"{first_name} and {second_name} have different tokenizers ({first_hash[:8]} and {second_hash[:8]}); "
-            f"prepare the data again with --tokenizer and the directory whose tokenizer both shall have"
+            f"both must have the same: `mypt prepare --tokenizer DIRECTORY` takes the one of DIRECTORY"
         )
 
 
@@ -113,8 +113,8 @@ def require_model_tokenizer(model: str, model_vocab_size: int, data: str, data_h
         require_same_tokenizer(f"model {model}", tokenizer_hash(tokenizer), data, data_hash)
     if data_vocab_size > model_vocab_size:
         raise TokenizerError(
-            f"{data} uses {data_vocab_size} tokens, model {model} knows {model_vocab_size}; prepare the text with "
-            f"--tokenizer {model}"
+            f"{data} uses {data_vocab_size} tokens, model {model} knows {model_vocab_size}; prepare the text "
+            f"with the model's tokenizer: `mypt prepare --tokenizer {model}`"
         )
 
 

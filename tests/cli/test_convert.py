@@ -126,7 +126,13 @@ def test_commands_that_are_given_an_original_checkpoint_name_the_one_that_conver
     recipe = tmp_path / "recipe.yaml"
     content = {"model": {"init_from": str(old)}, "data": {"train": "text.txt"}, "training": {"output_dir": "run"}}
     recipe.write_text(yaml.safe_dump(content))
-    for command in ("generate OLD --prompt ab", "evaluate OLD --data x=y", "plan OLD", "estimate OLD", f"train {recipe}"):
+    for command in (
+        "generate OLD --prompt ab",
+        "evaluate OLD --data x=y",
+        "plan OLD",
+        "estimate OLD",
+        f"train {recipe}",
+    ):
         assert main(command.replace("OLD", str(old)).split()) == 2
         said = capsys.readouterr().err.strip()
         assert f"{old} is a checkpoint of the original MyPT; convert it, then name models/old: mypt convert" in said
