@@ -33,9 +33,10 @@ dataset_info:
   - {name: text, dtype: string}
   splits:
   - {name: train, num_examples: 90, num_bytes: 50000}
+  - {name: validation, num_examples: 6, num_bytes: 4000}
 ---
 """
-EPOCHS = 0.2
+EPOCHS = 0.16  # 89 steps
 
 
 @pytest.fixture
@@ -127,10 +128,11 @@ def test_resumed_it_ends_with_the_weights_of_an_unbroken_run(streaming, tmp_path
 def test_killed_anywhere_so_does_a_run_on_a_hub_dataset_with_workers(streaming, documents, tmp_path, hub):
     pyarrow = pytest.importorskip("pyarrow")
     files = {}
-    for number in range(3):  # shards, one more than there are readers
+    shards = {f"train-{number}": documents[number:54:3] for number in range(3)}  # one more than there are readers
+    for name, texts in (shards | {"validation": documents[54:]}).items():
         buffer = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.table({"text": documents[number::3]}), buffer, row_group_size=5)
-        files[f"train-{number}.parquet"] = buffer.getvalue()
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), buffer, row_group_size=5)
+        files[f"{name}.parquet"] = buffer.getvalue()
     # Its card claims more documents than there are: the length is an estimate, and must not change on the way.
     files["README.md"] = CARD.encode()
     hub.datasets = {"me/prose": {"main": files}}
@@ -141,6 +143,7 @@ def test_killed_anywhere_so_does_a_run_on_a_hub_dataset_with_workers(streaming, 
     require_equal(*run_and_kill(content, tmp_path, env=environment, fresh=True))
     assert not (tmp_path / "whole" / "stream_size.json").exists()  # it was not counted
     assert "eval_prose_loss" in (tmp_path / "killed" / "metrics.jsonl").read_text()
+    assert load_recipe(tmp_path / "killed").data.eval == {"prose": "hf://me/prose#validation"}  # its own split
 
 
 def test_two_processes_go_on_each_at_its_own_place(streaming, weights, tmp_path):
