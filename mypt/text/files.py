@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mypt.errors import DataError
 from mypt.text.formats import KINDS, Format, suffix_of
-from mypt.text.hub import suggestion
+from mypt.text.hub import advice_for
 from mypt.text.tables import ipc_batches, row_groups, splits_of
 
 LARGE_FILE = 1_000_000  # bytes on the disk; a text file above it is cut into blocks unless it must stay whole
@@ -34,8 +34,8 @@ def find_files(source: str) -> list[Path]:
     if not paths and has_magic(source):
         raise DataError(f"no file matches the glob {source!r}; quote it and check where it starts ({Path.cwd()})")
     if not paths:
-        hint = suggestion(source) or "; give a file, a glob, a dataset directory or hf://NAME"
-        raise DataError(f"source {source} does not exist{hint}")
+        advice = advice_for(source, "give a file, a glob, a dataset directory or hf://NAME")
+        raise DataError(f"source {source} does not exist; {advice}")
     for path in paths:
         if not path.is_file():
             raise DataError(f"{path} is a pipe or a device, and a source is read more than once; write it to a file")

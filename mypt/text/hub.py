@@ -82,14 +82,17 @@ def split_of(source: str) -> str:
     return _Place.parse(source).split
 
 
-def suggestion(source: str) -> str:
-    """`; did you mean hf://...` for a name that could be a dataset of the hub and is no path that was mistyped."""
+def advice_for(source: str, advice: str) -> str:
+    """What to do about a source that does not exist: `advice`, and `hf://` where the name could be one of the hub.
+
+    A name like owner/dataset is one, unless there is a folder `owner`: then it is a path that was mistyped.
+    """
     name = re.split("[:@#]", source)[0]
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or Path(name).suffix in _SUFFIXES:
-        return ""
-    if "/" in name and Path(name).parent.exists():
-        return ""
-    return f"; did you mean {PREFIX}{source}, a dataset of the Hugging Face hub?"
+        return advice
+    if "/" not in name:
+        return f"{advice}; a dataset of the hub is {PREFIX}{source}"
+    return advice if Path(name).parent.exists() else f"did you mean {PREFIX}{source}, a dataset of the hub?"
 
 
 def texts(place: str, shard: int, column: str) -> Iterator[list[str]]:

@@ -13,7 +13,7 @@ from mypt.recipe import Recipe
 from mypt.shards.format import Manifest, read_manifest
 from mypt.shards.pipeline import TRAINED
 from mypt.text.files import dataset_directory, holds_records
-from mypt.text.hub import PREFIX, suggestion
+from mypt.text.hub import PREFIX, advice_for
 from mypt.text.validation import own_validation
 from mypt.tokenization.load import load_tokenizer, model_tokenizer, require_same_tokenizer
 from mypt.training.text import DATA_NAME, Streamed, prepare_eval, prepare_train, tokenizer_name
@@ -144,5 +144,5 @@ def _is_dataset(source: str) -> bool:
     path = Path(source)
     if not (path.exists() or source.startswith(PREFIX) or has_magic(source) or "#" in source):
         advice = f"name a text source or a directory made by `mypt prepare --out {source}`"
-        raise DataError(f"data source {source} does not exist; {advice}{suggestion(source)}")
+        raise DataError(f"data source {source} does not exist; {advice_for(source, advice)}")
     return path.is_dir() and dataset_directory(source) is None and not holds_records(path)
