@@ -6,7 +6,6 @@ import json
 import math
 import random
 import re
-import shutil
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -17,10 +16,12 @@ from safetensors.torch import load_file
 
 from mypt.cli.main import main
 from mypt.errors import DataError, RecipeError
+from mypt.models.modeling_mypt import MyPTForCausalLM
+from mypt.models.presets import preset_config
 from mypt.recipe import load_recipe, parse_recipe
 from mypt.shards.reader import ShardReader
 from mypt.streams.lane import Place
-from mypt.tokenization.load import load_tokenizer, tokenizer_hash
+from mypt.tokenization.load import largest_id, load_tokenizer, tokenizer_hash
 from mypt.training.build import build_trainer
 from mypt.training.data import resolve_data
 from mypt.training.run import train
@@ -274,19 +275,23 @@ def test_the_validation_split_of_a_dataset_is_the_evaluation_set(streaming, docu
     assert data.manifests[data.eval["mine"]].splits["val"].documents < 10 and not data.own_validation
 
 
-def test_text_takes_the_tokenizer_of_the_model_it_starts_from(streaming, corpora, recipe_for, tmp_path, capsys):
-    first = train(parse_recipe(recipe_for(training={"output_dir": str(tmp_path / "first"), "max_steps": 1})))
+def test_text_takes_the_tokenizer_of_the_model_it_starts_from(streaming, corpora, tmp_path, capsys):
+    first, vocabulary = tmp_path / "first", load_tokenizer(corpora / "general")
+    preset = streaming()["model"]
+    size = {"vocab_size": 384, "unpadded_vocab_size": largest_id(vocabulary) + 1}
+    MyPTForCausalLM(preset_config(preset.pop("preset"), **preset, **size)).save_pretrained(first)
+    vocabulary.save_pretrained(first)
     (tmp_path / "plain.txt").write_text((corpora / "domain.txt").read_text()[:20_000])
     for source, streamed in ((tmp_path / "prose.jsonl", True), (tmp_path / "plain.txt", False)):
-        recipe = streaming(model={}, data={"train": str(source)})
+        recipe = streaming(data={"train": str(source)})
         recipe["model"] = {"init_from": str(first)}
-        recipe["training"] |= {"output_dir": str(tmp_path / f"{source.stem}-run"), "max_steps": 1}
+        recipe["training"] |= {"output_dir": str(tmp_path / f"{source.stem}-run")}
         del recipe["tokenizer"]
-        run = train(parse_recipe(recipe))
+        trainer = build_trainer(parse_recipe(recipe))
         assert f"tokenizer: that of model.init_from {first} (tokenizer.name takes another)" in capsys.readouterr().out
+        run = Path(trainer.args.output_dir)
         assert (run / "head").exists() == streamed and load_recipe(run).tokenizer.name == str(first)
-        assert tokenizer_hash(load_tokenizer(run)) == tokenizer_hash(load_tokenizer(first))
-    shutil.rmtree(run)
+        assert tokenizer_hash(trainer.processing_class) == tokenizer_hash(vocabulary)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (first / name).unlink()
     with pytest.raises(RecipeError, match=r"holds no tokenizer; name the one .* in tokenizer\.name"):
@@ -311,7 +316,7 @@ def test_a_name_of_the_hub_without_its_prefix(streaming, tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     said = {
         "roneneldan/TinyStories": r"exist; did you mean hf://roneneldan/TinyStories, a dataset of the hub\?$",
-        "wiki:en#test": "name a text source or .*; a dataset of the hub is hf://wiki:en#test$",
+        "wiki:en#test": "give a file, .*; a dataset of the hub is hf://wiki:en#test$",
         "wiki": "name a text source or .*; a dataset of the hub is hf://wiki$",
         **dict.fromkeys(("missing.txt", "data/nothing", "/a/b"), "made by `mypt prepare --out [^;]*$"),  # a path
     }
