@@ -15,6 +15,7 @@ from mypt.files import replace_text
 from mypt.folders import WriterLock, contents, require_own
 from mypt.shards.format import METADATA_NAME
 from mypt.shards.staging import STAGING
+from mypt.streams.size import SIZE_NAME
 from mypt.training.text import DATA_NAME, EVAL_NAME, HEAD_NAME
 
 ENVIRONMENT_NAME = "environment.json"
@@ -60,7 +61,7 @@ def _is_run(folder: Path) -> bool:
     if (folder / ENVIRONMENT_NAME).is_file():
         return True
     names = {name for name in contents(folder) if not (name.endswith(_LOGS) and (folder / name).is_file())}
-    if not names <= {DATA_NAME, HEAD_NAME, EVAL_NAME}:
+    if not names <= {DATA_NAME, HEAD_NAME, EVAL_NAME, SIZE_NAME}:
         return False
     prepared = [folder / DATA_NAME, folder / HEAD_NAME, *(folder / EVAL_NAME).glob("*")]
     return all(not contents(path) or (path / METADATA_NAME).is_file() or (path / STAGING).is_dir() for path in prepared)

@@ -83,6 +83,7 @@ def test_a_run_of_three_epochs_sees_each_document_three_times_but_those_held_out
 
 
 def test_without_a_length_the_recommended_passes_are_made(streaming, capsys):
+    resolve_data(parse_recipe(streaming(training={"max_steps": -1})))  # killed when all was counted
     trainer = build_trainer(parse_recipe(streaming(training={"max_steps": -1})))
     tokens = trainer.train_dataset.sources[0].tokens
     assert trainer.args.max_steps == math.ceil(3.5 * tokens / 128)
