@@ -6,6 +6,7 @@ the model type `mypt`.
 
 import importlib
 
+from . import terminal
 from .models import auto
 
 _MODULE_OF = {
@@ -41,7 +42,8 @@ def __getattr__(name: str):
         return version("mypt")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'mypt' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    value = globals()[name] = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    with terminal.usable_streams():  # transformers' import fails on a standard error that cannot flush
+        value = globals()[name] = getattr(importlib.import_module(_MODULE_OF[name]), name)
     return value
 
 

@@ -28,6 +28,7 @@ from mypt.checkpoints.contents import (
 )
 from mypt.errors import CheckpointError, MyPTError
 from mypt.folders import beside, contents, empty, require_free, take_place
+from mypt.terminal import is_terminal
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -240,7 +241,7 @@ def _api(progress: bool = True) -> HfApi:
     from huggingface_hub.utils import disable_progress_bars, logging
 
     logging.set_verbosity_error()
-    if not (progress and sys.stderr.isatty()):
+    if not (progress and is_terminal(sys.stderr)):
         disable_progress_bars()
     return HfApi()
 

@@ -11,6 +11,7 @@ from mypt.generation.settings import (
     preset_settings,
     sample_settings,
 )
+from mypt.terminal import is_terminal, progress_bar, say
 
 HELP = "continue prompts with a trained model"
 
@@ -140,15 +141,13 @@ def _stream(args, model, tokenizer, template, jobs) -> None:
             prompt, sample = questions.prompt(prompt), questions.settings(sample)
         else:
             _write(prompt)
-        completion = generate(model, tokenizer, prompt, sample, on_text=_write, strip=args.qa)
+        completion = generate(model, tokenizer, prompt, sample, on_text=_write, strip=args.qa, say=_say)
         _write("\n")
         _tell(completion)
 
 
 def _batches(args, model, tokenizer, settings, template, jobs, results) -> None:
     from dataclasses import asdict, replace
-
-    from tqdm import tqdm
 
     from mypt.generation.dialogue import QuestionTemplate
     from mypt.generation.generate import generate_batch
@@ -166,8 +165,9 @@ def _batches(args, model, tokenizer, settings, template, jobs, results) -> None:
         seeds=[sample.seed for _, sample in jobs[first:]],
         batch_size=args.batch_size,
         strip=args.qa,
+        say=_say,
     )
-    bar = tqdm(total=len(jobs), initial=first, unit="text", disable=None, leave=False)
+    bar = progress_bar(total=len(jobs), initial=first, unit="text")
     texts = []
     for (record, _), completion in zip(jobs[first:], completions, strict=True):
         texts.append(record | asdict(replace(completion, prompt=record["prompt"])))
@@ -183,12 +183,15 @@ def _batches(args, model, tokenizer, settings, template, jobs, results) -> None:
 
 
 def _chat(model, tokenizer, settings, template) -> None:
+    from mypt.errors import MyPTError
     from mypt.generation.dialogue import Chat
 
-    chat = Chat(model, tokenizer, settings, template)
-    terminal = sys.stdin.isatty()
+    if sys.stdin is None:
+        raise MyPTError("--chat reads questions from standard input, and there is none; give --qa and --prompt")
+    chat = Chat(model, tokenizer, settings, template, say=_say)
+    terminal = is_terminal(sys.stdin)
     if terminal:
-        print("Each line is a question; Ctrl-D ends the chat.", file=sys.stderr)
+        say("Each line is a question; Ctrl-D ends the chat.", error=True)
     while True:
         try:
             question = input("> " if terminal else "").strip()
@@ -201,22 +204,19 @@ def _chat(model, tokenizer, settings, template) -> None:
         _write("\n")
         _tell(completion)
         if chat.forgotten > forgotten:
-            print(
-                f"mypt generate: the context is full: the model no longer reads the first {chat.forgotten} turns",
-                file=sys.stderr,
-            )
+            _say(f"the context is full: the model no longer reads the first {chat.forgotten} turns")
 
 
 def _tell(completion) -> None:
     """What happened at the end of the context, on standard error."""
-    told = "mypt generate: "
     if completion.finish == "context":
-        told += f"stopped after {completion.tokens} tokens: the model's context is full"
+        _say(f"stopped after {completion.tokens} tokens: the model's context is full")
     elif completion.dropped_tokens:
-        told += f"the context slid: at the end the model no longer saw the first {completion.dropped_tokens} tokens"
-    else:
-        return
-    print(told, file=sys.stderr)
+        _say(f"the context slid: at the end the model no longer saw the first {completion.dropped_tokens} tokens")
+
+
+def _say(line: str) -> None:
+    say(f"mypt generate: {line}", error=True)
 
 
 def _write(text: str) -> None:

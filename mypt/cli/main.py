@@ -5,8 +5,10 @@ import errno
 import importlib
 import os
 import sys
+from contextlib import suppress
 
 from mypt.errors import MyPTError
+from mypt.terminal import usable_streams
 
 # In the order in which a newcomer meets them.
 COMMANDS = (
@@ -52,7 +54,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns 0 (done), 1 (a check failed) or 2 (bad input)."""
+    """Run one command. Returns 0 (done), 1 (a check failed) or 2 (bad input), whatever the standard streams are."""
+    with usable_streams():
+        return _main(argv)
+
+
+def _main(argv: list[str] | None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # what it can't show does not end a command
     parser = build_parser()
@@ -72,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         # The reader of a pipe (`mypt generate | head`) went away: nothing was lost, nothing is left to flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError):  # an object that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if args.debug:

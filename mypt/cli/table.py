@@ -2,11 +2,13 @@
 
 import sys
 
+from mypt.terminal import is_terminal
+
 
 def print_table(title: str, columns: list[str], rows: list[list[object]]) -> None:
     """Print `rows` under `columns`; the first column is left-aligned, the others right-aligned."""
     cells = [[str(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Table

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from tqdm.auto import tqdm
 
 from mypt.checkpoints.causality import require_causal
 from mypt.checkpoints.load import load_model
@@ -13,6 +12,7 @@ from mypt.evaluation.documents import require_document_mask
 from mypt.evaluation.loss import WindowLosses, window_losses
 from mypt.evaluation.verdict import judge
 from mypt.streams.eval_windows import EvalWindows
+from mypt.terminal import progress_bar
 from mypt.tokenization.load import require_model_tokenizer
 
 
@@ -66,7 +66,7 @@ def compare(
     sets = {name: EvalWindows(directory, split, **options) for name, directory in data.items()}
     scores, baselines = [], {}
     total = len(loaded) * sum(len(windows) for windows in sets.values())
-    with tqdm(total=total, unit="window", disable=None, leave=False) as bar:
+    with progress_bar(total=total, unit="window") as bar:
         for path, model in loaded.items():
             for name, windows in sets.items():
                 manifest = windows.reader.manifest

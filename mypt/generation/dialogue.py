@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mypt.errors import MyPTError
-from mypt.generation.generate import Completion, generate, prompt_ids
+from mypt.generation.generate import Completion, context_of, generate, prompt_ids
 from mypt.generation.settings import GenerationSettings
+from mypt.generation.trials import Say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -65,10 +67,12 @@ class Chat:
         tokenizer: PreTrainedTokenizerFast,
         settings: GenerationSettings,
         template: str | None = None,
+        say: Say = warnings.warn,
     ):
         self.model, self.tokenizer = model, tokenizer
         self.template = QuestionTemplate(tokenizer, template)
         self.settings = self.template.settings(settings)
+        self.say = say
         self.turns: list[tuple[str, str]] = []
         self.forgotten = 0  # turns at the start that the model no longer reads
 
@@ -79,13 +83,13 @@ class Chat:
             self.forgotten += 1
             prompt = self.template.prompt(question, self.turns[self.forgotten :])
         settings = replace(self.settings, seed=self.settings.seed + len(self.turns))
-        completion = generate(self.model, self.tokenizer, prompt, settings, on_text, strip=True)
+        completion = generate(self.model, self.tokenizer, prompt, settings, on_text, strip=True, say=self.say)
         self.turns.append((question, completion.text))
         return replace(completion, prompt=question)
 
     def _fits(self, prompt: str | list[int]) -> bool:
         """Whether half of the context, or all of max_new_tokens if that is less, is left for the answer."""
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        context = context_of(self.model)
         if context is None:
             return True
         length = len(prompt_ids(self.tokenizer, prompt) if isinstance(prompt, str) else prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,7 +14,14 @@ from mypt.generation.decode import LeanDecoder, is_covered
 from mypt.generation.row import Completion, Row
 from mypt.generation.sampler import Sampler
 from mypt.generation.settings import GenerationSettings
-from mypt.generation.through_transformers import TransformersDecoder, beam_search
+from mypt.generation.through_transformers import ForwardDecoder, TransformersDecoder, beam_search
+from mypt.generation.trials import (
+    Say,
+    caches_beams,
+    generates_alone,
+    generates_batches,
+    require_generates_alone,
+)
 from mypt.tokenization.encode import encode_documents
 from mypt.tokenization.load import largest_id
 
@@ -29,16 +37,18 @@ def generate(
     on_text: Callable[[str], object] | None = None,
     *,
     strip: bool = False,
+    say: Say = warnings.warn,
 ) -> Completion:
     """Continue `prompt` until the end of text, a stop string, `max_new_tokens`, or the end of the model's context.
 
     prompt: a text, or token ids (not none). on_text gets the new text in pieces, as soon as they are whole characters
     and cannot be the beginning of a stop string; together they are `Completion.text`. strip: leave out white space
     before and after it. The same model, prompt and settings give the same text; global random states stay as they were.
-    Raises MyPTError if the prompt leaves no room for a token (and may not slide), TokenizerError if the tokenizer is
-    not the model's.
+    say: gets one line if `mypt.generation.trials` finds that the model needs a slower way.
+    Raises MyPTError if the prompt leaves no room for a token (and may not slide) and for logits that are NaN or
+    infinite, TokenizerError if the tokenizer is not the model's.
     """
-    generator = _Generator(model, tokenizer, settings)
+    generator = _Generator(model, tokenizer, settings, say)
     return generator.complete([prompt], generator.encode([prompt]), [settings.seed], on_text, strip)[0]
 
 
@@ -51,17 +61,19 @@ def generate_batch(
     seeds: Sequence[int] | None = None,
     batch_size: int = 8,
     strip: bool = False,
+    say: Say = warnings.warn,
 ) -> Iterator[Completion]:
     """Continue each prompt as `generate` would, `batch_size` at a time; completions come in order, batch by batch.
 
     seeds: one for each prompt (default: `settings.seed` for all). A text does not depend on the others of its batch,
-    but for ties within rounding: a batch's sums are taken in another order.
+    but for ties within rounding: a batch's sums are taken in another order. A model whose rows of a batch differ from
+    single ones completes one prompt after the other; `say` gets a line about it.
     Raises as `generate`, for a prompt of any batch before the first one is computed.
     """
     if batch_size < 1:
         raise MyPTError(f"batch_size is {batch_size}; it must be 1 or more")
     seeds = [settings.seed] * len(prompts) if seeds is None else seeds
-    generator = _Generator(model, tokenizer, settings)
+    generator = _Generator(model, tokenizer, settings, say)
     ids = generator.encode(prompts)
     batches = (slice(start, start + batch_size) for start in range(0, len(prompts), batch_size))
     return (
@@ -77,6 +89,13 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
     An empty prompt is the start of a document: an end-of-text token, which is what stands between documents.
     """
     return _encode(tokenizer, [prompt], [tokenizer.eos_token_id])[0]
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """Tokens that the model can read at once; None where its config names no limit (or -1, as XLNet's)."""
+    config = model.config.get_text_config()
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((limit for limit in limits if limit and limit > 0), None)
 
 
 def _encode(
@@ -97,23 +116,39 @@ def _encode(
 class _Generator:
     """A model made ready to complete prompts with the same settings but for the seed."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, settings: GenerationSettings):
-        self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        config = model.config.get_text_config()
-        self.vocab_size = config.vocab_size
-        self.context: int | None = getattr(config, "max_position_embeddings", None)
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, settings: GenerationSettings, say: Say
+    ):
+        self.model, self.tokenizer, self.settings, self.say = model, tokenizer, settings, say
+        self.vocab_size = model.config.get_text_config().vocab_size
+        self.context = context_of(model)
         saved = model.generation_config
         ends = saved.eos_token_id if isinstance(saved.eos_token_id, list) else [saved.eos_token_id]
         self.ends = self._known(*ends, tokenizer.eos_token_id)
         padded = range(largest_id(tokenizer) + 1, self.vocab_size)
         self.banned = self._known(*(saved.suppress_tokens or ()), *padded)
         self.pad = next(iter(self._known(tokenizer.pad_token_id)), 0)  # masked: any id will do
-        lean = settings.num_beams == 1 and is_covered(model)
-        self.decoder = LeanDecoder(model) if lean else TransformersDecoder(model, self.pad)
+        self.longest = 0  # tokens of a prompt and its text
+        self.decoder = self._decoder()
 
     def _known(self, *ids: int | None) -> frozenset[int]:
         """Those of them that the model has; a converted model's tokenizer may have an EOS that it has not."""
         return frozenset(id for id in ids if id is not None and id < self.vocab_size)
+
+    def _decoder(self) -> LeanDecoder | TransformersDecoder | ForwardDecoder:
+        if self.settings.num_beams > 1:
+            require_generates_alone(self.model, self.say)
+        elif is_covered(self.model):
+            return LeanDecoder(self.model)
+        elif not generates_alone(self.model, self.say):
+            return ForwardDecoder(self.model)
+        return TransformersDecoder(self.model, self.pad)
+
+    def _batches(self) -> bool:
+        """Whether rows of different lengths can be computed together."""
+        if isinstance(self.decoder, TransformersDecoder):
+            return generates_batches(self.model, self.longest, self.say)
+        return isinstance(self.decoder, LeanDecoder)
 
     def _beginning(self) -> list[int]:
         """What a document begins behind: an end of text, or in a model without one the end of a line."""
@@ -137,6 +172,8 @@ class _Generator:
                     f"the prompt has {len(ids)} tokens and the model's context ends at {self.context}, which leaves no "
                     "room for a new one; shorten the prompt, or let it slide (--overflow slide)"
                 )
+        longest = max(map(len, found), default=0) + self.settings.max_new_tokens
+        self.longest = min(longest, self.context) if self.context else longest
         return found
 
     def complete(
@@ -159,8 +196,11 @@ class _Generator:
             elif self.settings.num_beams > 1:
                 for row in active:
                     self._search(row)
-            else:
+            elif len(active) == 1 or self._batches():
                 self._extend(active)
+            else:
+                for row in active:
+                    self._extend([row])
         return [
             row.completion(self._text(prompt), self.decoder.path) for prompt, row in zip(prompts, rows, strict=True)
         ]
@@ -185,10 +225,10 @@ class _Generator:
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
             return any(stop in text for stop in self.settings.stop)
 
-        budget = self._budget([row])
-        for token in beam_search(
-            self.model, row.window, budget, self.settings, self.banned, self.ends, self.pad, holds_stop
-        ):
+        budget, use_cache = self._budget([row]), caches_beams(self.model, self.say)
+        options = (self.settings, self.banned, self.ends, self.pad, holds_stop)
+        [best] = beam_search(self.model, row.window, budget, *options, use_cache=use_cache)
+        for token in best:
             row.add(token)
         if not row.finish:
             row.end("context")

@@ -14,7 +14,7 @@ def read_prompts(texts: list[str], files: list[str]) -> list[str]:
     `-` among the texts stands for standard input. A file (and standard input) is one prompt, whatever its number of
     lines, without the line end that editors and `echo` put last. Raises MyPTError for what cannot be read as UTF-8.
     """
-    found = [_decode(sys.stdin.buffer.read(), "standard input") if text == "-" else text + "\n" for text in texts]
+    found = [_standard_input() if text == "-" else text + "\n" for text in texts]
     found += [read_text(file, "prompt file") for file in files]
     return [text.removesuffix("\n") for text in found]
 
@@ -53,6 +53,14 @@ def read_template(value: str | None) -> str | None:
 def unescape(text: str) -> str:
     r"""`\n`, `\t` and `\\` of a command line as line end, tab and backslash."""
     return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise MyPTError("a prompt is -, standard input, and there is none; give the text itself or --prompt-file")
+    if hasattr(sys.stdin, "buffer"):
+        return _decode(sys.stdin.buffer.read(), "standard input")
+    return sys.stdin.read()
 
 
 def _record(file: str, number: int, line: str) -> dict:

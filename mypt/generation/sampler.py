@@ -7,6 +7,7 @@ from random import Random
 
 import torch
 
+from mypt.errors import MyPTError
 from mypt.generation.settings import GenerationSettings
 
 # So many likeliest tokens nearly always hold `top_p` of the probability; finding them is cheaper than a sort of all.
@@ -40,7 +41,11 @@ class Sampler:
         self._seen: torch.Tensor | None = None  # bool (B, V)
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """int64 (B,) for logits (B, V) of the last positions; counts as one more token of every row."""
+        """int64 (B,) for logits (B, V) of the last positions; counts as one more token of every row.
+
+        Raises MyPTError for logits that are NaN or infinite.
+        """
+        require_finite(logits)
         scores = self.scores(logits)
         chosen = self._draw(self.probabilities(scores)) if self.settings.draws else scores.argmax(-1)
         if self._seen is not None:
@@ -93,6 +98,18 @@ class Sampler:
         sums = probabilities.cumsum(-1, dtype=torch.float64)
         targets = sums[:, -1:] * torch.tensor(shares, dtype=torch.float64, device=sums.device)
         return torch.searchsorted(sums, targets, right=True)[:, 0]
+
+
+def require_finite(logits: torch.Tensor) -> None:
+    """Raises MyPTError where the largest of logits (..., V) is NaN or infinite; -inf beside others is an id ruled out.
+
+    torch's maximum is NaN where any value is.
+    """
+    if not logits.amax(-1).isfinite().all():
+        raise MyPTError(
+            "the model's logits are NaN or infinite, so no token can be chosen: its weights are damaged or training "
+            "diverged, or float16 overflows; use an earlier checkpoint, or weights in float32 or bfloat16"
+        )
 
 
 def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:

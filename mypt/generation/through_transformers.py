@@ -1,4 +1,7 @@
-"""The general path: transformers' `generate`, for any causal language model and for beam search."""
+"""The general path: transformers' `generate`, for any causal language model and for beam search.
+
+`mypt.generation.trials` tries whether it can be relied on; ForwardDecoder is for models where it cannot.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,13 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from mypt.generation.sampler import require_finite
 from mypt.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_OUTPUTS = ("output_router_logits", "output_attentions", "output_hidden_states")
 
 
 class TransformersDecoder:
@@ -41,17 +47,46 @@ class TransformersDecoder:
             )
 
 
+class ForwardDecoder:
+    """Decodes one row with the model's forward pass alone: each token is computed from all tokens before it."""
+
+    path = "forward"
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+
+    @torch.inference_mode()
+    def extend(
+        self, windows: Sequence[Sequence[int]], budget: int, choose: Callable[[torch.Tensor], torch.Tensor | None]
+    ) -> None:
+        """As `LeanDecoder.extend`, for one row."""
+        [window] = windows
+        ids = torch.tensor([window], device=self.model.device)
+        for _ in range(budget):
+            chosen = choose(self.model(ids, use_cache=False, return_dict=True).logits[:, -1])
+            if chosen is None:
+                return
+            ids = torch.cat([ids, chosen[:, None]], dim=1)
+
+
 def beam_search(
     model: PreTrainedModel,
     window: Sequence[int],
     budget: int,
     settings: GenerationSettings,
-    banned: Iterable[int],
-    ends: Iterable[int],
-    pad: int,
-    holds_stop: Callable[[list[int]], bool],
-) -> list[int]:
-    """The new ids of the best beam; `holds_stop` tells whether generated ids hold a stop string."""
+    banned: Iterable[int] = (),
+    ends: Iterable[int] = (),
+    pad: int = 0,
+    holds_stop: Callable[[list[int]], bool] | None = None,
+    *,
+    use_cache: bool = True,
+    all_beams: bool = False,
+) -> list[list[int]]:
+    """The new ids of the best beam, or of all beams, the best first.
+
+    holds_stop: whether generated ids hold a stop string, if there are any. use_cache: as `trials.caches_beams` found.
+    Raises MyPTError for logits that are NaN or infinite.
+    """
     start = len(window)
     criteria = [_Ended(lambda rows: [holds_stop(row[start:].tolist()) for row in rows])] if settings.stop else []
     with _without_saved_defaults(model):
@@ -59,6 +94,7 @@ def beam_search(
             **_padded([window], pad, model.device),
             do_sample=False,
             num_beams=settings.num_beams,
+            num_return_sequences=settings.num_beams if all_beams else 1,
             length_penalty=settings.length_penalty,
             early_stopping=settings.early_stopping,
             max_new_tokens=budget,
@@ -67,10 +103,11 @@ def beam_search(
             suppress_tokens=sorted(banned) or None,
             eos_token_id=sorted(ends) or None,
             pad_token_id=pad,
-            use_cache=True,
+            use_cache=use_cache,
+            logits_processor=LogitsProcessorList([_Finite()]),
             stopping_criteria=StoppingCriteriaList(criteria),
         )
-    return output[0, start:].tolist()
+    return output[:, start:].tolist()
 
 
 def _padded(windows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -82,12 +119,30 @@ def _padded(windows: Sequence[Sequence[int]], pad: int, device: torch.device) ->
 
 @contextmanager
 def _without_saved_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """transformers fills what is not given from the model's generation_config; here only what is given counts."""
+    """Only what is given counts: transformers fills the rest from the model's generation_config and config.
+
+    Router logits, attentions and hidden states that a config asks for are of no use here; the router's loss even fails,
+    because its mask is that of the whole text and a step has the logits of one token.
+    """
     saved, model.generation_config = model.generation_config, GenerationConfig()
+    configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
+    asked = [(config, name) for config in configs for name in _OUTPUTS if getattr(config, name, False) is True]
+    for config, name in asked:
+        setattr(config, name, False)
     try:
         yield
     finally:
         model.generation_config = saved
+        for config, name in asked:
+            setattr(config, name, True)
+
+
+class _Finite(LogitsProcessor):
+    """Ends beam search at logits that are NaN or infinite."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        require_finite(scores)
+        return scores
 
 
 class _Choice(LogitsProcessor):

@@ -28,6 +28,7 @@ from mypt.shards.survey import Survey, Surveyed, line_hashes, merge_sample, surv
 from mypt.shards.units import Finished, Piece, Work, rows
 from mypt.shards.workers import run_in_order
 from mypt.shards.writer import ShardWriter
+from mypt.terminal import progress_bar
 from mypt.text.dedup import first_occurrences
 from mypt.text.sources import Unit, digest, stamp
 from mypt.tokenization.bpe import TextSample, train_bpe_tokenizer
@@ -257,10 +258,7 @@ class Pipeline:
         return texts
 
     def _bar(self, what: str, total: int, unit: str):
-        from tqdm import tqdm
-
-        disable = None if self.progress else True  # None: only on a terminal
-        return tqdm(desc=what, total=total, unit=f" {unit}", unit_scale=True, disable=disable, leave=False)
+        return progress_bar(shown=self.progress, desc=what, total=total, unit=f" {unit}", unit_scale=True)
 
 
 def _lines(path: Path) -> dict[str, None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -23,6 +22,7 @@ from mypt.shards.resolve import Resolution, require_text
 from mypt.shards.settings import PrepareSettings
 from mypt.shards.staging import LAUNCH, STAGING, previous_manifest, publish, require_dataset_folder, write_error
 from mypt.shards.units import Work
+from mypt.terminal import say
 from mypt.text.sources import Unit, digest, find_units
 from mypt.tokenization.load import largest_id, load_tokenizer, tokenizer_hash
 
@@ -188,7 +188,7 @@ def _say(notes: list[str], aloud: bool, line: str) -> None:
     line = worded(line)
     notes.append(line)
     if aloud:
-        print(line, file=sys.stderr)
+        say(line, error=True)
 
 
 @contextmanager

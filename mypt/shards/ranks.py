@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +29,7 @@ from mypt.shards.prepare import disk_errors, join_units
 from mypt.shards.settings import PrepareSettings
 from mypt.shards.staging import LAUNCH, STAGING, UNITS, previous_manifest, publish, require_dataset_folder
 from mypt.shards.units import Finished, Piece, Work, rows, save_invalid, token_ids
+from mypt.terminal import say
 from mypt.text.clean import Cleaner
 from mypt.text.dedup import text_hash
 from mypt.text.document import Document
@@ -257,4 +257,4 @@ def _few(ranks: list[int]) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    say(line, error=True)

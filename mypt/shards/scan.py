@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from mypt import terminal
 from mypt.errors import DataError
 from mypt.shards.format import Manifest, Shard
 from mypt.shards.writer import ShardWriter
@@ -102,6 +103,4 @@ def write_stream(chunks: Iterable[np.ndarray], writer: ShardWriter, eos: int, te
 
 def progress_bar(what: str, total: int, shown: bool = True):
     """A bar over bytes on a terminal's stderr; nothing elsewhere."""
-    from tqdm import tqdm
-
-    return tqdm(desc=what, total=total, unit="B", unit_scale=True, disable=None if shown else True, leave=False)
+    return terminal.progress_bar(shown=shown, desc=what, total=total, unit="B", unit_scale=True)

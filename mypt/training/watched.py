@@ -6,8 +6,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from mypt.errors import RecipeError
+from mypt.terminal import say
 from mypt.training.callbacks.coverage import CoverageCallback
-from mypt.training.callbacks.progress import say
 from mypt.training.callbacks.safety import SafetyCallback, require_lambda_schedule
 from mypt.training.callbacks.signals import SignalCallback
 from mypt.training.callbacks.spikes import SpikeCallback

@@ -127,6 +127,8 @@ def test_each_step_computes_one_token_whatever_the_model_was_saved_with(tokenize
     model.generation_config.use_cache = False
     lengths = []
     model.model.embed_tokens.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    run(model, tokenizer, "abc", max_new_tokens=5)  # the first text of all tries the model
+    lengths.clear()
     run(model, tokenizer, "abc", max_new_tokens=5)
     assert lengths == [3, 1, 1, 1, 1]
 

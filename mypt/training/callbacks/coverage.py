@@ -17,7 +17,7 @@ from mypt.planning.report import coverage_report
 from mypt.streams.ledger import Ledger, Seen
 from mypt.streams.resume import describe
 from mypt.streams.show import saved_ledger
-from mypt.training.callbacks.progress import say
+from mypt.terminal import say
 from mypt.training.schedules import climb_of
 
 LEDGER_NAME = "coverage.json"
@@ -77,7 +77,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
         planned = self.next_sample + (state.max_steps - state.global_step) * self._batch
         refusal = [None]
         if state.is_world_process_zero:
-            print("\n".join(self._report(args, state)), flush=True)
+            say("\n".join(self._report(args, state)))
             coverage = self._main(planned).coverage
             refusal = [self._refusal() if coverage is not None and coverage < 1 else None]
         if args.world_size > 1:

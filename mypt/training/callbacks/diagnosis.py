@@ -8,8 +8,8 @@ from transformers import TrainerCallback
 from mypt.evaluation.diagnosis import diagnose
 from mypt.files import replace_text
 from mypt.planning.verdict import advised_passes
+from mypt.terminal import say
 from mypt.training.callbacks.coverage import CoverageCallback
-from mypt.training.callbacks.progress import say
 
 DIAGNOSIS_NAME = "diagnosis.json"
 

@@ -3,8 +3,8 @@
 from transformers import TrainerCallback
 
 from mypt.errors import RecipeError
+from mypt.terminal import say
 from mypt.training.callbacks.forgetting import ForgettingCallback
-from mypt.training.callbacks.progress import say
 
 
 def early_stopping(forgetting: ForgettingCallback | None, patience: int | None) -> "EarlyStoppingCallback | None":

@@ -15,9 +15,9 @@ from mypt.evaluation.loss import WindowLosses, window_losses
 from mypt.evaluation.verdict import ACTED_ON, INFEASIBLE, TOLERANCE, judge, verdict
 from mypt.files import replace_text
 from mypt.streams.eval_windows import EvalWindows
+from mypt.terminal import say
 from mypt.training.callbacks.baseline import load_baseline, save_baseline
 from mypt.training.callbacks.curves import Pace, plot_forgetting
-from mypt.training.callbacks.progress import say
 from mypt.training.hardware.compiled import eager
 
 REPORT_NAME = "forgetting.json"

@@ -1,11 +1,9 @@
 """What a person sees while it trains: a progress bar on a terminal, one plain line per log entry when piped."""
 
-import sys
-
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from mypt.planning.report import duration
+from mypt.terminal import progress_bar, say
 
 # Without tqdm's own guess at the time left, which knows nothing of evaluations.
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
@@ -19,8 +17,7 @@ class ProgressBarCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            hidden = not sys.stderr.isatty()
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, disable=hidden, bar_format=_BAR)
+            self._bar = progress_bar(total=state.max_steps, initial=state.global_step, bar_format=_BAR, leave=True)
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._bar is not None:
@@ -31,7 +28,7 @@ class ProgressBarCallback(TrainerCallback):
             return
         text = log_line(logs, state.epoch)
         if self._bar.disable:
-            print(f"step {state.global_step}/{state.max_steps}: {text}", flush=True)
+            say(f"step {state.global_step}/{state.max_steps}: {text}")
         else:
             self._bar.set_postfix_str(text)
 
@@ -52,8 +49,3 @@ def log_line(logs: dict, passes: float | None) -> str:
     if (seconds := logs.get("throughput/eta_seconds", 0)) >= 1:
         parts.append(f"{duration(seconds)} left")
     return ", ".join(parts)
-
-
-def say(line: str) -> None:
-    """Print a line above the progress bar, if there is one."""
-    tqdm.write(line)

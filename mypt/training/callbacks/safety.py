@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState
 
 from mypt.checkpoints.complete import last_complete_checkpoint
 from mypt.errors import MyPTError, RecipeError
-from mypt.training.callbacks.progress import say
+from mypt.terminal import say
 from mypt.training.pulse import Beat
 from mypt.training.sharded import ShardedTrainer
 from mypt.training.suspect import describe, worst_sample

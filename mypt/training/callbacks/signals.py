@@ -7,7 +7,7 @@ import threading
 
 from transformers import TrainerCallback
 
-from mypt.training.callbacks.progress import say
+from mypt.terminal import say
 
 # What a scheduler or a person sends to end a run; USR1 is SLURM's `--signal=USR1@120`, two minutes before the end, HUP
 # comes from a terminal or an ssh session that is closed.

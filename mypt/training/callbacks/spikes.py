@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from mypt.training.callbacks.progress import say
+from mypt.terminal import say
 from mypt.training.pulse import Beat
 from mypt.training.suspect import describe, worst_sample
 

@@ -6,7 +6,7 @@ import time
 import torch
 from transformers import TrainerCallback
 
-from mypt.training.callbacks.progress import say
+from mypt.terminal import say
 from mypt.training.hardware.peak import Peak, peak_of
 
 DATA, COMPUTE, REST = "data", "compute", "rest"  # of a training step

@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mypt.checkpoints.remote import Outgoing, Sent, connect, outgoing, send
 from mypt.errors import CheckFailed, MyPTError
-from mypt.training.callbacks.progress import say
+from mypt.terminal import say
 
 HELD_NAME = ".upload"  # in the run folder
 
