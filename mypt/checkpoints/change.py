@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mypt.checkpoints.original import is_original, read_original
 from mypt.checkpoints.renamed import config_fields, rename
-from mypt.checkpoints.tensors import PARTS, layer_of, list_tensors, part_of
+from mypt.checkpoints.tensors import PARTS, layer_of, list_tensors, part_of, read_bin
 from mypt.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -70,13 +70,15 @@ def _reader(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
         return {name: (lambda tensor=tensor: tensor) for name, tensor in renamed.items()}
     tensors, problems = list_tensors(path)
     if not tensors:
-        raise CheckpointError(f"{path} holds no safetensors weights to compare ({'; '.join(problems)})")
+        raise CheckpointError(f"{path} holds no weights to compare ({'; '.join(problems)})")
     return {name: (lambda file=entry.file, name=name: _read(file, name)) for name, entry in tensors.items()}
 
 
 def _read(file: Path, name: str) -> torch.Tensor:
     from safetensors import SafetensorError, safe_open
 
+    if file.suffix == ".bin":
+        return read_bin(file)[name]
     try:
         with safe_open(file, framework="pt") as tensors:
             return tensors.get_tensor(name)

@@ -53,7 +53,8 @@ def is_original(path: Path) -> bool:
     """Whether `path` looks like one, by the names of its files: a `.pt` file, a bundle, a folder around `.pt` files."""
     if path.is_file():
         return path.suffix in (".pt", ".pth")
-    if any(path.glob("*.safetensors")) or (path / "trainer_state.json").is_file():  # whose states are .pt files, too
+    named = any(path.glob("*.safetensors")) or any(path.glob("pytorch_model*.bin"))
+    if named or (path / "trainer_state.json").is_file():  # whose states are .pt files, too
         return False
     return is_bundle(path) or bool(single_files(path))
 
@@ -80,7 +81,8 @@ def refuse_original(path: str | Path) -> None:
 
 
 def is_bundle(path: Path) -> bool:
-    return (path / WEIGHTS_NAME).is_file() or "n_embd" in _read_json(path / "config.json", strict=False)
+    config = _read_json(path / "config.json", strict=False)
+    return (path / WEIGHTS_NAME).is_file() or ("n_embd" in config and "model_type" not in config)  # GPT-2 has both
 
 
 def single_files(folder: Path) -> list[Path]:

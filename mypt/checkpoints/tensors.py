@@ -1,8 +1,9 @@
-"""The tensors in a folder's safetensors files, from their headers: names, shapes, dtypes, and the part of each."""
+"""The tensors in a folder's weight files, without their data: names, shapes, dtypes, and the part of each."""
 
 import json
 import math
 import re
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from mypt.errors import CheckpointError
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"}
 INDEX_NAME = "model.safetensors.index.json"
+BIN_INDEX_NAME = "pytorch_model.bin.index.json"  # of torch.save's files, which folders of before safetensors hold
+BIN_FILES = "pytorch_model*.bin"
 # The first that matches decides; the words of GPT-2, Llama, Qwen, NeoX, OPT, BLOOM, and the original MyPT.
 _PARTS = {
     "norms": re.compile(r"norm|(^|\.)ln_?\w{1,3}\."),
@@ -27,7 +30,7 @@ PARTS = ("embedding", "positions", "attention", "mlp", "norms", "head", "other")
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a safetensors file: where it is, and what its header says."""
+    """One tensor of a weights file: where it is, and what the file says of it."""
 
     file: Path
     dtype: str
@@ -41,21 +44,64 @@ class TensorEntry:
 def list_tensors(folder: Path) -> tuple[dict[str, TensorEntry], list[str]]:
     """Tensors by name in the folder's model or adapter files, and a line for each thing that is wrong with them.
 
+    Safetensors files count where there are some, as for transformers; else torch.save's, of which no code is run and no
+    tensor is read.
     Raises CheckpointError if a header cannot be read.
     """
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob(ADAPTER_WEIGHTS))
-    missing = sorted(_indexed_files(folder / INDEX_NAME) - {file.name for file in files})
+    index = folder / INDEX_NAME
+    if not files and not index.is_file():
+        files, index = bin_files(folder), folder / BIN_INDEX_NAME
+    missing = sorted(_indexed_files(index) - {file.name for file in files})
     problems = [f"{name} is missing" for name in missing]
-    if not files and not problems and not any(folder.glob("*model*.bin")):
+    if not files and not problems:
         problems.append("there are no weights")
     found = {}
     for file in files:
+        if file.suffix == ".bin":
+            found |= _saved_by_torch(file)
+            continue
         header, whole = read_header(file)
         if not whole:
             problems.append(f"{file.name} does not have the length that its header says")
         for name, entry in header.items():
             found[name] = TensorEntry(file, DTYPES.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"]))
     return found, problems
+
+
+def bin_files(folder: Path) -> list[Path]:
+    """The folder's weights by torch.save: a model's, else an adapter's."""
+    return sorted(folder.glob(BIN_FILES)) or sorted(folder.glob("adapter_model.bin"))
+
+
+def read_bin(file: Path) -> dict:
+    """The tensors by name of a file by torch.save, mapped where its form allows: data is read when it is used.
+
+    Only tensors and containers of them are unpickled; a name that a tied weight has besides is left out, as it is in
+    safetensors files. Raises CheckpointError for a file that holds something else, or is damaged.
+    """
+    import torch
+
+    try:
+        mapped = zipfile.is_zipfile(file)  # the form of before torch 1.6 cannot be mapped
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    except Exception as error:  # whatever a damaged or foreign pickle provokes
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{file} cannot be read as weights ({reason[:200]}); save or copy it again, best as safetensors"
+        ) from None
+    first = {}
+    for name, tensor in tensors.items():
+        first.setdefault((tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape), name)
+    return {name: tensors[name] for name in first.values()}
+
+
+def _saved_by_torch(file: Path) -> dict[str, TensorEntry]:
+    return {
+        name: TensorEntry(file, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        for name, tensor in read_bin(file).items()
+    }
 
 
 def summarize(tensors: dict[str, TensorEntry]) -> dict | None:

@@ -6,8 +6,9 @@ from dataclasses import asdict
 
 from mypt.errors import MyPTError
 from mypt.planning.numbers import byte_count, count
+from mypt.planning.parameters import with_positions
 from mypt.training.hardware.machine import other_machine
-from mypt.training.target import read_target
+from mypt.training.target import DEFAULT_BLOCK, read_target
 
 HELP = "exact parameters, memory to train and to generate by component, and the largest micro-batch that fits"
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     dimensions, step = _step(given, target, machine)
     frozen = frozen_parameters(dimensions, step.freeze_layers, step.freeze_embeddings)
     parameters = parameter_report(dimensions, step.lora, frozen)
-    memory = plan_memory(dimensions, step, machine.memory)
+    memory = plan_memory(dimensions, step, machine.memory, target.flags)
     choices = {name: choice._asdict() for name, choice in target.choices.items()}
     if args.json:
         report = {"target": args.target, "notes": target.notes, "choices": choices,
@@ -99,12 +100,11 @@ def _step(given: dict, target, machine) -> tuple[dict, object]:
 
     defaults = {
         "micro_batch_size": 8,
-        "block_size": target.dimensions["max_position_embeddings"],
+        "block_size": target.dimensions["max_position_embeddings"] or DEFAULT_BLOCK,
         "device": machine.device,
     }
     settings = defaults | target.settings | given
-    longest = max(target.dimensions["max_position_embeddings"], settings["block_size"])
-    return target.dimensions | {"max_position_embeddings": longest}, Step(**settings)
+    return with_positions(target.dimensions, settings["block_size"]), Step(**settings)
 
 
 def _words(step) -> str:

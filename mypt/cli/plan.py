@@ -6,12 +6,13 @@ import os
 
 from mypt.errors import MyPTError
 from mypt.planning.numbers import byte_count, count
+from mypt.planning.parameters import with_positions
 from mypt.training.hardware.machine import Machine, other_machine
-from mypt.training.target import Target, read_target
+from mypt.training.target import DEFAULT_BLOCK, Target, read_target
 
 HELP = "coverage, parameters, memory, compute and whether a run is worth it, before it starts"
 
-DEFAULT_BATCH, DEFAULT_BLOCK = 8, 1024
+DEFAULT_BATCH = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--optimizer", choices=("adamw", "muon"), help="for its memory; None: the recipe's, else muon")
     dtype = "of matrix products; None: the recipe's, else bfloat16 where this machine has it"
     add("--dtype", choices=("float32", "bfloat16", "float16"), help=dtype)
+    add("--checkpointing", action="store_true", default=None, help="compute the layers again in the backward pass")
+    add("--lora-r", type=count, help="for its memory: adapters of this rank beside frozen weights; None: the recipe's")
+    add("--fsdp", type=count, help="devices that share weights, gradients and states (full shard); None: 1")
     memory = "memory of a GPU in bytes (24G: GiB); None: this machine's GPU or main memory"
     add("--memory", type=byte_count, help=memory)
     add("--tokens-per-second", type=count, help="a measured rate over all processes, to estimate the time")
@@ -80,24 +84,29 @@ def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> tup
         if name not in step:
             step[name] = default
             notes.append(f"no {option} given: {default} assumed")
-    if dimensions and step["block_size"] > dimensions["max_position_embeddings"]:
-        limit, block_size = dimensions["max_position_embeddings"], step["block_size"]
-        notes.append(f"the model has {limit:,} positions, fewer than the block size: planned with {block_size:,}")
-        dimensions = dimensions | {"max_position_embeddings": block_size}
+    if dimensions:
+        longer = with_positions(dimensions, step["block_size"])
+        if longer is not dimensions:
+            limit, block_size = dimensions["max_position_embeddings"], step["block_size"]
+            notes.append(f"the model has {limit:,} positions, fewer than the block size: planned with {block_size:,}")
+        dimensions = longer
     sources = [{"name": "data", "tokens": args.tokens}] if args.tokens else target.sources
     if not sources:
         notes.append("the size of the data is not known: give --tokens to plan coverage")
     step["device"] = machine.device
     known = {"processes": args.processes or _world_size(), "sources": sources, "dimensions": dimensions,
              "parameters": args.params, "tokens_per_second": args.tokens_per_second,
-             "available": machine.memory}  # fmt: skip
+             "available": machine.memory, "flags": target.flags}  # fmt: skip
     return {"batch_size": step.pop("micro_batch_size")} | step | known, target.steps, notes
 
 
 def _given(args: argparse.Namespace) -> dict:
     """The options that give fields of `Step`."""
     given = {"micro_batch_size": args.batch_size, "block_size": args.block_size, "accumulation": args.accumulation,
-             "optimizer": args.optimizer, "compute_dtype": args.dtype}  # fmt: skip
+             "optimizer": args.optimizer, "compute_dtype": args.dtype, "checkpointing": args.checkpointing,
+             "lora_r": args.lora_r, "fsdp": args.fsdp}  # fmt: skip
+    if args.lora_r and not args.optimizer:
+        given["optimizer"] = "adamw"
     return {name: value for name, value in given.items() if value is not None}
 
 

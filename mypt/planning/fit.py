@@ -1,23 +1,54 @@
 """Whether a training step fits into a device's memory, the largest one that does, and which knob helps."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
-from mypt.planning.generation import generation_memory
-from mypt.planning.memory import training_memory
+from mypt.planning import generation, memory, shape_memory
+from mypt.planning.shapes import is_measured
 from mypt.planning.step import Step
 
+_SIZES = ("micro_batch_size", "accumulation")
+# How a change of `Step` is written for a recipe, and for `mypt plan` and `mypt estimate` of anything else.
+RECIPE_FLAGS = {
+    "checkpointing": "--training.activation_checkpointing={}",
+    "micro_batch_size": "--training.per_device_train_batch_size={}",
+    "accumulation": "--training.gradient_accumulation_steps={}",
+    "lora_r": "--lora.r={}",
+    "optimizer": "--optimizer.name={}",
+    "freeze_layers": "--model.freeze_layers={}",
+    "freeze_embeddings": "--model.freeze_embeddings={}",
+    "fsdp": "",  # of a launch, not of the recipe: docs/distributed.md
+}
+OPTIONS = {
+    "checkpointing": "--checkpointing",
+    "micro_batch_size": "--batch-size {}",
+    "accumulation": "--accumulation {}",
+    "lora_r": "--lora-r {}",
+    "optimizer": "--optimizer {}",
+    "fsdp": "--fsdp {}",
+}
 
-def plan_memory(dimensions: dict, step: Step, available: int | None) -> dict:
-    """Both estimates, and where `available` bytes are known: whether training fits, and if not, which knob helps."""
+
+def plan_memory(dimensions: dict, step: Step, available: int | None, flags: dict[str, str] = RECIPE_FLAGS) -> dict:
+    """Both estimates, and where `available` bytes are known: whether training fits, and if not, which knob helps.
+
+    flags: as `knobs` takes them.
+    """
+    generating = shape_memory if is_measured(dimensions) else generation
+    generated = generating.generation_memory(dimensions, context=step.block_size, dtype=step.weight_dtype)
     training = training_memory(dimensions, step)
-    generation = generation_memory(dimensions, context=step.block_size, dtype=step.weight_dtype)
-    result = {"training": training, "generation": generation}
+    result = {"training": training, "generation": generated}
     if available:
         result |= {"available": available, "fits": training["total"] <= available}
         result["largest_micro_batch"] = largest_micro_batch(dimensions, available, step)
-        result["advice"] = _advise(dimensions, result, step)
+        result["advice"] = _advise(dimensions, result, step, flags)
     return result
+
+
+def training_memory(dimensions: dict, step: Step) -> dict:
+    """That of `mypt.planning.memory`, or where it has no formulas for the architecture, from the modules' shapes."""
+    model = shape_memory if is_measured(dimensions) else memory
+    return model.training_memory(dimensions, step)
 
 
 def fits(dimensions: dict, step: Step, available: int) -> bool:
@@ -52,23 +83,27 @@ def largest_micro_batch(dimensions: dict, available: int, step: Step) -> int:
     return low
 
 
-def knobs(dimensions: dict, step: Step, available: int) -> list[str]:
-    """What would fit into `available` bytes with the same global batch, the cheapest first, ready to paste."""
+def knobs(dimensions: dict, step: Step, available: int, flags: dict[str, str] = RECIPE_FLAGS) -> list[str]:
+    """What would fit into `available` bytes with the same global batch, the cheapest first, ready to paste.
+
+    flags: how the fields of `Step` are written, RECIPE_FLAGS or OPTIONS; what cannot be written is not advised.
+    """
     found = []
     if smaller := _smaller(dimensions, step, available):
-        found.append(f"lower the per-device batch size to {smaller.micro_batch_size}: {_flags(smaller)}")
+        found.append(f"lower the per-device batch size to {smaller.micro_batch_size}: {_written(step, smaller, flags)}")
     again = None if step.checkpointing else _smaller(dimensions, replace(step, checkpointing=True), available)
     if again and not (smaller and again.micro_batch_size <= smaller.micro_batch_size):
-        found.append(f"turn on activation checkpointing: --training.activation_checkpointing=true {_flags(again)}")
+        found.append(f"turn on activation checkpointing: {_written(step, again, flags)}")
     if found:
         return found
-    if not step.lora and fits(
-        dimensions, _least(step, lora_r=8, optimizer="adamw", freeze_layers=0, freeze_embeddings=False), available
-    ):
-        found.append("train adapters beside the frozen model (a section `lora:`)")
-    devices = next((n for n in (2, 4, 8, 16, 32, 64) if fits(dimensions, _least(step, fsdp=n), available)), None)
-    if devices and devices > step.fsdp:
-        found.append(f"shard it over {devices} devices (FSDP)")
+    if not step.lora and "lora_r" in flags:
+        adapters = _least(step, lora_r=8, optimizer="adamw", freeze_layers=0, freeze_embeddings=False)
+        if fits(dimensions, adapters, available):
+            words = _written(step, adapters, flags)
+            found.append(f"train adapters beside the frozen model (a section `lora:`): {words}")
+    sharded = (_least(step, fsdp=devices) for devices in (2, 4, 8, 16, 32, 64) if devices > step.fsdp)
+    if most := next((candidate for candidate in sharded if fits(dimensions, candidate, available)), None):
+        found.append(f"shard it over {most.fsdp} devices (FSDP): {_written(step, most, flags)}")
     return [*found, "take a smaller model"]
 
 
@@ -84,20 +119,24 @@ def _smaller(dimensions: dict, step: Step, available: int) -> Step | None:
 
 
 def _least(step: Step, **changes) -> Step:
-    return replace(step, micro_batch_size=1, checkpointing=True, **changes)
+    """The step with one sequence per pass and checkpointing, of the same global batch."""
+    share = step.micro_batch_size * step.accumulation
+    return replace(step, micro_batch_size=1, accumulation=share, checkpointing=True, **changes)
 
 
-def _flags(step: Step) -> str:
-    sizes = {"per_device_train_batch_size": step.micro_batch_size, "gradient_accumulation_steps": step.accumulation}
-    return " ".join(f"--training.{name}={size}" for name, size in sizes.items())
+def _written(step: Step, changed: Step, flags: dict[str, str]) -> str:
+    """The flags that make one step of the other: the sizes always, of the rest what differs."""
+    before, after = asdict(step), asdict(changed)
+    names = [name for name in flags if name in _SIZES or before[name] != after[name]]
+    return " ".join(flags[name].format(str(after[name]).lower()) for name in names if flags[name])
 
 
-def _advise(dimensions: dict, result: dict, step: Step) -> str:
+def _advise(dimensions: dict, result: dict, step: Step, flags: dict[str, str]) -> str:
     needed, available, largest = result["training"]["total"], result["available"], result["largest_micro_batch"]
     if result["fits"]:
         return f"fits: {gibibytes(needed)} of {gibibytes(available)} GiB; up to {largest:,} sequences per pass do"
     excess = f"does not fit: {gibibytes(needed - available)} GiB more than the {gibibytes(available)} GiB there are; "
-    return excess + ", or ".join(knobs(dimensions, step, available))
+    return excess + ", or ".join(knobs(dimensions, step, available, flags))
 
 
 def gibibytes(size: int) -> str:

@@ -4,8 +4,10 @@ import difflib
 import re
 
 from mypt.errors import MyPTError
+from mypt.planning import shapes
+from mypt.planning.shapes import ALL_LINEAR
 
-ALL_LINEAR = "all-linear"  # every linear layer but the head
+FORMULAS = ("mypt", "llama", "mistral", "qwen2", "qwen3", "gpt2")  # model types that `dimensions_of` knows
 
 FIELDS = (
     "vocab_size",
@@ -89,8 +91,23 @@ def dimensions_of(config: dict) -> dict:
             return complete(_GPT2 | _from_gpt2(config))
     except KeyError as missing:
         raise MyPTError(f"a {kind} config without {missing}; it must state the model's dimensions") from None
-    expected = "mypt, llama, mistral, qwen2, qwen3 or gpt2"
-    raise MyPTError(f"model_type is {kind!r}, expected {expected}; give --params instead")
+    raise MyPTError(f"model_type is {kind!r}, expected one of {', '.join(FORMULAS)}")
+
+
+def with_positions(dimensions: dict, block_size: int) -> dict:
+    """The dimensions with positions for a block of this size, as training extends a MyPT model.
+
+    Raises MyPTError for a block beyond the positions of an architecture that stays as it is.
+    """
+    limit = dimensions["max_position_embeddings"]
+    if limit is None or block_size <= limit:
+        return dimensions
+    if shapes.is_measured(dimensions):
+        raise MyPTError(
+            f"block_size {block_size:,} is longer than the {limit:,} positions of {dimensions['architecture']}; lower "
+            "data.block_size (--block-size)"
+        )
+    return dimensions | {"max_position_embeddings": block_size}
 
 
 def _from_gpt2(config: dict) -> dict:
@@ -118,6 +135,8 @@ def count_parameters(dimensions: dict) -> dict[str, int]:
     Raises:
         MyPTError: a field is missing.
     """
+    if shapes.is_measured(dimensions):
+        return dict(dimensions["parameters"])
     d = complete(dimensions)
     layers, width = d["num_hidden_layers"], d["hidden_size"]
     parts = {
@@ -187,6 +206,8 @@ def adapted(d: dict, targets: str | list[str]) -> dict[str, tuple[int, int]]:
 
 def lora_parameters(dimensions: dict, r: int, targets: str | list[str] = ALL_LINEAR) -> int:
     """Parameters that LoRA of rank `r` trains: r x (input + output width) for each adapted linear layer."""
+    if shapes.is_measured(dimensions):
+        return shapes.lora_parameters(dimensions, r, targets)
     d = complete(dimensions)
     return d["num_hidden_layers"] * r * sum(map(sum, adapted(d, targets).values()))
 
@@ -196,6 +217,8 @@ def frozen_parameters(dimensions: dict, layers: int, embeddings: bool) -> int:
 
     Raises MyPTError for more layers than there are.
     """
+    if shapes.is_measured(dimensions):
+        return shapes.frozen_parameters(dimensions, layers, embeddings)
     d = complete(dimensions)
     if not 0 <= layers <= d["num_hidden_layers"]:
         raise MyPTError(f"freeze_layers is {layers}, expected 0 to {d['num_hidden_layers']}: the model has no more")
@@ -209,7 +232,9 @@ def parameter_report(dimensions: dict, lora: dict | None = None, frozen: int = 0
 
     lora: {"r": rank, "targets": as `adapted` takes them}. frozen: `frozen_parameters` without LoRA.
     """
-    report = count_parameters(dimensions) | {"per_layer": parameters_per_layer(dimensions)}
+    report = count_parameters(dimensions)
+    if not shapes.is_measured(dimensions):  # whose layers may differ
+        report |= {"per_layer": parameters_per_layer(dimensions)}
     if lora:
         adapters = lora_parameters(dimensions, lora["r"], lora["targets"])
         report |= {"adapters": adapters, "trained": adapters, "frozen": report["total"]}

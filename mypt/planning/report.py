@@ -6,7 +6,7 @@ import textwrap
 
 from mypt.planning import scaling
 from mypt.planning.coverage import BANDS
-from mypt.planning.fit import gibibytes, plan_memory
+from mypt.planning.fit import RECIPE_FLAGS, gibibytes, plan_memory
 from mypt.planning.memory import PHASES
 from mypt.planning.parameters import count_parameters
 from mypt.planning.step import Step
@@ -180,13 +180,14 @@ def plan(
     parameters: int | None = None,
     available: int | None = None,
     tokens_per_second: float | None = None,
+    flags: dict[str, str] = RECIPE_FLAGS,
     **settings,
 ) -> dict:
     """Everything that can be worked out from what is given, as JSON-ready figures.
 
     batch_size: sequences per process and pass. dimensions: MyPTConfig fields; without them `parameters`, a total.
-    available: bytes of memory on one device. tokens_per_second: a measured rate over all processes. settings: the
-    other fields of `mypt.planning.step.Step`.
+    available: bytes of memory on one device. tokens_per_second: a measured rate over all processes. flags: as
+    `mypt.planning.fit.knobs` takes them. settings: the other fields of `mypt.planning.step.Step`.
 
     Returns a dict with those of the sections `parameters`, `coverage`, `compute`, `memory` for which enough is known.
     Raises MyPTError as the parts do.
@@ -207,7 +208,7 @@ def plan(
             result["compute"]["seconds"] = tokens / tokens_per_second
     if dimensions:
         step = Step(micro_batch_size=batch_size, block_size=block_size, accumulation=accumulation, **settings)
-        result["memory"] = plan_memory(dimensions, step, available)
+        result["memory"] = plan_memory(dimensions, step, available, flags)
     return result
 
 

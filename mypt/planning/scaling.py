@@ -6,6 +6,7 @@ data: L = E + A / N'^alpha + B / D'^alpha, in nats per token, with effective par
 
 import math
 
+from mypt.planning import shapes
 from mypt.planning.parameters import complete, count_parameters
 
 TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann 2022)
@@ -60,6 +61,8 @@ def flops_per_token(dimensions: dict, block_size: int) -> int:
     N: parameters that multiply, so without the embedding tables, with the head even if tied. L layers, A the width of
     all query heads, T = block_size; the second term counts attention in full, as is usual, though half is masked.
     """
+    if shapes.is_measured(dimensions):
+        return shapes.flops_per_token(dimensions, block_size)
     d = complete(dimensions)
     multiplying = count_parameters(d)["non_embedding"]
     if d["tie_word_embeddings"]:

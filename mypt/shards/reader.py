@@ -38,15 +38,9 @@ class ShardReader:
         self.directory = Path(directory)
         self.split = split
         self.manifest: Manifest = read_manifest(directory, dtype)
-        if split not in self.manifest.splits or not self.manifest.splits[split].shards:
-            raise DataError(f"{directory} has no {split} split; prepare it with a --val-fraction above 0")
-        listed = self.manifest.splits[split].shards
-        if shards is not None and not 1 <= shards <= len(listed):
-            raise DataError(f"the first {shards} shards of {directory}/{split} were asked for; it has {len(listed)}")
-        self.shards = listed[:shards]
+        self.shards, newer = check_files(self.directory, self.manifest, split, shards)
         self._tokens = sum(shard.tokens for shard in self.shards)
         self._arguments = {"shards": len(self.shards), "dtype": dtype, "blocks": blocks}
-        newer = self._check_files()
         size = self._tokens * self.manifest.numpy_dtype.itemsize
         self.reading, reason = choose_reading(self.directory, size, reading, blocks)
         self._fetch = self._fetcher(blocks)
@@ -91,42 +85,6 @@ class ShardReader:
             return Pread(*layout, blocks)
         return (InMemory if self.reading == "ram" else Mapped)(*layout)
 
-    def _check_files(self) -> list[Shard]:
-        """Those newer than the metadata, which is written last and touched by a `mypt verify` without findings."""
-        written = math.inf  # a directory of another origin was read whole for its manifest
-        if "origin" not in self.manifest.report:
-            written = os.stat(self.directory / METADATA_NAME).st_mtime_ns
-        newer = [shard for shard in self.shards if self._changed(shard) > written]
-        listed = {self.directory / shard.file for split in self.manifest.splits.values() for shard in split.shards}
-        for folder in {(self.directory / shard.file).parent for shard in self.shards}:
-            foreign = sorted(path for path in folder.glob("shard_*.bin") if path not in listed and path.stat().st_size)
-            if foreign:
-                raise DataError(
-                    f"shard {foreign[0]} is not in the metadata: it is foreign, or left by a `mypt append` that did "
-                    "not finish; repeat that command, or move the file away"
-                )
-        return newer
-
-    def _changed(self, shard: Shard) -> int:
-        """When the file was last written, in ns; a DataError if it cannot be the one that the metadata describes."""
-        path = self.directory / shard.file
-        expected = shard.tokens * self.manifest.numpy_dtype.itemsize
-        try:
-            status = os.stat(path)
-        except OSError:
-            raise DataError(f"shard {path} is missing; restore it or prepare the data again") from None
-        if status.st_size != expected:
-            raise DataError(
-                f"shard {path} holds {status.st_size:,} bytes, the metadata says {expected:,}; "
-                "restore it or prepare again"
-            )
-        if shard.max_id >= self.manifest.vocab_size:
-            raise DataError(
-                f"shard {path} holds id {shard.max_id}, outside the vocabulary of {self.manifest.vocab_size}; "
-                f"is {self.manifest.dtype} the right dtype?"
-            )
-        return status.st_mtime_ns
-
     def _check_sums(self, contents) -> None:
         for shard, data in contents:
             if xxhash.xxh3_128(data).hexdigest() != shard.xxh3_128:
@@ -134,6 +92,59 @@ class ShardReader:
                     f"shard {self.directory / shard.file} was changed: its checksum differs from the metadata's; "
                     f"restore it or prepare again (`mypt verify {self.directory}` checks all)"
                 )
+
+
+def check_files(
+    directory: Path, manifest: Manifest, split: str, first: int | None = None
+) -> tuple[list[Shard], list[Shard]]:
+    """Compare the names and sizes of a split's files with the metadata; nothing is read.
+
+    first: only so many shards. Returns the shards, and those of them that are newer than the metadata, which is written
+    last and touched by a `mypt verify` without findings.
+
+    Raises:
+        DataError: the split is absent, a shard is missing, has another size or ids outside the vocabulary, or a file is
+            not listed.
+    """
+    if split not in manifest.splits or not manifest.splits[split].shards:
+        raise DataError(f"{directory} has no {split} split; prepare it with a --val-fraction above 0")
+    listed_shards = manifest.splits[split].shards
+    if first is not None and not 1 <= first <= len(listed_shards):
+        raise DataError(f"the first {first} shards of {directory}/{split} were asked for; it has {len(listed_shards)}")
+    shards = listed_shards[:first]
+    written = math.inf  # a directory of another origin was read whole for its manifest
+    if "origin" not in manifest.report:
+        written = os.stat(directory / METADATA_NAME).st_mtime_ns
+    newer = [shard for shard in shards if _changed(directory, manifest, shard) > written]
+    listed = {directory / shard.file for part in manifest.splits.values() for shard in part.shards}
+    for folder in {(directory / shard.file).parent for shard in shards}:
+        foreign = sorted(path for path in folder.glob("shard_*.bin") if path not in listed and path.stat().st_size)
+        if foreign:
+            raise DataError(
+                f"shard {foreign[0]} is not in the metadata: it is foreign, or left by a `mypt append` that did "
+                "not finish; repeat that command, or move the file away"
+            )
+    return shards, newer
+
+
+def _changed(directory: Path, manifest: Manifest, shard: Shard) -> int:
+    """When the file was last written, in ns; a DataError if it cannot be the one that the metadata describes."""
+    path = directory / shard.file
+    expected = shard.tokens * manifest.numpy_dtype.itemsize
+    try:
+        status = os.stat(path)
+    except OSError:
+        raise DataError(f"shard {path} is missing; restore it or prepare the data again") from None
+    if status.st_size != expected:
+        raise DataError(
+            f"shard {path} holds {status.st_size:,} bytes, the metadata says {expected:,}; restore it or prepare again"
+        )
+    if shard.max_id >= manifest.vocab_size:
+        raise DataError(
+            f"shard {path} holds id {shard.max_id}, outside the vocabulary of {manifest.vocab_size}; "
+            f"is {manifest.dtype} the right dtype?"
+        )
+    return status.st_mtime_ns
 
 
 def _reopen(directory: Path, split: str, options: dict) -> ShardReader:

@@ -1,10 +1,15 @@
 """TARGET of `mypt plan` and `mypt estimate`: a recipe, a preset or a folder with a config.json, read without torch."""
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mypt.checkpoints.inspect import cached_model
+from mypt.checkpoints.meta import HubError, measured_dimensions, read_config
 from mypt.errors import DataError, MyPTError, recipe_wording
+from mypt.planning.fit import OPTIONS, RECIPE_FLAGS
+from mypt.planning.parameters import with_positions
+from mypt.planning.shape_memory import note
+from mypt.planning.shapes import is_measured
 from mypt.training.hardware.choices import Choice, autocast_dtype, choose_attention, choose_dtype
 from mypt.training.hardware.expected import expected_batch, expected_choices
 from mypt.training.hardware.machine import Machine
@@ -15,6 +20,7 @@ _KEYS = {
     "micro_batch_size": "training.per_device_train_batch_size",
     "accumulation": "training.gradient_accumulation_steps",
 }
+DEFAULT_BLOCK = 1024  # tokens per sequence where nothing names a context
 
 
 @dataclass
@@ -23,7 +29,8 @@ class Target:
 
     dimensions: MyPTConfig fields. settings: fields of `mypt.planning.step.Step`. sources: as `assess` takes them.
     steps: max_steps, num_train_epochs and coverage_target of a recipe. choices: what training will choose on this
-    machine, each with the reason. notes: what had to be assumed or left out.
+    machine, each with the reason. flags: how advice writes changes, as `mypt.planning.fit.knobs` takes them. notes:
+    what had to be assumed or left out.
     """
 
     dimensions: dict | None = None
@@ -31,6 +38,7 @@ class Target:
     sources: list[dict] | None = None
     steps: dict = field(default_factory=dict)
     choices: dict[str, Choice] = field(default_factory=dict)
+    flags: dict[str, str] = field(default_factory=lambda: OPTIONS)
     notes: list[str] = field(default_factory=list)
 
 
@@ -49,7 +57,7 @@ def read_target(
     """
     is_recipe = target.endswith((".yaml", ".yml")) or Path(target, "recipe.yaml").is_file()
     if overrides and not is_recipe:
-        raise MyPTError(f"unrecognized arguments: {' '.join(overrides)}; only a recipe has keys to change")
+        raise MyPTError(f"unrecognized arguments: {' '.join(overrides)}; only a recipe has keys, see --help")
     given = {name: value for name, value in (given or {}).items() if value is not None}
     dtype = given.get("compute_dtype")
     if dtype:
@@ -57,12 +65,12 @@ def read_target(
     if is_recipe:
         overrides = [*overrides, *(f"--{key}={given[name]}" for name, key in _KEYS.items() if name in given)]
         return _from_recipe(target, overrides, machine, fields or {}, processes, by_machine=bool(dtype))
-    settings = {"compute_dtype": machine.dtype, "optimizer": "muon"}
     dimensions = _dimensions(target, fields or {})
-    settings["block_size"] = given.get("block_size") or dimensions["max_position_embeddings"]
+    settings = {"compute_dtype": machine.dtype, "optimizer": "adamw" if is_measured(dimensions) else "muon"}
+    settings["block_size"] = given.get("block_size") or dimensions["max_position_embeddings"] or DEFAULT_BLOCK
     choices = expected_choices(machine, settings)
     settings["attention"] = kept_as(choices["attention"].value)
-    return Target(dimensions, settings, choices=choices)
+    return Target(dimensions, settings, choices=choices, notes=_notes(dimensions))
 
 
 def _dimensions(target: str, fields: dict) -> dict:
@@ -71,13 +79,28 @@ def _dimensions(target: str, fields: dict) -> dict:
 
     if target in PRESETS:
         return _preset(target, fields)
-    if Path(target).exists():
+    if Path(target).exists() or "/" in target or cached_model(target):
         refuse_original(target)
-        return _read_config(target) | fields
+        return _changed(_read_config(target), fields)
     try:
         return _preset(target, fields)
     except MyPTError as error:
         raise MyPTError(f"{target} is no recipe (.yaml) or checkpoint folder that exists, and {error}") from None
+
+
+def _notes(dimensions: dict | None) -> list[str]:
+    return [note(dimensions)] if dimensions and is_measured(dimensions) else []
+
+
+def _changed(dimensions: dict, fields: dict) -> dict:
+    """The dimensions with other sizes, which only formulas can work out. Raises MyPTError where there are none."""
+    if fields and is_measured(dimensions):
+        option = f"--{next(iter(fields)).replace('_', '-')}"
+        raise MyPTError(
+            f"{option} cannot change {dimensions['architecture']}: its sizes come from config.json; leave it out, "
+            "or change a copy of that file"
+        )
+    return dimensions | fields
 
 
 def _preset(name: str, fields: dict) -> dict:
@@ -89,18 +112,19 @@ def _preset(name: str, fields: dict) -> dict:
         raise MyPTError(error) from None
 
 
-def _read_config(folder: str) -> dict:
-    from mypt.planning.parameters import dimensions_of
+def _read_config(model: str, vocabulary: int | None = None) -> dict:
+    """Dimensions of an existing model, a folder or a hub id, with room for `vocabulary` ids.
 
-    return dimensions_of(_config(folder))
+    By formulas where there are some, which takes milliseconds; else its class is built without data, which takes
+    seconds.
+    """
+    from mypt.planning.parameters import FORMULAS, dimensions_of
 
-
-def _config(folder: str) -> dict:
-    path = Path(folder, "config.json")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MyPTError(f"{path} cannot be read ({type(error).__name__}); expected a saved model's folder") from None
+    folder, config = read_config(model)
+    if config.get("model_type") in FORMULAS:
+        dimensions = dimensions_of(config)
+        return dimensions | {"vocab_size": max(dimensions["vocab_size"], vocabulary or 0)}
+    return measured_dimensions(folder, vocabulary)
 
 
 @recipe_wording()
@@ -113,7 +137,8 @@ def _from_recipe(
     recipe = load_recipe(path, overrides)
     if by_machine:
         recipe.training = {key: value for key, value in recipe.training.items() if key not in ("bf16", "fp16")}
-    result = Target()
+    flags = {name: flag for name, flag in RECIPE_FLAGS.items() if name != "lora_r" or recipe.model.init_from}
+    result = Target(flags=flags)
     result.sources, vocabulary = _sources(recipe, result.notes)
     result.dimensions = _recipe_dimensions(recipe, vocabulary, result.notes, fields)
     block_size = recipe.data.block_size or (result.dimensions and result.dimensions["max_position_embeddings"])
@@ -175,19 +200,23 @@ def _trains_mypt(recipe) -> bool:
     from mypt.checkpoints.families import obstacles
 
     base = recipe.model.init_from
-    if recipe.lora or (base and not Path(base, "config.json").is_file()):
+    if recipe.lora:
         return False
-    config = _config(base) if base else {"model_type": "mypt"}
+    try:
+        config = read_config(base)[1] if base else {"model_type": "mypt"}
+    except HubError:
+        return False
     return config.get("model_type") == "mypt" or not obstacles(config)
 
 
 def _recipe_dimensions(recipe, vocabulary: int | None, notes: list[str], fields: dict) -> dict | None:
     section = recipe.model
     if section.init_from:
-        if Path(section.init_from, "config.json").is_file():
-            return _existing_dimensions(recipe, vocabulary) | fields
-        notes.append(f"model.init_from {section.init_from} is not on this machine: give --params to plan the model")
-        return None
+        try:
+            return _changed(_existing_dimensions(recipe, vocabulary, notes), fields)
+        except HubError as error:
+            notes.append(f"model.init_from: {error}; `mypt plan` with --params N plans without the model")
+            return None
     try:
         dimensions = _preset(section.preset, {})
         changes = {"vocab_size": -(-vocabulary // 64) * 64} if vocabulary else {}
@@ -198,24 +227,39 @@ def _recipe_dimensions(recipe, vocabulary: int | None, notes: list[str], fields:
         raise MyPTError(f"model: {error}") from None
 
 
-def _existing_dimensions(recipe, vocabulary: int | None) -> dict:
+def _existing_dimensions(recipe, vocabulary: int | None, notes: list[str]) -> dict:
     """Those of model.init_from, extended as `mypt train` does it."""
-    dimensions, section = _read_config(recipe.model.init_from), recipe.model
-    if _trains_mypt(recipe):
-        dimensions["model_type"] = "mypt"
+    section = recipe.model
+    dimensions = _read_config(section.init_from)
     if vocabulary and vocabulary > dimensions["vocab_size"]:
-        dimensions["vocab_size"] = -(-vocabulary // 64) * 64
+        dimensions = _read_config(section.init_from, -(-vocabulary // 64) * 64)
+    notes += _notes(dimensions)
+    if not is_measured(dimensions) and _trains_mypt(recipe):
+        dimensions["model_type"] = "mypt"
     positions = (section.config.get("max_position_embeddings"), recipe.data.block_size)
-    dimensions["max_position_embeddings"] = max(
-        dimensions["max_position_embeddings"], *(length for length in positions if length), 0
-    )
-    return dimensions
+    return with_positions(dimensions, max((length for length in positions if length), default=0))
+
+
+def _is_dataset(source: str) -> bool:
+    """Whether it is a directory of shards that is here."""
+    from mypt.text.files import dataset_directory, holds_records
+
+    path = Path(source)
+    return path.is_dir() and dataset_directory(source) is None and not holds_records(path)
+
+
+def _has_val(source: str, dtype: str | None) -> bool:
+    """Whether a training source is a dataset directory whose val split is evaluated by default."""
+    from mypt.shards.format import read_manifest
+
+    val = read_manifest(source, dtype).splits.get("val") if _is_dataset(source) else None
+    return bool(val and val.tokens)
 
 
 def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, int | None]:
     """Sizes of the recipe's training data (None unless all are known) and its vocabulary, if it is prepared."""
     from mypt.shards.format import METADATA_NAME, read_manifest
-    from mypt.text.files import dataset_directory, holds_records
+    from mypt.shards.reader import check_files
 
     sources, vocabulary = [], None
     for name, weight in recipe.data.train.items():
@@ -223,12 +267,17 @@ def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, int | None]:
         prepared = Path(recipe.training.get("output_dir", ""), "data")
         if directory.is_file() and (prepared / METADATA_NAME).is_file():
             directory = prepared
-        if directory.is_dir() and dataset_directory(name) is None and not holds_records(directory):
+        if directory.is_dir() and (directory == prepared or _is_dataset(name)):
             manifest = read_manifest(directory, recipe.data.dtype)
+            check_files(directory, manifest, "train")
             vocabulary = manifest.vocab_size
             sources.append({"name": name, "weight": weight, "tokens": manifest.splits["train"].tokens})
         elif size := _text_tokens(name, recipe, notes):
             sources.append({"name": name, "weight": weight, "tokens": size[0], "estimated": not size[1]})
+    sets = recipe.data.eval.values() or [name for name in recipe.data.train if _has_val(name, recipe.data.dtype)]
+    for name in sets:
+        if _is_dataset(name):
+            check_files(Path(name), read_manifest(name, recipe.data.dtype), "val")
     return (sources if sources and len(sources) == len(recipe.data.train) else None), vocabulary
 
 

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -274,3 +275,57 @@ def test_torch_is_not_imported(save):
         f"inspect_checkpoint(Path({str(folder)!r})); print({{'torch', 'transformers'}} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"
+
+
+def as_bin(folder, shards: int = 1, legacy: bool = False):
+    """The folder's weights in torch.save's files instead, the tied head under its own name, too."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    names = [f"pytorch_model-{n:05}-of-{shards:05}.bin" for n in range(1, shards + 1)]
+    names = names if shards > 1 else ["pytorch_model.bin"]
+    held = {name: names[number % shards] for number, name in enumerate(sorted(tensors))}
+    held["lm_head.weight"] = held["model.embed_tokens.weight"]
+    for file in names:
+        part = {name: tensor for name, tensor in tensors.items() if held[name] == file}
+        torch.save(part, folder / file, _use_new_zipfile_serialization=not legacy)
+    if shards > 1:
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": held}))
+    return folder
+
+
+@pytest.mark.parametrize(("shards", "legacy"), [(1, False), (1, True), (3, False)])
+def test_weights_by_torch_save_are_described_as_those_in_safetensors(save, tmp_path, shards, legacy):
+    folder, _ = save(torch.bfloat16)
+    expected = inspect_checkpoint(folder)
+    found = inspect_checkpoint(as_bin(folder, shards, legacy))
+    assert found["problems"] == []
+    assert found["parameters"] == expected["parameters"]
+    for part in ("tensors", "parameters", "dtypes"):
+        assert found["weights"][part] == expected["weights"][part]
+    if shards > 1:
+        (folder / "pytorch_model-00002-of-00003.bin").unlink()
+        assert "pytorch_model-00002-of-00003.bin is missing" in inspect_checkpoint(folder)["problems"]
+
+
+def test_no_code_of_a_pickle_runs(save, tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    folder, _ = save()
+    (folder / "model.safetensors").unlink()
+    for content in ({"weight": Harmful()}, [1, 2]):
+        torch.save(content, folder / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match="cannot be read as weights"):
+            inspect_checkpoint(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_gpt2_in_a_bin_file_is_no_checkpoint_of_the_original(tmp_path):
+    from mypt.checkpoints.original import is_original
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 16, "n_layer": 1}))
+    torch.save({"wte.weight": torch.zeros(8, 16)}, tmp_path / "pytorch_model.bin")
+    assert not is_original(tmp_path)
+    assert inspect_checkpoint(tmp_path)["parameters"]["embedding"] == 128

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -16,11 +17,13 @@ from mypt.shards.format import Manifest, Shard, Split, write_manifest
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Make a dataset directory of a given size: the manifest is all that a plan reads."""
+    """Make a dataset directory of a given size: a plan reads the manifest and the sizes of the files."""
 
     def make(name, tokens):
         directory = tmp_path / name
-        directory.mkdir()
+        (directory / "train").mkdir(parents=True)
+        with open(directory / "train" / "shard_00000.bin", "wb") as file:
+            file.truncate(2 * tokens)
         shard = Shard("train/shard_00000.bin", tokens, 10, 4 * tokens, 0, 999, "0" * 32)
         write_manifest(directory, Manifest("uint16", 1_000, 0, "hash", {"train": Split([shard]), "val": Split()}))
         return str(directory)
@@ -199,3 +202,67 @@ def test_no_heavy_import(recipe, dataset, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
     done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
+
+
+@pytest.mark.parametrize("damage", ["moved in", "missing", "cut short", "val missing"])
+def test_data_that_training_refuses_is_refused_alike(damage, recipe, make_shards, capsys):
+    from mypt.errors import DataError
+    from mypt.shards.reader import ShardReader
+
+    directory = make_shards(train=range(1, 900), val=range(1, 200), per_shard=400)
+    first = directory / "train/shard_00000.bin"
+    if damage == "moved in":
+        (directory / "train/shard_00009.bin").write_bytes(first.read_bytes())
+    elif damage == "missing":
+        first.unlink()
+    elif damage == "cut short":
+        first.write_bytes(first.read_bytes()[:-2])
+    else:
+        (directory / "val/shard_00000.bin").unlink()
+    assert main(["plan", recipe(f"data: {{train: {directory}, block_size: 64}}")]) == 2
+    with pytest.raises(DataError) as refused:
+        ShardReader(directory, "val" if damage == "val missing" else "train")
+    assert str(refused.value) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["plan", "estimate"])
+@pytest.mark.parametrize("memory", ["40G", "8G"])
+@pytest.mark.parametrize("kind", ["preset", "recipe", "recipe of a checkpoint"])
+def test_advice_works_when_it_is_followed(command, memory, kind, recipe, tmp_path, capsys):
+    """Every line with flags, typed as it is printed, gives a step that fits and has the same global batch."""
+    config = preset_dimensions("750M_1024") | {"model_type": "mypt"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    models = {"recipe": "preset: 750M_1024", "recipe of a checkpoint": f"init_from: {tmp_path}"}
+    target = recipe(f"model: {{{models[kind]}}}\ndata: {{train: nowhere}}\n") if kind in models else "750M_1024"
+    given = [command, target, "--dtype", "bfloat16", "--memory", memory]
+    start = ["--batch-size", "32"]
+    assert main([*given, *start]) == 0
+    words = next(line for line in capsys.readouterr().out.splitlines() if "does not fit" in line)
+    advised = [part.partition(": --")[2] for part in words.partition("; ")[2].split(", or ") if ": --" in part]
+    assert advised
+    assert any("lora" in flags for flags in advised) == (memory == "8G" and kind != "recipe")
+    for flags in advised:
+        options = f"--{flags}".split()
+        launched = re.search(rf"over (\d+) devices \(FSDP\): {re.escape(options[0])}", words)
+        if kind != "preset" and launched and flags == advised[-1]:
+            options += ["--fsdp", launched[1]]  # of a launch, which a recipe does not name
+        assert main([*given, *options, "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["memory"]["fits"]
+        step = report["training"]["tokens_per_step"] if command == "plan" else (
+            report["step"]["micro_batch_size"] * report["step"]["accumulation"] * 1024
+        )  # fmt: skip
+        assert step == 32 * 1024
+
+
+def test_params_plan_a_model_that_is_not_here(recipe, plan, monkeypatch):
+    from mypt.checkpoints import meta
+
+    def unreachable(name):
+        raise meta.HubError(f"{name} is not there")
+
+    monkeypatch.setattr(meta, "_from_hub", unreachable)
+    path = recipe("model: {init_from: nobody/none}\ndata: {train: nowhere}\n")
+    assert any("--params N" in note for note in plan(path)["notes"])
+    assert plan(path, "--params", "124M")["parameters"] == {"total": 124_000_000}
+    assert main(["estimate", path]) == 2

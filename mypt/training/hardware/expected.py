@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from mypt.planning.fit import fits
+from mypt.planning.parameters import with_positions
 from mypt.planning.step import Step
 from mypt.recipe import Recipe
 from mypt.training.hardware.batch import room, settle_batch
@@ -40,8 +41,7 @@ def expected_batch(
     options = {"device": machine.device}
     if dimensions and machine.free:
         sizes = {"micro_batch_size": 1, "device": machine.device}
-        longest = max(dimensions["max_position_embeddings"], settings["block_size"])
-        model, step = dimensions | {"max_position_embeddings": longest}, Step(**(sizes | settings))
+        model, step = with_positions(dimensions, settings["block_size"]), Step(**(sizes | settings))
         available = room(machine.free // (processes if machine.device == "cpu" else 1))
         options["fits"] = lambda size, passes: fits(
             model, replace(step, micro_batch_size=size, accumulation=passes), available
