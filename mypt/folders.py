@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mypt.errors import FolderInUse, MyPTError
 from mypt.files import file_system, is_network
+from mypt.terminal import say
 
 try:
     import fcntl
@@ -137,7 +138,7 @@ class WriterLock:
             if granted:  # a container on this machine, whose locks the same system keeps
                 return True
         who = _describe(holder)
-        print(f"{self.name} is held by {who}: watching it for {SILENCE:.0f} s", file=sys.stderr, flush=True)
+        say(f"{self.name} is held by {who}: watching it for {SILENCE:.0f} s", error=True)
         first, end = self._sign(), time.monotonic() + SILENCE
         while time.monotonic() < end:
             time.sleep(BEAT / 5)
@@ -146,7 +147,7 @@ class WriterLock:
                 return False
             if now != first:
                 raise self._in_use(holder)
-        print(f"{self.name}: {who} gave no sign of life, so the lock is taken over", file=sys.stderr, flush=True)
+        say(f"{self.name}: {who} gave no sign of life, so the lock is taken over", error=True)
         return True
 
     def _sign(self) -> tuple[int, bytes] | None:
