@@ -123,6 +123,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _print_report(out: str, manifest) -> None:
     from mypt.cli.table import print_table
+    from mypt.tokenization.round_trip import describe_loss
 
     report = manifest.report
     rows = [[name, s.documents, s.tokens, s.bytes, len(s.shards)] for name, s in manifest.splits.items()]
@@ -143,6 +144,14 @@ def _print_report(out: str, manifest) -> None:
     print(f"dropped       {', '.join(f'{count:,} {reason}' for reason, count in dropped.items())}")
     print(f"changed       {report['normalized']:,} normalized, {report['invalid_utf8']:,} bytes of invalid UTF-8")
     print(f"in both       {report['contaminated']:,} documents")
+    if "dropped_ids" in report:
+        print(f"special       {report['dropped_ids']:,} ids of special tokens in the text were dropped")
+    if "unknown_ids" in report:
+        print(
+            f"unknown       {report['unknown_ids']:,} ids, {report['unknown_ids'] / report['tokens']:.2%} of the tokens"
+        )
+    if "loss" in report:
+        print(f"round trip    {describe_loss(report['loss'])}")
     if "engine" in report:
         processes = f"{report['workers']} process" + "es" * (report["workers"] > 1)
         print(f"encoder       {report['engine']}, {report['encode_mb_per_second']:.0f} MB/s")

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from mypt.shards.train_tokenizer import training_record
-    from mypt.tokenization.inspect import inspect_tokenizer, tokens_of
+    from mypt.tokenization.inspect import inspect_tokenizer, loss_of, tokens_of
     from mypt.tokenization.load import load_tokenizer
 
     adding = hasattr(args, "add_tokens")
@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     report = {"tokenizer": name, **inspect_tokenizer(tokenizer), "training": training_record(Path(name))}
     if args.text is not None:
         report["text"] = tokens_of(tokenizer, args.text)
+        report["text_loss"] = loss_of(tokenizer, args.text)
     if (args.out is None or adding) and hasattr(args, "source"):
         report["source"] = _measured(args, tokenizer)
     if args.json:
@@ -110,6 +111,7 @@ def _measured(args: argparse.Namespace, tokenizer) -> dict:
 
 def _print_report(report: dict) -> None:
     from mypt.cli.table import print_table
+    from mypt.tokenization.round_trip import describe_loss
 
     merges = f", {report['merges']:,} merges" if report["merges"] else ""
     print(f"tokenizer     {report['tokenizer']}")
@@ -130,16 +132,23 @@ def _print_report(report: dict) -> None:
     if "text" in report:
         print()
         print_table("", ["token", "id"], [[_quoted(token["text"]), token["id"]] for token in report["text"]])
+        print(f"round trip    {describe_loss(report['text_loss'])}")
+        if report["text_loss"]["changed_texts"]:
+            print(f"decoded       {_quoted(report['text_loss']['decoded'])}")
     if "source" in report:
         _print_measured(report)
 
 
 def _print_measured(report: dict) -> None:
+    from mypt.tokenization.round_trip import describe_loss
+
     found = report["source"]
     ratio = "-" if found["bytes_per_token"] is None else f"{found['bytes_per_token']:.3f}"
     print()
     print(f"text          {found['bytes']:,} bytes, {found['tokens']:,} tokens")
     print(f"bytes/token   {ratio}")
+    if found["loss"]:
+        print(f"round trip    {describe_loss(found['loss'])}")
     print(f"ids used      {found['ids_used']:,} of {report['ids']:,} ({found['ids_used'] / report['ids']:.1%})")
     print(f"its own bpe   {found['automatic_vocab_size']:,} ids by --vocab-size auto:")
     for step in found["reasons"]:

@@ -60,15 +60,17 @@ class UnitWriter:
         self.work, self.path = work, work.folder / f"{index:05d}"
         self.encoder = load_encoder(work)
         self.seconds = 0.0  # in the encoder
+        self._special = (self.encoder.special.dropped, self.encoder.special.unknown)  # before this unit
         self._texts: list[str] = []
         self._sizes: list[int] = []  # of the texts, in UTF-8 bytes
         self._ended: list[bool] = []
+        self._in_parts: dict[int, np.ndarray] = {}  # the ids of those that are parts of a longer document
         self._characters = 0  # of the batch
         # Of the batch's documents:
         self._hashes: list[int] = []
         self._bytes: list[int] = []
         self._lengths: list[int] = []  # in characters
-        self._open: list = []  # of a document that goes on: its digest, bytes, characters
+        self._open: list = []  # of a document that goes on: its digest, bytes, characters, encoder
         self._open_tokens = 0
         self._tables: list[np.ndarray] = []
         self._signatures: list[np.ndarray] = []
@@ -95,8 +97,11 @@ class UnitWriter:
         if all(ended) and not self._open:
             self._add_rows(map(text_hash, data), sizes, lengths)
         else:
-            for part, length, last in zip(data, lengths, ended, strict=True):
-                self._add_part(part, length, last)
+            for i, last in enumerate(ended):
+                if last and not self._open:
+                    self._add_rows([text_hash(data[i])], [sizes[i]], [lengths[i]])
+                else:
+                    self._in_parts[len(self._texts) + i] = self._add_part(texts[i], data[i], last)
         self._texts += texts
         self._sizes += sizes
         self._ended += ended
@@ -107,21 +112,43 @@ class UnitWriter:
         self._bytes += sizes
         self._lengths += lengths
 
-    def _add_part(self, data: bytes, length: int, ended: bool) -> None:
-        self._open = self._open or [xxhash.xxh3_64(), 0, 0]
+    def _add_part(self, text: str, data: bytes, ended: bool) -> np.ndarray:
+        """The ids that are certain with this part."""
+        self._open = self._open or [xxhash.xxh3_64(), 0, 0, self.encoder.document()]
         self._open[0].update(data)
         self._open[1] += len(data)
-        self._open[2] += length
+        self._open[2] += len(text)
+        began = time.perf_counter()
+        ids = self._open[3](text, ended)
+        self.seconds += time.perf_counter() - began
         if ended:
-            self._add_rows([self._open[0].intdigest()], self._open[1:2], self._open[2:])
+            self._add_rows([self._open[0].intdigest()], self._open[1:2], self._open[2:3])
             self._open = []
+        return ids
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """What was counted of the unit's ids, where it is not 0: special ids dropped, ids of the unknown token."""
+        found = {"dropped_ids": self.encoder.special.dropped, "unknown_ids": self.encoder.special.unknown}
+        return {name: n - before for (name, n), before in zip(found.items(), self._special, strict=True) if n > before}
+
+    def _encoded(self) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of the batch, and how many each of its texts has."""
+        if not self._in_parts:
+            return self.encoder(self._texts, self._sizes)
+        whole = [i for i in range(len(self._texts)) if i not in self._in_parts]
+        ids, counts = self.encoder([self._texts[i] for i in whole], [self._sizes[i] for i in whole])
+        found = dict(zip(whole, np.split(ids, np.cumsum(counts)[:-1]), strict=True)) if whole else {}
+        found |= self._in_parts
+        parts = [found[i] for i in range(len(self._texts))]
+        return np.concatenate(parts), np.array(list(map(len, parts)), np.int64)
 
     def _flush(self, file: IO[bytes]) -> None:
         if not self._texts:
             return
         ended = np.array(self._ended)
         began = time.perf_counter()
-        ids, counts = self.encoder(self._texts, self._sizes)
+        ids, counts = self._encoded()
         self.seconds += time.perf_counter() - began
         ends = np.cumsum(counts + ended)  # in the batch, EOS included
         stream = np.full(ends[-1], self.work.eos_token_id, DTYPES[self.work.dtype])
@@ -140,7 +167,7 @@ class UnitWriter:
 
             # A document in parts is known by its last one.
             self._signatures.append(signatures([text for text, last in zip(self._texts, ended, strict=True) if last]))
-        self._texts, self._sizes, self._ended, self._characters = [], [], [], 0
+        self._texts, self._sizes, self._ended, self._in_parts, self._characters = [], [], [], {}, 0
         self._hashes, self._bytes, self._lengths = [], [], []
 
 
@@ -153,10 +180,10 @@ def _save(path: str, array: np.ndarray) -> None:
 
 def load_encoder(work: Work) -> Encoder:
     """One per process: loading a large vocabulary takes a second."""
-    return _encoder(work.tokenizer, work.engine, work.tokenizer_hash)
+    return _encoder(work.tokenizer, work.engine, work.eos_token_id, work.tokenizer_hash)
 
 
 @lru_cache(maxsize=1)
-def _encoder(tokenizer: Path, engine: str, tokenizer_hash: str) -> Encoder:
+def _encoder(tokenizer: Path, engine: str, eos_token_id: int, tokenizer_hash: str) -> Encoder:
     # The hash tells that the path holds another tokenizer by now.
-    return Encoder(tokenizer, engine)
+    return Encoder(tokenizer, engine, eos_token_id)

@@ -81,14 +81,18 @@ def _documents(
 def _write_cut(work: Work, piece: Piece, cut: Cut, writers: dict[str, ShardWriter], counts: Counter) -> None:
     """Read the cut document again and encode its two parts."""
     encoder, place, begun = load_encoder(work), 0, set()
+    add, size = {split: encoder.document() for split in SPLITS}, dict.fromkeys(SPLITS, 0)
     for text, ended in piece.parts(cut.row, work.settings.cleaner()):
         for split, part in split_at(text, place, cut.characters):
-            ids, size = encoder([part])[0], len(part.encode())
-            last = ended if split == "val" else cut.ended and place + len(part) == cut.characters
-            if last:
+            last = ended if split == "val" else place + len(part) == cut.characters
+            ids, size[split] = add[split](part, last), size[split] + len(part.encode())
+            if last and (split == "val" or cut.ended):
                 ids = np.append(ids, np.uint32(work.eos_token_id))
-            writers[split].write(ids, [len(ids)], [size], goes_on=split in begun)
-            counts.update({"bytes": size, "tokens": len(ids), split: split not in begun})
+            if not len(ids):  # none is certain yet
+                continue
+            writers[split].write(ids, [len(ids)], [size[split]], goes_on=split in begun)
+            counts.update({"bytes": size[split], "tokens": len(ids), split: split not in begun})
             begun.add(split)
+            size[split] = 0
         place += len(text)
     counts["documents"] += 1

@@ -33,8 +33,9 @@ from mypt.text.dedup import first_occurrences
 from mypt.text.sources import Unit, digest, stamp
 from mypt.tokenization.bpe import TextSample, train_bpe_tokenizer
 from mypt.tokenization.char import build_char_tokenizer
-from mypt.tokenization.fast import choose_engine
+from mypt.tokenization.fast import Encoder, choose_engine
 from mypt.tokenization.load import load_tokenizer, save_tokenizer, tokenizer_hash
+from mypt.tokenization.round_trip import describe_loss, measure_loss
 from mypt.tokenization.vocab_size import choose_vocab_size
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 TRAINED = ("bpe", "char")  # tokenizers that are made from the text
 _SAMPLE_CHARACTERS = 25_000  # of real text from each of four units: on them a fast encoder has to prove itself
+_LOSS_CHARACTERS = 250_000  # from each of four units, if the tokenizer changes those: how much of the text it loses
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Pipeline:
     pieces: list[Piece] = field(init=False)
     finished: list[Finished] = field(init=False, default_factory=list)
     engine: str = field(init=False, default="")
+    loss: dict[str, Any] = field(init=False, default_factory=dict)  # `measure_loss`; empty if a sample lost nothing
     started: float = field(init=False, default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -88,7 +91,9 @@ class Pipeline:
         save_tokenizer(tokenizer, self.staging)
         if self.settings.dedup == "line":
             self._mark_lines()
-        self.engine = choose_engine(tokenizer.backend_tokenizer, self._sample(), self.say)
+        sample = self._sample(_SAMPLE_CHARACTERS)
+        self.engine = choose_engine(tokenizer.backend_tokenizer, sample, self.say)
+        self._measure_loss(tokenizer, sample)
         work = Work(
             folder=self.folder,
             settings=self.settings,
@@ -100,6 +105,11 @@ class Pipeline:
         )
         done = list(self._each("encoding", finish_unit, lambda piece: (work, piece)))
         self.pieces, self.finished = [piece for piece, _ in done], [result for _, result in done]
+        if dropped := sum(unit.counts.get("dropped_ids", 0) for unit in self.finished):
+            self.say(
+                f"{dropped:,} special tokens that the text spells were dropped: this tokenizer has no other ids for "
+                f"their text (EOS is {tokenizer.eos_token!r}); use a tokenizer whose EOS is not text to keep it"
+            )
         return work
 
     def resolve(self) -> Resolution:
@@ -245,11 +255,19 @@ class Pipeline:
         content = [self.settings.training(), [[unit.to_dict(), stamp(unit)] for unit in self.units]]
         return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
-    def _sample(self) -> list[str]:
-        """The beginnings of up to four units, spread over the input."""
+    def _measure_loss(self, tokenizer: PreTrainedTokenizerFast, sample: list[str]) -> None:
+        """Set `loss`, from ten times the sample if the sample is changed by encoding and decoding; say what is lost."""
+        backend = tokenizer.backend_tokenizer
+        encoder = Encoder(backend, self.engine, tokenizer.eos_token_id)
+        if measure_loss(backend, encoder, sample)["changed_texts"]:
+            self.loss = measure_loss(backend, encoder, self._sample(_LOSS_CHARACTERS))
+            self.say(f"on a sample of the text this tokenizer {describe_loss(self.loss)}")
+
+    def _sample(self, characters: int) -> list[str]:
+        """The beginnings of up to four units, spread over the input, `characters` from each."""
         texts = []
         for number in sorted({len(self.units) * part // 4 for part in range(4)}):
-            left = _SAMPLE_CHARACTERS
+            left = characters
             for text, _ in Piece(number, self.units[number]).documents(self.settings.cleaner(), self.settings.on_fault):
                 texts.append(text[:left])
                 left -= len(text)

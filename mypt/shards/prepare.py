@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mypt.errors import DataError, worded
 from mypt.folders import only_writer
 from mypt.shards.append import append_shards, appended, only_appender
-from mypt.shards.format import Manifest, dtype_for, read_manifest
+from mypt.shards.format import Manifest, Split, dtype_for, read_manifest
 from mypt.shards.overlap import held_documents
 from mypt.shards.pipeline import TRAINED, Pipeline, holds_sources
 from mypt.shards.report import SKIPPED_NAME, count, describe_invalid, examples, invalid_files, write_report
@@ -53,12 +53,12 @@ def prepare_dataset(
     Raises DataError for unusable sources, settings, splits or a full disk, and TokenizerError for the tokenizer;
     what `out` held is then untouched.
     """
-    name = str(tokenizer)
-    loaded = None if name in (*TRAINED, "gpt2") else load_tokenizer(name)
-    chosen = PrepareSettings.of(f"xxh3-128:{tokenizer_hash(loaded)}" if loaded else name, **settings)
-    out, notes = Path(out), []
-    require_dataset_folder(out, "mypt prepare")
+    name, notes = str(tokenizer), []
     say = partial(_say, notes, progress)
+    loaded = None if name in (*TRAINED, "gpt2") else load_tokenizer(name, say)
+    chosen = PrepareSettings.of(f"xxh3-128:{tokenizer_hash(loaded)}" if loaded else name, **settings)
+    out = Path(out)
+    require_dataset_folder(out, "mypt prepare")
     units = _find(sources, chosen, say)
     pipeline = Pipeline(out / STAGING, chosen, units, workers, say, progress)
     partly = chosen.max_documents is not None
@@ -128,7 +128,7 @@ def append_text(
                 return manifest
             replaced = pipeline.divide(resolution, present=sum(split.tokens for split in manifest.splits.values()))
             splits, added = pipeline.write(work, resolution)
-            report = count(pipeline.finished, resolution, splits, pipeline.scratch())
+            report = counted(pipeline, resolution, splits)
             report |= {"val": replaced} if replaced else {}
             _say_invalid(pipeline, resolution, report)
             if pipeline.write_skipped(before=directory / SKIPPED_NAME):
@@ -200,6 +200,12 @@ def disk_errors(out: Path, pipeline: Pipeline) -> Iterator[None]:
         raise write_error(error, out, pipeline.space()) from None
 
 
+def counted(pipeline: Pipeline, resolution: Resolution, splits: dict[str, Split]) -> dict[str, Any]:
+    """The counts of a preparation, and what its tokenizer loses if it does not give a sample of the text back."""
+    report = count(pipeline.finished, resolution, splits, pipeline.scratch())
+    return report | ({"loss": pipeline.loss} if pipeline.loss else {})
+
+
 def join_units(
     pipeline: Pipeline, work: Work, tokenizer: PreTrainedTokenizerFast, name: str, hash_only: bool = False
 ) -> tuple[Manifest, dict]:
@@ -216,7 +222,7 @@ def join_units(
         splits=splits,
         sources=sources,
         settings=pipeline.settings.deciding(),
-        report=count(pipeline.finished, resolution, splits, pipeline.scratch()) | {"tokenizer": name},
+        report=counted(pipeline, resolution, splits) | {"tokenizer": name},
     )
     report = manifest.report
     report |= {"val": replaced} if replaced else {}

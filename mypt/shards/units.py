@@ -82,7 +82,7 @@ class Finished:
     key: str
     digest: str  # xxh3-128 of the unit's input
     documents_read: int
-    counts: dict[str, int]  # normalized, invalid_utf8
+    counts: dict[str, int]  # normalized, invalid_utf8; dropped_ids and unknown_ids where there are any
     dropped: dict[str, int]  # documents by reason
     dropped_lines: dict[str, int]
     examples: dict[str, list[str]]
@@ -94,7 +94,7 @@ class Finished:
         """What the cleaner and the writer of a unit counted, with its key and digest, and what was skipped."""
         return cls(
             documents_read=cleaner.counts["documents"],
-            counts={name: cleaner.counts[name] for name in ("normalized", "invalid_utf8")},
+            counts={name: cleaner.counts[name] for name in ("normalized", "invalid_utf8")} | writer.special_ids,
             dropped=dict(cleaner.dropped),
             dropped_lines=dict(cleaner.dropped_lines),
             examples=cleaner.examples,

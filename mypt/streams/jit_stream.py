@@ -1,7 +1,8 @@
 """`JitStream`: windows of documents that are cleaned and tokenised as they come; a few integers hold its place."""
 
 import itertools
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -221,10 +222,22 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
         documents = lane.documents(place)
         first = list(itertools.islice(documents, GROUP))
         backend = self.tokenizer.backend_tokenizer
-        encoder = Encoder(backend, choose_engine(backend, [text for _, text in first], say=lambda line: None))
+        engine = choose_engine(backend, [text for _, text in first], say=lambda line: None)
+        encoder = Encoder(backend, engine, self.tokenizer.eos_token_id)
+
+        def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+            before, flat = encoder.special.dropped, encoder(texts)
+            if encoder.special.dropped > before == 0:
+                warnings.warn(
+                    f"special tokens that the text of {self.name} spells were dropped: the tokenizer has no other ids "
+                    "for their text; use a tokenizer whose EOS is not text to keep it",
+                    stacklevel=2,
+                )
+            return flat
+
         yield from pack(
             itertools.chain(first, documents),
-            encoder,
+            encode,
             self.tokenizer.eos_token_id,
             self.block_size,
             self.stride,

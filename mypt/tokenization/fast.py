@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mypt.tokenization.encode import encode_flat
+from mypt.tokenization.encode import LONG, cut_pattern, encode_flat, last_cut
 from mypt.tokenization.load import parsed
+from mypt.tokenization.long_text import LongText
+from mypt.tokenization.special import SpecialIds
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -65,19 +67,23 @@ def choose_engine(tokenizer: Tokenizer, sample: Iterable[str], say: Callable[[st
 
 
 class Encoder:
-    """Texts to ids by one of ENGINES. Special tokens are plain text, no BOS or EOS is added.
+    """Texts to ids by one of ENGINES. Special tokens are plain text (`SpecialIds`), no BOS or EOS is added.
 
-    `tokenizer` may be a `tokenizer.json` or its directory: neither transformers nor torch is imported. What a faster
-    engine gives is checked: all of it by the number of bytes that the ids stand for, and one character in 2,000 against
-    the tokenizer itself, which encodes the whole call again, with a warning, if there is any difference.
+    `tokenizer` may be a `tokenizer.json` or its directory: neither transformers nor torch is imported. `eos_token_id`
+    is the id that the ids of a text never hold. What a faster engine gives is checked: all of it by the number of bytes
+    that the ids stand for, and one character in 2,000 against the tokenizer itself, which encodes the whole call again,
+    with a warning, if there is any difference.
     """
 
-    def __init__(self, tokenizer: Tokenizer | Path, engine: str = "tokenizers") -> None:
+    def __init__(
+        self, tokenizer: Tokenizer | Path, engine: str = "tokenizers", eos_token_id: int | None = None
+    ) -> None:
         if isinstance(tokenizer, Path):
             from tokenizers import Tokenizer
 
             tokenizer = Tokenizer.from_file(str(tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer))
         self.tokenizer, self.engine = tokenizer, engine
+        self.special = SpecialIds(tokenizer, eos_token_id)
         if engine != "tokenizers":
             content = tokenizer.to_str()
             self._lengths, self._encode = _byte_lengths(content), _LOADERS[engine](content)
@@ -87,8 +93,43 @@ class Encoder:
 
         `sizes`: the UTF-8 bytes of each text, if they are known.
         """
+        return self.special(*self._raw(texts, sizes))
+
+    def document(self) -> Callable[[str, bool], np.ndarray]:
+        """A function for one document that comes in parts: `add(part, ended)` gives the ids, uint32 (tokens,), that are
+        certain with this part. All of them together are the ids of the whole.
+        """
+        cut, held, windows = cut_pattern(self.tokenizer), "", LongText(self.tokenizer)
+        in_windows = cut is None
+
+        def add(part: str, ended: bool) -> np.ndarray:
+            nonlocal held, in_windows
+            found, text = [], held + part
+            if in_windows:
+                match = cut.search(text) if cut else None
+                place = match.start() if match else len(text)
+                in_windows = match is None
+                found.append(self._checked(windows.add(text[:place], ended=ended or not in_windows)))
+                text = text[place:]
+            place = len(text) if ended else last_cut(text, cut) if text else 0
+            held = text[place:]
+            if place:
+                found.append(self([text[:place]])[0])
+            if len(held) > LONG:  # no place to cut yet
+                found.append(self._checked(windows.add(held, ended=False)))
+                held, in_windows = "", True
+            return np.concatenate([np.empty(0, np.uint32), *found])
+
+        return add
+
+    def _checked(self, ids: np.ndarray) -> np.ndarray:
+        return self.special(ids, np.array([len(ids)], np.int64))[0]
+
+    def _raw(self, texts: Sequence[str], sizes: Sequence[int] | None) -> Flat:
         if self.engine == "tokenizers" or not texts:
             return encode_flat(self.tokenizer, texts)
+        if self.engine == "fastokens" and max(map(len, texts)) > LONG:
+            return self._long(texts)
         try:
             ids, counts = self._encode(texts)
             if self._adds_up(texts, sizes, ids, counts) and self._agrees(texts, ids, counts):
@@ -99,9 +140,25 @@ class Encoder:
         warnings.warn(
             f"{self.engine} {reason}; {len(texts)} texts are encoded by the tokenizer itself. Please report it, and to "
             f"be sure of all other texts too, uninstall {self.engine} and prepare the data again",
-            stacklevel=2,
+            stacklevel=3,
         )
         return encode_flat(self.tokenizer, texts)
+
+    def _long(self, texts: Sequence[str]) -> Flat:
+        """The same for texts of which some are long: cut where that changes no id, since memory grows with a call."""
+        cut, found = cut_pattern(self.tokenizer), []
+        for text in texts:
+            parts = []
+            while len(text) > LONG:
+                place = last_cut(text[:LONG], cut) if cut else 0
+                if not place:  # no place to cut: in windows, by the tokenizer itself
+                    place = match.start() if cut and (match := cut.search(text, LONG)) else len(text)
+                    parts.append(encode_flat(self.tokenizer, [text[:place]])[0])
+                else:
+                    parts.append(self._raw([text[:place]], None)[0])
+                text = text[place:]
+            found.append(np.concatenate([*parts, self._raw([text], None)[0]]))
+        return np.concatenate(found), np.array(list(map(len, found)), np.int64)
 
     def _adds_up(self, texts: Sequence[str], sizes: Sequence[int] | None, ids: np.ndarray, counts: np.ndarray) -> bool:
         """Whether the ids of each text stand for as many bytes as the text has, where ids stand for bytes at all."""

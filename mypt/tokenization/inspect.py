@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mypt.tokenization.encode import encode_documents
 from mypt.tokenization.fast import Encoder, choose_engine
 from mypt.tokenization.load import largest_id, tokenizer_hash
+from mypt.tokenization.round_trip import compare, measure_loss
 from mypt.tokenization.token_bytes import token_bytes
 
 if TYPE_CHECKING:
@@ -44,15 +46,19 @@ def inspect_tokenizer(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def measure(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> dict[str, Any]:
-    """How many bytes, tokens and bytes per token `texts` have, and how many of the ids occur in them; JSON-able."""
+    """How many bytes, tokens and bytes per token `texts` have, and how many of the ids occur in them; JSON-able.
+
+    `loss` is what `compare` gives for the first million characters or so.
+    """
     texts = iter(texts)
     sample = list(islice(texts, 64))
     engine = choose_engine(tokenizer.backend_tokenizer, sample, say=lambda line: None)
-    encoder = Encoder(tokenizer.backend_tokenizer, engine)
+    encoder = Encoder(tokenizer.backend_tokenizer, engine, tokenizer.eos_token_id)
     uses = np.zeros(largest_id(tokenizer) + 1, dtype=np.int64)
-    text_bytes = 0
+    text_bytes, loss = 0, None
     for batch in _batches(chain(sample, texts)):
-        ids, _ = encoder(batch)
+        ids, counts = encoder(batch)
+        loss = loss or compare(tokenizer.backend_tokenizer, ids, counts, batch)
         uses += np.bincount(ids, minlength=len(uses))
         text_bytes += sum(len(text.encode()) for text in batch)
     tokens = int(uses.sum())
@@ -62,15 +68,26 @@ def measure(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> dict[st
         "bytes_per_token": text_bytes / tokens if tokens else None,
         "ids_used": int(np.count_nonzero(uses)),
         "engine": engine,
+        "dropped_ids": encoder.special.dropped,
+        "unknown_ids": encoder.special.unknown,
+        "loss": loss,
     }
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[dict[str, Any]]:
     """The id and the text of each token of `text`; a token that holds a part of a character shows U+FFFD."""
-    ids, _ = Encoder(tokenizer.backend_tokenizer)([text])
+    ids = encode_documents(tokenizer, [text])[0]
     return [
         {"id": id, "text": tokenizer.backend_tokenizer.decode([id], skip_special_tokens=False)} for id in ids.tolist()
     ]
+
+
+def loss_of(tokenizer: PreTrainedTokenizerFast, text: str) -> dict[str, Any]:
+    """What `text` loses when it is encoded and decoded, and the decoded text, `decoded`."""
+    backend = tokenizer.backend_tokenizer
+    encoder = Encoder(backend, eos_token_id=tokenizer.eos_token_id)
+    decoded = backend.decode(encoder([text])[0].tolist(), skip_special_tokens=True)
+    return measure_loss(backend, encoder, [text]) | {"decoded": decoded}
 
 
 def _kind(content: dict[str, Any], lossless: bool) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +19,15 @@ if TYPE_CHECKING:
 EOS = "<|endoftext|>"
 
 
-def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = _say) -> PreTrainedTokenizerFast:
     """A tokenizer with an EOS and a padding token, from a directory (dataset or checkpoint), `gpt2` or a hub id.
+
+    Its ids are those of the `tokenizer.json`: where transformers builds another tokenizer from it, that is put right
+    (mypt/tokenization/as_in_file.py). Randomness (BPE dropout) is switched off. `say` is told of both.
 
     Directories of the original MyPT's and of nanoGPT's are read, too (mypt/tokenization/legacy.py).
     `gpt2` and hub ids come from the hub's cache when it has them. Without the cache `gpt2` comes from the package
@@ -28,14 +37,14 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
     """
     name = str(name_or_path)
     if Path(name).is_dir():
-        tokenizer = _from_directory(Path(name))
+        tokenizer = _from_directory(Path(name), say)
     elif name == "gpt2":
-        tokenizer = _from_cache(name) or _gpt2_from_package() or _from_hub(name)
+        tokenizer = _from_cache(name, say) or _gpt2_from_package() or _from_hub(name, say)
     else:
-        tokenizer = _from_cache(name) or _from_hub(name)
+        tokenizer = _from_cache(name, say) or _from_hub(name, say)
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise TokenizerError(f"tokenizer {name} has no tokenizer.json form; choose one with a fast tokenizer")
-    return _completed(tokenizer)
+    return _completed(tokenizer, name, say)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | Path) -> None:
@@ -126,9 +135,8 @@ def model_tokenizer(model: str | Path) -> PreTrainedTokenizerFast | None:
     return load_tokenizer(model)
 
 
-def _from_directory(directory: Path) -> PreTrainedTokenizerFast:
-    from transformers import AutoTokenizer
-
+def _from_directory(directory: Path, say: Callable[[str], object]) -> PreTrainedTokenizerFast:
+    from mypt.tokenization.as_in_file import read_tokenizer
     from mypt.tokenization.legacy import find_state, state_tokenizer
 
     if state := find_state(directory):
@@ -139,7 +147,9 @@ def _from_directory(directory: Path) -> PreTrainedTokenizerFast:
     if not files & {"tokenizer.json", "tokenizer_config.json", "vocab.json"}:
         raise TokenizerError(f"{directory} holds no tokenizer.json; give a dataset, a checkpoint, gpt2 or a hub id")
     try:
-        return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+        return read_tokenizer(str(directory), say)
+    except TokenizerError:
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TokenizerError(
@@ -147,24 +157,29 @@ def _from_directory(directory: Path) -> PreTrainedTokenizerFast:
         ) from None
 
 
-def _from_cache(name: str) -> PreTrainedTokenizerFast | None:
-    from transformers import AutoTokenizer
+def _from_cache(name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFast | None:
+    from mypt.tokenization.as_in_file import read_tokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        return read_tokenizer(name, say, local_files_only=True)
+    except TokenizerError:
+        raise
     except Exception:
         # Whatever is wrong with a cached copy, the hub decides.
         return None
 
 
-def _from_hub(name: str) -> PreTrainedTokenizerFast:
+def _from_hub(name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFast:
     from huggingface_hub import HfApi
-    from transformers import AutoTokenizer
+
+    from mypt.tokenization.as_in_file import read_tokenizer
 
     try:
         # One quick question first: without a network, transformers would retry for most of a minute.
         HfApi().model_info(name, timeout=10)
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return read_tokenizer(name, say)
+    except TokenizerError:
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         advice = (
@@ -196,7 +211,9 @@ def _gpt2(vocabulary: Path, merges: Path) -> PreTrainedTokenizerFast:
         raise TokenizerError(f"{vocabulary} or {merges} is damaged ({error}); restore them") from None
 
 
-def _completed(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+def _completed(tokenizer: PreTrainedTokenizerFast, name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFast:
+    from tokenizers import AddedToken
+
     for volatile in ("is_local", "local_files_only", "name_or_path"):
         # Where it was loaded from is no part of it: saved again it gives the same files.
         tokenizer.init_kwargs.pop(volatile, None)
@@ -204,6 +221,13 @@ def _completed(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
         tokenizer.add_special_tokens({"eos_token": EOS})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    backend = tokenizer.backend_tokenizer
+    eos = backend.get_added_tokens_decoder().get(tokenizer.eos_token_id)
+    if eos is not None and not eos.special:  # it would be found in text
+        backend.add_special_tokens([AddedToken(eos.content, special=True, normalized=False)])
+    if dropout := getattr(backend.model, "dropout", None):
+        backend.model.dropout = None
+        say(f"{name}: BPE dropout {dropout:g} is switched off, so that a text always has the same ids")
     return tokenizer
 
 

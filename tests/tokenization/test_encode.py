@@ -37,7 +37,7 @@ def test_pieces_give_the_ids_of_the_whole_text(size, monkeypatch):
         draw.choices(["\n", "\n\n", " ", "\t", "\r", "\x1c", "\x85", "\u00a0", "a", "1", "!", "'s", "é", "😀"], k=5000)
     )
     for tokenizer in tokenizers():
-        cut = encode._cut_pattern(tokenizer.backend_tokenizer)
+        cut = encode.cut_pattern(tokenizer.backend_tokenizer)
         for text in (CODE[:20_000], mixed):
             assert len(list(encode._pieces(text, cut))) > 3
             assert encode_documents(tokenizer, [text])[0].tolist() == whole(tokenizer, text)
@@ -46,7 +46,7 @@ def test_pieces_give_the_ids_of_the_whole_text(size, monkeypatch):
 def test_a_cut_before_a_space_changes_no_piece():
     """All texts of up to five of these, cut in two at every place where a long text may be cut."""
     rule = train_bpe_tokenizer(["x"], 300).backend_tokenizer
-    pattern, split = encode._cut_pattern(rule), rule.pre_tokenizer.pre_tokenize_str
+    pattern, split = encode.cut_pattern(rule), rule.pre_tokenizer.pre_tokenize_str
     # A letter, a contraction, a digit, a sign, an accent, and white space that Python and the pattern see differently.
     alphabet = ["a", "'s", "1", "!", "\u0301", " ", "\n", "\t", "\r", "\x1c", "\xa0", "\u3000"]
     cuts = 0
@@ -67,7 +67,7 @@ def draws(alphabet, size):
 
 def test_a_text_without_lines_is_cut():
     pieces = list(
-        encode._pieces("word " * 10_000, encode._cut_pattern(train_bpe_tokenizer(["x"], 300).backend_tokenizer))
+        encode._pieces("word " * 10_000, encode.cut_pattern(train_bpe_tokenizer(["x"], 300).backend_tokenizer))
     )
     assert max(map(len, pieces)) <= encode.PIECE_CHARACTERS + 5
     assert "".join(pieces) == "word " * 10_000
@@ -97,9 +97,9 @@ def test_no_cut_where_nothing_is_known():
     from tokenizers import normalizers
 
     tokenizer = train_bpe_tokenizer([CODE], 300)
-    assert encode._cut_pattern(tokenizer.backend_tokenizer) is not None
+    assert encode.cut_pattern(tokenizer.backend_tokenizer) is not None
     tokenizer.add_tokens(["\nx"])
-    assert encode._cut_pattern(tokenizer.backend_tokenizer) is None
+    assert encode.cut_pattern(tokenizer.backend_tokenizer) is None
     normalized = build_char_tokenizer("a")
     normalized.backend_tokenizer.normalizer = normalizers.NFC()
-    assert encode._cut_pattern(normalized.backend_tokenizer) is None
+    assert encode.cut_pattern(normalized.backend_tokenizer) is None
