@@ -27,7 +27,7 @@ from mypt.training.hardware.compiled import compiled_layers
 from mypt.training.hardware.freed import keep_freed
 from mypt.training.hardware.out_of_memory import explain_out_of_memory
 from mypt.training.hardware.precision import matmul_precision
-from mypt.training.loss import next_tokens, training_loss
+from mypt.training.loss import TrainingLoss, next_tokens, training_loss
 from mypt.training.optimizers import decayed_parameters
 from mypt.training.schedules import Climbing
 from mypt.training.watched import WatchedTrainer
@@ -50,10 +50,11 @@ class MyPTTrainer(WatchedTrainer):
         self.throughput = throughput
         if throughput:
             self.callback_handler.callbacks.insert(0, throughput)  # before TensorBoard's, which gets its numbers
-        if not isinstance(self.model, MyPTForCausalLM):
-            self.compute_loss_func = training_loss(self.model, self.model_accepts_loss_kwargs)
-            if self.compute_loss_func and self.compute_loss_func.note and self.is_world_process_zero():
-                say(self.compute_loss_func.note)
+        self._loss: TrainingLoss | None = None
+        if self.compute_loss_func is None and not isinstance(self.model, MyPTForCausalLM):
+            self._loss = self.compute_loss_func = training_loss(self.model, self.model_accepts_loss_kwargs)
+        if self._loss and self._loss.note and self.is_world_process_zero():
+            say(self._loss.note)
         self._flops_per_token = functools.cache(functools.partial(flops_per_token, self.model))
 
     def train(self, *args, **kwargs):
@@ -105,7 +106,7 @@ class MyPTTrainer(WatchedTrainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Never with a cache: stock models look for the documents of a packed window only without one."""
-        if self.compute_loss_func:
+        if self._loss:
             labels = next_tokens(inputs)
             inputs = {name: tensor for name, tensor in inputs.items() if "labels" not in name} | {"labels": labels}
         return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
@@ -113,12 +114,12 @@ class MyPTTrainer(WatchedTrainer):
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         """The cross-entropy; what the model adds (`TrainingLoss`) is trained on, too, and logged as `aux_loss`."""
         loss = super().training_step(*args, **kwargs)
-        return self.compute_loss_func.cross_entropy_of(loss) if self.compute_loss_func else loss
+        return self._loss.cross_entropy_of(loss) if self._loss else loss
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """With `aux_loss`, the mean of what was added to the cross-entropy since the last entry with a loss."""
-        if "loss" in logs and self.compute_loss_func and self.compute_loss_func.coefficient:
-            added = self.compute_loss_func.take_added().to(self.args.device)
+        if "loss" in logs and self._loss and self._loss.coefficient:
+            added = self._loss.take_added().to(self.args.device)
             if self.args.world_size > 1:
                 torch.distributed.all_reduce(added)
             logs["aux_loss"] = added.item() * self.args.gradient_accumulation_steps / self.args.world_size
@@ -126,8 +127,8 @@ class MyPTTrainer(WatchedTrainer):
 
     def forget_log_window(self, in_step: bool) -> None:
         super().forget_log_window(in_step)
-        if self.compute_loss_func:
-            self.compute_loss_func.take_added()
+        if self._loss:
+            self._loss.take_added()
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """The same parameters for HF's optimizers as for ours: matrices outside embeddings and head."""
@@ -139,9 +140,8 @@ class MyPTTrainer(WatchedTrainer):
         progress = super()._init_training_state(max_steps, *args)
         self.state.compute_steps(self.args, max_steps)
         best = self.state.best_global_step
-        if (
-            best and not Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{best}").is_dir()
-        ):  # a later one was better
+        # A resume from a chosen checkpoint set the best one aside, if that came later.
+        if best and not Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{best}").is_dir():
             self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
         return progress
 
