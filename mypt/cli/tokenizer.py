@@ -74,7 +74,9 @@ def _train(args: argparse.Namespace) -> None:
     if not hasattr(args, "source"):
         raise TokenizerError("--out makes a tokenizer of a text; name the text with --source")
     names = ("vocab_size", "min_vocab_size", "max_vocab_size", "tokenizer_train_examples", "seed", "text_column")
-    settings = {name: getattr(args, name) for name in (*names, "lowercase", "max_documents") if hasattr(args, name)}
+    settings = {
+        name: getattr(args, name) for name in (*names, "lowercase", "max_documents", "on_error") if hasattr(args, name)
+    }
     workers = getattr(args, "workers", None) or available_cores()
     say = partial(print, file=sys.stderr)
     train_tokenizer(args.source, args.out, args.tokenizer, retrain=args.retrain, workers=workers, say=say, **settings)
@@ -92,6 +94,7 @@ def _extend(args: argparse.Namespace) -> None:
 def _measured(args: argparse.Namespace, tokenizer) -> dict:
     from itertools import chain
 
+    from mypt.shards.settings import PrepareSettings
     from mypt.shards.units import first_documents
     from mypt.text.clean import Cleaner
     from mypt.text.sources import find_units, read_documents
@@ -99,7 +102,8 @@ def _measured(args: argparse.Namespace, tokenizer) -> dict:
     from mypt.tokenization.vocab_size import choose_vocab_size
 
     units = find_units(args.source, text_column=args.text_column)
-    documents = chain.from_iterable(map(read_documents, units))
+    on_fault = PrepareSettings("", on_error=args.on_error).on_fault
+    documents = chain.from_iterable(read_documents(unit, on_fault) for unit in units)
     if hasattr(args, "max_documents"):
         if args.max_documents < 1:
             raise TokenizerError(f"--max-documents is {args.max_documents}; it must be 1 or more")

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from mypt.cli.main import main
 from mypt.cli.tokenizer import add_arguments, run
 from mypt.errors import MyPTError, TokenizerError
 from mypt.shards.prepare import prepare_dataset
@@ -32,6 +33,18 @@ def tokenizer(tmp_path, monkeypatch, capsys):
 def train(tokenizer, *more, out="made"):
     line = ("--source", "text.txt", "--out", out, "--vocab-size", "300", "--workers", "1")
     return json.loads(tokenizer(*line, "--json", *more))
+
+
+def test_on_error_skips_what_cannot_be_read(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"text": "the cat sat"}\n{broken\n{"text": "on the mat"}\n')
+    source, out = str(tmp_path / "a.jsonl"), str(tmp_path / "out")
+    make = ["tokenizer", "--source", source, "--out", out, "--tokenizer", "char", "--workers", "1"]
+    assert main(make) == 2
+    assert main([*make, "--on-error", "skip"]) == 0
+    capsys.readouterr()
+    assert main(["tokenizer", out, "--source", source, "--on-error", "skip", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)["source"]
+    assert (measured["bytes"], measured["loss"]["changed_texts"]) == (21, 0)
 
 
 def test_it_makes_the_tokenizer_of_prepare(tokenizer, tmp_path):
