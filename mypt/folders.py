@@ -116,7 +116,7 @@ class WriterLock:
         if not self._is_there() or (holder and not self._is_gone(holder, granted)):
             return False
         self._token = uuid.uuid4().hex
-        content = json.dumps(_this_process() | {"token": self._token}).encode()
+        content = json.dumps(_this_process() | {"token": self._token, "file": self._number()}).encode()
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, content, 0)
         if granted is None or is_network(file_system(self.folder)):
@@ -130,6 +130,8 @@ class WriterLock:
         Raises FolderInUse if it is alive.
         """
         here = _this_process()
+        if holder.get("file") != self._number():  # came with a copy of the folder
+            return True
         if all(holder.get(name) == here[name] for name in ("host", "boot")):
             if holder.get("pid_namespace") == here["pid_namespace"]:
                 if _is_alive(holder.get("pid"), holder.get("process_started")):
@@ -160,6 +162,10 @@ class WriterLock:
             return os.fstat(file).st_mtime_ns, os.pread(file, 1 << 16, 0)
         finally:
             os.close(file)
+
+    def _number(self) -> int:
+        """Of the lock file in its file system, the same on all hosts and another for a copy."""
+        return os.fstat(self._file).st_ino
 
     def _is_there(self) -> bool:
         """Whether the opened file is still the folder's lock file."""

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,7 +57,9 @@ def no_locks(monkeypatch):
 def leave(folder: Path, **changes) -> None:
     """A lock file as a holder leaves it that was killed; `changes`: what it says of that one."""
     folder.mkdir(exist_ok=True)
-    (folder / LOCK_NAME).write_text(json.dumps(folders._this_process() | {"token": "x"} | changes))
+    file = folder / LOCK_NAME
+    file.touch()
+    file.write_text(json.dumps(folders._this_process() | {"token": "x", "file": file.stat().st_ino} | changes))
 
 
 def test_the_second_is_told_host_and_process_of_the_first_and_a_kill_leaves_nothing_in_the_way(tmp_path, start):
@@ -122,6 +125,14 @@ def test_without_locks_a_living_process_is_refused_and_a_dead_one_is_not(tmp_pat
             pass
         assert contents(tmp_path / name) == [] and not (tmp_path / name / LOCK_NAME).exists()
     assert capsys.readouterr().err == ""
+
+
+def test_a_copy_of_a_held_folder_is_free(tmp_path):
+    with only_writer(tmp_path / "run"):
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        assert (tmp_path / "copy" / LOCK_NAME).stat().st_size
+        with only_writer(tmp_path / "copy"), pytest.raises(FolderInUse), only_writer(tmp_path / "run"):
+            pass
 
 
 @pytest.mark.parametrize("locks", ["refused", "of this host alone"])

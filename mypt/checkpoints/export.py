@@ -12,7 +12,7 @@ from mypt.checkpoints.interop import cast, from_mypt, to_mypt
 from mypt.checkpoints.load import load_model
 from mypt.errors import CheckFailed, CheckpointError
 from mypt.folders import new_folder, require_free
-from mypt.tokenization.load import load_tokenizer, model_tokenizer, save_tokenizer, tokenizer_hash
+from mypt.tokenization.load import model_tokenizer, save_tokenizer, tokenizer_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,10 +87,13 @@ def _choose(asked: str, config: dict, tokenizer: PreTrainedTokenizerFast | None)
 
 
 def _keeps(target: str, tokenizer: PreTrainedTokenizerFast) -> bool:
+    from transformers import AutoTokenizer
+
     with TemporaryDirectory() as folder:
         save_tokenizer(tokenizer, folder)
         Path(folder, "config.json").write_text(json.dumps({"model_type": target}))
-        return tokenizer_hash(load_tokenizer(folder)) == tokenizer_hash(tokenizer)
+        # By others, that is; `load_tokenizer` takes the ids of the file.
+        return tokenizer_hash(AutoTokenizer.from_pretrained(folder)) == tokenizer_hash(tokenizer)
 
 
 def _probes(config: dict, tokenizer: PreTrainedTokenizerFast | None) -> dict[str, tuple[Tensor, Tensor]]:

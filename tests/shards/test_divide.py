@@ -8,7 +8,7 @@ import pytest
 
 from mypt.shards.prepare import append_text, prepare_dataset
 from mypt.shards.split import Share, groups_to_cut
-from mypt.streams.jit_stream import is_held_out
+from mypt.streams.lane import is_held_out
 from mypt.tokenization.char import build_char_tokenizer
 from mypt.tokenization.load import save_tokenizer
 
