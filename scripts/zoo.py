@@ -305,15 +305,20 @@ def _greedy(world: World, model: PreTrainedModel, prompt: str) -> str:
     return world.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
 
 
-def _counted(folder: Path, found: int) -> None:
-    expected = sum(parameter.numel() for parameter in stock(folder).parameters())
+def _counted(folder: Path, found: int, saved: bool = False) -> None:
+    """saved: with the buffers that are in the files, which `inspect` cannot tell from parameters."""
+    model = stock(folder)
+    expected = sum(parameter.numel() for parameter in model.parameters())
+    if saved:
+        names = model.state_dict().keys()
+        expected += sum(buffer.numel() for name, buffer in model.named_buffers() if name in names)
     assert found == expected, f"{found:,} parameters, the model has {expected:,}"
 
 
 def inspect(world: World, folder: Path) -> str | None:
     report = json.loads(mypt("inspect", folder / "run", "--json"))
     assert not report["problems"], "; ".join(report["problems"])
-    _counted(folder / "run", report["parameters"]["total"])
+    _counted(folder / "run", report["parameters"]["total"], saved=True)
     return None
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from accelerate.utils import gather_object
 
 from mypt.training.hardware.compiled import eager
-from mypt.training.loss import next_tokens
+from mypt.training.objective import next_tokens
 from mypt.training.pulse import Beat
 
 TEXT = 100  # characters of the sample that are shown

@@ -27,7 +27,7 @@ from mypt.training.hardware.compiled import compiled_layers
 from mypt.training.hardware.freed import keep_freed
 from mypt.training.hardware.out_of_memory import explain_out_of_memory
 from mypt.training.hardware.precision import matmul_precision
-from mypt.training.loss import TrainingLoss, next_tokens, training_loss
+from mypt.training.objective import TrainingLoss, next_tokens, training_loss
 from mypt.training.optimizers import decayed_parameters
 from mypt.training.schedules import Climbing
 from mypt.training.watched import WatchedTrainer

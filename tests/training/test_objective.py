@@ -10,7 +10,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from mypt.recipe import parse_recipe
 from mypt.tokenization.load import largest_id, load_tokenizer
 from mypt.training.build import build_trainer
-from mypt.training.loss import TrainingLoss, cross_entropy, training_loss
+from mypt.training.objective import TrainingLoss, cross_entropy, training_loss
 from mypt.training.run import train
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
