@@ -56,7 +56,8 @@ def file_system(path: str | Path) -> str:
         real = os.path.realpath(path)
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             left, _, right = line.partition(" - ")
-            mount = left.split()[4].encode().decode("unicode_escape")  # a blank is written \040
+            escaped = left.split()[4].encode().decode("unicode_escape")  # a blank is written \040
+            mount = escaped.encode("latin-1").decode("utf-8", "surrogateescape")
             if len(mount) >= len(found) and os.path.commonpath([mount, real]) == mount:
                 found, place = mount, right.split()[0]
         return place

@@ -130,11 +130,16 @@ class WriterLock:
         Raises FolderInUse if it is alive.
         """
         here = _this_process()
-        if holder.get("file") != self._number():  # came with a copy of the folder
+        local = not is_network(file_system(self.folder))
+        copied = holder.get("file") != self._number()
+        # FUSE, 9p and some SMB mounts number a file differently on each host: there only silence tells.
+        if copied and local:
             return True
         if all(holder.get(name) == here[name] for name in ("host", "boot")):
             if holder.get("pid_namespace") == here["pid_namespace"]:
-                if _is_alive(holder.get("pid"), holder.get("process_started")):
+                # Without a start time a number proves nothing, since it may be another process's; the lock does.
+                known = bool(here["process_started"]) or not granted
+                if not copied and known and _is_alive(holder.get("pid"), holder.get("process_started")):
                     raise self._in_use(holder)
                 return True
             if granted:  # a container on this machine, whose locks the same system keeps
@@ -164,7 +169,7 @@ class WriterLock:
             os.close(file)
 
     def _number(self) -> int:
-        """Of the lock file in its file system, the same on all hosts and another for a copy."""
+        """Of the lock file in its file system: another for a copy and, on some network mounts, on another host."""
         return os.fstat(self._file).st_ino
 
     def _is_there(self) -> bool:

@@ -54,8 +54,8 @@ def require_causal(model: torch.nn.Module, name: str) -> None:
     if not earlier <= limit:
         raise CheckpointError(
             f"model {name} ({type(model).__name__}) is not a decoder-only language model: a later token changes the "
-            f"logits of earlier ones (by {earlier:.1e}, tolerance {limit:.1e}), as in an encoder (BERT), so that its "
-            "loss would be false; choose a causal model"
+            f"logits of earlier ones (by {earlier:.1e}, tolerance {limit:.1e}), as in an encoder (BERT), so its "
+            "next-token loss would be meaningless; choose a causal model"
         )
 
 

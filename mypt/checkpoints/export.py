@@ -93,7 +93,8 @@ def _keeps(target: str, tokenizer: PreTrainedTokenizerFast) -> bool:
         save_tokenizer(tokenizer, folder)
         Path(folder, "config.json").write_text(json.dumps({"model_type": target}))
         # By others, that is; `load_tokenizer` takes the ids of the file.
-        return tokenizer_hash(AutoTokenizer.from_pretrained(folder)) == tokenizer_hash(tokenizer)
+        read = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return tokenizer_hash(read) == tokenizer_hash(tokenizer)
 
 
 def _probes(config: dict, tokenizer: PreTrainedTokenizerFast | None) -> dict[str, tuple[Tensor, Tensor]]:

@@ -54,7 +54,8 @@ def measured_dimensions(folder: Path, vocab_size: int | None = None) -> dict:
 
     parameters: as `count_by_part`, exact, a tied head counted once. modules: every matrix outside embeddings and head,
     those of one name in all layers (".*." stands for numbers) and one shape together: name, count, inward, outward,
-    linear (LoRA can adapt it) and used, the share of its numbers that a token is multiplied with (experts: below 1).
+    linear (a layer of its own), adapted (LoRA can adapt it: linear layers, and experts in one tensor) and used, the
+    share of its numbers that a token is multiplied with (experts: below 1).
     Raises CheckpointError if the architecture is no causal language model of transformers.
     """
     import torch
@@ -62,7 +63,7 @@ def measured_dimensions(folder: Path, vocab_size: int | None = None) -> dict:
 
     logging.set_verbosity_error()
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # transformers' own words take seconds to make
             raise ValueError(f"model_type {config.model_type} has no causal language model")
         if vocab_size:
@@ -85,8 +86,6 @@ def _dimensions(model: PreTrainedModel) -> dict:
     head_width = getattr(config, "head_dim", None) or (width // heads if heads else 0)
     layers = getattr(config, "num_hidden_layers", None) or 1
     in_layers = [(name, p) for name, p in model.named_parameters() if re.search(r"\.\d+\.", name)]
-    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or []
-    attention_layers = sum("attention" in str(kind) and "linear" not in str(kind) for kind in kinds) or layers
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
     return {
@@ -100,7 +99,7 @@ def _dimensions(model: PreTrainedModel) -> dict:
         "tie_word_embeddings": head is not None and head.weight is table.weight,
         "query_width": heads * head_width,
         "key_value_width": (getattr(config, "num_key_value_heads", None) or heads) * head_width,
-        "attention_layers": attention_layers if heads else 0,
+        "attention_layers": attention_layers(config) or 0,
         "norm_width": sum(p.numel() for name, p in in_layers if p.dim() == 1 and re.search(r"norm|ln_", name)),
         "attention_dropout": any(getattr(config, name, 0) for name in _ATTENTION_DROPOUTS),
         "state_numbers": _state_numbers(model, config),
@@ -108,6 +107,27 @@ def _dimensions(model: PreTrainedModel) -> dict:
         "parameters": count_by_part((name, p.numel()) for name, p in model.named_parameters()),
         "modules": _modules(model, config),
     }
+
+
+def attention_layers(config) -> int | None:
+    """Layers whose attention looks at every token before; None if the config names no layers or no heads."""
+    if not getattr(config, "num_attention_heads", None):
+        return None
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or []
+    found = sum("attention" in str(kind) and "linear" not in str(kind) for kind in kinds)
+    return found or getattr(config, "num_hidden_layers", None)
+
+
+def used_share(model: PreTrainedModel, module, path: str, weight, config) -> float:
+    """The share of a weight's numbers that a token is multiplied with: below 1 in experts."""
+    from torch import nn
+
+    used = next((k for name in _EXPERTS_USED if (k := getattr(config, name, None))), 1)
+    if experts := re.search(r"(.*\.experts)\.\d+\.", f"{path}."):
+        return min(1.0, used / len(model.get_submodule(experts[1])))
+    if weight.dim() > 2 and not isinstance(module, nn.modules.conv._ConvNd):  # of all experts in one tensor
+        return min(1.0, used / weight.shape[:-2].numel())
+    return 1.0
 
 
 def _state_numbers(model: PreTrainedModel, config) -> int:
@@ -127,24 +147,23 @@ def _modules(model: PreTrainedModel, config) -> list[dict]:
 
     skipped = {id(module) for module in model.modules() if isinstance(module, nn.Embedding)}
     skipped.add(id(model.get_output_embeddings()))
-    used = next((k for name in _EXPERTS_USED if (k := getattr(config, name, None))), 1)
     found: Counter = Counter()
     for path, module in model.named_modules():
         for name, weight in module.named_parameters(recurse=False):
             if weight.dim() < 2 or id(module) in skipped:
                 continue
-            linear, share, count = isinstance(module, nn.Linear | Conv1D), 1.0, 1
+            linear, count = isinstance(module, nn.Linear | Conv1D), 1
+            share = used_share(model, module, path, weight, config)
             inward, outward = weight.shape[-2:] if isinstance(module, Conv1D) else weight.shape[-2:][::-1]
-            if experts := re.search(r"(.*\.experts)\.\d+\.", f"{path}."):
-                share = min(1.0, used / len(model.get_submodule(experts[1])))
-            elif isinstance(module, nn.modules.conv._ConvNd):
+            adapted = linear
+            if isinstance(module, nn.modules.conv._ConvNd):
                 inward, outward = weight.shape[1:].numel(), weight.shape[0]
             elif weight.dim() > 2:  # the matrices of all experts in one tensor
-                count = weight.shape[:-2].numel()
-                share, linear = min(1.0, used / count), False
+                count, linear = weight.shape[:-2].numel(), False
+                adapted = weight.dim() == 3 and min(weight.shape) > 1
             full = path if linear or name == "weight" else f"{path}.{name}"
-            found[re.sub(r"\.\d+(?=\.|$)", ".*", full), inward, outward, linear, share] += count
-    keys = ("name", "inward", "outward", "linear", "used")
+            found[re.sub(r"\.\d+(?=\.|$)", ".*", full), inward, outward, linear, adapted, share] += count
+    keys = ("name", "inward", "outward", "linear", "adapted", "used")
     return [dict(zip(keys, key, strict=True)) | {"count": count} for key, count in found.items()]
 
 

@@ -101,7 +101,7 @@ def _measured(args: argparse.Namespace, tokenizer) -> dict:
     from mypt.tokenization.inspect import measure
     from mypt.tokenization.vocab_size import choose_vocab_size
 
-    units = find_units(args.source, text_column=args.text_column)
+    units = find_units(args.source, text_column=args.text_column, on_error=args.on_error)
     on_fault = PrepareSettings("", on_error=args.on_error).on_fault
     documents = chain.from_iterable(read_documents(unit, on_fault) for unit in units)
     if hasattr(args, "max_documents"):

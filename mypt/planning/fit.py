@@ -134,7 +134,7 @@ def _written(step: Step, changed: Step, flags: dict[str, str]) -> str:
 def _advise(dimensions: dict, result: dict, step: Step, flags: dict[str, str]) -> str:
     needed, available, largest = result["training"]["total"], result["available"], result["largest_micro_batch"]
     if result["fits"]:
-        return f"fits: {gibibytes(needed)} of {gibibytes(available)} GiB; up to {largest:,} sequences per pass do"
+        return f"fits: {gibibytes(needed)} of {gibibytes(available)} GiB; up to {largest:,} sequences per pass fit"
     excess = f"does not fit: {gibibytes(needed - available)} GiB more than the {gibibytes(available)} GiB there are; "
     return excess + ", or ".join(knobs(dimensions, step, available, flags))
 

@@ -59,7 +59,7 @@ def generation_memory(d: dict, *, context: int, batch_size: int = 1, dtype: str 
     widest = max((module["inward"] + module["outward"] for module in d["modules"]), default=0)
     parts = {
         "weights": d["parameters"]["total"] * width,
-        "kv_cache": 2 * d["num_hidden_layers"] * d["key_value_width"] * tokens * width,
+        "kv_cache": 2 * d["attention_layers"] * d["key_value_width"] * tokens * width,
         "logits": batch_size * d["vocab_size"] * (width + 16),
         "temporary": round(ALLOWANCE * tokens * width * (widest + 4 * d["hidden_size"])),
         "framework": FRAMEWORK,

@@ -30,7 +30,7 @@ def lora_parameters(d: dict, r: int, targets: str | list[str] = ALL_LINEAR) -> i
 
     Raises MyPTError if one of them finds nothing.
     """
-    linear = [module for module in d["modules"] if module["linear"]]
+    linear = [module for module in d["modules"] if module["adapted"]]
     chosen = linear
     if targets != ALL_LINEAR:
         wanted = [targets] if isinstance(targets, str) else targets
@@ -55,4 +55,4 @@ def flops_per_token(d: dict, block_size: int) -> int:
     """6 N + 12 L A T, as `mypt.planning.scaling.flops_per_token`; of experts those count that a token passes."""
     used = sum(module["used"] * module["inward"] * module["outward"] * module["count"] for module in d["modules"])
     used += d["vocab_size"] * d["hidden_size"]  # the head
-    return round(6 * used) + 12 * d["num_hidden_layers"] * d["query_width"] * block_size
+    return round(6 * used) + 12 * d["attention_layers"] * d["query_width"] * block_size

@@ -106,7 +106,7 @@ def append_shards(directory: Path, staged: Path, added: Manifest, entry: dict) -
 def only_appender(directory: Path) -> Iterator[None]:
     """Hold `directory` for one append; begins by taking back what one that was killed left, ends by tidying up.
 
-    Raises DataError if another process is writing in it.
+    Raises FolderInUse if another process is writing in it.
     """
     if not directory.is_dir():
         read_manifest(directory)  # says what is wrong

@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 import xxhash
 
-from mypt.errors import DataError
+from mypt.errors import DataError, TokenizerError
 from mypt.shards.format import DTYPES
 from mypt.shards.units import ROW, Finished, Piece, Work, read_record, save_invalid
 from mypt.text.dedup import text_hash
@@ -42,7 +42,10 @@ def finish_unit(work: Work, piece: Piece) -> Finished:
     input_digest, cleaner = digest(piece.unit), work.settings.cleaner()
     writer = UnitWriter(work, piece.number)
     faults = SkippedRecords(f"{writer.path}.skipped.jsonl") if skip else None
-    writer.write(piece.batches(cleaner, faults or stop))
+    try:
+        writer.write(piece.batches(cleaner, faults or stop))
+    except TokenizerError as error:
+        raise TokenizerError(f"{piece.unit.name}: {error}") from None
     save_invalid(writer.path, piece, cleaner)
     if stamp(piece.unit) != before:
         raise DataError(f"{piece.unit.name} changed while it was being prepared; run the same command again")

@@ -107,8 +107,8 @@ class Pipeline:
         self.pieces, self.finished = [piece for piece, _ in done], [result for _, result in done]
         if dropped := sum(unit.counts.get("dropped_ids", 0) for unit in self.finished):
             self.say(
-                f"{dropped:,} special tokens that the text spells were dropped: this tokenizer has no other ids for "
-                f"their text (EOS is {tokenizer.eos_token!r}); use a tokenizer whose EOS is not text to keep it"
+                f"{dropped:,} special tokens written in the text were dropped, since this tokenizer has no other ids "
+                f"for them (EOS is {tokenizer.eos_token!r}); choose a tokenizer whose EOS does not occur in text"
             )
         return work
 
@@ -152,6 +152,7 @@ class Pipeline:
         """`skipped.jsonl` in the staging folder, unless nothing was skipped: first the lines of the file `before`, then
         the new ones in the order of the input. Returns the number of new ones by reason.
         """
+        (self.staging / SKIPPED_NAME).unlink(missing_ok=True)  # of a call that was killed
         lines = _lines(before) if before and before.is_file() else {}
         for piece, unit in zip(self.pieces, self.finished, strict=True):
             if unit.skipped:

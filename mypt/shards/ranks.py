@@ -165,6 +165,8 @@ def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> 
     for suffix in ("ids", "signatures.npy", "invalid.npy", "npy", "json"):  # the record last
         if (own / f"{name}.{suffix}").is_file():
             os.replace(own / f"{name}.{suffix}", folder / f"{name}.{suffix}")
+        else:  # of an attempt before this one
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     own.rmdir()
     return finished
 

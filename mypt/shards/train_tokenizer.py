@@ -42,7 +42,7 @@ def train_tokenizer(
     Raises TokenizerError if `out` holds anything else, and DataError for the sources and the settings.
     """
     out, chosen = Path(out), PrepareSettings.of(tokenizer, **settings)
-    units = find_units(sources, text_column=chosen.text_column)
+    units = find_units(sources, text_column=chosen.text_column, on_error=chosen.on_error)
     made_of = {
         "settings": chosen.training(),
         "sources": list(dict.fromkeys(unit.source for unit in units)),

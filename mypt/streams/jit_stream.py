@@ -129,8 +129,8 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
         if differing:
             details = "; ".join(f"{key}: {state.get(key)} there, {now[key]} now" for key in differing)
             raise DataError(
-                f"the stream of {self.name} cannot go on where it was ({details}); restore what it was (a hub "
-                "dataset: name its @revision), or start another run"
+                f"the stream of {self.name} cannot resume ({details}); restore the earlier data or settings "
+                "(a hub dataset: name its @revision), or start another run"
             )
         self._position = {key: state[key] for key in (*now, "world_size", "workers", "next_worker", "next_sample")}
         self._position["lanes"] = {number: Place(*place) for number, place in state["lanes"].items()}

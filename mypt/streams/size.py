@@ -102,7 +102,7 @@ def count_epoch(
 
 def _encoder(tokenizer: PreTrainedTokenizerFast, sample: list[str]) -> Encoder:
     backend = tokenizer.backend_tokenizer
-    return Encoder(backend, choose_engine(backend, sample, say=lambda line: None))
+    return Encoder(backend, choose_engine(backend, sample, say=lambda line: None), tokenizer.eos_token_id)
 
 
 def _extent(unit: Unit) -> float:

@@ -60,6 +60,10 @@ class SkippedRecords:
 OnFault = Callable[[RecordError], object]
 
 
+class Stopped(DataError):
+    """A fault that ends the reading."""
+
+
 def stop(fault: RecordError) -> NoReturn:
     """Raise the fault as an error that names the alternative."""
-    raise DataError(f"{fault} (or leave out what cannot be read: mypt prepare --on-error skip)")
+    raise Stopped(f"{fault} (--on-error skip of mypt prepare, append and tokenizer leaves it out)")

@@ -18,6 +18,8 @@ from mypt.text.tables import ipc_batches, row_groups, splits_of
 LARGE_FILE = 1_000_000  # bytes on the disk; a text file above it is cut into blocks unless it must stay whole
 UNIT_BYTES = 1 << 24  # of a large file that go to one unit
 _BY_BYTES = {("text", "block"), ("text", "line"), *(("jsonl", how) for how in ("file", "block", "line"))}
+# Of a dataset, beside its records:
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json")
 _OURS = ("dataset_metadata.json", "train/shard_00000.bin")  # in a directory that `mypt prepare` wrote
 
 
@@ -54,8 +56,9 @@ def record_files(directory: Path) -> list[Path]:
         inner = path.relative_to(directory).parts
         if (kind := KINDS.get(suffix_of(path))) and path.is_file() and not any(part[0] == "_" for part in inner):
             kinds.setdefault(kind, []).append(path)
-    if len(kinds) > 1:
-        kinds.pop("json", None)  # of a dataset's own description
+    if len(kinds) > 1 and "json" in kinds:
+        kinds["json"] = [path for path in kinds["json"] if path.name not in _DESCRIPTIONS]
+        kinds = {kind: paths for kind, paths in kinds.items() if paths}
     if not kinds:
         raise DataError(
             f"source {directory} is a directory; name its files, for example --source '{directory}/**/*.txt'"

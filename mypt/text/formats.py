@@ -145,7 +145,7 @@ def binary_name(head: bytes, encoding: str = "utf-8") -> str | None:
     if encoding != "utf-8":
         return None
     for magic, name in _BINARY:
-        if head.startswith(magic) and (magic[-1] < 32 or magic[0] > 126 or _controls(head) or magic == b"%PDF-"):
+        if head.startswith(magic) and (magic[-1] < 32 or magic[0] > 126 or _controls(head[:16]) or magic == b"%PDF-"):
             return name
     if head[257:262] == b"ustar":
         return "a tar archive"

@@ -90,7 +90,7 @@ class _Frames(io.RawIOBase):
 
     def __init__(self, file: IO[bytes], decompressor, error: type[Exception]) -> None:
         self._file, self._decompressor, self._error = file, decompressor, error
-        self._frame, self._content, self._ahead = None, b"", b""
+        self._frame, self._content, self._ahead, self._begun = None, b"", b"", False
 
     def readable(self) -> bool:
         return True
@@ -111,6 +111,11 @@ class _Frames(io.RawIOBase):
         """Decompress some more; False at the end of the file."""
         data = self._ahead or self._file.read(_READ)
         self._ahead = b""
+        if self._begun and self._frame is None:
+            padded, data = data, data.lstrip(b"\0")  # frames may be padded
+            if padded and not data:
+                return True
+        self._begun = True
         if not data:
             if self._frame is not None:
                 raise EOFError("it stops within a frame")

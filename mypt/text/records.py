@@ -26,7 +26,7 @@ def json_texts(
     file: IO[bytes], path: str, begin: int, end: int | None, column: str, on_fault: OnFault
 ) -> Iterator[list[str]]:
     """The texts of the JSON objects, one a line, between two bytes of a file; blank lines are skipped."""
-    before = 0
+    before, lines_before = 0, None  # the lines before `begin` are counted at the first fault
     for lines in _whole_lines(decoded(file, begin, end)):
         texts = []
         for number, line in enumerate(lines, 1):
@@ -42,7 +42,9 @@ def json_texts(
                 try:
                     texts.append(_line_text(line, column))
                 except _BadRecord as bad:
-                    place = f"line {_lines_before(file, begin) + before + number}"
+                    if lines_before is None:
+                        lines_before = _lines_before(file, begin)
+                    place = f"line {lines_before + before + number}"
                     on_fault(RecordError(path, place, bad.reason, bad.detail, line))
         before += len(lines)
         yield texts
@@ -262,20 +264,22 @@ def csv_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> Ite
         raise RecordError(path, "", "no_column", detail)
     place, width = header.index(column), len(header)
     while True:
+        begun_at = rows.line_num + 1
         try:
             row = next(rows)
         except StopIteration:
             break
         except csv.Error as error:
-            detail = f"broken CSV ({error}); repair that row"
-            on_fault(RecordError(path, f"line {rows.line_num}", "broken_csv", detail))
+            more = f"; its quotes make lines {begun_at} to {rows.line_num} one row" * (rows.line_num > begun_at)
+            detail = f"broken CSV ({error}){more}; repair that row"
+            on_fault(RecordError(path, f"line {begun_at}", "broken_csv", detail))
             continue
         if len(row) != width:
             if row:
                 detail = f"a row of {len(row)} fields under a header of {width}"
                 detail += f"; repair it, or quote the field that holds {_named(rows.dialect.delimiter)}"
                 begun = rows.dialect.delimiter.join(row)
-                on_fault(RecordError(path, f"line {rows.line_num}", "row_width", detail, begun))
+                on_fault(RecordError(path, f"line {begun_at}", "row_width", detail, begun))
             continue
         texts.append(row[place])
         size += len(row[place])

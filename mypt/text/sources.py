@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -12,7 +13,7 @@ import xxhash
 from mypt.errors import DataError
 from mypt.text import hub, records, tables
 from mypt.text.document import Document, whole_documents
-from mypt.text.faults import OnFault, RecordError, stop
+from mypt.text.faults import OnFault, RecordError, Stopped, stop
 from mypt.text.files import UNIT_BYTES, dataset_directory, document_of, find_files, pieces
 from mypt.text.formats import Format, detect
 from mypt.text.opening import open_utf8
@@ -92,8 +93,8 @@ def find_units(
     if not units:
         raise DataError("no source given, or only empty ones; give a file, a glob, a dataset directory or hf://NAME")
     if document is None and "block" in chosen:
-        large = f"{chosen.count('block')} of {len(chosen)} files above 1 MB"
-        say(f"{large}: a document there is a block between blank lines (--document)")
+        large = f"{chosen.count('block')} of {len(chosen)} files are larger than 1 MB"
+        say(f"{large}: a document there is a block between blank lines (--document changes this)")
     return units
 
 
@@ -151,6 +152,8 @@ def read_documents(unit: Unit, on_fault: OnFault = stop) -> Iterator[Document]:
     for path in unit.paths:
         try:
             yield from _documents(unit, path, on_fault)
+        except Stopped:
+            raise
         except RecordError as fault:
             on_fault(fault)
         except DataError as error:
@@ -226,9 +229,10 @@ def digest(unit: Unit) -> str:
     if unit.kind == "hub":
         total.update(f"{unit.paths[0]} {unit.start}".encode())
     elif unit.kind == "arrow" or (unit.kind == "ipc" and unit.stop is not None):
-        for texts in _texts(unit, unit.paths[0]):
-            for text in texts:
-                total.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
+        with suppress(DataError):  # reading the documents reports it
+            for texts in _texts(unit, unit.paths[0]):
+                for text in texts:
+                    total.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
     else:
         for path in unit.paths:
             try:

@@ -1,4 +1,4 @@
-"""The ids of a text that is too long to be encoded at once: exactly those of the whole.
+"""The ids of a text that is too long to be encoded at once: those of the whole, proved for BPE.
 
 Where the tokenizer allows a cut that changes no id (`encode.cut_pattern`) the text is cut there. Elsewhere it is
 encoded in windows that overlap, and two windows are joined where their tokens agree. For BPE one common token proves
@@ -95,8 +95,8 @@ class LongText:
             place = int(np.searchsorted(larger.starts, known))
             if place == len(larger.ids) or larger.starts[place] != known:
                 raise TokenizerError(
-                    f"this tokenizer gives {len(self._text):,} characters other ids when more text follows, so that a "
-                    "document of this length cannot be encoded; split the document"
+                    f"this tokenizer cannot encode a document of more than {len(self._text):,} characters in parts: "
+                    "the ids depend on text far behind; split the document"
                 )
         self._tokens = larger.cut(place)
 

@@ -74,7 +74,10 @@ def _build(recipe: Recipe, run: Path, resume: bool | str | Path, assume_yes: boo
     block_size = recipe.data.block_size or default_block_size(recipe.model)
     recorded = run_folder.recorded_identity(run)
     model = _model(recipe, data, block_size, seed, last_complete_checkpoint(run)[0] if resume else None)
-    recipe = resolve(recipe, data, model, block_size or model.config.max_position_embeddings)
+    limit = getattr(model.config, "max_position_embeddings", None) or 0
+    if not block_size and limit <= 0:
+        raise RecipeError(f"model.init_from {recipe.model.init_from} names no longest context; give data.block_size")
+    recipe = resolve(recipe, data, model, block_size or limit)
     identity = run_identity(recipe, data, model, recorded)
     checkpoint = _claim(run, identity, resume)
     steps_done, saved = _progress(checkpoint)

@@ -16,7 +16,15 @@ from mypt.text.files import dataset_directory, holds_records
 from mypt.text.hub import PREFIX, advice_for
 from mypt.text.validation import own_validation
 from mypt.tokenization.load import load_tokenizer, model_tokenizer, require_same_tokenizer
-from mypt.training.text import DATA_NAME, Streamed, prepare_eval, prepare_train, tokenizer_name
+from mypt.training.text import (
+    DATA_NAME,
+    HEAD_NAME,
+    Streamed,
+    base_is_gone,
+    prepare_eval,
+    prepare_train,
+    tokenizer_name,
+)
 
 
 @dataclass
@@ -106,13 +114,13 @@ def _require_one_tokenizer(recipe: Recipe, text: str) -> None:
 def _announce_tokenizer(recipe: Recipe) -> None:
     """One line where the tokenizer is the model's because the recipe names none; refuse a model that has none."""
     base = recipe.model.init_from
-    if not base or recipe.tokenizer.name:
+    if not base or recipe.tokenizer.name or any(base_is_gone(recipe, name) for name in (DATA_NAME, HEAD_NAME)):
         return
     if model_tokenizer(base) is None:
         raise RecipeError(f"model.init_from {base} holds no tokenizer; name the one that it was trained with in "
                           "tokenizer.name")  # fmt: skip
     if PartialState().is_main_process:
-        print(f"tokenizer: that of model.init_from {base} (tokenizer.name takes another)")
+        print(f"tokenizer: the one of model.init_from {base}; set tokenizer.name to use another")
 
 
 def _own_sets(texts: list[str]) -> dict[str, str]:
@@ -120,7 +128,7 @@ def _own_sets(texts: list[str]) -> dict[str, str]:
     sets = {_name(source): split for source in texts if (split := own_validation(source))}
     for source in sets.values():
         if PartialState().is_main_process:
-            print(f"evaluation: {source}, the dataset's own validation split (data.eval takes another)")
+            print(f"evaluation: {source}, the dataset's own validation split; set data.eval to use another")
     return sets
 
 

@@ -11,7 +11,8 @@ from mypt.checkpoints.causality import probe_tokens
 
 LENGTH = 8  # tokens of each of two rows on which a loss is tried
 SAME = 1e-5  # relative difference up to which a loss is the cross-entropy: small coefficients add a thousandth
-ROUNDING = 1e-3  # that of losses computed in 16 bits, and of a small difference of two losses
+ROUNDING = 1e-3  # that of losses computed in 16 bits
+BALANCE_ROUNDING = 2e-2  # of balancing losses in 16 bits; for another number of experts per token they differ by more
 
 
 def training_loss(model: PreTrainedModel, accepts_items: bool) -> TrainingLoss | None:
@@ -42,23 +43,23 @@ def _try(model: PreTrainedModel, ids: torch.Tensor, labels: torch.Tensor) -> Tra
     except Exception:  # its loss takes no targets of ours
         return TrainingLoss()
     entropy = cross_entropy(with_labels.logits, labels) / items
-    added = with_labels.loss - entropy
-    if _close(with_labels.loss, entropy, SAME):
-        return None
     config = model.config.get_text_config(decoder=True)
     coefficient, routers = getattr(config, "router_aux_loss_coef", None), with_labels.get("router_logits")
-    if coefficient and routers is not None:
+    if coefficient and routers is not None and with_labels.get("aux_loss") is not None:
+        # Before anything is compared with the small sum of both, so that a resume decides as the start did.
+        rest = (with_labels.loss - coefficient * with_labels.aux_loss, entropy, ROUNDING)
         row = model(input_ids=ids[:1], labels=ids[:1], use_cache=False)
-        for top_k in range(1, routers[0].shape[-1] + 1):
-            balance = TrainingLoss(coefficient, top_k)
-            same = _close(balance.balance(row.router_logits, 1)[0], row.aux_loss, ROUNDING)
-            if same and _close(coefficient * with_labels.aux_loss, added, 10 * ROUNDING):
-                return balance
-    if _close(with_labels.loss, entropy, ROUNDING):
+        losses = [TrainingLoss(coefficient, top_k) for top_k in range(1, routers[0].shape[-1] + 1)]
+        same = [_close(one.balance(row.router_logits, 1)[0], row.aux_loss, BALANCE_ROUNDING) for one in losses]
+        if any(same) and _close(*rest):
+            return losses[same.index(True)]
+    elif _close(with_labels.loss, entropy, SAME):
+        return None
+    elif _close(with_labels.loss, entropy, ROUNDING):
         return TrainingLoss()
     return TrainingLoss(
         note=f"the loss of {type(model).__name__} is not the cross-entropy ({with_labels.loss.item():.4g} against "
-        f"{entropy.item():.4g} on a few tokens); the cross-entropy is trained on, without what the model adds"
+        f"{entropy.item():.4g} on a few tokens); MyPT trains on the cross-entropy alone and leaves out the rest"
     )
 
 

@@ -101,7 +101,8 @@ def _base(recipe: Recipe, model: PreTrainedModel, recorded: dict) -> dict | str 
     if found[0] is None and before:
         if PartialState().is_main_process:
             print(
-                f"model.init_from {name} is not there any more: the run goes on from its checkpoint, which holds it all"
+                f"model.init_from {name} is not there any more: the run resumes from its checkpoint, which contains "
+                "the whole model"
             )
         return before
     return {"weights": found[0]}

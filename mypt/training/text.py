@@ -53,7 +53,8 @@ def prepare(recipe: Recipe, source: str, name: str, tokenizer: str | None = None
     """Text as the directory OUT/name, made by the main process, with a given tokenizer or the recipe's."""
     directory, section = Path(recipe.training["output_dir"]) / name, recipe.tokenizer
     made = {
-        "tokenizer": tokenizer_name(recipe),
+        # A base model that is gone by the time of a resume has left its tokenizer with the text.
+        "tokenizer": str(directory) if base_is_gone(recipe, name) else tokenizer_name(recipe),
         "vocab_size": section.vocab_size,
         "min_vocab_size": section.min_vocab_size,
         "max_vocab_size": section.max_vocab_size,
@@ -70,6 +71,12 @@ def prepare(recipe: Recipe, source: str, name: str, tokenizer: str | None = None
 def tokenizer_name(recipe: Recipe) -> str:
     """The tokenizer of the recipe's text: the one it names, else that of the model it starts from, else a new BPE."""
     return recipe.tokenizer.name or recipe.model.init_from or "bpe"
+
+
+def base_is_gone(recipe: Recipe, name: str) -> bool:
+    """Whether text takes the tokenizer of a model that is not here any more, and OUT/name was prepared with it."""
+    prepared = Path(recipe.training["output_dir"], name, METADATA_NAME).is_file()
+    return prepared and tokenizer_name(recipe) == recipe.model.init_from and not Path(recipe.model.init_from).is_dir()
 
 
 def length_follows_from_data(recipe: Recipe) -> bool:

@@ -1,5 +1,6 @@
 """Shapes from a config alone are those of the model itself, and a plan of any architecture can be followed."""
 
+import io
 import json
 
 import pytest
@@ -14,6 +15,9 @@ from mypt.planning.scaling import flops_per_token
 from mypt.planning.shape_memory import generation_memory
 from mypt.planning.shapes import lora_parameters
 from mypt.planning.step import Step
+from mypt.recipe import LoraSection
+from mypt.training.flops import flops_per_token as trained_flops
+from mypt.training.lora import attach_adapters
 
 SIZES = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 128}
@@ -101,6 +105,25 @@ def test_adapters_are_those_that_peft_makes(folders):
         adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
         trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         assert lora_parameters(dimensions, 4, targets) == trained
+
+
+def test_adapters_of_experts_are_counted_and_training_counts_the_same_operations(folders):
+    dimensions = measured_dimensions(folders / "experts")
+    model = AutoModelForCausalLM.from_config(CONFIGS["experts"]())
+    assert trained_flops(model, 64) == pytest.approx(flops_per_token(dimensions, 64), rel=0.02)  # norms
+    adapted = attach_adapters(model, LoraSection(r=4), "base", seed=0)
+    assert lora_parameters(dimensions, 4) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_code_that_a_model_brings_does_not_run(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "theirs", "auto_map": {"AutoConfig": "configuration_theirs.Theirs"}})
+    )
+    (tmp_path / "configuration_theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Theirs: pass\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    with pytest.raises(CheckpointError, match="cannot be planned"):
+        measured_dimensions(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_is_no_causal_model_is_one_error(tmp_path):

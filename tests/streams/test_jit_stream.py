@@ -200,7 +200,7 @@ def test_a_state_of_other_data_settings_or_readers_is_refused(corpus):
     stream = build(source)
     next(iter(stream))
     state = stream.state()
-    with pytest.raises(DataError, match=r"cannot go on where it was .seed: 0 there, 1 now"):
+    with pytest.raises(DataError, match=r"cannot resume .seed: 0 there, 1 now"):
         build(source, seed=1, state=state)
     with pytest.raises(DataError, match="1 processes of 1 workers, now by 1 of 2"):
         next(iter(JitLoader(build(source, state=state), 2)))
@@ -208,7 +208,7 @@ def test_a_state_of_other_data_settings_or_readers_is_refused(corpus):
         next(iter(build(source, state=state, rank=1, world_size=2)))
     with open(sorted(glob(source))[1], "a") as file:
         file.write(json.dumps({"text": "one more document"}) + "\n")
-    with pytest.raises(DataError, match=r"cannot go on where it was .data: "):
+    with pytest.raises(DataError, match=r"cannot resume .data: "):
         build(source, state=state)
 
 

@@ -9,6 +9,7 @@ import lzma
 import pickle
 import sqlite3
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -258,7 +259,9 @@ def test_faults_are_handed_out_and_reading_goes_on(tmp_path):
         ("e.parquet", "", "unreadable"),
         ("f.txt", "", "unreadable"),
     ]
-    with pytest.raises(DataError, match=r"a.jsonl:2: column 'text' holds a int.*mypt prepare --on-error skip"):
+    with pytest.raises(
+        DataError, match=r"a.jsonl:2: column 'text' holds a int.*column \(--on-error skip of mypt prepare"
+    ):
         read(tmp_path / "a.jsonl")
 
 
@@ -279,6 +282,31 @@ def test_folders_of_records_are_sources(tmp_path):
     with pytest.raises(DataError, match="is a dataset directory of mypt"):
         read(tmp_path)
     assert not files.holds_records(tmp_path)
+
+
+def test_records_beside_a_description_are_read_and_two_kinds_are_an_error(tmp_path):
+    (tmp_path / "a.csv").write_text("text\none\n")
+    (tmp_path / "dataset_info.json").write_text("{}")
+    assert [Path(path).name for unit in find_units([tmp_path]) for path in unit.paths] == ["a.csv"]
+    (tmp_path / "b.json").write_text('[{"text": "two"}]')
+    with pytest.raises(DataError, match="1 of csv, 1 of json"):
+        find_units([tmp_path])
+
+
+def test_an_open_quote_names_the_lines_that_it_swallows(tmp_path):
+    rows = [f'{number},"row {number}' if number == 5 else f"{number},row {number}" for number in range(1, 10)]
+    (tmp_path / "a.csv").write_text("id,text\n" + "\n".join(rows) + "\n")
+    found = []
+    (unit,) = find_units([tmp_path / "a.csv"])
+    assert [text for text, _ in read_documents(unit, found.append)] == [f"row {number}" for number in range(1, 5)]
+    assert len(found) == 1 and "a.csv:6: " in str(found[0]) and "lines 6 to 10 one row" in str(found[0])
+
+
+def test_padding_behind_a_frame_is_no_damage(tmp_path):
+    for suffix, content in ((".xz", lzma.compress(b"one")), (".bz2", bz2.compress(b"one"))):
+        (tmp_path / f"a.txt{suffix}").write_bytes(content + bytes(8))
+        (unit,) = find_units([tmp_path / f"a.txt{suffix}"])
+        assert [text for text, _ in read_documents(unit)] == ["one"]
 
 
 def test_each_real_file_once_and_loops_end(tmp_path):

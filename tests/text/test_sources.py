@@ -159,7 +159,9 @@ def test_only_a_large_text_file_is_cut_into_blocks_and_it_is_said(tmp_path):
     said = []
     units = find_units([f"{tmp_path}/*"], say=said.append)
     assert {unit.paths[0][-5:]: unit.document for unit in units} == {"l.txt": "block", "s.txt": "file", "jsonl": "file"}
-    assert said == ["1 of 3 files above 1 MB: a document there is a block between blank lines (--document)"]
+    assert said == [
+        "1 of 3 files are larger than 1 MB: a document there is a block between blank lines (--document changes this)"
+    ]
     assert {unit.document for unit in find_units([f"{tmp_path}/*"], keep_whole=True, say=said.append)} == {"file"}
     assert {unit.document for unit in find_units([f"{tmp_path}/*"], document="line", say=said.append)} == {"line"}
     assert len(said) == 1

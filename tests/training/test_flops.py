@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config, preset_dimensions
 from mypt.planning.scaling import flops_per_token as planned
-from mypt.training.flops import flops_per_token
+from mypt.training.flops import flops_per_token, parameter_size
 
 BATCH, LENGTH = 2, 32
 SIZES = {
@@ -77,6 +77,11 @@ def test_a_trained_model_costs_what_was_planned():
             changes = SIZES | {"tie_word_embeddings": tied}
             model = MyPTForCausalLM(preset_config(preset, **changes))
             assert flops_per_token(model, 32) == planned(preset_dimensions(preset) | changes, 32)
+
+
+def test_weights_of_4_bits_count_as_the_numbers_that_they_pack():
+    packed = type("Params4bit", (torch.nn.Parameter,), {})(torch.zeros(8, dtype=torch.uint8), requires_grad=False)
+    assert parameter_size(packed) == 16
 
 
 def test_attention_grows_with_the_length_and_nothing_else_does():

@@ -11,6 +11,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     Qwen3Config,
@@ -145,12 +147,35 @@ def test_a_resume_needs_the_base_no_more(recipe_for, stock, with_words, tmp_path
     assert "not there any more" not in capsys.readouterr().out
     shutil.rmtree(tmp_path / "renamed")
     gone = resumed(whole, tmp_path / "no_base", content)
-    assert "renamed is not there any more: the run goes on from its checkpoint" in capsys.readouterr().out
+    assert "renamed is not there any more: the run resumes from its checkpoint" in capsys.readouterr().out
     expected = weights(whole)
     for run in (again, gone):
         assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(run).items())
         assert (run / "config.json").read_bytes() == (whole / "config.json").read_bytes()
         assert (run / "generation_config.json").read_bytes() == (whole / "generation_config.json").read_bytes()
+
+
+def test_text_keeps_the_tokenizer_of_a_base_that_is_gone(recipe_for, stock, corpora, tmp_path, weights):
+    folder = stock("llama")
+    content = recipe_for(training={"max_steps": 8})
+    content["data"] = {"train": str(corpora / "domain.txt"), "block_size": 32}
+    content["model"] = {"init_from": str(folder)}
+    whole = train(parse_recipe(content))
+    shutil.rmtree(folder)
+    again = resumed(whole, tmp_path / "again", content)
+    assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(again).items())
+
+
+def test_a_model_without_a_longest_context_needs_a_block_size(recipe_for, corpora, tmp_path):
+    MambaForCausalLM(MambaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=1, state_size=4)).save_pretrained(
+        tmp_path / "mamba"
+    )
+    load_tokenizer(corpora / "general").save_pretrained(tmp_path / "mamba")
+    content = recipe_for()
+    content["data"].pop("block_size")
+    content["model"] = {"init_from": str(tmp_path / "mamba")}
+    with pytest.raises(RecipeError, match=r"names no longest context; give data\.block_size"):
+        build_trainer(parse_recipe(content))
 
 
 @pytest.mark.usefixtures("without_plots")

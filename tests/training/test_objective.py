@@ -69,6 +69,15 @@ def test_a_loss_that_is_not_is_replaced_and_told(forward):
     )
 
 
+def test_in_16_bits_the_balance_is_found_whatever_the_weights_are():
+    for seed in range(12):
+        torch.manual_seed(seed)
+        routers = {"num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True}
+        config = MixtralConfig(vocab_size=40, router_aux_loss_coef=0.001, initializer_range=0.1, **SIZES, **routers)
+        loss = training_loss(MixtralForCausalLM(config).bfloat16(), accepts_items=True)
+        assert (loss.coefficient, loss.top_k) == (0.001, 2), f"seed {seed}: {loss.note}"
+
+
 def _outputs(logits):
     return type("Outputs", (), {"logits": logits})
 

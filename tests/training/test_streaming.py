@@ -194,7 +194,7 @@ def test_a_resume_with_other_readers_or_other_data_is_refused(streaming, tmp_pat
     more = recipe["training"] | {"dataloader_num_workers": 2}
     with pytest.raises(DataError, match="1 processes of 1 workers, now by 1 of 2"):
         build_trainer(parse_recipe(recipe | {"training": more}), resume=True)
-    with pytest.raises(DataError, match=r"cannot go on where it was \(shuffle_buffer: 10 there, 20 now\)"):
+    with pytest.raises(DataError, match=r"cannot resume \(shuffle_buffer: 10 there, 20 now\)"):
         build_trainer(parse_recipe(recipe | {"data": recipe["data"] | {"shuffle_buffer": 20}}), resume=True)
     train(parse_recipe(recipe), resume=True)
     with open(recipe["data"]["train"], "a") as file:
@@ -289,7 +289,10 @@ def test_text_takes_the_tokenizer_of_the_model_it_starts_from(streaming, corpora
         recipe["training"] |= {"output_dir": str(tmp_path / f"{source.stem}-run")}
         del recipe["tokenizer"]
         trainer = build_trainer(parse_recipe(recipe))
-        assert f"tokenizer: that of model.init_from {first} (tokenizer.name takes another)" in capsys.readouterr().out
+        assert (
+            f"tokenizer: the one of model.init_from {first}; set tokenizer.name to use another"
+            in capsys.readouterr().out
+        )
         run = Path(trainer.args.output_dir)
         assert (run / "head").exists() == streamed and load_recipe(run).tokenizer.name == str(first)
         assert tokenizer_hash(trainer.processing_class) == tokenizer_hash(vocabulary)
