@@ -32,18 +32,20 @@ class _Source:
 def divide(
     resolution: Resolution,
     sources: list[str],
+    files: list[str],
     scratch: Path,
     say: Callable[[str], object],
     *,
     present: int = 0,
     hash_only: bool = False,
 ) -> dict | None:
-    """Settle which documents are val. `sources` has the source of each unit.
+    """Settle which documents are val. `sources` has the source of each unit, `files` its file where it has one.
 
     val_split tail: the end of the whole text, in characters. hash: the documents chosen by their hashes; but where
     that would put another share of the tokens into val than was asked for, or a source of more than BLOCK characters
     on one side, the end of each source concerned, in tokens. With fewer than FEWEST_FOR_HASH documents, if `present`
-    is 0: the end of the whole text, if that has all such sources on both sides. `hash_only`: by hash in any case.
+    is 0: the end of the whole text, if that has all such files on both sides; else each file counts as a source.
+    `hash_only`: by hash in any case.
 
     present: tokens of the dataset that the text is added to. Returns what replaces the split by hash, for the report;
     None if nothing does.
@@ -58,10 +60,11 @@ def divide(
     documents = sum(source.documents for source in found.values())
     if documents < FEWEST_FOR_HASH and not present:
         _cut_whole(resolution)
-        if not _one_sided(_measured(resolution, sources)):
+        if not _one_sided(_measured(resolution, files)):
             say(f"only {documents} documents: val is the tail of the text rather than a share of the documents")
             return None
-        resolution.tails, resolution.groups = {}, []
+        resolution.tails, resolution.groups, sources = {}, [], files
+        found = _measured(resolution, sources)
     cut = _cut_groups(resolution, found, sources, present)
     replaced = _explain(found, cut, settings.val_fraction, say) if cut else None
     if settings.dedup != "document" and cut:

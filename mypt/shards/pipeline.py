@@ -128,8 +128,11 @@ class Pipeline:
 
     def divide(self, resolution: Resolution, *, present: int = 0, hash_only: bool = False) -> dict | None:
         """Train and val of what is left, as `mypt.shards.divide.divide` does it."""
-        sources = [piece.unit.source for piece in self.pieces]
-        return divide(resolution, sources, self.scratch(), self.say, present=present, hash_only=hash_only)
+        units = [piece.unit for piece in self.pieces]
+        sources = [unit.source for unit in units]
+        # How documents are dealt to ranks says nothing of the text.
+        files = [u.paths[0] if len(u.paths) == 1 and u.kind != "rank" else u.source for u in units]
+        return divide(resolution, sources, files, self.scratch(), self.say, present=present, hash_only=hash_only)
 
     def write(self, work: Work, resolution: Resolution) -> tuple[dict[str, Split], list[dict]]:
         """Shards in the staging folder; the splits, and name, counts and digest of each source."""

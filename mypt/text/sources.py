@@ -20,6 +20,7 @@ from mypt.text.opening import open_utf8
 from mypt.text.plain import BOUNDARIES, LONGEST, RECORD_BOUNDARY, boundary, cut, cut_text, decoded
 
 BUNDLE_BYTES = 1 << 23  # of small files that go to one unit together
+FEW = 20  # files; from as many documents on val is a share of them (mypt/shards/split.py)
 UNREADABLE = "unreadable"  # the kind of a file that is skipped: what is wrong with it is found again where it is read
 _NAMED = 10  # files in a message
 
@@ -115,14 +116,17 @@ def _formats(paths: list[Path], column: str, on_error: str) -> list[tuple[Path, 
     return found
 
 
-def _file_units(shape: Unit, files: Iterable[tuple[Path, Format, str]], on_error: str) -> Iterator[Unit]:
-    """Large files in pieces; small neighbours of a kind together."""
+def _file_units(shape: Unit, files: list[tuple[Path, Format, str]], on_error: str) -> Iterator[Unit]:
+    """Large files in pieces; small neighbours of a kind together, unless there are FEW files.
+
+    Few files may be few documents, and then the val split takes its share of each file.
+    """
     bundle: list[str] = []
     held = 0
     for path, form, document in files:
         size, (kind, encoding, _) = path.stat().st_size, form
         alike = (kind, document, encoding) == (shape.kind, shape.document, shape.encoding)
-        if bundle and (held + size > BUNDLE_BYTES or not alike):
+        if bundle and (held + size > BUNDLE_BYTES or not alike or len(files) < FEW):
             yield replace(shape, paths=tuple(bundle))
             bundle, held = [], 0
         shape = replace(shape, kind=kind, document=document, encoding=encoding)

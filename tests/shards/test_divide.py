@@ -69,6 +69,19 @@ def test_three_files_of_unequal_size(tmp_path, tokenizer):
     assert any("val is the last 0.1 of the tokens of 2 of 3 sources" in note for note in manifest.report["notes"])
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_of_few_documents_each_file_gives_its_tail(tmp_path, tokenizer, workers):
+    """Also where one glob names them: the tail of the whole would be of the last file alone."""
+    sizes = {"a.txt": 9_000, "b.txt": 4_500, "c.txt": 11_000}
+    for seed, (name, size) in enumerate(sizes.items()):
+        (tmp_path / name).write_text(text(size, seed))
+    manifest = prepare_dataset(f"{tmp_path}/*.txt", tmp_path / "out", tokenizer, workers=workers, progress=False)
+    assert shares(manifest)[0] == pytest.approx(0.1, abs=0.002)
+    train, val = texts(tmp_path / "out", "train"), texts(tmp_path / "out", "val")
+    for seed, (before, behind) in enumerate(zip(train, val, strict=True)):
+        assert before + behind == text(list(sizes.values())[seed], seed)
+
+
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5])
 @pytest.mark.parametrize("count", [2, 19, 25, 60])
 def test_the_share_holds_for_few_unequal_documents(tmp_path, tokenizer, count, fraction):

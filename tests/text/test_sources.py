@@ -139,6 +139,10 @@ def test_small_neighbours_of_a_kind_are_one_unit(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(b"x" * size)
     units = find_units([f"{tmp_path}/*", tmp_path / "a.txt"])
     names = [[path.removeprefix(f"{tmp_path}/") for path in unit.paths] for unit in units]
+    assert all(len(paths) == 1 for paths in names), "few files are units of their own"
+    monkeypatch.setattr(sources, "FEW", 7)
+    units = find_units([f"{tmp_path}/*", tmp_path / "a.txt"])
+    names = [[path.removeprefix(f"{tmp_path}/") for path in unit.paths] for unit in units]
     assert names == [["a.txt", "b.txt"], ["c.txt"], ["d.jsonl"], ["e.md"], ["f.txt"], ["g.txt"], ["a.txt"]]
     assert [unit.kind for unit in units] == ["text", "text", "jsonl", "text", "text", "text", "text"]
     assert units[0].name == f"{tmp_path}/a.txt (and 1 more)"
