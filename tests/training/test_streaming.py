@@ -312,7 +312,7 @@ def test_messages_name_the_keys_of_the_recipe(streaming, tmp_path, capsys):
     recipe["training"] |= {"output_dir": str(tmp_path / "large")}
     with pytest.raises(DataError, match=r"lower data\.block_size"):  # all are duplicates
         train(parse_recipe(recipe))
-    assert "(`mypt prepare --document`)" in capsys.readouterr().err
+    assert "(`mypt prepare --document` changes this)" in capsys.readouterr().err
 
 
 def test_a_name_of_the_hub_without_its_prefix(streaming, tmp_path, monkeypatch):
