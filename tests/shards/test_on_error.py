@@ -10,6 +10,7 @@ import pytest
 from mypt.errors import DataError
 from mypt.shards.prepare import append_text, prepare_dataset
 from mypt.shards.report import REPORT_NAME, SKIPPED_NAME
+from mypt.shards.staging import STAGING
 from mypt.text.encodings import conversion, guess_encoding
 
 from .conftest import die_at, output, texts
@@ -88,6 +89,14 @@ def test_killed_anywhere_the_list_is_that_of_an_unbroken_call(folder):
         assert output(folder / f"out{touch}") == expected, touch
         touch += 17
     assert touch > 40
+
+
+def test_the_list_of_a_killed_call_is_not_that_of_a_clean_one(folder):
+    (folder / "out" / STAGING).mkdir(parents=True)
+    (folder / "out" / STAGING / SKIPPED_NAME).write_text("{}\n")  # killed before it was published, and then repaired
+    (folder / "good.jsonl").write_text("".join(json.dumps({"text": f"record {row}"}) + "\n" for row in range(30)))
+    prepare(folder / "good.jsonl", folder / "out")
+    assert not (folder / "out" / SKIPPED_NAME).exists()
 
 
 def test_invalid_bytes_count_where_they_are_kept(tmp_path):

@@ -247,3 +247,11 @@ def test_settings_that_ranks_cannot_have(corpus, tmp_path, settings, message):
 def test_a_tokenizer_must_be_there(tmp_path):
     with pytest.raises(TokenizerError, match="bpe is made from the whole text"):
         start(tmp_path / "out", "bpe", "datatrove")
+
+
+def test_a_rank_that_runs_again_leaves_nothing_of_the_first_time(corpus, tmp_path):
+    start(tmp_path / "a", corpus / "bpe", "datatrove")
+    write_rank(tmp_path / "a", 0, RANKS, [f"document {number} caf\udce9 " * 5 for number in range(150)])
+    for rank in range(RANKS):
+        write_rank(tmp_path / "a", rank, RANKS, [f"rank {rank} document {number} " * 5 for number in range(30)])
+    assert finish(tmp_path / "a").report["invalid_utf8"] == 0
