@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from mypt.checkpoints.complete import ADAPTER_WEIGHTS, checkpoints
 from mypt.checkpoints.header import read_header
 from mypt.checkpoints.original import refuse_original
 from mypt.errors import CheckpointError
+from mypt.terminal import say
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -199,7 +199,7 @@ def _from_pretrained(name: str, *, local: bool, **options) -> PreTrainedModel:
     if left := sorted(report["unexpected_keys"]):
         names = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
         line = f"model {name} has {len(left)} weights that {type(model).__name__} has no place for: {names}"
-        print(f"{line}; they are left out", file=sys.stderr)
+        say(f"{line}; they are left out", error=True)
     return model
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mypt import terminal
 from mypt.errors import TokenizerError
 
 if TYPE_CHECKING:
@@ -17,13 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 EOS = "<|endoftext|>"
+_SAY = partial(terminal.say, error=True)
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = _say) -> PreTrainedTokenizerFast:
+def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = _SAY) -> PreTrainedTokenizerFast:
     """A tokenizer with an EOS and a padding token, from a directory (dataset or checkpoint), `gpt2` or a hub id.
 
     Its ids are those of the `tokenizer.json`: where transformers builds another tokenizer from it, that is put right
