@@ -108,9 +108,9 @@ def _dataset_report(path: Path, args: argparse.Namespace) -> dict:
     report = inspect_dataset(path)
     if args.show:
         from mypt.streams.show import decoded_windows
-        from mypt.tokenization.load import load_tokenizer
+        from mypt.tokenization.data_tokenizer import load_data_tokenizer
 
-        windows = decoded_windows(path, load_tokenizer(path), args.show, block_size=args.block_size)
+        windows = decoded_windows(path, load_data_tokenizer(path), args.show, block_size=args.block_size)
         report["windows"] = [asdict(window) for window in windows]
     return report
 

@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from mypt.shards.train_tokenizer import training_record
+    from mypt.tokenization.data_tokenizer import load_data_tokenizer
     from mypt.tokenization.inspect import inspect_tokenizer, loss_of, tokens_of
-    from mypt.tokenization.load import load_tokenizer
 
     adding = hasattr(args, "add_tokens")
     if adding and None in (args.name, args.out):
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.out is not None:
         _train(args)
     name = args.out or args.name
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_data_tokenizer(name)
     report = {"tokenizer": name, **inspect_tokenizer(tokenizer), "training": training_record(Path(name))}
     if args.text is not None:
         report["text"] = tokens_of(tokenizer, args.text)

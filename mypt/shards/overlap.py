@@ -16,7 +16,7 @@ from mypt.errors import DataError
 from mypt.shards.format import Manifest, read_manifest
 from mypt.shards.scan import checked_chunks, pieces, progress_bar, read_chunks
 from mypt.text.dedup import shared
-from mypt.tokenization.load import load_tokenizer
+from mypt.tokenization.data_tokenizer import load_data_tokenizer
 from mypt.tokenization.token_bytes import TextOf
 
 LONG_LINE = 40  # characters from which a shared line is more than a shared phrase
@@ -60,7 +60,7 @@ def overlaps(first: str | Path, second: str | Path, *, lines: bool = True, progr
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="mypt-overlap-")))
         bar = stack.enter_context(progress_bar("comparing", total, progress))
         for index, (directory, manifest) in enumerate(zip(directories, manifests, strict=True)):
-            encode = _id_bytes if by_ids else TextOf(load_tokenizer(directory))
+            encode = _id_bytes if by_ids else TextOf(load_data_tokenizer(directory))
             for split in _present(manifest):
                 _write_hashes(directory, manifest, split, encode, lines, scratch / f"{index}-{split}", bar.update)
         pairs = [

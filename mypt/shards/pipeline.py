@@ -31,10 +31,11 @@ from mypt.shards.writer import ShardWriter
 from mypt.terminal import progress_bar
 from mypt.text.dedup import first_occurrences
 from mypt.text.sources import Unit, digest, stamp
-from mypt.tokenization.bpe import TextSample, train_bpe_tokenizer
-from mypt.tokenization.char import build_char_tokenizer
+from mypt.tokenization.bpe import TextSample, train_bpe
+from mypt.tokenization.char import build_char
+from mypt.tokenization.data_tokenizer import DataTokenizer, read_data_tokenizer
 from mypt.tokenization.fast import Encoder, choose_engine
-from mypt.tokenization.load import load_tokenizer, save_tokenizer, tokenizer_hash
+from mypt.tokenization.load import save_tokenizer, tokenizer_hash
 from mypt.tokenization.round_trip import describe_loss, measure_loss
 from mypt.tokenization.vocab_size import choose_vocab_size
 
@@ -72,20 +73,21 @@ class Pipeline:
         """Of the finished units."""
         return self.staging / UNITS
 
-    def make_tokenizer(self, retrain: bool) -> PreTrainedTokenizerFast:
+    def make_tokenizer(self, retrain: bool) -> DataTokenizer:
         """Train a bpe or collect the characters of a char tokenizer, unless a killed run has done so."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record, key = self.folder / "tokenizer.key", self._corpus()
-        if not retrain and record.is_file() and record.read_text() == key:
+        kept = not retrain and record.is_file() and record.read_text() == key
+        if kept and (tokenizer := read_data_tokenizer(self.staging)):
             self.say(f"using the tokenizer in {self.staging}, made from the same text (--retrain: make it again)")
-            return load_tokenizer(self.staging)
+            return tokenizer
         record.unlink(missing_ok=True)
         tokenizer = self._trained() if self.settings.tokenizer == "bpe" else self._of_characters()
         save_tokenizer(tokenizer, self.staging)
         replace_text(record, key)
         return tokenizer
 
-    def encode(self, tokenizer: PreTrainedTokenizerFast, dtype: str) -> Work:
+    def encode(self, tokenizer: DataTokenizer | PreTrainedTokenizerFast, dtype: str) -> Work:
         """Encode every unit that is not finished yet. Keeps the tokenizer in the staging folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_tokenizer(tokenizer, self.staging)
@@ -197,15 +199,15 @@ class Pipeline:
         finished = f"{len(sizes)} of {len(self.units)} units are finished and kept"
         return f"{finished}, about {needed / 1e6:,.1f} MB more are needed"
 
-    def _of_characters(self) -> PreTrainedTokenizerFast:
+    def _of_characters(self) -> DataTokenizer:
         characters: set[str] = set()
         for _, found in self._survey("char"):
             characters.update(found.characters)
-        tokenizer = build_char_tokenizer(characters)
+        tokenizer = DataTokenizer.made(build_char(characters))
         self.say(f"{len(characters):,} characters; with the 256 bytes and EOS a vocabulary of {len(tokenizer):,} ids")
         return tokenizer
 
-    def _trained(self) -> PreTrainedTokenizerFast:
+    def _trained(self) -> DataTokenizer:
         settings = self.settings
         sample = TextSample(settings.tokenizer_train_examples, settings.seed)
         text_bytes = 0
@@ -216,7 +218,7 @@ class Pipeline:
         if size == "auto":
             size, reasons = choose_vocab_size(text_bytes, settings.min_vocab_size, settings.max_vocab_size)
             self.say(f"vocabulary of {size:,} ids: {'; '.join(reasons)}")
-        tokenizer = train_bpe_tokenizer(sample, size)
+        tokenizer = DataTokenizer.made(train_bpe(sample, size))
         self.say(f"trained a byte-level BPE of {len(tokenizer):,} ids on {len(sample):,} examples")
         return tokenizer
 
@@ -259,7 +261,7 @@ class Pipeline:
         content = [self.settings.training(), [[unit.to_dict(), stamp(unit)] for unit in self.units]]
         return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
-    def _measure_loss(self, tokenizer: PreTrainedTokenizerFast, sample: list[str]) -> None:
+    def _measure_loss(self, tokenizer: DataTokenizer | PreTrainedTokenizerFast, sample: list[str]) -> None:
         """Set `loss`, from ten times the sample if the sample is changed by encoding and decoding; say what is lost."""
         backend = tokenizer.backend_tokenizer
         encoder = Encoder(backend, self.engine, tokenizer.eos_token_id)

@@ -24,7 +24,8 @@ from mypt.shards.staging import LAUNCH, STAGING, previous_manifest, publish, req
 from mypt.shards.units import Work
 from mypt.terminal import say
 from mypt.text.sources import Unit, digest, find_units
-from mypt.tokenization.load import largest_id, load_tokenizer, tokenizer_hash
+from mypt.tokenization.data_tokenizer import load_data_tokenizer
+from mypt.tokenization.load import largest_id, tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -55,7 +56,7 @@ def prepare_dataset(
     """
     name, notes = str(tokenizer), []
     say = partial(_say, notes, progress)
-    loaded = None if name in (*TRAINED, "gpt2") else load_tokenizer(name, say)
+    loaded = None if name in (*TRAINED, "gpt2") else load_data_tokenizer(name, say)
     chosen = PrepareSettings.of(f"xxh3-128:{tokenizer_hash(loaded)}" if loaded else name, **settings)
     out = Path(out)
     require_dataset_folder(out, "mypt prepare")
@@ -78,7 +79,7 @@ def prepare_dataset(
             say(f"{out} is already prepared from the same text with the same settings")
             shutil.rmtree(pipeline.staging, ignore_errors=True)  # of a call that was killed when all was done
             return previous
-        loaded = loaded or (pipeline.make_tokenizer(retrain) if name in TRAINED else load_tokenizer(name))
+        loaded = loaded or (pipeline.make_tokenizer(retrain) if name in TRAINED else load_data_tokenizer(name))
         if chosen.val_split == "tail" and not chosen.normalize:
             say("val is the tail of the text, which is kept as it is (--normalize changes it)")
         work = pipeline.encode(loaded, dtype_for(largest_id(loaded)))
@@ -107,7 +108,7 @@ def append_text(
     """
     directory, say = Path(directory), partial(_say, [], progress)
     with only_appender(directory):
-        manifest, tokenizer = read_manifest(directory), load_tokenizer(directory)
+        manifest, tokenizer = read_manifest(directory), load_data_tokenizer(directory)
         settings = _settings_again(manifest, text_column, max_documents, on_error)
         units = _find(sources, settings, say)
         if _holds_text(manifest, units, settings):

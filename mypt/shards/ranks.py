@@ -35,8 +35,9 @@ from mypt.text.dedup import text_hash
 from mypt.text.document import Document
 from mypt.text.plain import cut_text
 from mypt.text.sources import Unit
+from mypt.tokenization.data_tokenizer import load_data_tokenizer
 from mypt.tokenization.fast import SAMPLE_CHARACTERS, choose_engine
-from mypt.tokenization.load import largest_id, load_tokenizer, save_tokenizer, tokenizer_hash
+from mypt.tokenization.load import largest_id, save_tokenizer, tokenizer_hash
 
 _ENGINES: dict[str, str] = {}  # the encoder for each tokenizer (by hash): every process chooses once
 _NAMED = 10  # ranks in a message
@@ -112,7 +113,7 @@ def start(out: str | Path, tokenizer: str | Path, source: str, **settings: Any) 
         )
     for setting in _NOT_OURS.keys() & settings.keys():
         raise DataError(f"{setting} is not for ranks: {_NOT_OURS[setting]}; leave it out")
-    loaded = load_tokenizer(name)
+    loaded = load_data_tokenizer(name)
     known = tokenizer_hash(loaded)
     chosen = PrepareSettings.of(name if name == "gpt2" else f"xxh3-128:{known}", **settings)
     if chosen.dedup == "line":
@@ -190,7 +191,7 @@ def finish(out: str | Path, say: Callable[[str], object] | None = None) -> Manif
         units = [Unit(launch.source, "rank", (f"rank {rank}",)) for rank in range(len(finished))]
         pipeline = Pipeline(staging, launch.settings, units, 1, say, progress=False)
         with disk_errors(out, pipeline):
-            tokenizer, work = load_tokenizer(folder / "tokenizer"), launch.work(folder)
+            tokenizer, work = load_data_tokenizer(folder / "tokenizer"), launch.work(folder)
             save_tokenizer(tokenizer, staging)
             pipeline.pieces = [RankPiece(rank, unit, work=work) for rank, unit in enumerate(units)]
             pipeline.finished, pipeline.engine = finished, "as each rank chose"

@@ -14,7 +14,8 @@ from mypt.shards.output import fingerprints, made_before, staged
 from mypt.shards.scan import Advance, checked_chunks, pieces, progress_bar
 from mypt.shards.staging import publish, require_dataset_folder
 from mypt.shards.writer import ShardWriter
-from mypt.tokenization.load import load_tokenizer, save_tokenizer
+from mypt.tokenization.data_tokenizer import load_data_tokenizer
+from mypt.tokenization.load import save_tokenizer
 from mypt.tokenization.token_bytes import TextOf
 
 SAMPLES, SEED = 10_000, 42
@@ -60,7 +61,7 @@ def subset_dataset(
             share = len(chosen["train"]) / manifest.splits["train"].documents
             kept = max(1, round(documents * share)) if val == "proportional" and documents else documents
             chosen["val"] = choose(documents, kept, seed)
-            tokenizer = load_tokenizer(directory)
+            tokenizer = load_data_tokenizer(directory)
             save_tokenizer(tokenizer, staging)
             text, splits, counts = TextOf(tokenizer), {}, {}
             for split in manifest.splits:

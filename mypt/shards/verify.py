@@ -14,7 +14,8 @@ from mypt.errors import CheckFailed, DataError, MyPTError
 from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, Shard, read_manifest
 from mypt.shards.legacy import origin
 from mypt.shards.scan import Advance, Contents, progress_bar, scan_shard, shard_problem
-from mypt.tokenization.load import largest_id, load_tokenizer, tokenizer_hash
+from mypt.tokenization.data_tokenizer import load_data_tokenizer
+from mypt.tokenization.load import largest_id, tokenizer_hash
 
 
 def verify_dataset(directory: str | Path, *, workers: int = 1, progress: bool = True) -> dict:
@@ -113,7 +114,7 @@ def _tokenizer_problems(directory: Path, manifest: Manifest) -> list[dict[str, s
     if not (directory / "tokenizer.json").is_file():
         return [{"file": "tokenizer.json", "problem": "is missing"}]
     try:
-        tokenizer = load_tokenizer(directory)
+        tokenizer = load_data_tokenizer(directory)
     except MyPTError as error:
         return [{"file": "tokenizer.json", "problem": str(error)}]
     asked = (manifest.tokenizer_hash, manifest.vocab_size, manifest.eos_token_id)

@@ -6,9 +6,11 @@ and builds the normalizer and the pre-tokenizer anew. The file is what counts: b
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mypt.errors import TokenizerError
 from mypt.tokenization.long_text import plain_text
@@ -41,14 +43,17 @@ def read_tokenizer(name: str, say: Callable[[str], object], **options) -> PreTra
     reads it right. `say` gets a line then. Raises TokenizerError if neither has the file's ids, and as `AutoTokenizer`
     does if there is no file.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    found = failure = None
-    try:
-        found = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
-    except Exception as error:
-        failure = error
-    file = _file(name)
+    found, file, failure = _of_named_class(name, options), _file(name), None
+    if found is None or file is None or _difference(found.backend_tokenizer, file) is not None:
+        from transformers import AutoTokenizer
+
+        try:
+            found = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+        except Exception as error:
+            found, failure = None, error
+        file = _file(name)
     if file is None or (found is not None and not hasattr(found, "backend_tokenizer")):
         if failure:
             raise failure
@@ -70,6 +75,29 @@ def read_tokenizer(name: str, say: Callable[[str], object], **options) -> PreTra
         why = f"transformers builds a {type(found).__name__} for {name} with other ids (for {difference!r})"
     say(f"{why}: the tokenizer is read from its tokenizer.json alone")
     return plain
+
+
+def _of_named_class(name: str, options: dict[str, Any]) -> PreTrainedTokenizerFast | None:
+    """The tokenizer by the class that its tokenizer_config.json names; None if AutoTokenizer has to choose.
+
+    AutoTokenizer reads a model's configuration first, for which it imports torch.
+    """
+    import transformers
+    from transformers.utils import cached_file
+
+    def content(file: str) -> dict[str, Any]:
+        path = cached_file(name, file, **options, _raise_exceptions_for_missing_entries=False)
+        return {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+    try:
+        config = content("tokenizer_config.json")
+        named = config.get("tokenizer_class") or (None if content("config.json") else "PreTrainedTokenizerFast")
+        kind = getattr(transformers, named)
+        if "auto_map" in config or not issubclass(kind, transformers.PreTrainedTokenizerFast):
+            return None
+        return kind.from_pretrained(name, **options)
+    except Exception:  # AutoTokenizer says what is wrong, or has a way
+        return None
 
 
 def _file(name: str) -> Tokenizer | None:

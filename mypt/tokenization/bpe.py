@@ -12,6 +12,7 @@ from mypt.errors import TokenizerError
 from mypt.tokenization.load import EOS, wrap
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 EXAMPLE_CHARACTERS = 10_000
@@ -63,6 +64,11 @@ class TextSample:
 
 
 def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """What `train_bpe` gives, as a tokenizer of transformers."""
+    return wrap(train_bpe(texts, vocab_size))
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE of at most `vocab_size` ids: 0 (EOS), the 256 bytes, then merges by frequency.
 
     The result is smaller when the texts run out of pairs that occur twice. Equal texts in equal order give equal
@@ -85,4 +91,4 @@ def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedToke
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return wrap(backend)
+    return backend

