@@ -6,10 +6,8 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -22,6 +20,9 @@ from mypt.text.document import Document
 from mypt.text.faults import SkippedRecords, stop
 from mypt.text.sources import digest, stamp
 from mypt.tokenization.fast import Encoder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _BATCH_CHARACTERS = 1_000_000
 
@@ -181,12 +182,14 @@ def _save(path: str, array: np.ndarray) -> None:
         os.fsync(file.fileno())
 
 
-def load_encoder(work: Work) -> Encoder:
-    """One per process: loading a large vocabulary takes a second."""
-    return _encoder(work.tokenizer, work.engine, work.eos_token_id, work.tokenizer_hash)
+_ENCODERS: dict[tuple, Encoder] = {}  # of this process, the last one: loading a large vocabulary takes a second
 
 
-@lru_cache(maxsize=1)
-def _encoder(tokenizer: Path, engine: str, eos_token_id: int, tokenizer_hash: str) -> Encoder:
+def load_encoder(work: Work, backend: Tokenizer | None = None) -> Encoder:
+    """The encoder of a preparation; `backend` is the tokenizer in `work.tokenizer`, if it is loaded already."""
     # The hash tells that the path holds another tokenizer by now.
-    return Encoder(tokenizer, engine, eos_token_id)
+    key = (work.tokenizer, work.engine, work.eos_token_id, work.tokenizer_hash)
+    if key not in _ENCODERS:
+        _ENCODERS.clear()
+        _ENCODERS[key] = Encoder(backend or work.tokenizer, work.engine, work.eos_token_id)
+    return _ENCODERS[key]

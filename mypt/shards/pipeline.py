@@ -17,7 +17,7 @@ import xxhash
 from mypt.errors import DataError
 from mypt.files import replace_text
 from mypt.shards.divide import divide
-from mypt.shards.encoding import finish_unit
+from mypt.shards.encoding import finish_unit, load_encoder
 from mypt.shards.format import SPLITS, Split
 from mypt.shards.join import write_shards
 from mypt.shards.report import SKIPPED_NAME, describe_invalid, invalid_files, total
@@ -40,6 +40,7 @@ from mypt.tokenization.round_trip import describe_loss, measure_loss
 from mypt.tokenization.vocab_size import choose_vocab_size
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 TRAINED = ("bpe", "char")  # tokenizers that are made from the text
@@ -95,7 +96,6 @@ class Pipeline:
             self._mark_lines()
         sample = self._sample(_SAMPLE_CHARACTERS)
         self.engine = choose_engine(tokenizer.backend_tokenizer, sample, self.say)
-        self._measure_loss(tokenizer, sample)
         work = Work(
             folder=self.folder,
             settings=self.settings,
@@ -105,6 +105,8 @@ class Pipeline:
             dtype=dtype,
             eos_token_id=tokenizer.eos_token_id,
         )
+        encoder = load_encoder(work, tokenizer.backend_tokenizer)
+        self._measure_loss(tokenizer.backend_tokenizer, encoder, sample)
         done = list(self._each("encoding", finish_unit, lambda piece: (work, piece)))
         self.pieces, self.finished = [piece for piece, _ in done], [result for _, result in done]
         if dropped := sum(unit.counts.get("dropped_ids", 0) for unit in self.finished):
@@ -261,10 +263,8 @@ class Pipeline:
         content = [self.settings.training(), [[unit.to_dict(), stamp(unit)] for unit in self.units]]
         return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
-    def _measure_loss(self, tokenizer: DataTokenizer | PreTrainedTokenizerFast, sample: list[str]) -> None:
+    def _measure_loss(self, backend: Tokenizer, encoder: Encoder, sample: list[str]) -> None:
         """Set `loss`, from ten times the sample if the sample is changed by encoding and decoding; say what is lost."""
-        backend = tokenizer.backend_tokenizer
-        encoder = Encoder(backend, self.engine, tokenizer.eos_token_id)
         if measure_loss(backend, encoder, sample)["changed_texts"]:
             self.loss = measure_loss(backend, encoder, self._sample(_LOSS_CHARACTERS))
             self.say(f"on a sample of the text this tokenizer {describe_loss(self.loss)}")

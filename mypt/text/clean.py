@@ -5,7 +5,8 @@ import unicodedata
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, groupby, islice
+from operator import itemgetter
 
 import numpy as np
 
@@ -72,31 +73,51 @@ def _escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _faults(texts: Sequence[str], whole: str, lines: bool) -> set[str]:
+def _faults(texts: Sequence[str], whole: str, lines: bool) -> tuple[set[str], bytes, np.ndarray]:
     """What a batch of texts may need: the slow looks at each of them are taken only for what is found here at once.
 
     invalid: lone surrogates; unnormal: `normalize` changes something; not_text: some character is no text; with
-    `lines` also short: some line is short. `whole` is the texts with a line end behind each.
+    `lines` also short: some line is short. `whole` is the texts with a line end behind each. Also returns its UTF-8
+    bytes, and the places of the line ends among them, int64 (line ends,); neither if there are lone surrogates.
     """
     try:
-        data = np.frombuffer(whole.encode(), dtype=np.uint8)
+        content = whole.encode()
     except UnicodeEncodeError:
-        return {"invalid", "unnormal", "not_text", "short"}
-    faults = set()
+        return {"invalid", "unnormal", "not_text", "short"}, b"", np.empty(0, np.int64)
+    faults, data = set(), np.frombuffer(content, np.uint8)
     ends = np.flatnonzero(data == 10)
     last = data[ends - 1]
     controls = np.count_nonzero(data < 32) > len(ends)  # tabs too
     if (last == 32).any() or (controls and ((last == 9).any() or "\r" in whole)) or not _composed(texts, whole):
         faults.add("unnormal")
-    if (
-        "\ufffd" in whole
-        or "\x7f" in whole
-        or (controls and len(data.tobytes().translate(None, _CONTROLS)) < len(data))
-    ):
+    if "\ufffd" in whole or "\x7f" in whole or (controls and len(content.translate(None, _CONTROLS)) < len(content)):
         faults.add("not_text")
     if lines and _SHORT_LINE_IN_TEXT.search("\n" + whole):
         faults.add("short")
-    return faults
+    return faults, content, ends
+
+
+def _normalized(texts: Sequence[str], whole: str, content: bytes, ends: np.ndarray) -> tuple[list[str], int]:
+    """Each of `texts` as `normalize` gives it, and how many of them changed; the others as in `_faults`."""
+    normal = list(texts)
+    if "\r" in whole or not _composed(texts, whole):
+        normal = list(map(normalize, texts))
+        return normal, sum(map(str.__ne__, normal, texts))
+    changed, last = 0, np.frombuffer(content, np.uint8)[ends - 1]
+    blank = np.flatnonzero((last == 32) | (last == 9))  # lines that end in blanks
+    begins = np.append(0, ends + 1)[blank].tolist()
+    sizes = map(len, texts if whole.isascii() else map(str.encode, texts))
+    stops = np.cumsum(np.fromiter(sizes, np.int64, len(texts)) + 1) - 1
+    owners = np.searchsorted(stops, ends[blank])
+    lines = zip(owners.tolist(), begins, ends[blank].tolist(), strict=True)
+    for i, own in groupby(lines, key=itemgetter(0)):
+        parts, place = [], int(stops[i - 1]) + 1 if i else 0
+        for _, begin, end in own:
+            parts += content[place:begin], content[begin:end].rstrip(b" \t")
+            place = end
+        normal[i] = b"".join([*parts, content[place : stops[i]]]).decode()
+        changed += 1
+    return normal, changed
 
 
 def _composed(texts: Sequence[str], whole: str) -> bool:
@@ -144,10 +165,14 @@ class Cleaner:
                 texts = [text.lower() for text in texts]
             whole = "\n".join([*texts, ""])
             size = max(1, min(_BATCH_DOCUMENTS, 4 * size, _BATCH_CHARACTERS * len(batch) // len(whole)))
-            faults = _faults(texts, whole, lines=self.filter == "line") - self._ignored
-            if first and not faults and False not in ended:
+            faults, content, ends = _faults(texts, whole, lines=self.filter == "line")
+            faults -= self._ignored
+            if first and False not in ended and (not faults or (faults == {"unnormal"} and self.filter != "line")):
                 self.counts["documents"] += len(batch)
-                batch = self._without_empty(list(whole_documents(texts)) if self.lowercase else batch, texts)
+                if faults:
+                    texts, changed = _normalized(texts, whole, content, ends)
+                    self.counts["normalized"] += changed
+                batch = self._without_empty(list(whole_documents(texts)) if self.lowercase or faults else batch, texts)
                 self._kept += len(batch)
                 yield batch
                 continue

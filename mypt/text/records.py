@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import IO
@@ -15,7 +14,7 @@ from mypt.text.faults import OnFault, RecordError
 from mypt.text.plain import decoded
 
 _LIST_CHARACTERS = 1 << 20  # or a little more
-LONGEST_VALUE = 1 << 26  # characters of one value in a JSON file that is not lines
+LONGEST_VALUE = 1 << 26  # characters of one record of JSON, one line or field of CSV
 _scan = json.JSONDecoder().scan_once
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 _OUTER_KEY = re.compile(r'\{\s*"((?:[^"\\]|\\.)*)"\s*:')
@@ -33,7 +32,11 @@ def json_texts(
             try:
                 record, stop = _scan(line, 0)
                 text = record[column]
-                if type(text) is str and (stop == len(line) or not line[stop:].strip(" \t\r")):
+                if (
+                    len(line) <= LONGEST_VALUE
+                    and type(text) is str
+                    and (stop == len(line) or not line[stop:].strip(" \t\r"))
+                ):
                     texts.append(text)
                     continue
             except (StopIteration, ValueError, LookupError, TypeError, RecursionError):
@@ -51,15 +54,20 @@ def json_texts(
 
 
 def _whole_lines(chunks: Iterable[str]) -> Iterator[list[str]]:
-    r"""Lines without their `\n` (JSON needs no other line end), in lists."""
+    r"""Lines without their `\n` (JSON needs no other line end), in lists.
+
+    Of a line of more than LONGEST_VALUE characters only that many and one more.
+    """
     held: list[str] = []
+    size = 0
     for chunk in chunks:
         head, newline, tail = chunk.partition("\n")
-        held.append(head)
+        held.append(head[: max(0, LONGEST_VALUE + 1 - size)])
+        size += len(held[-1])
         if newline:
             *lines, rest = tail.split("\n")
             yield ["".join(held), *lines]
-            held = [rest]
+            held, size = [rest], len(rest)
     if last := "".join(held):
         yield [last]
 
@@ -71,6 +79,9 @@ class _BadRecord(Exception):
 
 def _line_text(line: str, column: str) -> str:
     """The text of a line that is unusual or wrong."""
+    if len(line) > LONGEST_VALUE:
+        detail = f"a line of more than {LONGEST_VALUE:,} characters; write its text to a file of its own, as plain text"
+        raise _BadRecord("broken_json", detail)
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -242,10 +253,10 @@ def csv_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> Ite
     The delimiter is the one with which the header row has the column: a tab first in .tsv, else a comma, then a tab, a
     semicolon, a bar.
     """
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LONGEST_VALUE)
     stream = io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8-sig", errors="surrogateescape", newline="")
-    first = stream.readline()
-    rows = csv.reader(chain([first], stream), strict=True, delimiter=_delimiter(first, path, column))
+    first = stream.readline(LONGEST_VALUE)
+    rows = csv.reader(chain([first], _CsvLines(stream)), strict=True, delimiter=_delimiter(first, path, column))
     texts: list[str] = []
     size = 0
     try:
@@ -287,6 +298,26 @@ def csv_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> Ite
             yield texts
             texts, size = [], 0
     yield texts
+
+
+class _CsvLines:
+    """The lines of a file; raises csv.Error for one of more than LONGEST_VALUE characters, and goes on behind it."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._stream.readline(LONGEST_VALUE + 1)
+        if not line:
+            raise StopIteration
+        if len(line) <= LONGEST_VALUE:
+            return line
+        while line and not line.endswith(("\n", "\r")):
+            line = self._stream.readline(LONGEST_VALUE)
+        raise csv.Error(f"a line of more than {LONGEST_VALUE:,} characters")
 
 
 def _named(delimiter: str) -> str:

@@ -24,7 +24,9 @@ Flat = tuple[np.ndarray, np.ndarray]  # ids, uint32 (tokens,), and how many each
 ENGINES = ("characters", "fastokens", "tokenizers")
 
 SAMPLE_CHARACTERS = 100_000
-_SLICE = 1 << 16  # characters that are looked up at once, so that what lies between stays in the processor's cache
+_SLICE = (
+    1 << 16
+)  # characters or ids that are looked up at once, so that what lies between stays in the processor's cache
 CHECK_SHARE, CHECK_CHARACTERS = 1 / 2000, 500  # of a call's characters; at most so many of one text
 
 # Where engines differ if they do: what is a space, a letter or a digit (in old and new Unicode), and special tokens.
@@ -49,10 +51,10 @@ def choose_engine(tokenizer: Tokenizer, sample: Iterable[str], say: Callable[[st
         left -= len(text)
         if left <= 0:
             break
-    expected = encode_flat(tokenizer, texts)
+    expected, content = encode_flat(tokenizer, texts), tokenizer.to_str()
     for engine, load in _LOADERS.items():
         try:
-            encode = load(tokenizer.to_str())
+            encode = load(content)
             if encode is None:
                 continue
             if _equal(encode(texts), expected):
@@ -166,8 +168,13 @@ class Encoder:
             return False
         if self._lengths is None:
             return True
+        if len(ids) and ids.max() >= len(self._lengths):
+            return False
         some, found = counts > 0, np.zeros(len(texts), dtype=np.int64)
-        found[some] = np.add.reduceat(self._lengths[ids], (np.cumsum(counts) - counts)[some], dtype=np.int64)
+        lengths = np.empty(len(ids), self._lengths.dtype)
+        for start in range(0, len(ids), _SLICE):
+            np.take(self._lengths, ids[start : start + _SLICE], out=lengths[start : start + _SLICE], mode="clip")
+        found[some] = np.add.reduceat(lengths, (np.cumsum(counts) - counts)[some], dtype=np.int64)
         return np.array_equal(found, [len(text.encode()) for text in texts] if sizes is None else sizes)
 
     def _agrees(self, texts: Sequence[str], ids: np.ndarray, counts: np.ndarray) -> bool:

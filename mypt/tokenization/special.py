@@ -47,7 +47,7 @@ class SpecialIds:
         """The ids of documents, uint32 (tokens,), and how many each has, int64 (documents,), without special ids."""
         if self._unknown_id is not None:
             self.unknown += int(np.count_nonzero(ids == self._unknown_id))
-        places = np.flatnonzero(np.isin(ids, self._ids))
+        places = np.flatnonzero(ids == self._ids[0] if len(self._ids) == 1 else np.isin(ids, self._ids))
         if not len(places):
             return ids, counts
         sizes = np.ones(len(ids), dtype=np.int64)  # ids that take the place of each

@@ -8,6 +8,7 @@ import json
 import lzma
 import pickle
 import sqlite3
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -234,6 +235,31 @@ def test_a_json_array_is_read_in_bounded_memory_in_chunks_of_any_size(tmp_path, 
         read(tmp_path / "b.json")
     (tmp_path / "c.json").write_text("[" + ",".join([json.dumps({"text": "x" * 100_000})] * 30) + "]")
     assert read(tmp_path / "c.json") == ["x" * 100_000] * 30
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "reason"),
+    [
+        ("a.jsonl", ['{"text": "a"}', '{"text": "%s"}', '{"text": "b"}'], "broken_json"),
+        ("a.csv", ["text,n", "a,1", "%s,2", "b,3"], "broken_csv"),
+        ("b.csv", ["text,n", "a,1", '"%s",2', "b,3"], "broken_csv"),
+    ],
+)
+def test_a_record_without_an_end_does_not_fill_the_memory(tmp_path, monkeypatch, name, rows, reason):
+    """Of a line that is too long no more than the limit is held, and what follows it is read."""
+    monkeypatch.setattr(records, "LONGEST_VALUE", 1 << 20)
+    path = tmp_path / f"{name}.gz"
+    with gzip.open(path, "wt") as file:
+        file.write("\n".join(rows) % ("x" * (1 << 26)) + "\n")
+    faults: list[RecordError] = []
+    unit = find_units([path])[0]
+    tracemalloc.start()
+    assert [document.text for document in read_documents(unit, faults.append)] == ["a", "b"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [fault.reason for fault in faults] == [reason]
+    assert "1,048,576" in str(faults[0]) or "1048576" in str(faults[0])
+    assert peak < 1 << 24
 
 
 def test_faults_are_handed_out_and_reading_goes_on(tmp_path):
