@@ -111,7 +111,7 @@ class ForgettingSection:
     guard: list | None = None
     tolerance: float = 0.05
     action: str = "warn"
-    eval_windows: int | str = 1_000
+    eval_windows: int | str | None = None  # chosen when the run starts, and recorded
     time_budget: float = 0.1
 
 

@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
     from mypt.cli.table import print_table
     from mypt.planning.report import coverage_report, plan, plan_rows
 
@@ -48,9 +50,11 @@ def run(args: argparse.Namespace) -> None:
     settings, steps, notes = _settings(args, machine, target)
     settings["steps"], reason = _steps(args, settings, steps)
     result = plan(**settings)
+    evaluation = _evaluation(target, settings) if settings["steps"] else None
     choices = {name: choice._asdict() for name, choice in target.choices.items()}
     if args.json:
         told = {"target": args.target, "notes": notes, "choices": choices, "reason": reason}
+        result["evaluation"] = asdict(evaluation) if evaluation else None
         print(json.dumps(told | result, indent=1))
         return
     for note in notes:
@@ -59,6 +63,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"{name}: {choice.value} ({choice.reason})")
     if settings["steps"]:
         print(f"{settings['steps']:,} steps: {reason}")
+    if evaluation:
+        print(evaluation)
     if "coverage" in result:
         shared = ("sources", "batch_size", "block_size", "accumulation", "processes", "steps")
         report = coverage_report(**{name: settings[name] for name in shared}, parameters=result.get("parameters"))
@@ -141,6 +147,17 @@ def _steps(args: argparse.Namespace, settings: dict, recipe_steps: dict) -> tupl
         settings["batch_size"] * settings["accumulation"] * settings["processes"],
         settings["block_size"],
     )
+
+
+def _evaluation(target: Target, settings: dict):
+    """As training plans it; None where nothing is evaluated."""
+    from mypt.planning.evaluation import plan_evaluation
+
+    if target.evaluation is None:
+        return None
+    sequences = settings["batch_size"] * settings["accumulation"] * settings["processes"]
+    sizes = {"steps": settings["steps"], "sequences": sequences, "block_size": settings["block_size"]}
+    return plan_evaluation(**sizes, **target.evaluation)
 
 
 def _epoch(sources: list[dict], block_size: int) -> tuple[int, int]:

@@ -29,7 +29,6 @@ def default_arguments(recipe: Recipe, parameters: int, steps: int) -> dict:
 
     parameters: non-embedding parameters of the model; steps: optimizer steps of the run.
     """
-    every = max(1, math.ceil(steps / 10))
     return {
         "learning_rate": default_learning_rate(recipe, parameters),
         "warmup_steps": min(max(1, steps // 10), 2_000, max(0, steps - 1)),  # the first step's rate is 0
@@ -40,9 +39,8 @@ def default_arguments(recipe: Recipe, parameters: int, steps: int) -> dict:
         "use_cpu": not torch.accelerator.is_available(),
         "logging_steps": max(1, min(50, steps // 20)),
         "eval_strategy": "steps" if recipe.data.eval else "no",
-        "eval_steps": every,
         "save_strategy": "steps",
-        "save_steps": every,
+        "save_steps": max(1, math.ceil(steps / 10)),
         "save_total_limit": 3,
         "dataloader_num_workers": 0,
         "ddp_find_unused_parameters": False,

@@ -83,8 +83,8 @@ def _build(recipe: Recipe, run: Path, resume: bool | str | Path, assume_yes: boo
     steps_done, saved = _progress(checkpoint)
     recipe, hardware = settle_hardware(recipe, model, run if checkpoint else None)
     stream = build_stream(recipe, data, saved)
+    args = settle_arguments(recipe, data, model, stream, steps_done, hardware)
     eval_sets = build_eval_sets(recipe, data, going_on=bool(checkpoint))
-    args = settle_arguments(recipe, model, stream, steps_done, hardware)
     place_stream(stream, recipe, args)
 
     callbacks, forgetting = _callbacks(recipe, model, stream, eval_sets, args, assume_yes)

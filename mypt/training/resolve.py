@@ -12,6 +12,7 @@ from mypt.checkpoints.adapter import weights_fingerprint
 from mypt.errors import RecipeError
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.planning.coverage import planned_steps
+from mypt.planning.evaluation import Evaluation, plan_evaluation
 from mypt.recipe import ModelSection, Recipe
 from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
@@ -19,6 +20,7 @@ from mypt.training.arguments import build_arguments, default_arguments, unused_s
 from mypt.training.data import RunData
 from mypt.training.hardware.settle import Hardware, passes_per_step, settle_compile
 from mypt.training.stream import data_identity
+from mypt.training.target import evaluation_settings
 from mypt.training.text import length_follows_from_data, tokenizer_name
 
 
@@ -108,8 +110,32 @@ def _base(recipe: Recipe, model: PreTrainedModel, recorded: dict) -> dict | str 
     return {"weights": found[0]}
 
 
+def settle_evaluation(
+    recipe: Recipe, data: RunData, model: PreTrainedModel, steps: int, sequences: int
+) -> Evaluation | None:
+    """How often and on how many windows; frozen into the recipe. sequences: of the global batch. None without sets."""
+    if not data.eval:
+        return None
+    splits = [(data.manifests[path].splits, data.eval_splits.get(name, "val")) for name, path in data.eval.items()]
+    chosen = plan_evaluation(
+        steps=steps,
+        sequences=sequences,
+        block_size=recipe.data.block_size,
+        sets=[found[split].tokens if split in found else None for found, split in splits],
+        **evaluation_settings(recipe, getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1)),
+    )
+    recipe.forgetting = dataclasses.replace(recipe.forgetting, eval_windows=chosen.windows)
+    recipe.training["eval_steps"] = chosen.eval_steps
+    return chosen
+
+
 def settle_arguments(
-    recipe: Recipe, model: PreTrainedModel, stream: ShardStream | JitStream, steps_done: int, hardware: Hardware
+    recipe: Recipe,
+    data: RunData,
+    model: PreTrainedModel,
+    stream: ShardStream | JitStream,
+    steps_done: int,
+    hardware: Hardware,
 ) -> TrainingArguments:
     """TrainingArguments with the number of steps; every choice made here is then frozen into the recipe."""
     given, passes = recipe.training, passes_per_step(recipe)
@@ -130,6 +156,7 @@ def settle_arguments(
         # The length is in samples; a resume may take the rest of them in larger or smaller steps.
         steps = steps_done + max(0, math.ceil((steps - stream.start_sample) / per_step))
     given["torch_compile"] = settle_compile(recipe, hardware, model, steps)
+    evaluation = settle_evaluation(recipe, data, model, steps, per_step)
     parameters = model.num_parameters(exclude_embeddings=True)
     # The passes are not frozen: on another number of processes others make the same global batch.
     with_passes = dataclasses.replace(recipe, training=given | {"gradient_accumulation_steps": passes})
@@ -151,6 +178,8 @@ def settle_arguments(
         if unused := unused_settings(recipe):
             print(f"without effect on {recipe.optimizer.name} and this schedule: {', '.join(unused)}")
         print(f"defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
+        if evaluation:
+            print(evaluation)
     recipe.training |= chosen | {"max_steps": steps}
     recipe.training.pop("num_train_epochs", None)
     return args

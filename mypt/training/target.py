@@ -6,6 +6,7 @@ from pathlib import Path
 from mypt.checkpoints.inspect import cached_model
 from mypt.checkpoints.meta import HubError, measured_dimensions, read_config
 from mypt.errors import DataError, MyPTError, recipe_wording
+from mypt.planning.evaluation import training_passes
 from mypt.planning.fit import OPTIONS, RECIPE_FLAGS
 from mypt.planning.parameters import with_positions
 from mypt.planning.shape_memory import note
@@ -28,15 +29,16 @@ class Target:
     """What a target says of a run; what it leaves open is None or absent.
 
     dimensions: MyPTConfig fields. settings: fields of `mypt.planning.step.Step`. sources: as `assess` takes them.
-    steps: max_steps, num_train_epochs and coverage_target of a recipe. choices: what training will choose on this
-    machine, each with the reason. flags: how advice writes changes, as `mypt.planning.fit.knobs` takes them. notes:
-    what had to be assumed or left out.
+    steps: max_steps, num_train_epochs and coverage_target of a recipe. evaluation: arguments of `plan_evaluation`, None
+    without evaluation sets. choices: what training will choose on this machine, each with the reason. flags: how advice
+    writes changes, as `mypt.planning.fit.knobs` takes them. notes: what had to be assumed or left out.
     """
 
     dimensions: dict | None = None
     settings: dict = field(default_factory=dict)
     sources: list[dict] | None = None
     steps: dict = field(default_factory=dict)
+    evaluation: dict | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=lambda: OPTIONS)
     notes: list[str] = field(default_factory=list)
@@ -139,7 +141,7 @@ def _from_recipe(
         recipe.training = {key: value for key, value in recipe.training.items() if key not in ("bf16", "fp16")}
     flags = {name: flag for name, flag in RECIPE_FLAGS.items() if name != "lora_r" or recipe.model.init_from}
     result = Target(flags=flags)
-    result.sources, vocabulary = _sources(recipe, result.notes)
+    result.sources, sets, vocabulary = _sources(recipe, result.notes)
     result.dimensions = _recipe_dimensions(recipe, vocabulary, result.notes, fields)
     block_size = recipe.data.block_size or (result.dimensions and result.dimensions["max_position_embeddings"])
     result.settings = memory_settings(recipe, machine, block_size, result.notes)
@@ -150,6 +152,9 @@ def _from_recipe(
     result.choices |= {"batch": batch} if batch else {}
     steps = {name: recipe.training.get(name) for name in ("max_steps", "num_train_epochs")}
     result.steps = steps | {"coverage_target": recipe.coverage.target}
+    if sets:
+        layers = (result.dimensions or {}).get("num_hidden_layers", 1)
+        result.evaluation = evaluation_settings(recipe, layers) | {"sets": sets}
     return result
 
 
@@ -181,6 +186,19 @@ def memory_settings(recipe, machine: Machine, block_size: int | None, notes: lis
         if recipe.lora.load_in_4bit:
             notes.append("lora.load_in_4bit: the frozen weights are counted in model.dtype, which is more")
     return settings
+
+
+def evaluation_settings(recipe, layers: int) -> dict:
+    """What a recipe says of `mypt.planning.evaluation.plan_evaluation`; layers: of the model that is trained."""
+    section, training = recipe.forgetting, recipe.training
+    frozen = {name: getattr(recipe.model, name) for name in ("freeze_layers", "freeze_embeddings")}
+    return {
+        "passes": training_passes(layers, lora=recipe.lora is not None, **frozen),
+        "budget": section.time_budget,
+        "windows": section.eval_windows,
+        "eval_steps": training.get("eval_steps") or None,  # 0: none given, as HF takes it
+        "during_training": training.get("eval_strategy", "steps") != "no",
+    }
 
 
 def _optimizer(recipe, notes: list[str]) -> str:
@@ -248,20 +266,13 @@ def _is_dataset(source: str) -> bool:
     return path.is_dir() and dataset_directory(source) is None and not holds_records(path)
 
 
-def _has_val(source: str, dtype: str | None) -> bool:
-    """Whether a training source is a dataset directory whose val split is evaluated by default."""
-    from mypt.shards.format import read_manifest
-
-    val = read_manifest(source, dtype).splits.get("val") if _is_dataset(source) else None
-    return bool(val and val.tokens)
-
-
-def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, int | None]:
-    """Sizes of the recipe's training data (None unless all are known) and its vocabulary, if it is prepared."""
+def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, list[int | None], int | None]:
+    """Sizes of the recipe's training data (None unless all are known), tokens of each evaluation set (None where they
+    are not known), and the vocabulary of the data, if it is prepared."""
     from mypt.shards.format import METADATA_NAME, read_manifest
     from mypt.shards.reader import check_files
 
-    sources, vocabulary = [], None
+    sources, own_sets, vocabulary = [], [], None
     for name, weight in recipe.data.train.items():
         directory = Path(name)
         prepared = Path(recipe.training.get("output_dir", ""), "data")
@@ -272,13 +283,27 @@ def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, int | None]:
             check_files(directory, manifest, "train")
             vocabulary = manifest.vocab_size
             sources.append({"name": name, "weight": weight, "tokens": manifest.splits["train"].tokens})
+            if not recipe.data.eval and (val := manifest.splits.get("val")) and val.tokens:
+                check_files(directory, manifest, "val")
+                own_sets.append(val.tokens)
         elif size := _text_tokens(name, recipe, notes):
             sources.append({"name": name, "weight": weight, "tokens": size[0], "estimated": not size[1]})
-    sets = recipe.data.eval.values() or [name for name in recipe.data.train if _has_val(name, recipe.data.dtype)]
-    for name in sets:
-        if _is_dataset(name):
-            check_files(Path(name), read_manifest(name, recipe.data.dtype), "val")
-    return (sources if sources and len(sources) == len(recipe.data.train) else None), vocabulary
+            held_out = recipe.data.val_fraction
+            own_sets += [round(size[0] * held_out / (1 - held_out))] if held_out else []
+    sets = [_set_tokens(name, recipe) for name in recipe.data.eval.values()] or own_sets
+    return (sources if sources and len(sources) == len(recipe.data.train) else None), sets, vocabulary
+
+
+def _set_tokens(name: str, recipe) -> int | None:
+    """Of an evaluation set; None if it is text."""
+    from mypt.shards.format import read_manifest
+    from mypt.shards.reader import check_files
+
+    if not _is_dataset(name):
+        return None
+    manifest = read_manifest(name, recipe.data.dtype)
+    check_files(Path(name), manifest, "val")
+    return manifest.splits["val"].tokens if "val" in manifest.splits else None
 
 
 def _text_tokens(name: str, recipe, notes: list[str]) -> tuple[int, bool] | None:

@@ -8,6 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config, preset_dimensions
+from mypt.planning.evaluation import training_passes
 from mypt.planning.scaling import flops_per_token as planned
 from mypt.training.flops import flops_per_token, parameter_size
 
@@ -69,6 +70,27 @@ def test_the_rule_is_what_is_computed(name):
     """To 3%: norms and biases count in the rule, and the first layer's input needs no gradient."""
     model = MODELS[name]()
     assert flops_per_token(model, LENGTH) == pytest.approx(counted(model), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("modern", {}),
+        ("gpt2", {}),
+        ("lora", {"lora": True}),
+        ("half frozen", {"freeze_layers": 2, "freeze_embeddings": True}),
+        ("frozen above a trained embedding", {"freeze_layers": 2}),
+    ],
+)
+def test_an_evaluation_costs_the_share_that_its_plan_takes(name, settings):
+    """One forward pass: to 2% without anything frozen; a head and adapters of a large rank weigh on a tiny model."""
+    model = MODELS[name]()
+    ids = torch.zeros(BATCH, LENGTH, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    ratio = flops_per_token(model, LENGTH) * ids.numel() / counter.get_total_flops()
+    planned_ratio = training_passes(SIZES["num_hidden_layers"], **settings)
+    assert ratio == pytest.approx(planned_ratio, rel=0.2 if settings else 0.02)
 
 
 def test_a_trained_model_costs_what_was_planned():

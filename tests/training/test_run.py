@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mypt.cli.main import main
 from mypt.errors import CheckFailed, CheckpointError, DataError, FolderInUse, MyPTError, RecipeError, TokenizerError
 from mypt.folders import LOCK_NAME
 from mypt.recipe import load_recipe, parse_recipe
@@ -406,6 +407,33 @@ def test_a_resume_evaluates_and_saves_as_often_as_the_recipe_says_now(recipe_for
     history = json.loads((run / "forgetting.json").read_text())["history"]
     assert [entry["step"] for entry in history] == [0, 4, 6, 8, 10, 12]
     assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-4", "checkpoint-6"]
+
+
+def test_a_short_run_is_evaluated_as_planned_and_a_resume_keeps_its_windows(recipe_for, tmp_path, rewind, capsys):
+    content = recipe_for(forgetting={"eval_windows": None})
+    del content["training"]["eval_steps"]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(content))
+    run = train(parse_recipe(content))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("evaluation: "))
+    assert main(["plan", str(path)]) == 0
+    assert line in capsys.readouterr().out.splitlines()
+    assert main(["plan", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluation"]["points"] == 2
+    # A longer run of the same recipe: other intervals, the windows of the baseline.
+    train(parse_recipe(content | {"training": content["training"] | {"max_steps": 24}}), resume=True)
+    history = json.loads((run / "forgetting.json").read_text())["history"]
+    assert [entry["step"] for entry in history] == [0, 12, 24]
+    recorded = load_recipe(run)
+    assert (recorded.forgetting.eval_windows, recorded.training["eval_steps"]) == (64, 24)
+    # Versions that recorded 1,000 windows and a tenth of the steps go on so.
+    old = recipe_for(training={"output_dir": str(tmp_path / "old"), "eval_steps": 2}, forgetting={"eval_windows": 1000})
+    run = rewind(train(parse_recipe(old)), tmp_path / "resumed", step=4)
+    content["training"]["output_dir"] = str(run)
+    train(parse_recipe(content), resume=True)
+    history = json.loads((run / "forgetting.json").read_text())["history"]
+    assert [entry["step"] for entry in history] == [0, 2, 4, 6, 8, 10, 12]
+    assert load_recipe(run).forgetting.eval_windows == 1000
 
 
 def test_a_moved_run_folder_and_moved_data_are_still_that_run(recipe_for, corpora, weights, tmp_path, rewind):
