@@ -392,6 +392,8 @@ def _check_training(values: dict) -> dict:
             raise RecipeError(f"training.{key} is refused: {REFUSED_TRAINING_KEYS[key]}")
         if key.endswith("_strategy") and value == "epoch":
             raise RecipeError(f"training.{key}: epoch is refused: a token stream has no epoch end; use steps")
+        if key == "save_strategy" and value != "steps":
+            raise RecipeError(f"training.save_strategy is {value!r}, expected steps: a run must resume")
         _check_value("training", key, _checked(f"training.{key}", value, known[key]))
     return dict(values)
 

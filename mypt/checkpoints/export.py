@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mypt.checkpoints.families import TARGETS, added_biases, choose_target
 from mypt.checkpoints.interop import cast, from_mypt, to_mypt
-from mypt.checkpoints.load import load_model
+from mypt.checkpoints.load import load_model, require_model
 from mypt.errors import CheckFailed, CheckpointError
 from mypt.folders import new_folder, require_free
 from mypt.tokenization.load import model_tokenizer, save_tokenizer, tokenizer_hash
@@ -44,10 +44,10 @@ def export_model(name: str | Path, out: str | Path, target: str = "auto", dtype:
     Raises CheckpointError for a folder that is not empty, where the target lacks something, which it names, and where
     its folders cannot hold this tokenizer; CheckFailed beyond the tolerance. Then nothing is left in `out`.
     """
+    require_export(name, out)
     import torch
 
     out = Path(out)
-    require_free(out, CheckpointError)
     model = load_model(name, device="cpu")
     tokenizer = model_tokenizer(name)
     ours = model if model.config.model_type == "mypt" else to_mypt(model)
@@ -71,6 +71,12 @@ def export_model(name: str | Path, out: str | Path, target: str = "auto", dtype:
         del model
         report |= _compared(expected, _outputs(load_model(folder, device="cpu"), probes), probes)
     return report
+
+
+def require_export(name: str | Path, out: str | Path) -> None:
+    """What `export_model` refuses before it imports torch."""
+    require_free(out, CheckpointError)
+    require_model(name)
 
 
 def _choose(asked: str, config: dict, tokenizer: PreTrainedTokenizerFast | None) -> str:

@@ -95,11 +95,8 @@ def convert_all(
     say(name, report or error) is called after each; a file that holds something else is an error of type NotOriginal.
     Returns whether none failed, other than such. Raises CheckpointError if there is nothing to convert.
     """
-    found = find_all(Path(folder))
-    if not found:
-        raise CheckpointError(f"{folder} holds neither .pt files nor folders with them; name a folder of checkpoints")
     good = True
-    for name, path in found.items():
+    for name, path in find_all(Path(folder)).items():
         try:
             outcome = convert_checkpoint(path, Path(out) / name, **options)
         except MyPTError as error:
@@ -110,13 +107,18 @@ def convert_all(
 
 
 def find_all(folder: Path) -> dict[str, Path]:
-    """What may be a checkpoint, by the name it gets: bundles and `.pt` files in `folder`, or one folder deeper."""
+    """What may be a checkpoint, by the name it gets: bundles and `.pt` files in `folder`, or one folder deeper.
+
+    Raises CheckpointError if there is nothing.
+    """
     found = {file.stem: file for file in single_files(folder)}
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ():
         files = [inner] if is_bundle(inner) else single_files(inner)
         for file in files:
             name = inner.name if len(files) == 1 else f"{inner.name}-{file.stem}"
             found[f"{name}-folder" if name in found else name] = file
+    if not found:
+        raise CheckpointError(f"{folder} holds neither .pt files nor folders with them; name a folder of checkpoints")
     return dict(sorted(found.items()))
 
 

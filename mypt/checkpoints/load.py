@@ -40,11 +40,10 @@ def load_model(
     Raises CheckpointError if there is no such model, it cannot be read, its files lack some of its weights, it is a
     model of another kind, or an adapter whose base model is gone or has other weights now.
     """
+    adapter = require_model(name_or_path)
     import torch
 
     name, path = str(name_or_path), Path(name_or_path)
-    refuse_original(path)
-    adapter = (path if is_adapter(path) else None) if path.is_dir() else _adapter_of_hub(name)
     if adapter:
         return load_adapter(adapter, trust_remote_code=trust_remote_code, device=device).merge_and_unload()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,11 +51,25 @@ def load_model(
     if quantization is not None:
         options |= {"quantization_config": quantization, "device_map": {"": device}}
     if path.is_dir():
-        _require_config(path)
         model = _from_pretrained(name, local=True, **options)
     else:
         model = _from_hub(name, **options)
     return (model if quantization is not None else model.to(device)).eval()
+
+
+def require_model(name_or_path: str | Path) -> Path | None:
+    """What `load_model` refuses before it imports torch: raise CheckpointError if there is no model of this name.
+
+    Returns the folder of an adapter, None for a whole model.
+    """
+    path = Path(name_or_path)
+    refuse_original(path)
+    if not path.is_dir():
+        return _adapter_of_hub(str(name_or_path))
+    if is_adapter(path):
+        return path
+    _require_config(path)
+    return None
 
 
 def load_adapter(

@@ -32,16 +32,10 @@ def merge_adapter(adapter: str | Path, out: str | Path, base: str | None = None)
     Raises CheckpointError for a folder that is no adapter, an `out` that is not empty, a base that is gone or another;
     CheckFailed beyond the tolerance.
     """
+    base = require_merge(adapter, out, base)
     import torch
 
     adapter, out = Path(adapter), Path(out)
-    if not is_adapter(adapter):
-        raise CheckpointError(
-            f"{adapter} holds no adapter (adapter_config.json): name the folder of a LoRA run, or of one that "
-            "`mypt download` brought"
-        )
-    require_free(out, CheckpointError)
-    base = base or recorded_base(adapter)
     apart = load_adapter(adapter, base=base)
     dtype = apart.get_base_model().dtype
     cast(apart, "float32")
@@ -72,6 +66,17 @@ def merge_adapter(adapter: str | Path, out: str | Path, base: str | None = None)
                 f"{report['largest_logit']:.1f}); nothing is kept"
             )
     return report
+
+
+def require_merge(adapter: str | Path, out: str | Path, base: str | None = None) -> str:
+    """What `merge_adapter` refuses before it imports torch. Returns the base model."""
+    if not is_adapter(adapter):
+        raise CheckpointError(
+            f"{adapter} holds no adapter (adapter_config.json): name the folder of a LoRA run, or of one that "
+            "`mypt download` brought"
+        )
+    require_free(out, CheckpointError)
+    return base or recorded_base(adapter)
 
 
 def _logits(model) -> Tensor:

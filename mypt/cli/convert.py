@@ -68,15 +68,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mypt.checkpoints.legacy import find_all
     from mypt.checkpoints.original import is_original
+    from mypt.folders import require_free
     from mypt.shards.legacy import is_foreign
 
     path = Path(args.path)
     if args.all or (is_original(path) and not is_foreign(path)):
+        options = _chosen(args, _OF_CHECKPOINTS, _OF_DATASETS, "dataset")
+        if args.all:
+            find_all(path)
+        elif "dry_run" not in options:
+            require_free(args.out)
+
         from transformers import logging
 
         logging.disable_progress_bar()
-        options = _chosen(args, _OF_CHECKPOINTS, _OF_DATASETS, "dataset")
         return _convert_all(args, options) if args.all else _convert_checkpoint(args, options)
     return _convert_dataset(args, _chosen(args, _OF_DATASETS, _OF_CHECKPOINTS, "checkpoint"))
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 
+from mypt.cli.frameworks import load_transformers
 from mypt.cli.table import print_table
 
 HELP = "exact loss, perplexity and bits per byte of one or several models on whole evaluation splits"
@@ -30,21 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from transformers import logging
+    from mypt.evaluation.compare import compare, parse_data, require_comparable
 
-    from mypt.evaluation.compare import compare, parse_data
+    data = parse_data(args.data)
+    options = {name: getattr(args, name) for name in ("split", "block_size", "batch_size", "guard")}
+    require_comparable(args.models, data, **options)
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    scores = compare(
-        args.models,
-        parse_data(args.data),
-        split=args.split,
-        block_size=args.block_size,
-        batch_size=args.batch_size,
-        guard=args.guard,
-        document_mask=args.document_mask,
-    )
+    load_transformers()
+    scores = compare(args.models, data, **options, document_mask=args.document_mask)
     if args.json:
         print(json.dumps([asdict(score) for score in scores], indent=1))
         return

@@ -4,6 +4,7 @@ import argparse
 import json
 
 from mypt.checkpoints.families import TARGETS
+from mypt.cli.frameworks import load_transformers
 
 HELP = "write a model as a stock GPT-2, Llama, Qwen2 or Qwen3 that loads without mypt, and compare the two"
 
@@ -28,12 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from transformers import logging
+    from mypt.checkpoints.export import export_model, require_export
 
-    from mypt.checkpoints.export import export_model
+    require_export(args.model, args.out)
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    load_transformers()
     report = export_model(args.model, args.out, args.to, getattr(args, "dtype", None))
     if args.json:
         print(json.dumps(report, indent=1))

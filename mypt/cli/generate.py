@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 
+from mypt.cli.frameworks import load_transformers
 from mypt.generation.settings import (
     NO_CONTRASTIVE_SEARCH,
     PRESETS,
@@ -102,14 +103,14 @@ def run(args: argparse.Namespace) -> None:
     if results:
         results.continue_for([(record["prompt"], sample.seed) for record, sample in jobs])
 
-    from transformers import logging
+    from mypt.checkpoints.load import load_model, require_model
 
+    require_model(args.model)
+
+    load_transformers()
     from mypt.checkpoints.causality import require_causal
-    from mypt.checkpoints.load import load_model
     from mypt.tokenization.load import load_tokenizer
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     model = load_model(args.model, trust_remote_code=args.trust_remote_code)
     require_causal(model, args.model)
     tokenizer = load_tokenizer(args.model)

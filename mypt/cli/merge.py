@@ -3,6 +3,8 @@
 import argparse
 import json
 
+from mypt.cli.frameworks import load_transformers
+
 HELP = "write a LoRA adapter and its base model as one checkpoint, and compare the two"
 
 
@@ -20,12 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from transformers import logging
+    from mypt.checkpoints.merge import merge_adapter, require_merge
 
-    from mypt.checkpoints.merge import merge_adapter
+    require_merge(args.adapter, args.out, getattr(args, "base", None))
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    load_transformers()
     report = merge_adapter(args.adapter, args.out, getattr(args, "base", None))
     if args.json:
         print(json.dumps(report, indent=1))

@@ -2,6 +2,7 @@
 
 import argparse
 
+from mypt.cli.frameworks import quick_imports
 from mypt.errors import RecipeError
 
 HELP = "train a recipe: pretraining, or adapting a model while several evaluation sets are watched"
@@ -32,9 +33,13 @@ def run(args: argparse.Namespace) -> None:
     sort_out(args)
     recipe = load_recipe(args.recipe, args.overrides)
 
-    from mypt.training.run import train
+    from mypt.training.request import accepted
 
-    train(recipe, resume=args.resume, assume_yes=args.yes)
+    with accepted(recipe, args.resume):
+        with quick_imports():
+            from mypt.training.run import train
+
+        train(recipe, resume=args.resume, assume_yes=args.yes)
 
 
 def sort_out(args: argparse.Namespace) -> None:

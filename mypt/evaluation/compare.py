@@ -1,19 +1,24 @@
 """Several models on the same evaluation sets: exact losses, and what changed from the first model to the others."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from mypt.checkpoints.causality import require_causal
-from mypt.checkpoints.load import load_model
+from mypt.checkpoints.load import load_model, require_model
+from mypt.checkpoints.meta import read_config
 from mypt.errors import MyPTError
-from mypt.evaluation.documents import require_document_mask
-from mypt.evaluation.loss import WindowLosses, window_losses
 from mypt.evaluation.verdict import judge
-from mypt.streams.eval_windows import EvalWindows
+from mypt.shards.format import read_manifest
+from mypt.shards.reader import check_files
 from mypt.terminal import progress_bar
 from mypt.tokenization.load import require_model_tokenizer
+
+if TYPE_CHECKING:
+    from mypt.evaluation.loss import WindowLosses
+    from mypt.streams.eval_windows import EvalWindows
 
 
 @dataclass(frozen=True)
@@ -51,17 +56,19 @@ def compare(
     the data's, DataError for a damaged directory, MyPTError for a context that is too long, a model that cannot keep
     documents apart and a loss that is no number.
     """
-    for name in guard or []:
-        if name not in data:
-            raise MyPTError(f"--guard names {name!r}, --data has: {', '.join(data)}")
-    if batch_size < 1:
-        raise MyPTError(f"--batch-size is {batch_size}, expected 1 window or more")
+    require_comparable(models, data, split=split, block_size=block_size, batch_size=batch_size, guard=guard)
+    from mypt.checkpoints.causality import require_causal
+    from mypt.evaluation.documents import require_document_mask
+    from mypt.evaluation.loss import window_losses
+    from mypt.streams.eval_windows import EvalWindows
+
     loaded = {path: load_model(path).float() for path in dict.fromkeys(models)}
     for path, model in loaded.items():
         require_causal(model, path)
         if document_mask:
             require_document_mask(model, path)
-    block_size = _common_block_size(loaded, block_size)
+    contexts = {path: getattr(model.config, "max_position_embeddings", None) for path, model in loaded.items()}
+    block_size = _common_block_size(contexts, block_size)
     options = {"block_size": block_size, "document_mask": document_mask}
     sets = {name: EvalWindows(directory, split, **options) for name, directory in data.items()}
     scores, baselines = [], {}
@@ -81,12 +88,36 @@ def compare(
     return scores
 
 
-def _common_block_size(models: dict[str, torch.nn.Module], asked: int | None) -> int:
-    contexts = {path: getattr(model.config, "max_position_embeddings", None) for path, model in models.items()}
+def require_comparable(
+    models: list[str],
+    data: dict[str, str],
+    *,
+    split: str = "val",
+    block_size: int | None = None,
+    batch_size: int = 8,
+    guard: list[str] | None = None,
+) -> None:
+    """What `compare` refuses before it imports torch. Arguments and errors: as of `compare`."""
+    for name in guard or []:
+        if name not in data:
+            raise MyPTError(f"--guard names {name!r}, --data has: {', '.join(data)}")
+    if batch_size < 1:
+        raise MyPTError(f"--batch-size is {batch_size}, expected 1 window or more")
+    adapters = {model: require_model(model) for model in models}
+    for directory in data.values():
+        check_files(Path(directory), read_manifest(directory), split)
+    if block_size is not None and not any(adapters.values()) and all(Path(model).is_dir() for model in models):
+        contexts = {model: read_config(model)[1].get("max_position_embeddings") for model in models}
+        if all(contexts.values()):  # else only their classes know by which name it goes
+            _common_block_size(contexts, block_size)
+
+
+def _common_block_size(contexts: dict[str, int | None], asked: int | None) -> int:
+    """contexts: of each model in tokens, None where it names none."""
     shortest = min((path for path in contexts if contexts[path]), key=contexts.get, default=None)
     block_size = asked if asked is not None else contexts.get(shortest)
     if block_size is None:
-        raise MyPTError(f"model {next(iter(models))} names no longest context; give --block-size in tokens")
+        raise MyPTError(f"model {next(iter(contexts))} names no longest context; give --block-size in tokens")
     if block_size < 1 or (shortest and block_size > contexts[shortest]):
         limit = f"1 to {contexts[shortest]} tokens, the context of {shortest}" if shortest else "1 token or more"
         raise MyPTError(f"--block-size is {block_size}, expected {limit}")

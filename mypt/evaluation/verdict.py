@@ -1,11 +1,22 @@
 """What a change of a guarded set's loss means, in one word and in one sentence."""
 
+from collections.abc import Iterable
+
+from mypt.errors import MyPTError
+
 TOLERANCE = 0.05  # nats per token
 # A set whose loss rose by more than this many tolerances, and by more than two standard errors, is in this state.
 THRESHOLDS = (("critical", 4.0), ("warning", 2.0), ("watch", 1.0))
 # `eval_constrained_loss` starts here when a guard is beyond its tolerance: finite, since Trainer compares it.
 INFEASIBLE = 1000.0
 ACTED_ON = ("warning", "critical")
+
+
+def require_sets(names: Iterable[str], target: str | None, guard: list[str] | None) -> None:
+    """Raise MyPTError if `target` or a set in `guard` is none of the evaluation sets `names`."""
+    for name in ([target] if target else []) + (guard or []):
+        if name not in names:
+            raise MyPTError(f"forgetting names the set {name!r}; the evaluation sets are: {', '.join(names)}")
 
 
 def judge(delta: float, delta_error: float, tolerance: float = TOLERANCE) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from mypt.errors import MyPTError
 
 MOST_WINDOWS = 1_000  # of a set in each evaluation
-# With 64 windows of 128 tokens two standard errors of a change of 0.02 nats are 0.016 nats, of 0.15 nats 0.03 (measured,
-# docs/forgetting.md): with fewer, noise would hide the loss of 0.05 nats that a guard is there to find.
+# With 64 windows of 128 tokens two standard errors of a change of 0.02 nats are 0.016 nats, of 0.15 nats 0.03
+# (docs/forgetting.md): with fewer, noise would hide the loss of 0.05 nats that a guard is there to find.
 FEWEST_WINDOWS = 64
 TENTHS = 10  # evaluations after step 0
 

@@ -75,8 +75,6 @@ def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArgu
         raise RecipeError(f"training.optim_args is for HF's optimizers, and optimizer.name is {recipe.optimizer.name}")
     if not recipe.data.eval:
         values["eval_strategy"] = "no"
-    if values["save_strategy"] != "steps":
-        raise RecipeError(f"training.save_strategy is {values['save_strategy']!r}, expected steps: a run must resume")
     warmup = warmup_length(values["warmup_steps"], steps)
     if "lr_scheduler_type" not in values:
         if "lr_scheduler_kwargs" in values:

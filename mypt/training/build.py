@@ -29,8 +29,9 @@ from mypt.training.callbacks.upload import UploadCallback
 from mypt.training.data import RunData, resolve_data
 from mypt.training.freeze import freeze
 from mypt.training.hardware.settle import settle_hardware
-from mypt.training.model import build_model, default_block_size
+from mypt.training.model import build_model
 from mypt.training.optimizers import muon_factory
+from mypt.training.request import default_block_size, output_dir
 from mypt.training.resolve import resolve, run_identity, settle_arguments
 from mypt.training.sharded import refuse_flattened
 from mypt.training.stream import build_eval_sets, build_stream, place_stream
@@ -48,9 +49,7 @@ def build_trainer(recipe: Recipe, *, resume: bool | str | Path = False, assume_y
     folder is locked until `trainer.give_back()` is called, the trainer is no longer used, or the process ends.
     Raises MyPTError subclasses as the parts do: FolderInUse if another process trains in the folder.
     """
-    if not recipe.training.get("output_dir"):
-        raise RecipeError("training.output_dir is missing: say where the run goes, for example runs/first")
-    run = Path(recipe.training["output_dir"])
+    run = output_dir(recipe)
     # The first PartialState decides for all; without `cpu` it would not know a CPU launch's other processes.
     PartialState(cpu=recipe.training.get("use_cpu", not torch.accelerator.is_available()))
     require_trackers(recipe.training.get("report_to"))

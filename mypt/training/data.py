@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from glob import has_magic
 from pathlib import Path
 
-from accelerate import PartialState
-
 from mypt.checkpoints.original import refuse_original
 from mypt.errors import DataError, RecipeError
 from mypt.recipe import Recipe
@@ -52,17 +50,15 @@ def resolve_data(recipe: Recipe) -> RunData:
     section = recipe.data
     if recipe.model.init_from:
         refuse_original(recipe.model.init_from)  # before its tokenizer is used
-    if not section.train:
-        raise RecipeError("data.train is missing: name a dataset directory, a text source or {source: weight}")
-    texts = [source for source in section.train if not _is_dataset(source)]
+    texts = text_sources(section.train)
     own = {} if section.eval else _own_sets(texts)
     directories, streamed = _train_directories(recipe, texts, hold_out=not own)
     first = next(iter(directories.values()))
-    eval_sources, splits = section.eval or own or _default_sets(directories, section.dtype), {}
+    eval_sources, splits = section.eval or own or default_sets(directories, section.dtype), {}
     named = {}
     for name, source in eval_sources.items():
         named[name] = directories.get(source, source)
-        if source not in directories and not _is_dataset(source):
+        if source not in directories and not is_dataset(source):
             named[name], splits[name] = prepare_eval(recipe, source, name, tokenizer=first), "train"
     manifests = {d: read_manifest(d, section.dtype) for d in dict.fromkeys([*directories.values(), *named.values()])}
     for directory, manifest in manifests.items():
@@ -80,16 +76,24 @@ def resolve_data(recipe: Recipe) -> RunData:
     )
 
 
+def text_sources(train: dict[str, float]) -> list[str]:
+    """The training sources that are no dataset directories; refused where they cannot be trained on as they are."""
+    if not train:
+        raise RecipeError("data.train is missing: name a dataset directory, a text source or {source: weight}")
+    texts = [source for source in train if not is_dataset(source)]
+    if texts and len(train) > 1:
+        raise DataError(
+            f"{texts[0]} is a text source among several; prepare it first, with the tokenizer of the others: "
+            f"mypt prepare --source {texts[0]} --out data/NAME --tokenizer DIRECTORY"
+        )
+    return texts
+
+
 def _train_directories(recipe: Recipe, texts: list[str], hold_out: bool) -> tuple[dict[str, str], Streamed | None]:
     """{source: directory}, and what is streamed if the only source is; texts: the sources that are no directories."""
     section = recipe.data
     directories, streamed = {source: source for source in section.train}, None
     for source in texts:
-        if len(section.train) > 1:
-            raise DataError(
-                f"{source} is a text source among several; prepare it first, with the tokenizer of the others: "
-                f"mypt prepare --source {source} --out data/NAME --tokenizer DIRECTORY"
-            )
         _require_one_tokenizer(recipe, source)
         _announce_tokenizer(recipe)
         directories[source], streamed = prepare_train(recipe, source, hold_out)
@@ -103,7 +107,7 @@ def _train_directories(recipe: Recipe, texts: list[str], hold_out: bool) -> tupl
 def _require_one_tokenizer(recipe: Recipe, text: str) -> None:
     """Refuse at once, and not after the text is prepared, a tokenizer that no evaluation set can share."""
     own = Path(recipe.training["output_dir"], DATA_NAME)
-    others = [s for s in recipe.data.eval.values() if s != text and _is_dataset(s) and Path(s) != own]
+    others = [s for s in recipe.data.eval.values() if s != text and is_dataset(s) and Path(s) != own]
     if others and tokenizer_name(recipe) in TRAINED:
         raise DataError(
             f"{text} would get a tokenizer made for it, and the evaluation set {others[0]} has one already; set "
@@ -119,7 +123,7 @@ def _announce_tokenizer(recipe: Recipe) -> None:
     if model_tokenizer(base) is None:
         raise RecipeError(f"model.init_from {base} holds no tokenizer; name the one that it was trained with in "
                           "tokenizer.name")  # fmt: skip
-    if PartialState().is_main_process:
+    if _is_main_process():
         print(f"tokenizer: the one of model.init_from {base}; set tokenizer.name to use another")
 
 
@@ -127,12 +131,12 @@ def _own_sets(texts: list[str]) -> dict[str, str]:
     """The validation split that a text source brings along, by the source's name."""
     sets = {_name(source): split for source in texts if (split := own_validation(source))}
     for source in sets.values():
-        if PartialState().is_main_process:
+        if _is_main_process():
             print(f"evaluation: {source}, the dataset's own validation split; set data.eval to use another")
     return sets
 
 
-def _default_sets(directories: dict[str, str], dtype: str | None) -> dict[str, str]:
+def default_sets(directories: dict[str, str], dtype: str | None) -> dict[str, str]:
     """The training sources with a val split, by name."""
     watched = [s for s, d in directories.items() if (val := read_manifest(d, dtype).splits.get("val")) and val.tokens]
     sets = {_name(source): source for source in watched}
@@ -147,7 +151,13 @@ def _name(source: str) -> str:
     return path.name if path.is_dir() or source.startswith(PREFIX) else path.stem
 
 
-def _is_dataset(source: str) -> bool:
+def _is_main_process() -> bool:
+    from accelerate import PartialState  # which imports torch
+
+    return PartialState().is_main_process
+
+
+def is_dataset(source: str) -> bool:
     """Whether it is a directory of shards. Raises DataError for a path where nothing is."""
     path = Path(source)
     if not (path.exists() or source.startswith(PREFIX) or has_magic(source) or "#" in source):

@@ -9,18 +9,12 @@ from mypt.checkpoints.extend import VOCABULARY_MULTIPLE
 from mypt.checkpoints.interop import cast
 from mypt.errors import RecipeError
 from mypt.models.modeling_mypt import MyPTForCausalLM
-from mypt.models.presets import preset_config, preset_dimensions
+from mypt.models.presets import preset_config
 from mypt.recipe import ModelSection
 from mypt.tokenization.load import largest_id
 from mypt.training.data import RunData
 from mypt.training.init_from import continued_model, existing_model
-
-
-def default_block_size(section: ModelSection) -> int | None:
-    """The preset's context length; None for an existing model, whose config decides."""
-    if section.init_from:
-        return None
-    return section.config.get("max_position_embeddings") or _preset(section)["max_position_embeddings"]
+from mypt.training.request import preset
 
 
 def build_model(
@@ -55,13 +49,6 @@ def build_model(
     return model
 
 
-def _preset(section: ModelSection) -> dict:
-    try:
-        return preset_dimensions(section.preset)
-    except ValueError as error:
-        raise RecipeError(f"model.preset: {error}") from None
-
-
 def _config(section: ModelSection, data: RunData, block_size: int | None):
     vocabulary = largest_id(data.tokenizer) + 1
     padded = -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
@@ -70,7 +57,7 @@ def _config(section: ModelSection, data: RunData, block_size: int | None):
         raise RecipeError(
             f"model.vocab_size {overrides['vocab_size']} is below the tokenizer's {vocabulary}; remove it"
         )
-    if block_size and block_size > _preset(section)["max_position_embeddings"]:
+    if block_size and block_size > preset(section)["max_position_embeddings"]:
         overrides.setdefault("max_position_embeddings", block_size)
     eos = data.tokenizer.eos_token_id
     overrides |= {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}

@@ -37,7 +37,7 @@ def hold(run: Path) -> Callable[[], None]:
     Trainers of one process that are built for one folder share the lock. Raises FolderInUse if another process trains
     there, CheckpointError for a folder that holds something and no run.
     """
-    require_own(run, _is_run, "mypt train", CheckpointError)
+    require_run(run)
     place, user = run.resolve(), object()
     if place not in _held:
         lock = WriterLock(run)
@@ -54,6 +54,11 @@ def hold(run: Path) -> Callable[[], None]:
                 lock.release()
 
     return give_back
+
+
+def require_run(run: Path) -> None:
+    """Raise CheckpointError for a folder that holds something and no run."""
+    require_own(run, _is_run, "mypt train", CheckpointError)
 
 
 def _is_run(folder: Path) -> bool:
@@ -81,14 +86,18 @@ def claim(run: Path, identity: dict, resume: bool | str | Path) -> tuple[Path | 
     if (run / ENVIRONMENT_NAME).exists():
         _compare(run, recorded_identity(run), json.loads(json.dumps(identity, default=str)))
         if checkpoints(run) and not resume:
-            raise CheckpointError(
-                f"{run} already holds checkpoints of this run; add --resume to go on, or choose another "
-                "training.output_dir"
-            )
-    return last_complete_checkpoint(run) if isinstance(resume, bool) else (_chosen(run, Path(resume)), [])
+            raise holds_checkpoints(run)
+    return last_complete_checkpoint(run) if isinstance(resume, bool) else (chosen_checkpoint(run, Path(resume)), [])
 
 
-def _chosen(run: Path, given: Path) -> Path:
+def holds_checkpoints(run: Path) -> CheckpointError:
+    """The refusal of a run that was begun there, without `--resume`."""
+    return CheckpointError(
+        f"{run} already holds checkpoints of this run; add --resume to go on, or choose another training.output_dir"
+    )
+
+
+def chosen_checkpoint(run: Path, given: Path) -> Path:
     """The checkpoint of `run` that is given by its name or path."""
     path = run / given if (run / given).is_dir() else given
     there = [found.name for found in checkpoints(run) if what_is_missing(found) is None]

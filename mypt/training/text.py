@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from accelerate import PartialState
-
 from mypt.errors import DataError, RecipeError
 from mypt.recipe import DataSection, Recipe
 from mypt.shards.format import METADATA_NAME, Manifest, read_manifest
@@ -51,6 +49,8 @@ def prepare_eval(recipe: Recipe, source: str, name: str, tokenizer: str) -> str:
 
 def prepare(recipe: Recipe, source: str, name: str, tokenizer: str | None = None, **options) -> str:
     """Text as the directory OUT/name, made by the main process, with a given tokenizer or the recipe's."""
+    from accelerate import PartialState  # which imports torch
+
     directory, section = Path(recipe.training["output_dir"]) / name, recipe.tokenizer
     made = {
         # A base model that is gone by the time of a resume has left its tokenizer with the text.
@@ -133,6 +133,8 @@ def _expected(units: list[Unit], head: Manifest, examples: int, section: DataSec
 
 def _counted(recipe: Recipe, units: list[Unit], head: str, held_out: float) -> Size:
     """The size of an epoch by `count_epoch`, kept in the run folder: the main process counts once."""
+    from accelerate import PartialState
+
     path = Path(recipe.training["output_dir"], SIZE_NAME)
     tokenizer = load_tokenizer(head)
     settings = {"val_fraction": held_out, "max_examples": recipe.data.max_train_examples}

@@ -12,7 +12,7 @@ from transformers.trainer_callback import ExportableState
 
 from mypt.errors import MyPTError
 from mypt.evaluation.loss import WindowLosses, window_losses
-from mypt.evaluation.verdict import ACTED_ON, INFEASIBLE, TOLERANCE, judge, verdict
+from mypt.evaluation.verdict import ACTED_ON, INFEASIBLE, TOLERANCE, judge, require_sets, verdict
 from mypt.files import replace_text
 from mypt.streams.eval_windows import EvalWindows
 from mypt.terminal import say
@@ -67,9 +67,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         self.eval_sets = eval_sets
         self.target = target or next(iter(eval_sets))
         self.guard = [name for name in eval_sets if name != self.target] if guard is None else guard
-        for name in (self.target, *self.guard):
-            if name not in eval_sets:
-                raise MyPTError(f"forgetting names the set {name!r}; the evaluation sets are: {', '.join(eval_sets)}")
+        require_sets(eval_sets, self.target, self.guard)
         self.tolerance = tolerance
         self.action = action
         self.eval_steps = eval_steps
