@@ -1,10 +1,10 @@
 """Find the last complete checkpoint of a run folder: one that a resume can rely on to the last byte."""
 
-import json
 import re
 import shutil
 import zipfile
 from pathlib import Path
+from typing import TypedDict
 
 from mypt.checkpoints.header import read_header
 from mypt.checkpoints.sharded import (
@@ -14,9 +14,10 @@ from mypt.checkpoints.sharded import (
     missing_deepspeed,
     missing_shard,
 )
-from mypt.errors import CheckpointError
+from mypt.checkpoints.state import LARGEST, STATE_NAME, read_state
+from mypt.errors import CheckpointError, MyPTError
+from mypt.json_files import FileName, read_json
 
-STATE_NAME = "trainer_state.json"
 # Lies in a checkpoint from before its first file until all are on the disk itself; HF's JIT checkpoints use this name.
 SAVING_NAME = "checkpoint-is-incomplete.txt"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -56,11 +57,10 @@ def rotate(run: str | Path, limit: int | None, best: str | Path | None = None) -
 def _is_foreign(checkpoint: Path) -> bool:
     """Whether another trainer than ours saved it, by the state of the callbacks that ours always has."""
     try:
-        return not {"CoverageCallback", "SpikeCallback"} & {*read_state(checkpoint)["stateful_callbacks"]}
-    except (OSError, ValueError):  # cut short
+        callbacks = read_json(checkpoint / STATE_NAME, dict, largest=LARGEST).get("stateful_callbacks")
+    except MyPTError:  # cut short
         return False
-    except (KeyError, TypeError):
-        return True
+    return not (isinstance(callbacks, dict) and {"CoverageCallback", "SpikeCallback"} & callbacks.keys())
 
 
 def what_is_missing(checkpoint: Path) -> str | None:
@@ -75,13 +75,15 @@ def what_is_missing(checkpoint: Path) -> str | None:
         return f"{SAVING_NAME} is there; the save was interrupted"
     try:
         state = read_state(checkpoint)
-    except (OSError, ValueError) as error:
-        return f"{STATE_NAME} cannot be read ({type(error).__name__}); the save was interrupted"
-    stream = state.get("stateful_callbacks", {}).get("CoverageCallback", {}).get("attributes", {})
-    world_size = stream.get("settings", {}).get("world_size", 1)
-    return (
-        _missing_model(checkpoint) or _missing_parts(checkpoint, world_size) or _missing_states(checkpoint, world_size)
-    )
+        stream = state.get("stateful_callbacks", {}).get("CoverageCallback", {}).get("attributes", {})
+        world_size = stream.get("settings", {}).get("world_size", 1)
+        return (
+            _missing_model(checkpoint)
+            or _missing_parts(checkpoint, world_size)
+            or _missing_states(checkpoint, world_size)
+        )
+    except CheckpointError as error:
+        return str(error).removeprefix(f"{checkpoint}/")
 
 
 def _missing_model(checkpoint: Path) -> str | None:
@@ -129,18 +131,10 @@ def _missing_states(checkpoint: Path, world_size: int) -> str | None:
     return None
 
 
-def read_state(checkpoint: Path) -> dict:
-    """The trainer state of a checkpoint as a dict. Raises OSError or ValueError."""
-    state = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
-    if not isinstance(state, dict) or "global_step" not in state:
-        raise ValueError("no trainer state")
-    return state
-
-
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        read_json(path, dict, largest=LARGEST)
+    except MyPTError:
         return False
     return True
 
@@ -159,9 +153,18 @@ def weight_files(checkpoint: Path) -> list[str]:
     """The model's file, or the files that the index of a large model names."""
     index = checkpoint / "model.safetensors.index.json"
     if index.exists():
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return indexed_files(index)
     shards = sorted(path.name for path in checkpoint.glob("model-*-of-*.safetensors"))
     return [index.name, *shards] if shards else ["model.safetensors"]
+
+
+class _Index(TypedDict):
+    weight_map: dict[str, FileName]
+
+
+def indexed_files(index: Path) -> list[str]:
+    """Names of the files that the index of a large model lists. Raises CheckpointError if it is damaged."""
+    return sorted({*read_json(index, _Index, CheckpointError, "save or copy it again")["weight_map"].values()})
 
 
 def _is_whole(weights: Path) -> bool:

@@ -62,10 +62,7 @@ def model_files(folder: Path) -> list[Path]:
 
 def check_weights(folder: Path) -> list[str]:
     """Names of a model's weight files. Raises CheckpointError for one that is missing or cut short."""
-    try:
-        names = [ADAPTER_WEIGHTS] if is_adapter(folder) else weight_files(folder)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder}: the index of the weights is damaged ({error!r}); copy it again") from None
+    names = [ADAPTER_WEIGHTS] if is_adapter(folder) else weight_files(folder)
     for name in names:
         if not WEIGHTS.fullmatch(name):
             raise CheckpointError(f"{folder}: the index of the weights names the file {name!r}; copy it again")

@@ -24,7 +24,7 @@ def last_state(path: Path) -> tuple[Path | None, dict | None]:
     folder = path if (path / STATE_NAME).is_file() else last_complete_checkpoint(path)[0]
     try:
         return folder, read_state(folder) if folder else None
-    except (OSError, ValueError):
+    except CheckpointError:
         return folder, None
 
 

@@ -1,6 +1,5 @@
 """The tensors in a folder's weight files, without their data: names, shapes, dtypes, and the part of each."""
 
-import json
 import math
 import re
 import zipfile
@@ -8,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mypt.checkpoints.complete import ADAPTER_WEIGHTS
+from mypt.checkpoints.complete import ADAPTER_WEIGHTS, indexed_files
 from mypt.checkpoints.header import read_header
 from mypt.errors import CheckpointError
 
@@ -52,7 +51,8 @@ def list_tensors(folder: Path) -> tuple[dict[str, TensorEntry], list[str]]:
     index = folder / INDEX_NAME
     if not files and not index.is_file():
         files, index = bin_files(folder), folder / BIN_INDEX_NAME
-    missing = sorted(_indexed_files(index) - {file.name for file in files})
+    listed = indexed_files(index) if index.is_file() else []
+    missing = [name for name in listed if name not in {file.name for file in files}]
     problems = [f"{name} is missing" for name in missing]
     if not files and not problems:
         problems.append("there are no weights")
@@ -138,12 +138,3 @@ def count_by_part(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
         del parts["other"]
     total = sum(parts.values())
     return parts | {"total": total, "non_embedding": total - parts["embedding"] - parts["positions"]}
-
-
-def _indexed_files(index: Path) -> set[str]:
-    if not index.is_file():
-        return set()
-    try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is damaged ({error!r}); restore it") from error

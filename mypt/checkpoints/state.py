@@ -1,0 +1,246 @@
+"""What trainer_state.json holds: Trainer's own fields, and the state that each callback of ours keeps there."""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from mypt.errors import CheckpointError
+from mypt.json_files import Count, Positive, Rule, Wrong, as_kind, found, read_json
+
+STATE_NAME = "trainer_state.json"
+LARGEST = 512 << 20  # bytes: a million entries of the log take 300 MB
+# Trainer logs what a step gave: a loss may be NaN there.
+Number = Annotated[Any, Rule(lambda value: type(value) in (int, float), "a number")]
+Error = Annotated[float, Rule(lambda value: value >= 0, "a finite number of 0 or more")]
+Weight = Annotated[float, Rule(lambda value: 1e-100 < value < 1e100, "a number above 0")]
+# xxh3-128 of a split's shards; empty where the source is a text.
+Fingerprint = Annotated[str, Rule(re.compile(r"([0-9a-f]{32})?").fullmatch, "32 hex digits")]
+
+
+class SavedSource(TypedDict):
+    name: str
+    tokens: Count  # 0: not known, of a text that is streamed
+    weight: Weight
+    shards: NotRequired[Positive]
+    fingerprint: NotRequired[Fingerprint]
+
+
+class Grown(TypedDict):
+    source: Count
+    tokens: Positive
+    shards: Positive
+    fingerprint: Fingerprint
+
+
+class Event(TypedDict, total=False):
+    """What was changed from a sample on: one of weights, appended and changes."""
+
+    sample: Count
+    step: Count
+    weights: list[Weight]
+    appended: Grown
+    changes: dict[str, Any]
+
+
+class SavedSeen(TypedDict):
+    name: str
+    samples: Count
+    tokens: Count
+    epochs: Error | None
+    coverage: Error | None
+    estimated: NotRequired[bool]
+
+
+class Settings(TypedDict, total=False):
+    """The settings that a resume compares with its own."""
+
+    max_steps: Count
+    learning_rate: float
+    world_size: Annotated[int, Rule(lambda value: 1 <= value <= 10**6, "a number of processes")]
+    per_device_train_batch_size: Positive
+    gradient_accumulation_steps: Positive
+
+
+def _lengths(stages: list) -> bool:
+    """Of a curriculum: stages in the order of their first samples, from sample 0."""
+    firsts = [first for first, _ in stages]
+    return firsts[0] == 0 and firsts == sorted(firsts) if firsts else False
+
+
+class StreamState(TypedDict):
+    """Of `CoverageCallback`: what the ledger follows from, and the place of the training stream."""
+
+    next_sample: Count
+    block_size: Positive
+    sources: list[SavedSource]
+    events: list[Event]
+    settings: NotRequired[Settings]
+    # Of a ShardStream.
+    seed: NotRequired[int]
+    order: NotRequired[Literal["full", "blocks"]]
+    weights: NotRequired[list[Weight]]
+    curriculum: NotRequired[Annotated[list[tuple[Count, Positive]], Rule(_lengths, "stages from sample 0 on")] | None]
+    # Of a JitStream; it counts what it has seen itself.
+    seen: NotRequired[list[SavedSeen]]
+    expected: NotRequired[tuple[Error, Error, bool]]
+    world_size: NotRequired[Positive]
+    workers: NotRequired[Positive]
+    next_worker: NotRequired[Count]
+    lanes: NotRequired[dict[str, Annotated[list[Count], Rule(lambda place: len(place) == 10, "a list of 10")]]]
+
+
+SHARDS = ("seed", "order", "weights", "curriculum")  # what the state of a ShardStream has besides
+LANES = ("seed", "expected", "seen", "world_size", "workers", "next_worker", "lanes")  # of a JitStream
+
+
+def check_stream(state: StreamState) -> bool:
+    """Raise Wrong where the parts of a stream's state do not fit together."""
+    sources, last = state["sources"], 0
+    if not sources:
+        raise Wrong("found no source, expected one or more", "sources")
+    for name in LANES if "lanes" in state else SHARDS if "weights" in state else ():
+        if name not in state:
+            raise Wrong(f"the key {found(name)} is missing")
+    if len(state.get("weights", sources)) != len(sources):
+        raise Wrong(f"found {len(state['weights'])} for {len(sources)} sources", "weights")
+    tokens = [source["tokens"] for source in sources]
+    for index, event in enumerate(state["events"]):
+        place = ("events", index)
+        if "sample" not in event or not {"weights", "appended", "changes"} & event.keys():
+            raise Wrong("expected an event: sample, and weights, appended or changes", *place)
+        if not last <= event["sample"] <= state["next_sample"]:
+            raise Wrong(f"found {event['sample']}, expected {last} to {state['next_sample']}", *place, "sample")
+        last = event["sample"]
+        if len(event.get("weights", sources)) != len(sources):
+            raise Wrong(f"found {len(event['weights'])} for {len(sources)} sources", *place, "weights")
+        if grown := event.get("appended"):
+            index, place = grown["source"], (*place, "appended")
+            if index >= len(sources):
+                raise Wrong(f"found {index}, and there are {len(sources)} sources", *place, "source")
+            if grown["tokens"] <= tokens[index]:
+                raise Wrong(f"found {grown['tokens']}, not more than before ({tokens[index]})", *place, "tokens")
+            tokens[index] = grown["tokens"]
+    if "lanes" in state:
+        readers = state["world_size"] * state["workers"]
+        if readers > 10**6 or state["lanes"].keys() != {str(number) for number in range(readers)}:
+            raise Wrong(f"found {len(state['lanes'])} readers, expected numbers 0 to {readers - 1}", "lanes")
+        if state["next_worker"] >= state["workers"]:
+            raise Wrong(f"found {state['next_worker']}, expected less than {state['workers']}", "next_worker")
+    return True
+
+
+class SavedReading(TypedDict):
+    loss: float
+    standard_error: Error
+    bits_per_byte: float
+    delta: float
+    delta_error: Error
+    state: Literal["target", "other", "healthy", "watch", "warning", "critical"]
+
+
+class Measured(TypedDict):
+    step: Count
+    sets: dict[str, SavedReading]
+    constrained_loss: float
+
+
+def check_history(history: list[Measured]) -> bool:
+    """Raise Wrong unless the same sets were measured at steps in ascending order."""
+    for index, (before, entry) in enumerate(pairwise(history), start=1):
+        if entry["step"] <= before["step"]:
+            raise Wrong(f"found {entry['step']} after {before['step']}", index, "step")
+        if entry["sets"].keys() != before["sets"].keys():
+            raise Wrong("found other sets than before", index, "sets")
+    return True
+
+
+History = Annotated[list[Measured], Rule(check_history, "measurements")]
+
+
+class ForgettingState(TypedDict):
+    history: History
+    stopped_at: Count | None
+    tolerance: Error
+
+
+class Spike(TypedDict):
+    step: Count
+
+
+class SpikeState(TypedDict, total=False):
+    losses: list[float]
+    spikes: list[Spike]
+
+
+class SafetyState(TypedDict, total=False):
+    skipped: Count
+    rollbacks: Count
+
+
+class _Coverage(TypedDict):
+    attributes: Annotated[StreamState, Rule(check_stream, "a stream's state")]
+
+
+class _Forgetting(TypedDict):
+    attributes: ForgettingState
+
+
+class _Spikes(TypedDict):
+    attributes: SpikeState
+
+
+class _Safety(TypedDict):
+    attributes: SafetyState
+
+
+class Callbacks(TypedDict, total=False):
+    CoverageCallback: _Coverage
+    ForgettingCallback: _Forgetting
+    SpikeCallback: _Spikes
+    SafetyCallback: _Safety
+
+
+def _is_entry(entry: dict) -> bool:
+    if "step" not in entry:
+        raise Wrong('the key "step" is missing')
+    as_kind(entry["step"], Count)
+    for name, value in entry.items():
+        drawn = name in ("loss", "learning_rate") or (name.startswith("eval_") and name.endswith("loss"))
+        if drawn and type(value) not in (int, float):
+            raise Wrong(f"found {found(value)}, expected a number", name)
+    return True
+
+
+class TrainerState(TypedDict):
+    """Trainer's state as it saves it; what is not named here is Trainer's own affair."""
+
+    global_step: Count
+    max_steps: NotRequired[int]
+    epoch: NotRequired[Number | None]
+    log_history: NotRequired[list[Annotated[dict[str, Any], Rule(_is_entry, "an entry of the log")]]]
+    best_metric: NotRequired[Number | None]
+    best_global_step: NotRequired[Count | None]
+    best_model_checkpoint: NotRequired[str | None]
+    stateful_callbacks: NotRequired[Callbacks]
+    logging_steps: NotRequired[float | None]
+    eval_steps: NotRequired[float | None]
+    save_steps: NotRequired[float | None]
+    train_batch_size: NotRequired[Count | None]
+    num_train_epochs: NotRequired[int]
+    num_input_tokens_seen: NotRequired[Count]
+    total_flos: NotRequired[Error]
+    is_local_process_zero: NotRequired[bool]
+    is_world_process_zero: NotRequired[bool]
+    is_hyper_param_search: NotRequired[bool]
+    trial_name: NotRequired[str | None]
+    trial_params: NotRequired[dict[str, Any] | None]
+
+
+def read_state(checkpoint: Path) -> TrainerState:
+    """The trainer state in a checkpoint's folder.
+
+    Raises CheckpointError, naming the file and the place in it, if it is missing or holds anything that Trainer or our
+    callbacks could not go on from.
+    """
+    return read_json(checkpoint / STATE_NAME, TrainerState, CheckpointError, "restore it", LARGEST)
