@@ -4,7 +4,8 @@ A type is written as for a type checker: `int`, `float`, `str`, `bool`, `None`, 
 `tuple`, `dict`, NamedTuple (a list in the file), TypedDict and dataclass (objects), and `Annotated` with a `Rule`.
 Nothing is converted: "512" is not an int, and neither is true. A float is finite, an int fits in 64 bits. Keys that a
 type does not name are kept in a dict and dropped by a dataclass. A dataclass that has a method `check_fields` is asked
-whether its fields fit together; it raises `Wrong`.
+whether its fields fit together; it raises `Wrong`. `object` is not looked at, for what is checked later.
+A function may stand for a type: it takes the parsed value, and returns its own or raises `Wrong`.
 """
 
 from __future__ import annotations
@@ -98,12 +99,24 @@ def parse_json(
     data: bytes | str, kind: Any, name: object, error: type[MyPTError] = MyPTError, advice: str = "restore it"
 ) -> Any:
     """The same for JSON that has been read; `name` is what the message calls it."""
+    return check(_parsed(data, name, error, advice), kind, name, error, advice)
+
+
+def check(content: Any, kind: Any, name: object, error: type[MyPTError] = MyPTError, advice: str = "restore it") -> Any:
+    """The same for JSON that has been parsed."""
     try:
-        text = data if isinstance(data, str) else data.decode("utf-8")
-        return as_kind(json.loads(text, object_pairs_hook=_unique), kind)
+        return as_kind(content, kind)
     except Wrong as problem:
         place = f" at {at(problem.place)}" if problem.place else ""
         raise error(f"{name} is damaged{place}: {problem}; {advice}") from None
+
+
+def _parsed(data: bytes | str, name: object, error: type[MyPTError], advice: str) -> Any:
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8")
+        return json.loads(text, object_pairs_hook=_unique)
+    except Wrong as problem:
+        raise error(f"{name} is damaged: {problem}; {advice}") from None
     except UnicodeDecodeError as problem:
         raise error(f"{name} is damaged: byte {problem.start} is not UTF-8; {advice}") from None
     except ValueError as problem:
@@ -174,6 +187,8 @@ def _check_of(kind: Any) -> Check:
         return _union(inner)
     if origin is Literal:
         return _literal(inner)
+    if isinstance(kind, types.FunctionType):
+        return kind
     if kind is list or origin is list:
         return _list(_check_of(inner[0] if inner else Any))
     if origin is tuple:
@@ -213,6 +228,7 @@ _anything.expected = "any value"
 _FLOAT = sys.float_info.max
 _SIMPLE: dict[Any, Check] = {
     Any: _anything,
+    object: _one(lambda value: True, "any value"),
     int: _one(lambda value: type(value) is int and -(2**63) <= value < 2**63, "a whole number"),
     # Two comparisons that NaN fails.
     float: _one(lambda value: type(value) in (int, float) and -_FLOAT <= value <= _FLOAT, "a finite number"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from mypt.errors import DataError
 from mypt.folders import only_writer
-from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, dtype_for, read_manifest
+from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, dtype_for, read_manifest, read_metadata
 from mypt.shards.legacy import origin, read_foreign
 from mypt.shards.output import fingerprints, made_before, staged
 from mypt.shards.scan import checked_chunks, progress_bar, write_stream
@@ -74,13 +73,8 @@ def convert_dataset(
 
 def _read(directory: Path, dtype: str | None, tokenizer: str | None) -> Manifest:
     path = directory / METADATA_NAME
-    content = {}
-    if path.is_file():
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path} is damaged ({error}); restore it, or remove it to read the shards alone") from None
-    if isinstance(content, dict) and "format" not in content:
+    content = read_metadata(path) if path.exists() else {}
+    if "format" not in content:
         manifest = read_foreign(directory, content, dtype, tokenizer) if directory.is_dir() else None
         if manifest:
             return manifest

@@ -1,20 +1,26 @@
 """The dataset directory on disk: `dataset_metadata.json` and the shards that it lists (docs/shard_format.md)."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import xxhash
 
 from mypt.errors import DataError
 from mypt.files import replace_text
+from mypt.json_files import Count, PartOf, Positive, Rule, Wrong, as_kind, check, found, is_file_name, read_json
+from mypt.shards.settings import PrepareSettings
 
 METADATA_NAME = "dataset_metadata.json"
 FORMAT_NAME = "mypt-shards"
 FORMAT_VERSION = 1
 SPLITS = ("train", "val")
+_ADVICE = "restore it, or prepare the data again"
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+Hash = Annotated[str, Rule(re.compile(r"[0-9a-f]{32}").fullmatch, "32 hex digits")]
 
 
 @dataclass
@@ -22,12 +28,19 @@ class Shard:
     """One file of raw little-endian token ids."""
 
     file: str  # relative to the dataset directory: train/shard_00000.bin
-    tokens: int
-    documents: int
-    bytes: int  # UTF-8 bytes of the text behind the tokens
-    min_id: int
-    max_id: int
-    xxh3_128: str  # of the file's bytes, 32 hex digits
+    tokens: Positive
+    documents: Count
+    bytes: Count  # UTF-8 bytes of the text behind the tokens
+    min_id: Count
+    max_id: Count
+    xxh3_128: Hash  # of the file's bytes
+
+    def check_fields(self) -> None:
+        """Raise Wrong if they cannot be true together."""
+        if self.min_id > self.max_id:
+            raise Wrong(f"found {self.min_id}, more than max_id {self.max_id}", "min_id")
+        if self.documents > self.tokens:
+            raise Wrong(f"found {self.documents}, more than its {self.tokens} tokens", "documents")
 
 
 @dataclass
@@ -49,19 +62,59 @@ class Split:
         return sum(shard.bytes for shard in self.shards)
 
 
+class Source(TypedDict):
+    """What came of one source, as it was given."""
+
+    name: str
+    documents: Count
+    bytes: Count
+    tokens: Count
+    splits: NotRequired[dict[str, Count]]
+    xxh3_128: NotRequired[Hash]
+
+
+class CutTexts(TypedDict, total=False):
+    """Where val is the tail of the text."""
+
+    cut: list[Annotated[str, Rule(re.compile(r"[0-9a-f]{1,16}").fullmatch, "a hash in hex digits")]]
+
+
+class Report(TypedDict, total=False):
+    """Counts of a preparation."""
+
+    documents: Count
+    documents_read: Count
+    bytes: Count
+    tokens: Count
+    dropped: dict[str, Count]
+    skipped: dict[str, Count]
+    tokenizer: str | None
+    val: CutTexts
+
+
+class Entry(TypedDict):
+    """What made a dataset of other directories, or added to it."""
+
+    did: str
+    of: NotRequired[str]
+    fingerprints: NotRequired[dict[str, Hash]]
+    text: NotRequired[list[Source]]
+    report: NotRequired[Report]
+
+
 @dataclass
 class Manifest:
     """What a dataset directory holds: the contents of `dataset_metadata.json`."""
 
-    dtype: str  # uint16 or uint32
-    vocab_size: int  # the tokenizer's; every id is below it
-    eos_token_id: int
-    tokenizer_hash: str  # `mypt.tokenization.load.tokenizer_hash`
+    dtype: Literal["uint16", "uint32"]
+    vocab_size: Positive  # the tokenizer's; every id is below it
+    eos_token_id: Count
+    tokenizer_hash: Hash  # `mypt.tokenization.load.tokenizer_hash`
     splits: dict[str, Split]
-    sources: list[dict] = field(default_factory=list)  # name, documents, bytes, tokens of each source
-    settings: dict = field(default_factory=dict)  # how the text was prepared
-    report: dict = field(default_factory=dict)  # counted reasons for what was dropped or changed
-    history: list[dict] = field(default_factory=list)  # what made it of other directories: convert, subset, append
+    sources: list[Source] = field(default_factory=list)
+    settings: Annotated[dict, PartOf(PrepareSettings)] = field(default_factory=dict)  # how the text was prepared
+    report: Report = field(default_factory=dict)  # counted reasons for what was dropped or changed
+    history: list[Entry] = field(default_factory=list)  # what made it of other directories: convert, subset, append
 
     @property
     def numpy_dtype(self) -> np.dtype:
@@ -116,41 +169,66 @@ def read_manifest(directory: str | Path, dtype: str | None = None) -> Manifest:
     path = directory / METADATA_NAME
     if not directory.is_dir():
         raise DataError(f"dataset directory {directory} does not exist; make it with: mypt prepare --out {directory}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        if content is None or (isinstance(content, dict) and "format" not in content):
-            from mypt.shards.legacy import read_foreign
+    content = read_metadata(path) if path.exists() else None
+    if content is None or "format" not in content:
+        from mypt.shards.legacy import read_foreign
 
-            if manifest := read_foreign(directory, content or {}, dtype):
-                return manifest
-        if content is not None:
-            return _parse(path, content)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); prepare the data again") from None
+        if manifest := read_foreign(directory, content or {}, dtype):
+            return manifest
+    if content is not None:
+        return check(content, _manifest, path, DataError, _ADVICE)
     raise DataError(
         f"{directory} holds no {METADATA_NAME}: it is no dataset directory, or its preparation did not finish; "
         f"run `mypt prepare --out {directory}` (again)"
     )
 
 
-def _parse(path: Path, content: dict) -> Manifest:
-    if (content["format"], content["version"]) != (FORMAT_NAME, FORMAT_VERSION):
-        raise DataError(
-            f"{path} is {content['format']} version {content['version']}; "
-            f"this mypt reads {FORMAT_NAME} version {FORMAT_VERSION}"
-        )
-    splits = {name: Split([Shard(**shard) for shard in split["shards"]]) for name, split in content["splits"].items()}
-    names = ("dtype", "vocab_size", "eos_token_id", "tokenizer_hash", "sources", "settings", "report")
-    fields = {name: content[name] for name in names}
-    manifest = Manifest(splits=splits, history=content.get("history", []), **fields)
-    DTYPES[manifest.dtype], splits["train"]
-    _check_paths(path, manifest)
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The object in a dataset's metadata, of today's format or another one. Raises DataError if it is damaged."""
+    content = read_json(path, dict[str, object], DataError, _ADVICE)
+    return content if "format" in content else check(content, _Foreign, path, DataError, _ADVICE)
+
+
+def _manifest(content: dict[str, Any]) -> Manifest:
+    """Metadata of today's format. Raises Wrong."""
+    if (content.get("format"), content.get("version")) != (FORMAT_NAME, FORMAT_VERSION):
+        given = f"{found(content.get('format'))} version {found(content.get('version'))}"
+        raise Wrong(f"found {given}, and this mypt reads {FORMAT_NAME} version {FORMAT_VERSION}", "format")
+    for name in ("sources", "settings", "report"):
+        if name not in content:
+            raise Wrong(f'the key "{name}" is missing')
+    manifest = as_kind(content, Manifest)
+    if "train" not in manifest.splits:
+        raise Wrong('the key "train" is missing', "splits")
+    if manifest.vocab_size > 1 << 8 * manifest.numpy_dtype.itemsize:
+        raise Wrong(f"found {manifest.vocab_size}, more ids than {manifest.dtype} has", "vocab_size")
+    if manifest.eos_token_id >= manifest.vocab_size:
+        raise Wrong(f"found {manifest.eos_token_id}, outside the vocabulary of {manifest.vocab_size}", "eos_token_id")
+    if "origin" in manifest.report:
+        raise Wrong("only data of other programs has an origin, and no metadata of this format", "report", "origin")
+    listed: set[str] = set()
+    for name, split in manifest.splits.items():
+        for index, shard in enumerate(split.shards):
+            place = ("splits", name, "shards", index)
+            folder, _, file = shard.file.partition("/")
+            if folder != name or not (is_file_name(name) and is_file_name(file)):
+                raise Wrong(f"found {found(shard.file)}, which is outside {found(name)[1:-1]}/", *place, "file")
+            if shard.file in listed:
+                raise Wrong(f"found {found(shard.file)} a second time", *place, "file")
+            if shard.max_id >= manifest.vocab_size:
+                vocabulary = f"outside the vocabulary of {manifest.vocab_size}; is {manifest.dtype} the right dtype?"
+                raise Wrong(f"{shard.file} holds id {shard.max_id}, {vocabulary}", *place, "max_id")
+            listed.add(shard.file)
+        for count in ("tokens", "documents", "bytes"):
+            total, recorded = getattr(split, count), content["splits"][name].get(count)
+            if recorded is not None and recorded != total:
+                raise Wrong(f"found {found(recorded)}, and its shards have {total}", "splits", name, count)
     return manifest
 
 
-def _check_paths(path: Path, manifest: Manifest) -> None:
-    for name, split in manifest.splits.items():
-        for shard in split.shards:
-            parts = Path(shard.file).parts
-            if len(parts) != 2 or parts[0] != name or name != Path(name).name or ".." in parts:
-                raise DataError(f"{path} names the shard {shard.file!r}, which is outside {name}/; refusing to read it")
+class _Foreign(TypedDict, total=False):
+    """Metadata of the original MyPT's, as far as it is used."""
+
+    dtype: str
+    total_tokens: Count
+    total_tokens_written: Count

@@ -139,11 +139,6 @@ def _changed(directory: Path, manifest: Manifest, shard: Shard) -> int:
         raise DataError(
             f"shard {path} holds {status.st_size:,} bytes, the metadata says {expected:,}; restore it or prepare again"
         )
-    if shard.max_id >= manifest.vocab_size:
-        raise DataError(
-            f"shard {path} holds id {shard.max_id}, outside the vocabulary of {manifest.vocab_size}; "
-            f"is {manifest.dtype} the right dtype?"
-        )
     return status.st_mtime_ns
 
 

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mypt.errors import DataError
+from mypt.json_files import Positive
 from mypt.text.clean import Cleaner
 from mypt.text.faults import ON_ERROR, OnFault, ignore, stop
 from mypt.tokenization.bpe import SMALLEST_VOCABULARY
@@ -34,7 +35,7 @@ class PrepareSettings:
     near_dedup: float | None = None  # estimated Jaccard similarity from which a document counts as a copy
     lowercase: bool = False
     max_documents: int | None = None  # to read
-    tokens_per_shard: int = 10_000_000
+    tokens_per_shard: Positive = 10_000_000
     val_fraction: float = 0.1
     val_split: str = "hash"  # a document by the hash of its text; tail: the last part of the text
     on_error: str = "stop"  # at a record that cannot be read; skip: leave it out and report it

@@ -80,7 +80,8 @@ def test_ids_outside_the_vocabulary(make_dataset):
     manifest = read_manifest(directory)
     manifest.vocab_size = 300
     write_manifest(directory, manifest)
-    assert "outside the vocabulary of 300" in problems(directory)["train/shard_00000.bin"]
+    with pytest.raises(CheckFailed, match=r"train/shard_00000\.bin holds id 352, outside the vocabulary of 300"):
+        problems(directory)
 
 
 def test_the_tokenizer_is_checked(make_dataset):
