@@ -180,7 +180,7 @@ class WriterLock:
             return False
 
     def _holder(self) -> dict:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             found = json.loads(os.pread(self._file, 1 << 16, 0))
             return found if isinstance(found, dict) else {}
         return {}
@@ -262,7 +262,7 @@ def _is_alive(pid: object, started: object) -> bool:
     """Whether the process `pid` that began at `started` runs; another process may have got the number since."""
     try:
         os.kill(int(pid), 0)
-    except (ProcessLookupError, TypeError, ValueError):
+    except (ProcessLookupError, TypeError, ValueError, OverflowError):
         return False
     except PermissionError:
         pass

@@ -35,7 +35,8 @@ from typing import (
 
 from mypt.errors import MyPTError
 
-LARGEST = 64 << 20  # bytes of a file, unless its format allows more
+LARGEST = 64 << 20  # bytes of a file
+LARGER = 512 << 20  # where a format allows more: of a tokenizer, or a million entries of a training log
 DEEPEST = 50  # levels of lists and objects in a value of any type
 _MARKS = (Required, NotRequired)
 _SHOWN = 60  # characters of a value in a message

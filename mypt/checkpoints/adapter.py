@@ -3,15 +3,25 @@
 import json
 import mmap
 from pathlib import Path
+from typing import Annotated, TypedDict
 
 from mypt.checkpoints.complete import ADAPTER_WEIGHTS, weight_files
 from mypt.checkpoints.header import read_header
 from mypt.errors import CheckpointError
 from mypt.files import replace_text
+from mypt.json_files import Rule, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"  # peft's
 BASE_NAME = "adapter_base.json"  # ours, beside it
 INSTALL_PEFT = "LoRA needs the package peft: pip install mypt[lora]"
+
+
+class _Config(TypedDict, total=False):
+    base_model_name_or_path: Annotated[str, Rule(lambda name: "\0" not in name, "a folder or a hub id")] | None
+
+
+class _Base(TypedDict):
+    weights: str | None
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -25,14 +35,9 @@ def recorded_base(folder: str | Path) -> str:
     Raises CheckpointError if the file is damaged or names none, or if it names a folder that is not there.
     """
     path = Path(folder, ADAPTER_CONFIG)
-    try:
-        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}); save or copy the adapter again"
-        ) from error
+    base = read_json(path, _Config, CheckpointError, "save or copy the adapter again").get("base_model_name_or_path")
     advice = f"name it: mypt merge {folder} --base DIR --out DIR"
-    if not isinstance(base, str) or not base:
+    if not base:
         raise CheckpointError(f"{path} does not say which base model the adapter belongs to; {advice}")
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise CheckpointError(
@@ -55,12 +60,7 @@ def require_base(folder: str | Path, base: str) -> None:
     path = Path(folder, BASE_NAME)
     if not path.is_file():
         return
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))["weights"]
-        if not isinstance(recorded, str | None):
-            raise TypeError
-    except (ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({type(error).__name__}); copy the adapter again") from error
+    recorded = read_json(path, _Base, CheckpointError, "copy the adapter again")["weights"]
     found = weights_fingerprint(base)
     if recorded and found and recorded != found:
         raise CheckpointError(

@@ -180,7 +180,7 @@ def _forgetting(facts: Facts) -> str:
         )  # fmt: skip
     header = ("held-out text", "loss at step 0", f"loss at step {facts.last['step']}", "change", "bits/byte", "state")
     text = f"## Evaluation and forgetting\n\nLoss in nats per token.\n\n{_table(header, rows)}"
-    if facts.forgetting["history"][-1] == facts.last:
+    if "verdict" in facts.forgetting and facts.forgetting["history"][-1] == facts.last:
         text += f"\n\nVerdict: {facts.forgetting['verdict']}"
     if (facts.folder / "forgetting.png").is_file():
         text += "\n\n![Change of the losses since step 0](forgetting.png)"

@@ -14,9 +14,9 @@ from mypt.checkpoints.sharded import (
     missing_deepspeed,
     missing_shard,
 )
-from mypt.checkpoints.state import LARGEST, STATE_NAME, read_state
+from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError
-from mypt.json_files import FileName, read_json
+from mypt.json_files import LARGER, FileName, read_json
 
 # Lies in a checkpoint from before its first file until all are on the disk itself; HF's JIT checkpoints use this name.
 SAVING_NAME = "checkpoint-is-incomplete.txt"
@@ -57,7 +57,7 @@ def rotate(run: str | Path, limit: int | None, best: str | Path | None = None) -
 def _is_foreign(checkpoint: Path) -> bool:
     """Whether another trainer than ours saved it, by the state of the callbacks that ours always has."""
     try:
-        callbacks = read_json(checkpoint / STATE_NAME, dict, largest=LARGEST).get("stateful_callbacks")
+        callbacks = read_json(checkpoint / STATE_NAME, dict, largest=LARGER).get("stateful_callbacks")
     except MyPTError:  # cut short
         return False
     return not (isinstance(callbacks, dict) and {"CoverageCallback", "SpikeCallback"} & callbacks.keys())
@@ -133,7 +133,7 @@ def _missing_states(checkpoint: Path, world_size: int) -> str | None:
 
 def _is_json(path: Path) -> bool:
     try:
-        read_json(path, dict, largest=LARGEST)
+        read_json(path, dict, largest=LARGER)
     except MyPTError:
         return False
     return True

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, TypedDict
 
 import yaml
 
@@ -11,6 +12,7 @@ from mypt.checkpoints.adapter import ADAPTER_CONFIG, BASE_NAME, is_adapter
 from mypt.checkpoints.complete import ADAPTER_WEIGHTS, last_complete_checkpoint, weight_files
 from mypt.checkpoints.header import read_header
 from mypt.errors import CheckpointError
+from mypt.json_files import parse_json, read_json
 from mypt.recipe import RESOLVED_NAME
 from mypt.yaml12 import dump_yaml, load_yaml
 
@@ -87,7 +89,7 @@ def content_to_send(path: Path, token: str | None = None) -> bytes | None:
         return None
     is_yaml = path.name == RESOLVED_NAME
     try:
-        given = load_yaml(content.decode()) if is_yaml else json.loads(content)
+        given = load_yaml(content.decode()) if is_yaml else parse_json(content, Any, path, CheckpointError)
     except (ValueError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it") from None
     changed = without_places(given)
@@ -127,16 +129,17 @@ def _short(text: str) -> str:
     return os.path.relpath(text) if path.is_relative_to(Path.cwd()) else path.name
 
 
+class _Config(TypedDict, total=False):
+    auto_map: dict[str, str | list[str | None] | None] | None
+
+
 def _code(folder: Path) -> list[Path]:
     """The modules that config.json's auto_map names, and their siblings that they import."""
     config = folder / "config.json"
-    try:
-        auto_map = json.loads(config.read_text(encoding="utf-8")).get("auto_map") or {} if config.is_file() else {}
-        # "owner/name--module.Class" is code that stays in its own repository.
-        named = [name for value in auto_map.values() for name in (value if isinstance(value, list) else [value])]
-        wanted = [name.partition(".")[0] for name in named if name and "--" not in name]
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{config} is damaged ({error}); restore it") from None
+    auto_map = read_json(config, _Config, CheckpointError).get("auto_map") or {} if config.is_file() else {}
+    # "owner/name--module.Class" is code that stays in its own repository.
+    named = [name for value in auto_map.values() for name in (value if isinstance(value, list) else [value])]
+    wanted = [name.partition(".")[0] for name in named if name and "--" not in name]
     found: dict[str, Path] = {}
     while wanted:
         name = wanted.pop()

@@ -1,13 +1,14 @@
 """What the files of a model's folder tell of its training, at the step that its weights are of."""
 
-import json
 import re
 from pathlib import Path
 
 from mypt.checkpoints.adapter import ADAPTER_CONFIG, is_adapter
 from mypt.checkpoints.complete import last_complete_checkpoint, read_state
 from mypt.checkpoints.contents import content_to_send, without_places
+from mypt.checkpoints.state import read_forgetting, read_ledger
 from mypt.errors import CheckpointError
+from mypt.json_files import read_json
 from mypt.recipe import RESOLVED_NAME
 from mypt.yaml12 import load_yaml
 
@@ -27,8 +28,8 @@ class Facts:
         self.adapter = _json(folder / ADAPTER_CONFIG) if is_adapter(folder) else None
         self.recipe_text = _sent_recipe(run / RESOLVED_NAME)
         self.recipe = _section(run / RESOLVED_NAME, load_yaml(self.recipe_text) or {})
-        self.coverage = without_places(_json(run / "coverage.json") or {})
-        self.forgetting = _json(run / "forgetting.json") or {}
+        self.coverage = without_places(read_ledger(run) or {})
+        self.forgetting = read_forgetting(run) or {}
         self.environment = _json(run / "environment.json") or {}
         self.step = self._step(run)
         if self.coverage.get("step") != self.step:
@@ -69,12 +70,7 @@ def _sent_recipe(path: Path) -> str:
 
 
 def _json(path: Path) -> dict | None:
-    if not path.is_file():
-        return None
-    try:
-        return _section(path, json.loads(path.read_text(encoding="utf-8")) or {})
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}); restore it") from None
+    return read_json(path, dict, CheckpointError) if path.is_file() else None
 
 
 def _section(path: Path, content: object) -> dict:

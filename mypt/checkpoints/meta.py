@@ -5,7 +5,6 @@ For architectures that `mypt.planning.parameters` has no formulas for; importing
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -15,6 +14,7 @@ from mypt import hub_errors
 from mypt.checkpoints.inspect import cached_model
 from mypt.checkpoints.tensors import count_by_part
 from mypt.errors import CheckpointError
+from mypt.json_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,16 +37,7 @@ def read_config(name_or_path: str) -> tuple[Path, dict]:
     folder = Path(name_or_path)
     if not folder.is_dir():
         folder = cached_model(name_or_path) or _from_hub(name_or_path)
-    path = folder / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-        return folder, content
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}); expected a saved model's folder"
-        ) from None
+    return folder, read_json(folder / "config.json", dict, CheckpointError, "expected a saved model's folder")
 
 
 def measured_dimensions(folder: Path, vocab_size: int | None = None) -> dict:

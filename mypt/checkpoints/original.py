@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mypt.errors import CheckpointError
+from mypt.json_files import LARGER, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -210,9 +210,8 @@ def _read_json(path: Path, strict: bool = True) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return read_json(path, dict[str, object], CheckpointError, largest=LARGER)
+    except CheckpointError:
         if strict:
-            raise CheckpointError(f"{path} is damaged ({error}); restore it") from None
+            raise
         return {}
-    return _object(content, str(path)) if strict or isinstance(content, dict) else {}

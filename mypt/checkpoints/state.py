@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from mypt.errors import CheckpointError
-from mypt.json_files import Count, Positive, Rule, Wrong, as_kind, found, read_json
+from mypt.json_files import LARGER, Count, Positive, Rule, Wrong, as_kind, check, found, read_json
 
 STATE_NAME = "trainer_state.json"
-LARGEST = 512 << 20  # bytes: a million entries of the log take 300 MB
 # Trainer logs what a step gave: a loss may be NaN there.
 Number = Annotated[Any, Rule(lambda value: type(value) in (int, float), "a number")]
 Error = Annotated[float, Rule(lambda value: value >= 0, "a finite number of 0 or more")]
@@ -132,8 +131,8 @@ def check_stream(state: StreamState) -> bool:
 
 class SavedReading(TypedDict):
     loss: float
-    standard_error: Error
-    bits_per_byte: float
+    standard_error: NotRequired[Error]
+    bits_per_byte: NotRequired[float]
     delta: float
     delta_error: Error
     state: Literal["target", "other", "healthy", "watch", "warning", "critical"]
@@ -142,7 +141,7 @@ class SavedReading(TypedDict):
 class Measured(TypedDict):
     step: Count
     sets: dict[str, SavedReading]
-    constrained_loss: float
+    constrained_loss: NotRequired[float]
 
 
 def check_history(history: list[Measured]) -> bool:
@@ -237,10 +236,58 @@ class TrainerState(TypedDict):
     trial_params: NotRequired[dict[str, Any] | None]
 
 
+class _Ledger(StreamState):
+    step: Count
+
+
+def _ledger(content: Any) -> _Ledger:
+    ledger = as_kind(content, _Ledger)
+    check_stream(ledger)
+    return ledger
+
+
+class ForgettingReport(TypedDict):
+    history: History
+    target: NotRequired[str]
+    guard: NotRequired[list[str]]
+    tolerance: NotRequired[Error]
+    action: NotRequired[str]
+    stopped_at: NotRequired[Count | None]
+    verdict: NotRequired[str]
+
+
+def _forgetting(content: Any) -> ForgettingReport:
+    report = as_kind(content, ForgettingReport)
+    named = {*report.get("guard", []), *([report["target"]] if "target" in report else [])}
+    for index, entry in enumerate(report["history"]):
+        if missing := named - entry["sets"].keys():
+            raise Wrong(f"the set {found(min(missing))} is missing", "history", index, "sets")
+    return report
+
+
+def read_ledger(run: Path) -> _Ledger | None:
+    """coverage.json of a run; None if there is none. Raises CheckpointError if it is damaged."""
+    return _if_there(run / "coverage.json", _ledger)
+
+
+def read_forgetting(run: Path) -> ForgettingReport | None:
+    """forgetting.json of a run; None if there is none. Raises CheckpointError if it is damaged."""
+    return _if_there(run / "forgetting.json", _forgetting)
+
+
+def _if_there(path: Path, kind: Any) -> Any:
+    return read_json(path, kind, CheckpointError, "restore it", LARGER) if path.exists() else None
+
+
 def read_state(checkpoint: Path) -> TrainerState:
     """The trainer state in a checkpoint's folder.
 
     Raises CheckpointError, naming the file and the place in it, if it is missing or holds anything that Trainer or our
     callbacks could not go on from.
     """
-    return read_json(checkpoint / STATE_NAME, TrainerState, CheckpointError, "restore it", LARGEST)
+    return read_json(checkpoint / STATE_NAME, TrainerState, CheckpointError, "restore it", LARGER)
+
+
+def saved_states(callbacks: dict) -> Callbacks:
+    """The states of callbacks that a Trainer has read by itself. Raises CheckpointError as `read_state` does."""
+    return check(callbacks, Callbacks, f"the state of the callbacks in {STATE_NAME}", CheckpointError)

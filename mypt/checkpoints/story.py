@@ -1,13 +1,15 @@
 """How a model was trained, as a run folder or a checkpoint tells: progress, coverage, forgetting, hyperparameters."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypedDict
 
 import yaml
 
 from mypt.checkpoints.complete import STATE_NAME, checkpoints, last_complete_checkpoint, read_state
+from mypt.checkpoints.state import read_forgetting, read_ledger
 from mypt.errors import CheckpointError
+from mypt.json_files import read_json
 from mypt.recipe import RESOLVED_NAME, Recipe
 from mypt.yaml12 import load_yaml
 
@@ -57,13 +59,7 @@ def read_object(path: Path) -> dict | None:
     """The object in a JSON file, None if there is no such file. Raises CheckpointError if it is no JSON object."""
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}); restore it") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {type(content).__name__}, expected a JSON object; restore it")
-    return content
+    return read_json(path, dict, CheckpointError)
 
 
 def _progress(state: dict | None) -> dict | None:
@@ -86,13 +82,13 @@ def _progress(state: dict | None) -> dict | None:
 def _coverage(path: Path, kind: str, state: dict | None) -> dict | None:
     """The stream's state: sources, block_size, next_sample, events; `mypt.streams.ledger` derives what was seen."""
     if kind == "run":
-        return read_object(path / "coverage.json")
+        return read_ledger(path)
     return ((state or {}).get("stateful_callbacks", {}).get("CoverageCallback") or {}).get("attributes")
 
 
 def _forgetting(run: Path, kind: str, state: dict | None) -> dict | None:
     """The rules, the last measurement (step, every set's reading, the verdict if it is about this one), the history."""
-    report = read_object(run / "forgetting.json") or {}
+    report = read_forgetting(run) or {}
     history = report.get("history", [])
     if kind != "run":
         callback = (state or {}).get("stateful_callbacks", {}).get("ForgettingCallback") or {}
@@ -107,19 +103,17 @@ def _forgetting(run: Path, kind: str, state: dict | None) -> dict | None:
         {"step": entry["step"], "sets": {name: {k: read[k] for k in kept} for name, read in entry["sets"].items()}}
         for entry in history
     ]
-    verdict = report["verdict"] if current else None
+    verdict = report.get("verdict") if current else None
     return rules | {"step": last["step"], "sets": last["sets"], "verdict": verdict, "history": short}
 
 
+class _Diagnosis(TypedDict):
+    lines: list[str]
+
+
 def _diagnosis(run: Path) -> dict | None:
-    found = read_object(run / "diagnosis.json")
-    if found is not None and not (
-        isinstance(found.get("lines"), list) and all(isinstance(x, str) for x in found["lines"])
-    ):
-        raise CheckpointError(
-            f"{run / 'diagnosis.json'} holds no lines of text under 'lines'; restore it, or delete it"
-        )
-    return found
+    path = run / "diagnosis.json"
+    return read_json(path, _Diagnosis, CheckpointError, "restore it, or delete it") if path.exists() else None
 
 
 def _recipe(path: Path) -> dict | None:

@@ -1,11 +1,11 @@
 """Prompts from the command line, from files and from standard input."""
 
-import json
 import re
 import sys
 from pathlib import Path
 
 from mypt.errors import MyPTError
+from mypt.json_files import parse_json
 
 
 def read_prompts(texts: list[str], files: list[str]) -> list[str]:
@@ -64,11 +64,8 @@ def _standard_input() -> str:
 
 
 def _record(file: str, number: int, line: str) -> dict:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise MyPTError(f"prompts {file} line {number} is no JSON ({error}); write one object on each line") from error
-    prompt = record.get("prompt", record.get("question")) if isinstance(record, dict) else None
+    record = parse_json(line, dict, f"prompts {file} line {number}", MyPTError, "write one object on each line")
+    prompt = record.get("prompt", record.get("question"))
     if not isinstance(prompt, str):
         raise MyPTError(f'prompts {file} line {number} has no text "prompt"; write {{"prompt": "..."}} on each line')
     return record | {"prompt": prompt}

@@ -5,8 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from mypt.errors import MyPTError
+from mypt.json_files import parse_json
+
+
+class Completion(TypedDict):
+    """A line of the file; what else it holds is kept."""
+
+    prompt: str
+    seed: int
 
 
 class ResultsFile:
@@ -22,12 +31,11 @@ class ResultsFile:
             raise MyPTError(f"{path} exists already; --resume continues it, or name another file")
         data = self.path.read_bytes() if resume and self.path.exists() else b""
         self._whole = data.rfind(b"\n") + 1
-        try:
-            self.records = [json.loads(line) for line in data[: self._whole].splitlines()]
-            seeds = [record["seed"] for record in self.records]
-            self.seed = seeds[0] if seeds else None
-        except (ValueError, TypeError, KeyError) as error:
-            raise MyPTError(f"{path} is no file of completions ({error}); name another file") from error
+        self.records = [
+            parse_json(line, Completion, f"{path} line {number}", MyPTError, "name a file of completions")
+            for number, line in enumerate(data[: self._whole].splitlines(), start=1)
+        ]
+        self.seed = self.records[0]["seed"] if self.records else None
 
     @property
     def done(self) -> int:

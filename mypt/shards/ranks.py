@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import xxhash
 
 from mypt.errors import DataError, TokenizerError
 from mypt.files import replace_text
 from mypt.folders import only_writer
+from mypt.json_files import Count, read_json
 from mypt.shards.encoding import UnitWriter
 from mypt.shards.format import METADATA_NAME, Manifest, dtype_for, read_manifest
 from mypt.shards.pipeline import TRAINED, Pipeline
@@ -57,14 +58,13 @@ class Launch:
     source: str
     tokenizer: str  # as it was given
     tokenizer_hash: str
-    dtype: str
-    eos_token_id: int
+    dtype: Literal["uint16", "uint32"]
+    eos_token_id: Count
     settings: PrepareSettings
 
     @classmethod
     def read(cls, folder: Path) -> Launch:
-        content = json.loads((folder / LAUNCH).read_text(encoding="utf-8"))
-        return cls(**content | {"settings": PrepareSettings(**content["settings"])})
+        return read_json(folder / LAUNCH, cls, DataError, f"remove {folder.parent} and start again")
 
     def work(self, folder: Path) -> Work:
         tokenizer = folder / "tokenizer" / "tokenizer.json"
@@ -225,7 +225,7 @@ def _finished_ranks(folder: Path, launch: Launch) -> list[Finished]:
         if not record.is_file():
             missing.append(rank)
             continue
-        found.append(Finished(**json.loads(record.read_text(encoding="utf-8"))))
+        found.append(read_json(record, Finished, DataError, f"run rank {rank} again"))
         if found[-1].key != launch.key(rank, sizes[0]):
             other.append(rank)
     for ranks, what in ((missing, "not finished"), (other, "made with other settings or another tokenizer")):

@@ -6,9 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
+from mypt.errors import DataError
 from mypt.files import replace_text
+from mypt.json_files import read_json
 from mypt.shards.format import Manifest, Split
 from mypt.shards.resolve import Resolution
 from mypt.shards.units import Finished, Piece, Work, rows, token_ids
@@ -124,10 +126,14 @@ def write_report(
     replace_text(directory / REPORT_NAME, json.dumps(content, indent=1, ensure_ascii=False))
 
 
+class _Report(TypedDict):
+    examples: dict[str, list[str]]
+
+
 def read_examples(directory: Path) -> dict[str, list[str]]:
     """The samples of what was dropped, by reason; none if the report is not there."""
     path = directory / REPORT_NAME
-    return json.loads(path.read_text(encoding="utf-8"))["examples"] if path.is_file() else {}
+    return read_json(path, _Report, DataError)["examples"] if path.is_file() else {}
 
 
 def total(counts: Iterable[dict[str, int]]) -> dict[str, int]:

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from mypt.files import replace_text
+from mypt.json_files import Count
 from mypt.shards.scan import read_chunks
 from mypt.shards.settings import PrepareSettings
 from mypt.shards.units import Piece, kept_lines, read_record
@@ -23,9 +24,9 @@ class Surveyed:
     """What one unit showed."""
 
     key: str
-    documents_read: int
-    bytes: int  # UTF-8 bytes of the documents that cleaning keeps
-    lines: int  # that are not blank
+    documents_read: Count
+    bytes: Count  # UTF-8 bytes of the documents that cleaning keeps
+    lines: Count  # that are not blank
     characters: str  # the different ones, if a char tokenizer is to be made
 
 

@@ -7,13 +7,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import xxhash
 
 from mypt.errors import TokenizerError
 from mypt.files import replace_text
 from mypt.folders import only_writer, require_own
+from mypt.json_files import read_json
 from mypt.shards.format import METADATA_NAME
 from mypt.shards.pipeline import Pipeline
 from mypt.shards.settings import PrepareSettings
@@ -64,10 +65,19 @@ def train_tokenizer(
     return out
 
 
-def training_record(directory: Path) -> dict[str, Any] | None:
-    """What `train_tokenizer` wrote of how it made the tokenizer in `directory`: settings, sources, notes."""
+class TrainingRecord(TypedDict):
+    """How `train_tokenizer` made a tokenizer."""
+
+    settings: dict[str, Any]
+    sources: list[str]
+    text: str  # a hash of what the sources hold
+    notes: list[str]
+
+
+def training_record(directory: Path) -> TrainingRecord | None:
+    """What `train_tokenizer` wrote beside the tokenizer in `directory`. Raises TokenizerError if it is damaged."""
     path = directory / TRAINING_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path, TrainingRecord, TokenizerError, "restore it, or --retrain") if path.is_file() else None
 
 
 def _require_tokenizer_folder(out: Path) -> None:
@@ -90,7 +100,7 @@ def _already_made(out: Path, made_of: dict[str, Any], retrain: bool) -> bool:
     differing = [
         f"{name} {previous['settings'].get(name)} -> {value}"
         for name, value in made_of["settings"].items()
-        if "settings" in previous and previous["settings"].get(name) != value
+        if previous and previous["settings"].get(name) != value
     ]
     reason = "; ".join(differing) or "other text"
     raise TokenizerError(f"{out} holds another tokenizer ({reason}); choose another --out, or --retrain to replace it")

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mypt.errors import MyPTError
 from mypt.files import replace_text
+from mypt.json_files import Count, read_json
 from mypt.shards.format import DTYPES
 from mypt.shards.settings import PrepareSettings
 from mypt.text.clean import Cleaner
@@ -81,13 +83,13 @@ class Finished:
 
     key: str
     digest: str  # xxh3-128 of the unit's input
-    documents_read: int
-    counts: dict[str, int]  # normalized, invalid_utf8; dropped_ids and unknown_ids where there are any
-    dropped: dict[str, int]  # documents by reason
-    dropped_lines: dict[str, int]
+    documents_read: Count
+    counts: dict[str, Count]  # normalized, invalid_utf8; dropped_ids and unknown_ids where there are any
+    dropped: dict[str, Count]  # documents by reason
+    dropped_lines: dict[str, Count]
     examples: dict[str, list[str]]
     encode_seconds: float  # spent in the encoder
-    skipped: dict[str, int] = field(default_factory=dict)  # records and files that could not be read, by reason
+    skipped: dict[str, Count] = field(default_factory=dict)  # records and files that could not be read, by reason
 
     @classmethod
     def of(cls, cleaner: Cleaner, writer: UnitWriter, **known) -> Finished:
@@ -129,10 +131,10 @@ def invalid_bytes(folder: Path, index: int) -> np.ndarray:
 def read_record(kind: type, path: Path, key: str):
     """The record of a finished unit, if it is there, whole, and was made with this key; else None."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return kind(**content) if content["key"] == key else None
-    except (FileNotFoundError, ValueError, TypeError, KeyError):  # unfinished, or of another version of mypt
+        found = read_json(path, kind)
+    except MyPTError:  # unfinished, damaged, or of another version of mypt
         return None
+    return found if found.key == key else None
 
 
 def rows(folder: Path, index: int) -> np.ndarray:

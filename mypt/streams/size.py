@@ -7,13 +7,14 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import numpy as np
 import xxhash
 
-from mypt.errors import DataError
+from mypt.errors import DataError, MyPTError
 from mypt.files import replace_text
+from mypt.json_files import Rule, read_json
 from mypt.streams.estimate import Size
 from mypt.streams.lane import kept_text
 from mypt.streams.permutation import derive_key, permute
@@ -40,14 +41,22 @@ def fingerprint(units: Sequence[Unit]) -> str:
     return xxhash.xxh3_128_hexdigest(repr(content).encode())
 
 
+def _is_size(size: Size) -> bool:
+    return size.documents >= 0 and size.tokens_per_document >= 0
+
+
+class _Counted(TypedDict):
+    size: Annotated[Size, Rule(_is_size, "documents and tokens, 0 or more")]
+
+
 def read_size(path: Path, **counted: object) -> Size | None:
     """The size that `write_size` left in `path`, if it was counted of the same; None if not, or there is no file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        same = all(content[name] == value for name, value in counted.items())
-        return Size(*content["size"]) if same else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # it is counted again
+        content = read_json(path, _Counted)
+    except MyPTError:  # missing, damaged, or of another version: it is counted again
+        return None
+    same = all(content.get(name) == value for name, value in counted.items())
+    return content["size"] if same else None
 
 
 def write_size(path: Path, size: Size, **counted: object) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from mypt.errors import DataError
+from mypt.json_files import FileName, read_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -184,7 +184,7 @@ def _open_dataset(directory: str, column: str, written: int) -> Dataset:
     import datasets
 
     try:
-        if not json.loads((Path(directory) / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+        if not read_json(Path(directory) / "state.json", _State, DataError, "save it to disk again")["_data_files"]:
             raise DataError(f"source {directory} is a dataset of 0 rows; give one that holds text")
         dataset = datasets.Dataset.load_from_disk(directory).with_format("arrow")
     except (OSError, ValueError, KeyError) as error:
@@ -209,12 +209,21 @@ def arrow_texts(directory: str, column: str, start: int = 0, stop: int | None = 
         yield strings(dataset[row : min(stop, row + step)].column(0))
 
 
+class _State(TypedDict):
+    """state.json of a dataset that `save_to_disk` wrote."""
+
+    _data_files: list[dict]
+
+
+class _Splits(TypedDict):
+    """dataset_dict.json of several."""
+
+    splits: list[FileName]
+
+
 def splits_of(directory: Path) -> list[str] | None:
     """The splits of a directory that `save_to_disk` wrote: none for a single Dataset; None for another directory."""
     names = directory / "dataset_dict.json"
     if not names.is_file():
         return [] if (directory / "state.json").is_file() and (directory / "dataset_info.json").is_file() else None
-    try:
-        return json.loads(names.read_text(encoding="utf-8"))["splits"]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{names} does not list the splits ({error}); save the dataset to disk again") from None
+    return read_json(names, _Splits, DataError, "save the dataset to disk again")["splits"]

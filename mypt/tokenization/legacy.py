@@ -6,9 +6,10 @@ import json
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from mypt.errors import TokenizerError
+from mypt.json_files import LARGER, Rule, check, read_json
 from mypt.tokenization.load import EOS, load_tokenizer, wrap
 
 if TYPE_CHECKING:
@@ -17,6 +18,19 @@ if TYPE_CHECKING:
 STATE_NAME = "tokenizer_state.json"
 _GPT2_SIZE = 50_257
 _SPECIAL_KEYS = ("special_token_encoder", "special_tokens", "added_special_tokens", "added_tokens")
+_Id = Annotated[int, Rule(lambda id: 0 <= id < 2**32, "an id")]
+_Special = list[str] | dict[str, _Id] | dict[str, str] | None
+
+
+class _State(TypedDict, total=False):
+    """The file of the original's, as far as it is used."""
+
+    chars: list[str] | None
+    base_vocab_size: _Id | None
+    special_token_encoder: _Special
+    special_tokens: _Special
+    added_special_tokens: _Special
+    added_tokens: _Special
 
 
 @dataclass(frozen=True)
@@ -64,21 +78,19 @@ def parse_state(content: dict[str, Any], where: str, kind: str) -> TokenizerStat
 
     They may be a list, or an object of texts to ids or of names to texts; without ids they follow the vocabulary.
     """
-    chars = content.get("chars")
-    if kind not in ("char", "gpt2") or (kind == "char" and not (chars and all(isinstance(c, str) for c in chars))):
+    state = check(content, _State, where, TokenizerError)
+    chars = state.get("chars")
+    if kind not in ("char", "gpt2") or (kind == "char" and not chars):
         raise TokenizerError(f"{where} is of kind {kind!r} with {len(chars or ())} characters; expected gpt2, or char "
                              f"with its list of characters")  # fmt: skip
-    if kind == "char" and len(set(chars)) < len(chars):
-        raise TokenizerError(f"{where} names a character twice, so that an id is lost; restore the file")
-    size = content.get("base_vocab_size") or (len(chars) if kind == "char" else _GPT2_SIZE)
-    found = next((content[key] for key in _SPECIAL_KEYS if content.get(key)), {})
-    texts = found if isinstance(found, list) else found.values()
-    if isinstance(found, dict) and all(isinstance(id, int) for id in found.values()):
-        special = dict(found)
-    elif all(isinstance(text, str) for text in texts):
-        special = {text: size + place for place, text in enumerate(texts)}
-    else:
-        raise TokenizerError(f"{where}: special tokens must be a list of texts or an object of texts to ids")
+    size = state.get("base_vocab_size") or (len(chars) if kind == "char" else _GPT2_SIZE)
+    found = next((state[key] for key in _SPECIAL_KEYS if state.get(key)), {})
+    texts = found if isinstance(found, list) else [text for text in found.values() if isinstance(text, str)]
+    special = {text: size + place for place, text in enumerate(texts)} if texts else dict(found)
+    if kind == "char":
+        ids = {text: id for id, text in enumerate(chars)} | special
+        if len(set(ids.values())) < len(ids) or len(set(chars)) < len(chars):
+            raise TokenizerError(f"{where} names a character or an id twice, so that an id is lost; restore the file")
     return TokenizerState(tuple(chars) if kind == "char" else None, special)
 
 
@@ -143,8 +155,4 @@ def _nanogpt_state(path: Path) -> TokenizerState:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{path} is damaged ({error}); restore it") from None
-    return content if isinstance(content, dict) else {}
+    return read_json(path, dict[str, object], TokenizerError, largest=LARGER)

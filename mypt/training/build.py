@@ -1,5 +1,6 @@
 """Recipe -> data, model, optimizer, callbacks and Trainer, placed where a resume has to go on."""
 
+import dataclasses
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,12 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from accelerate.utils import set_seed as set_rank_seed
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerState
 from transformers import logging as transformers_logging
 
 from mypt.checkpoints.adapter import INSTALL_PEFT
-from mypt.checkpoints.complete import last_complete_checkpoint, read_state
+from mypt.checkpoints.complete import last_complete_checkpoint
+from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError, RecipeError, recipe_wording
 from mypt.evaluation.documents import require_document_mask
 from mypt.recipe import OWN_OPTIMIZERS, RESOLVED_NAME, Recipe, save_recipe
@@ -79,7 +81,7 @@ def _build(recipe: Recipe, run: Path, resume: bool | str | Path, assume_yes: boo
     recipe = resolve(recipe, data, model, block_size or limit)
     identity = run_identity(recipe, data, model, recorded)
     checkpoint = _claim(run, identity, resume)
-    steps_done, saved = _progress(checkpoint)
+    steps_done, saved = _progress(checkpoint, bool(data.streamed))
     recipe, hardware = settle_hardware(recipe, model, run if checkpoint else None)
     stream = build_stream(recipe, data, saved)
     args = settle_arguments(recipe, data, model, stream, steps_done, hardware)
@@ -191,12 +193,20 @@ def _claim(run: Path, identity: dict, resume: bool | str | Path) -> str | None:
     return str(checkpoint) if checkpoint else None
 
 
-def _progress(checkpoint: str | None) -> tuple[int, dict | None]:
-    """Steps done and the saved state of the stream."""
+def _progress(checkpoint: str | None, streamed: bool) -> tuple[int, dict | None]:
+    """Steps done and the saved state of the stream. Raises CheckpointError for a state that nothing can resume from."""
     if not checkpoint:
         return 0, None
     state = read_state(Path(checkpoint))
-    return state["global_step"], state["stateful_callbacks"]["CoverageCallback"]["attributes"]
+    saved = state.get("stateful_callbacks", {}).get("CoverageCallback", {}).get("attributes", {})
+    unknown = state.keys() - {field.name for field in dataclasses.fields(TrainerState)}
+    if unknown or ("lanes" if streamed else "weights") not in saved:
+        fault = f"has {', '.join(sorted(unknown))}" if unknown else "does not say where the data stream was"
+        raise CheckpointError(
+            f"{Path(checkpoint) / STATE_NAME} {fault}, which this version of mypt and transformers cannot resume from; "
+            "resume with the version that saved it, or start a new run"
+        )
+    return state["global_step"], saved
 
 
 def _callbacks(recipe, model, stream, eval_sets, args, assume_yes):

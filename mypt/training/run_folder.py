@@ -8,11 +8,13 @@ import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypedDict
 
 from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint, read_state, what_is_missing
 from mypt.errors import CheckpointError
 from mypt.files import replace_text
 from mypt.folders import WriterLock, contents, require_own
+from mypt.json_files import read_json
 from mypt.shards.format import METADATA_NAME
 from mypt.shards.staging import STAGING
 from mypt.streams.size import SIZE_NAME
@@ -117,18 +119,28 @@ def chosen_checkpoint(run: Path, given: Path) -> Path:
     return checkpoint
 
 
+class Identity(TypedDict, total=False):
+    """What makes a run this run, as far as more is done with it than to compare it."""
+
+    data: list[str]
+    model: dict[str, Any]
+    init_from: dict[str, Any] | str | None
+    lora: dict[str, Any] | None
+
+
+class Environment(TypedDict):
+    """environment.json"""
+
+    identity: Identity
+
+
 def recorded_identity(run: Path) -> dict:
     """The identity of the run that this folder holds; empty if it holds none. Raises CheckpointError if damaged."""
     path = run / ENVIRONMENT_NAME
     if not path.exists():
         return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["identity"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}), so it cannot be told whose run {run} holds; restore "
-            "the file, or choose another training.output_dir"
-        ) from None
+    advice = f"it says whose run {run} holds: restore it, or choose another training.output_dir"
+    return read_json(path, Environment, CheckpointError, advice)["identity"]
 
 
 def _compare(run: Path, recorded: dict, identity: dict) -> None:

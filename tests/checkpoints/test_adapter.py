@@ -131,7 +131,11 @@ def test_a_base_of_another_shape_is_one_line(adapter, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "cannot be read"), ("[]", "cannot be read"), ('{"base_model_name_or_path": null}', "does not say which")],
+    [
+        ("{", "damaged: not JSON"),
+        ("[]", "damaged: found a list"),
+        ('{"base_model_name_or_path": null}', "does not say which"),
+    ],
 )
 def test_a_damaged_config_is_one_line(adapter, content, words):
     (adapter / "adapter_config.json").write_text(content)

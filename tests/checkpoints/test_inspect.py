@@ -239,7 +239,7 @@ def test_a_damaged_diagnosis_is_one_error(save, content):
     folder, _ = save()
     (folder / "recipe.yaml").write_text("training: {}")
     (folder / "diagnosis.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"diagnosis.json holds no lines .* delete it"):
+    with pytest.raises(CheckpointError, match=r"diagnosis.json is damaged.*lines.*delete it"):
         inspect_checkpoint(folder)
 
 

@@ -51,9 +51,9 @@ def test_each_object_of_a_jsonl_file_keeps_its_fields(tmp_path):
     ("name", "content", "message"),
     [
         ("empty.txt", "\n \n", "holds no prompt"),
-        ("a.jsonl", '{"prompt": "a"}\nnonsense\n', "line 2 is no JSON"),
+        ("a.jsonl", '{"prompt": "a"}\nnonsense\n', "line 2 is damaged: not JSON"),
         ("a.jsonl", '{"text": "a"}\n', 'line 1 has no text "prompt"'),
-        ("a.jsonl", '\n["a"]\n', 'line 2 has no text "prompt"'),
+        ("a.jsonl", '\n["a"]\n', "line 2 is damaged: found a list"),
     ],
 )
 def test_a_line_without_a_prompt_is_named(tmp_path, name, content, message):

@@ -119,8 +119,8 @@ def test_bundles_of_the_original(era):
     [
         ({"token_kind": "char", "chars": []}, "kind 'char' with 0 characters"),
         ({"token_kind": "sentencepiece"}, "kind 'sentencepiece'"),
-        ({"token_kind": "char", "chars": ["a", "a"]}, "names a character twice"),
-        ({"token_kind": "char", "chars": ["a"], "special_tokens": [1]}, "special tokens must be"),
+        ({"token_kind": "char", "chars": ["a", "a"]}, "names a character or an id twice"),
+        ({"token_kind": "char", "chars": ["a"], "special_tokens": [1]}, r"special_tokens\[0\]: found 1"),
     ],
 )
 def test_damaged_states(tmp_path, state, message):

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from mypt.checkpoints.state import saved_states
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.files import replace_text
 from mypt.planning.report import coverage_report
@@ -68,11 +69,11 @@ class CoverageCallback(TrainerCallback, ExportableState):
         self._batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         saved = {"next_sample": state.global_step * self._batch, "events": [], "settings": {}}
         if state.global_step and name in state.stateful_callbacks:  # else a new run, or one that did without a ledger
-            saved = state.stateful_callbacks[name]["attributes"]
+            saved = saved_states(state.stateful_callbacks)[name]["attributes"]
         self.next_sample = saved["next_sample"]
         self.changes = [event for event in saved["events"] if "changes" in event]
         self._note_events(state, [event for event in saved["events"] if "changes" not in event])
-        self._note_changes(args, state, saved["settings"], kwargs.get("lr_scheduler"))
+        self._note_changes(args, state, saved.get("settings", {}), kwargs.get("lr_scheduler"))
         state.stateful_callbacks.setdefault(name, self.state())
         planned = self.next_sample + (state.max_steps - state.global_step) * self._batch
         refusal = [None]

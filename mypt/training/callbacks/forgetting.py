@@ -10,7 +10,8 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from mypt.errors import MyPTError
+from mypt.checkpoints.state import saved_states
+from mypt.errors import CheckpointError, MyPTError
 from mypt.evaluation.loss import WindowLosses, window_losses
 from mypt.evaluation.verdict import ACTED_ON, INFEASIBLE, TOLERANCE, judge, require_sets, verdict
 from mypt.files import replace_text
@@ -87,13 +88,21 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         }
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())["attributes"]
+        name = type(self).__name__
+        state.stateful_callbacks.setdefault(name, self.state())
         # What this object may have measured before training began belongs to no run.
-        self.history = list(saved["history"]) if state.global_step else []
+        self.history = (
+            saved_states(state.stateful_callbacks)[name]["attributes"]["history"] if state.global_step else []
+        )
         self.stopped_at, self._baseline = None, {}
         self._seconds, self._started, self._pace = 0.0, time.monotonic(), Pace()
         if self.history:
             self._baseline = load_baseline(Path(args.output_dir), self.eval_sets)
+            if (measured := self.history[-1]["sets"].keys()) != self.eval_sets.keys():
+                raise CheckpointError(
+                    f"the checkpoint's history is of the sets {', '.join(measured)}, and {', '.join(self.eval_sets)} "
+                    "are given; restore the sets (data.eval), or start a new run"
+                )
         else:
             state.log_history.append({**self.measure(model, args, state), "epoch": 0.0, "step": state.global_step})
             if state.is_world_process_zero:
