@@ -173,9 +173,10 @@ def _forgetting(facts: Facts) -> str:
         role = "target" if name == target else "guarded" if name in guard else "other"
         before = facts.first["sets"].get(name, {}).get("loss")
         bits = reading.get("bits_per_byte")
+        error = f" +/- {reading['delta_error']:.4f}" if "delta_error" in reading else ""
         rows.append(
             (f"{name} ({role})", "" if before is None else f"{before:.4f}", f"{reading['loss']:.4f}",
-             f"{reading['delta']:+.4f} +/- {reading['delta_error']:.4f}", "" if bits is None else f"{bits:.4f}",
+             f"{reading['delta']:+.4f}{error}", "" if bits is None else f"{bits:.4f}",
              reading["state"])
         )  # fmt: skip
     header = ("held-out text", "loss at step 0", f"loss at step {facts.last['step']}", "change", "bits/byte", "state")

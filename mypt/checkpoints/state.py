@@ -134,7 +134,7 @@ class SavedReading(TypedDict):
     standard_error: NotRequired[Error]
     bits_per_byte: NotRequired[float]
     delta: float
-    delta_error: Error
+    delta_error: NotRequired[Error]
     state: Literal["target", "other", "healthy", "watch", "warning", "critical"]
 
 
@@ -144,21 +144,29 @@ class Measured(TypedDict):
     constrained_loss: NotRequired[float]
 
 
-def check_history(history: list[Measured]) -> bool:
-    """Raise Wrong unless the same sets were measured at steps in ascending order."""
+def _ascends(history: list[Measured]) -> bool:
     for index, (before, entry) in enumerate(pairwise(history), start=1):
         if entry["step"] <= before["step"]:
             raise Wrong(f"found {entry['step']} after {before['step']}", index, "step")
-        if entry["sets"].keys() != before["sets"].keys():
-            raise Wrong("found other sets than before", index, "sets")
     return True
 
 
-History = Annotated[list[Measured], Rule(check_history, "measurements")]
+History = Annotated[list[Measured], Rule(_ascends, "measurements")]
+
+
+def _can_go_on(history: list[Measured]) -> bool:
+    """Whether further measurements of the same sets can follow, and be drawn with these."""
+    for index, entry in enumerate(history):
+        if entry["sets"].keys() != history[0]["sets"].keys():
+            raise Wrong("found other sets than before", index, "sets")
+        for name, reading in entry["sets"].items():
+            if "delta_error" not in reading:
+                raise Wrong('the key "delta_error" is missing', index, "sets", name)
+    return True
 
 
 class ForgettingState(TypedDict):
-    history: History
+    history: Annotated[History, Rule(_can_go_on, "measurements")]
     stopped_at: Count | None
     tolerance: Error
 
@@ -259,7 +267,7 @@ class ForgettingReport(TypedDict):
 def _forgetting(content: Any) -> ForgettingReport:
     report = as_kind(content, ForgettingReport)
     named = {*report.get("guard", []), *([report["target"]] if "target" in report else [])}
-    for index, entry in enumerate(report["history"]):
+    for index, entry in enumerate(report["history"][-1:], start=len(report["history"]) - 1):
         if missing := named - entry["sets"].keys():
             raise Wrong(f"the set {found(min(missing))} is missing", "history", index, "sets")
     return report
