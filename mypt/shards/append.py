@@ -56,6 +56,11 @@ def append_dataset(
                 chunks = checked_chunks(other, added, name, bar.update)
                 write_stream(chunks, writer, added.eos_token_id, _byte_shares(split))
                 splits[name] = writer.close()
+                if splits[name].documents != split.documents:
+                    raise DataError(
+                        f"{other}: {name} has {splits[name].documents:,} documents, its metadata says "
+                        f"{split.documents:,}; run mypt verify {other}"
+                    )
         return append_shards(directory, staging, replace(added, splits=splits), entry)
 
 

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mypt.errors import DataError
+from mypt.errors import DataError, TokenizerError
 from mypt.shards.format import METADATA_NAME, Manifest, read_manifest
 from mypt.shards.staging import STAGING, UNITS, publish
+from mypt.tokenization.data_tokenizer import load_data_tokenizer
+from mypt.tokenization.load import largest_id, tokenizer_hash
 
 
 def made_before(out: Path, made: dict) -> Manifest | None:
@@ -43,6 +45,22 @@ def staged(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def own_tokenizer(directory: Path, manifest: Manifest):
+    """The tokenizer in a dataset directory. Raises TokenizerError if it is not the one that the metadata describes."""
+    tokenizer = load_data_tokenizer(directory)
+    pairs = {
+        "hash": (tokenizer_hash(tokenizer), manifest.tokenizer_hash),
+        "vocabulary": (largest_id(tokenizer) + 1, manifest.vocab_size),
+        "EOS id": (tokenizer.eos_token_id, manifest.eos_token_id),
+    }
+    differences = [
+        f"its {name} is {there}, the metadata says {said}" for name, (there, said) in pairs.items() if there != said
+    ]
+    if differences:
+        raise TokenizerError(f"{directory}: tokenizer.json is another one: {'; '.join(differences)}; restore it")
+    return tokenizer
 
 
 def fingerprints(manifest: Manifest) -> dict[str, str]:

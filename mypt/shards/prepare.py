@@ -15,6 +15,7 @@ from mypt.errors import DataError, worded
 from mypt.folders import only_writer
 from mypt.shards.append import append_shards, appended, only_appender
 from mypt.shards.format import Manifest, Split, dtype_for, read_manifest
+from mypt.shards.output import own_tokenizer
 from mypt.shards.overlap import held_documents
 from mypt.shards.pipeline import TRAINED, Pipeline, holds_sources
 from mypt.shards.report import SKIPPED_NAME, count, describe_invalid, examples, invalid_files, write_report
@@ -108,7 +109,8 @@ def append_text(
     """
     directory, say = Path(directory), partial(_say, [], progress)
     with only_appender(directory):
-        manifest, tokenizer = read_manifest(directory), load_data_tokenizer(directory)
+        manifest = read_manifest(directory)
+        tokenizer = own_tokenizer(directory, manifest)
         settings = _settings_again(manifest, text_column, max_documents, on_error)
         units = _find(sources, settings, say)
         if _holds_text(manifest, units, settings):

@@ -10,11 +10,10 @@ import numpy as np
 from mypt.errors import DataError
 from mypt.folders import only_writer
 from mypt.shards.format import Manifest, Split, read_manifest
-from mypt.shards.output import fingerprints, made_before, staged
+from mypt.shards.output import fingerprints, made_before, own_tokenizer, staged
 from mypt.shards.scan import Advance, checked_chunks, pieces, progress_bar
 from mypt.shards.staging import publish, require_dataset_folder
 from mypt.shards.writer import ShardWriter
-from mypt.tokenization.data_tokenizer import load_data_tokenizer
 from mypt.tokenization.load import save_tokenizer
 from mypt.tokenization.token_bytes import TextOf
 
@@ -50,6 +49,7 @@ def subset_dataset(
         if previous := made_before(out, made):
             say(f"{out} already holds this subset")
             return previous
+        tokenizer = own_tokenizer(directory, manifest)
         if not manifest.splits["train"].documents:
             raise DataError(f"{directory} has no document in its train split")
         if len(manifest.sources) > 1 and not _told_apart(manifest):
@@ -61,7 +61,6 @@ def subset_dataset(
             share = len(chosen["train"]) / manifest.splits["train"].documents
             kept = max(1, round(documents * share)) if val == "proportional" and documents else documents
             chosen["val"] = choose(documents, kept, seed)
-            tokenizer = load_data_tokenizer(directory)
             save_tokenizer(tokenizer, staging)
             text, splits, counts = TextOf(tokenizer), {}, {}
             for split in manifest.splits:
@@ -162,6 +161,7 @@ def _lengths(directory: Path, manifest: Manifest, advance: Advance) -> np.ndarra
 def _numbered_pieces(directory: Path, manifest: Manifest, split: str, advance: Advance) -> Iterator[tuple]:
     """Chunks of ids, the lengths of the pieces of documents in them, and the ordinal of each one's first document."""
     eos, ordinal, expected = manifest.eos_token_id, 0, manifest.splits[split].documents
+    goes_on = False
     for ids in checked_chunks(directory, manifest, split, advance):
         tokens = pieces(ids, eos)
         if ordinal + len(tokens) > expected:
@@ -169,7 +169,13 @@ def _numbered_pieces(directory: Path, manifest: Manifest, split: str, advance: A
                 f"{directory}: {split} has more documents than its metadata says; run mypt verify {directory}"
             )
         yield ids, tokens, ordinal
-        ordinal += len(tokens) - (ids[-1] != eos)  # what does not end goes on in the next chunk
+        goes_on = ids[-1] != eos  # what does not end goes on in the next chunk
+        ordinal += len(tokens) - goes_on
+    if ordinal + goes_on != expected:
+        raise DataError(
+            f"{directory}: {split} has {ordinal + goes_on:,} documents, its metadata says {expected:,}; run "
+            f"mypt verify {directory}"
+        )
 
 
 def _taken(
