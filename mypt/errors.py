@@ -78,6 +78,14 @@ class CheckpointError(MyPTError):
     """A run folder or a checkpoint that is missing, incomplete or belongs to another run."""
 
 
+class UnreadableCheckpoint(CheckpointError):
+    """A checkpoint whose files are all there, and which could not be loaded; `reason`: why."""
+
+    def __init__(self, checkpoint: str, reason: str):
+        super().__init__(f"{checkpoint} cannot be loaded: {reason}")
+        self.checkpoint, self.reason = checkpoint, reason
+
+
 class FolderInUse(MyPTError):
     """A folder that another process is writing; the message names the host and the process."""
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
@@ -31,13 +32,26 @@ def checkpoints(run: str | Path) -> list[Path]:
 
 def last_complete_checkpoint(run: str | Path) -> tuple[Path | None, list[str]]:
     """The newest complete checkpoint, or None, and one line for each newer one that had to be skipped."""
-    skipped = []
+    found, faults = newest_without_fault(run, what_is_missing)
+    return found, [f"skipping {path}: {fault}" for path, fault in faults.items()]
+
+
+def newest_without_fault(
+    run: str | Path, fault_of: Callable[[Path], str | None]
+) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint that `fault_of` returns None for, or None, and the faults of each newer one."""
+    faults = {}
     for path in reversed(checkpoints(run)):
-        fault = what_is_missing(path)
+        fault = fault_of(path)
         if fault is None:
-            return path, skipped
-        skipped.append(f"skipping {path}: {fault}")
-    return None, skipped
+            return path, faults
+        faults[path] = fault
+    return None, faults
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a `checkpoint-N` folder is named after."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def rotate(run: str | Path, limit: int | None, best: str | Path | None = None) -> None:

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Tra
 from transformers import logging as transformers_logging
 
 from mypt.checkpoints.adapter import INSTALL_PEFT
-from mypt.checkpoints.complete import last_complete_checkpoint
 from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError, RecipeError, recipe_wording
 from mypt.evaluation.documents import require_document_mask
@@ -42,14 +41,22 @@ from mypt.training.trainer import MyPTTrainer
 
 
 @recipe_wording()
-def build_trainer(recipe: Recipe, *, resume: bool | str | Path = False, assume_yes: bool = False) -> MyPTTrainer:
+def build_trainer(
+    recipe: Recipe,
+    *,
+    resume: bool | str | Path = False,
+    assume_yes: bool = False,
+    unreadable: dict[Path, str] | None = None,
+) -> MyPTTrainer:
     """Everything that `recipe` describes, ready for `trainer.train(resume_from_checkpoint=trainer.checkpoint)`.
 
-    resume: True: resume from the last complete checkpoint in training.output_dir, or start if there is none; a
+    resume: True: resume from the last good checkpoint in training.output_dir, or start if there is none; a
     checkpoint's name there, or its path: resume from that one, and move later ones aside. assume_yes: do not ask below
-    one pass over the data. Text sources are prepared, the run folder is claimed and the resolved recipe written. The
-    folder is locked until `trainer.give_back()` is called, the trainer is no longer used, or the process ends.
-    Raises MyPTError subclasses as the parts do: FolderInUse if another process trains in the folder.
+    one pass over the data. unreadable: checkpoints to pass over, and why. Text sources are prepared, the run folder is
+    claimed and the resolved recipe written. The folder is locked until `trainer.give_back()` is called, the trainer is
+    no longer used, or the process ends.
+    Raises MyPTError subclasses as the parts do: FolderInUse if another process trains in the folder;
+    UnreadableCheckpoint, as does `trainer.train`, if the checkpoint cannot be loaded.
     """
     run = output_dir(recipe)
     # The first PartialState decides for all; without `cpu` it would not know a CPU launch's other processes.
@@ -57,7 +64,7 @@ def build_trainer(recipe: Recipe, *, resume: bool | str | Path = False, assume_y
     require_trackers(recipe.training.get("report_to"))
     give_back = _on_main(lambda: run_folder.hold(run)) or (lambda: None)
     try:
-        trainer = _build(recipe, run, resume, assume_yes)
+        trainer = _build(recipe, run, resume, assume_yes, unreadable)
     except BaseException:
         give_back()
         raise
@@ -66,7 +73,9 @@ def build_trainer(recipe: Recipe, *, resume: bool | str | Path = False, assume_y
     return trainer
 
 
-def _build(recipe: Recipe, run: Path, resume: bool | str | Path, assume_yes: bool) -> MyPTTrainer:
+def _build(
+    recipe: Recipe, run: Path, resume: bool | str | Path, assume_yes: bool, unreadable: dict[Path, str] | None
+) -> MyPTTrainer:
     upload = _upload(recipe)
     seed = recipe.training.get("seed", 42)
     transformers_logging.set_verbosity_error()
@@ -74,13 +83,16 @@ def _build(recipe: Recipe, run: Path, resume: bool | str | Path, assume_yes: boo
     data = resolve_data(recipe)
     block_size = recipe.data.block_size or default_block_size(recipe.model)
     recorded = run_folder.recorded_identity(run)
-    model = _model(recipe, data, block_size, seed, last_complete_checkpoint(run)[0] if resume else None)
+    # The main process decides: all have to resume from the same checkpoint.
+    chosen = [_on_main(lambda: run_folder.choose(run, resume, unreadable))]
+    found, skipped = broadcast_object_list(chosen)[0]
+    model = _model(recipe, data, block_size, seed, found)
     limit = getattr(model.config, "max_position_embeddings", None) or 0
     if not block_size and limit <= 0:
         raise RecipeError(f"model.init_from {recipe.model.init_from} names no longest context; give data.block_size")
     recipe = resolve(recipe, data, model, block_size or limit)
     identity = run_identity(recipe, data, model, recorded)
-    checkpoint = _claim(run, identity, resume)
+    checkpoint = _claim(run, identity, resume, found, skipped)
     steps_done, saved = _progress(checkpoint, bool(data.streamed))
     recipe, hardware = settle_hardware(recipe, model, run if checkpoint else None)
     stream = build_stream(recipe, data, saved)
@@ -180,9 +192,11 @@ def _on_main(action: Callable):
     return result
 
 
-def _claim(run: Path, identity: dict, resume: bool | str | Path) -> str | None:
+def _claim(
+    run: Path, identity: dict, resume: bool | str | Path, checkpoint: Path | None, skipped: list[str]
+) -> str | None:
     with PartialState().main_process_first():
-        checkpoint, skipped = run_folder.claim(run, identity, resume)
+        run_folder.claim(run, identity, bool(resume))
         if PartialState().is_main_process:
             for line in skipped:
                 print(line)

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, set_seed
 from mypt.checkpoints.complete import holds_model
 from mypt.checkpoints.extend import VOCABULARY_MULTIPLE
 from mypt.checkpoints.interop import cast
-from mypt.errors import RecipeError
+from mypt.errors import CheckpointError, RecipeError, UnreadableCheckpoint
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config
 from mypt.recipe import ModelSection
@@ -36,7 +36,10 @@ def build_model(
     CheckpointError for one that cannot be loaded.
     """
     if section.init_from and checkpoint and not adapter and holds_model(checkpoint):
-        model = continued_model(section, checkpoint, block_size)
+        try:
+            model = continued_model(section, checkpoint, block_size)
+        except CheckpointError as error:
+            raise UnreadableCheckpoint(str(checkpoint), str(error)) from error
     elif section.init_from:
         model = existing_model(section, data, block_size, adapter=adapter, quantization=quantization)
     else:

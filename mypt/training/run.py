@@ -8,13 +8,14 @@ from accelerate import Accelerator
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mypt.checkpoints.complete import read_state
-from mypt.errors import CheckFailed, Interrupted, recipe_wording
+from mypt.errors import CheckFailed, CheckpointError, Interrupted, UnreadableCheckpoint, recipe_wording
 from mypt.evaluation.verdict import INFEASIBLE
 from mypt.recipe import Recipe
 from mypt.training import run_folder
 from mypt.training.build import build_trainer
 from mypt.training.callbacks.coverage import write_ledger
 from mypt.training.hardware.out_of_memory import explain_out_of_memory_at_start
+from mypt.training.run_folder import others
 from mypt.training.trainer import MyPTTrainer
 
 
@@ -22,12 +23,25 @@ from mypt.training.trainer import MyPTTrainer
 def train(recipe: Recipe, *, resume: bool | str | Path = False, assume_yes: bool = False) -> Path:
     """Build, train (or find that nothing is left to train) and publish the final and the best model.
 
-    resume: as of `build_trainer`. Returns the run folder. Raises MyPTError subclasses: Interrupted after a signal, when
-    the checkpoint is saved; CheckFailed, after everything is published, if the upload that the recipe asks for failed,
-    or no saved step kept every guarded set within the tolerance.
+    resume: as of `build_trainer`; True passes over a checkpoint that cannot be loaded. Returns the run folder. Raises
+    MyPTError subclasses: Interrupted after a signal, when the checkpoint is saved; CheckFailed, after everything is
+    published, if the upload that the recipe asks for failed, or no saved step kept every guarded set within the
+    tolerance.
     """
+    unreadable: dict[Path, str] = {}
+    while True:
+        try:
+            return _train(recipe, resume, assume_yes, unreadable)
+        except UnreadableCheckpoint as error:
+            if resume is not True:
+                advice = others(Path(recipe.training["output_dir"]), Path(error.checkpoint))
+                raise CheckpointError(f"{error}; {advice}") from error
+            unreadable[Path(error.checkpoint)] = error.reason
+
+
+def _train(recipe: Recipe, resume: bool | str | Path, assume_yes: bool, unreadable: dict[Path, str]) -> Path:
     with explain_out_of_memory_at_start():
-        trainer = build_trainer(recipe, resume=resume, assume_yes=assume_yes)
+        trainer = build_trainer(recipe, resume=resume, assume_yes=assume_yes, unreadable=unreadable)
     try:
         return finish(trainer)
     finally:
@@ -66,7 +80,7 @@ def finish(trainer: MyPTTrainer) -> Path:
     # Last, since the other processes would not wait for hours.
     if trainer.upload and trainer.is_world_process_zero():
         trainer.upload.finish(run)
-    if (best["best_metric"] or 0) >= INFEASIBLE:
+    if best["best_metric"] is not None and not best["best_metric"] < INFEASIBLE:
         raise CheckFailed(
             f"no saved step kept every guarded set within the tolerance; {run / run_folder.BEST_NAME} is the one that "
             f"lost least (step {best['best_global_step']})"

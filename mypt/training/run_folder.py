@@ -10,7 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
 
-from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint, read_state, what_is_missing
+from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file, checksums_of
+from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint, step_of, what_is_missing
+from mypt.checkpoints.verify import fault_of, last_good_checkpoint
 from mypt.errors import CheckpointError
 from mypt.files import replace_text
 from mypt.folders import WriterLock, contents, require_own
@@ -79,17 +81,25 @@ def run_hash(identity: dict) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def claim(run: Path, identity: dict, resume: bool | str | Path) -> tuple[Path | None, list[str]]:
-    """Take the folder for this run. Returns the checkpoint to resume from (None: start) and lines to print.
+def choose(
+    run: Path, resume: bool | str | Path, unreadable: dict[Path, str] | None = None
+) -> tuple[Path | None, list[str]]:
+    """The checkpoint to resume from (None: start), and a line to print for each newer one that is skipped.
 
-    resume: whether to resume from the last complete checkpoint, or the one to resume from. Raises CheckpointError if
-    the folder holds another run (naming what differs), or this one without `resume`, or not the checkpoint as a whole.
+    resume: whether to resume from the newest checkpoint without a fault, or the one to resume from. unreadable:
+    checkpoints that could not be loaded, and why. Raises CheckpointError if the given one has a fault, or all have.
     """
+    if isinstance(resume, bool):
+        return last_good_checkpoint(run, unreadable) if resume else (None, [])
+    return chosen_checkpoint(run, Path(resume)), []
+
+
+def claim(run: Path, identity: dict, resume: bool) -> None:
+    """Raise CheckpointError if the folder holds another run (naming what differs), or this one without `resume`."""
     if (run / ENVIRONMENT_NAME).exists():
         _compare(run, recorded_identity(run), json.loads(json.dumps(identity, default=str)))
         if checkpoints(run) and not resume:
             raise holds_checkpoints(run)
-    return last_complete_checkpoint(run) if isinstance(resume, bool) else (chosen_checkpoint(run, Path(resume)), [])
 
 
 def holds_checkpoints(run: Path) -> CheckpointError:
@@ -102,20 +112,17 @@ def holds_checkpoints(run: Path) -> CheckpointError:
 def chosen_checkpoint(run: Path, given: Path) -> Path:
     """The checkpoint of `run` that is given by its name or path."""
     path = run / given if (run / given).is_dir() else given
-    there = [found.name for found in checkpoints(run) if what_is_missing(found) is None]
-    advice = f"give one of {', '.join(there)}" if there else "it has no complete one"
     if not path.is_dir():
-        raise CheckpointError(f"there is no checkpoint {given} in {run}; {advice}")
+        raise CheckpointError(f"there is no checkpoint {given} in {run}; {others(run)}")
     checkpoint = next((found for found in checkpoints(run) if found.samefile(path)), None)
     if checkpoint is None:
         raise CheckpointError(
-            f"{given} is not a checkpoint of the run in {run}; {advice}. To start another run from its weights, set "
-            "model.init_from"
+            f"{given} is not a checkpoint of the run in {run}; {others(run)}. To start another run from its weights, "
+            "set model.init_from"
         )
-    if fault := what_is_missing(checkpoint):
-        raise CheckpointError(f"{checkpoint} is not complete: {fault}; {advice}")
-    if (step := read_state(checkpoint)["global_step"]) != _step(checkpoint):
-        raise CheckpointError(f"{checkpoint} holds the state of step {step}, not of its own; {advice}")
+    if fault := fault_of(checkpoint):
+        kind = "not complete" if what_is_missing(checkpoint) else "damaged"
+        raise CheckpointError(f"{checkpoint} is {kind}: {fault}; {others(run)}")
     return checkpoint
 
 
@@ -132,6 +139,12 @@ class Environment(TypedDict):
     """environment.json"""
 
     identity: Identity
+
+
+def others(run: Path, unreadable: Path | None = None) -> str:
+    """Which checkpoints a resume may start from instead, as advice for a message."""
+    there = [path.name for path in checkpoints(run) if path != unreadable and fault_of(path) is None]
+    return f"give one of {', '.join(there)}" if there else "it has no complete one"
 
 
 def recorded_identity(run: Path) -> dict:
@@ -184,16 +197,16 @@ def record(run: Path, identity: dict) -> None:
 
 
 def set_aside_incomplete(run: Path, checkpoint: Path | None) -> None:
-    """Rename half-written checkpoints newer than the one resumed from, so that a later save cannot mix with them.
+    """Rename the checkpoints newer than the one resumed from, so that a later save cannot mix with them.
 
-    Those set aside before go once a complete one has come as far.
+    They are half-written or damaged. Those set aside before go once a complete one has come as far.
     """
-    reached = _step(checkpoint) if checkpoint else -1
+    reached = step_of(checkpoint) if checkpoint else -1
     for aside in run.glob("incomplete-checkpoint-*"):
-        if aside.name.rpartition("-")[2].isdecimal() and _step(aside) <= reached:
+        if aside.name.rpartition("-")[2].isdecimal() and step_of(aside) <= reached:
             shutil.rmtree(aside, ignore_errors=True)
     for path in checkpoints(run):
-        if _step(path) > reached:
+        if step_of(path) > reached:
             aside = path.with_name(f"incomplete-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
@@ -204,7 +217,7 @@ def set_aside_later(run: Path, checkpoint: Path) -> Path | None:
 
     They belong to steps that are about to be trained again, perhaps otherwise. None if there are none.
     """
-    later = [path for path in checkpoints(run) if _step(path) > _step(checkpoint)]
+    later = [path for path in checkpoints(run) if step_of(path) > step_of(checkpoint)]
     if not later:
         return None
     number = 1
@@ -217,14 +230,11 @@ def set_aside_later(run: Path, checkpoint: Path) -> Path | None:
     return aside
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
 def publish(run: Path, best_checkpoint: str | None) -> Path:
     """Copy the model of the last checkpoint to OUT and that of the best one to OUT/best; safe to repeat.
 
-    Returns the last checkpoint. Raises CheckpointError if there is no complete one.
+    Returns the last checkpoint. Raises CheckpointError if there is no complete one, or the model of one is not what was
+    saved; the last checkpoint's is copied first.
     """
     last, _ = last_complete_checkpoint(run)
     if last is None:
@@ -239,9 +249,19 @@ def publish(run: Path, best_checkpoint: str | None) -> Path:
 
 
 def _copy_model(checkpoint: Path, target: Path) -> None:
+    left_out = (*_TRAINER_FILES, CHECKSUMS_NAME)
+    files = [path for path in checkpoint.iterdir() if path.is_file() and not path.name.startswith(left_out)]
+    checksums = checksums_of(checkpoint, [path.name for path in files])
+    if fault := changed_file(checkpoint, json.loads(checksums)["files"] if checksums else []):
+        raise CheckpointError(
+            f"the model of {checkpoint} is not copied to {target}: {fault}; restore it and run with --resume again, or "
+            f"delete {checkpoint}"
+        )
     target.mkdir(exist_ok=True)
-    for path in checkpoint.iterdir():
-        if path.is_file() and not path.name.startswith(_TRAINER_FILES):
-            temporary = target / f"{path.name}.tmp"
-            shutil.copyfile(path, temporary)
-            os.replace(temporary, target / path.name)
+    (target / CHECKSUMS_NAME).unlink(missing_ok=True)  # of the model that was there
+    for path in files:
+        temporary = target / f"{path.name}.tmp"
+        shutil.copyfile(path, temporary)
+        os.replace(temporary, target / path.name)
+    if checksums:
+        replace_text(target / CHECKSUMS_NAME, checksums)

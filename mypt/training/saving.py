@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from mypt.checkpoints.checksums import write_checksums
 from mypt.checkpoints.complete import SAVING_NAME, rotate
 from mypt.errors import CheckpointError
 from mypt.files import flush_folder, flush_names
@@ -19,8 +20,8 @@ DISK_FULL = ("No space left", "PytorchStreamWriter failed", "file write failed",
 def complete_save(trainer) -> Iterator[None]:
     """Around Trainer's `_save_checkpoint`, on all processes.
 
-    The mark of an unfinished save is on the disk before the first file is, and goes when the last one is; only then
-    are older checkpoints removed. A full disk is one clear error and the older checkpoints stay: CheckpointError.
+    The mark of an unfinished save is on the disk before the first file is, and goes when the last one is, which holds
+    the checksums of all others; only then are older checkpoints removed. A full disk is one clear error and the older checkpoints stay: CheckpointError.
     """
     args, wait = trainer.args, trainer.accelerator.wait_for_everyone
     run, step = Path(args.output_dir), trainer.state.global_step
@@ -32,6 +33,8 @@ def complete_save(trainer) -> Iterator[None]:
         wait()
         yield
         wait()
+        if args.should_save:
+            write_checksums(folder)
         if args.local_process_index == 0:
             flush_folder(folder)
         wait()

@@ -27,6 +27,7 @@ from mypt.training.hardware.compiled import compiled_layers
 from mypt.training.hardware.freed import keep_freed
 from mypt.training.hardware.out_of_memory import explain_out_of_memory
 from mypt.training.hardware.precision import matmul_precision
+from mypt.training.loading import loading, require_optimizer_state
 from mypt.training.objective import TrainingLoss, next_tokens, training_loss
 from mypt.training.optimizers import decayed_parameters
 from mypt.training.schedules import Climbing
@@ -163,11 +164,20 @@ class MyPTTrainer(WatchedTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """As Trainer's; and a model whose weights have other names on disk (GPT-NeoX), of which it leaves some out."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled:
-            saved, _ = list_tensors(Path(resume_from_checkpoint))
-            if saved.keys() - self.model.state_dict().keys():
-                self.model.load_state_dict(load_model(resume_from_checkpoint, device="cpu").state_dict())
+        with loading(resume_from_checkpoint, "the model", self.args.world_size):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled:
+                saved, _ = list_tensors(Path(resume_from_checkpoint))
+                if saved.keys() - self.model.state_dict().keys():
+                    self.model.load_state_dict(load_model(resume_from_checkpoint, device="cpu").state_dict())
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with loading(checkpoint, "the random state", self.args.world_size):
+            super()._load_rng_state(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with loading(checkpoint, "the state of the loss scaler", self.args.world_size):
+            super()._load_scaler(checkpoint)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LRScheduler:
         """HF's schedule; where a resume would make it jump up, it climbs."""
@@ -180,6 +190,12 @@ class MyPTTrainer(WatchedTrainer):
         """Take the moments and the position in the schedule from the checkpoint, the settings from the recipe."""
         if checkpoint is None:
             return super()._load_optimizer_and_scheduler(checkpoint)
+        with loading(checkpoint, "the state of optimizer and schedule", self.args.world_size):
+            self._load_moments(checkpoint)
+            if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+                require_optimizer_state(checkpoint, self.optimizer)
+
+    def _load_moments(self, checkpoint: str) -> None:
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         if not isinstance(self.lr_scheduler, LambdaLR):  # it sets the rate by what it sees
             super()._load_optimizer_and_scheduler(checkpoint)

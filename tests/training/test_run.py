@@ -382,6 +382,7 @@ def test_a_line_whose_best_was_removed_finds_a_new_one(recipe_for):
     state = run / "checkpoint-8" / "trainer_state.json"
     said = json.loads(state.read_text()) | {"best_metric": -1.0, "best_model_checkpoint": str(run / "checkpoint-2")}
     state.write_text(json.dumps(said | {"best_global_step": 2}))
+    (run / "checkpoint-8" / CHECKSUMS_NAME).unlink()
     train(parse_recipe(content), resume="checkpoint-8")
     assert (run / "best" / "model.safetensors").read_bytes() == (run / "checkpoint-12/model.safetensors").read_bytes()
 

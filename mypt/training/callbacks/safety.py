@@ -9,7 +9,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from mypt.checkpoints.complete import last_complete_checkpoint
+from mypt.checkpoints.complete import last_complete_checkpoint, newest_without_fault
+from mypt.checkpoints.verify import fault_of
 from mypt.errors import MyPTError, RecipeError
 from mypt.terminal import say
 from mypt.training.pulse import Beat
@@ -89,7 +90,8 @@ class SafetyCallback(TrainerCallback, ExportableState):
     def _roll_back(self, trainer, beat: Beat, worst: str, in_step: bool) -> None:
         if self.rollbacks == MOST_ROLLBACKS:
             self._stop(trainer, beat, worst, f"{MOST_ROLLBACKS} rollbacks did not help; ")
-        found = [last_complete_checkpoint(trainer.args.output_dir)[0] if trainer.is_world_process_zero() else None]
+        run, first = trainer.args.output_dir, trainer.is_world_process_zero()
+        found = [newest_without_fault(run, fault_of)[0] if first else None]
         checkpoint: Path | None = broadcast_object_list(found)[0]
         if checkpoint is None:
             self._stop(trainer, beat, worst, "there is nothing to go back to; ")

@@ -1,0 +1,88 @@
+"""Whether a resume can rely on a checkpoint: its files are those that were saved, and its state is of its step."""
+
+import zipfile
+from pathlib import Path
+
+from mypt.checkpoints.checksums import changed_file, read_checksums
+from mypt.checkpoints.complete import (
+    ADAPTER_WEIGHTS,
+    SAVING_NAME,
+    newest_without_fault,
+    read_state,
+    step_of,
+    weight_files,
+    what_is_missing,
+)
+from mypt.checkpoints.header import read_header
+from mypt.errors import CheckpointError
+
+_FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+
+
+def last_good_checkpoint(run: str | Path, unreadable: dict[Path, str] | None = None) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint without a fault, and one line for each newer one that had to be skipped.
+
+    None if there is none, or if no save was ever finished. unreadable: checkpoints that could not be loaded, and why.
+    Raises CheckpointError if there are checkpoints and every one has a fault, other than that its save was interrupted.
+    """
+    known = unreadable or {}
+    found, faults = newest_without_fault(run, lambda path: known.get(path) or fault_of(path))
+    damaged = known | {path: fault for path, fault in faults.items() if not _was_interrupted(path)}
+    if found is None and damaged:
+        reasons = "; ".join(f"{path.name}: {fault}" for path, fault in damaged.items())
+        raise CheckpointError(
+            f"{run} holds no checkpoint to resume from ({reasons}): restore one of them from a copy, or train again "
+            "in another training.output_dir; nothing was deleted"
+        )
+    return found, [f"skipping {path}: {fault}" for path, fault in faults.items()]
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """Why a resume cannot rely on this checkpoint, or None. All files are read.
+
+    It has to be complete (`what_is_missing`); its weights and states have to be those that were saved, by
+    checksums.json; and its state has to be of the step in its name. Without checksums, what else the files say of
+    their content is compared: CRC-32 of states, dtypes of weights.
+    """
+    if fault := what_is_missing(checkpoint):
+        return fault
+    try:
+        step = read_state(checkpoint)["global_step"]
+        if step != step_of(checkpoint):
+            return f"its state is of step {step}"
+        return changed_file(checkpoint) or _other_weights(checkpoint) or _damaged(checkpoint)
+    except (OSError, ValueError, CheckpointError) as error:
+        return str(error).removeprefix(f"{checkpoint}/")
+
+
+def _was_interrupted(checkpoint: Path) -> bool:
+    """Whether its save never ended: nothing was there to resume from."""
+    return (checkpoint / SAVING_NAME).exists() or not any(checkpoint.iterdir())
+
+
+def _other_weights(checkpoint: Path) -> str | None:
+    """Whether an index that was laid there later leads to weights that were not saved."""
+    names = [ADAPTER_WEIGHTS] if (checkpoint / ADAPTER_WEIGHTS).exists() else weight_files(checkpoint)
+    there = [name for name in names if (checkpoint / name).exists()]  # else they lie in parts, and are checked as such
+    recorded = read_checksums(checkpoint)
+    added = [name for name in there if recorded is not None and name not in recorded]
+    return f"{added[0]} was not part of the save" if added else None
+
+
+def _damaged(checkpoint: Path) -> str | None:
+    """What a checkpoint that has no checksums tells of damage."""
+    if read_checksums(checkpoint) is not None:
+        return None
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        for name, entry in read_header(path)[0].items():
+            if name.endswith(".weight") and entry["dtype"] not in _FLOATS:
+                return f"{path.name}: {name} holds {entry['dtype']}, no floating point numbers"
+    for path in sorted({*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")}):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                part = archive.testzip()
+        except Exception as error:  # whatever a damaged archive provokes
+            return f"{path.name} cannot be read ({type(error).__name__})"
+        if part:
+            return f"{path.name} is damaged: the CRC-32 of {part} differs"
+    return None

@@ -1,0 +1,54 @@
+"""Load a checkpoint into a trainer: whatever its files provoke is one error, in all processes alike."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate.utils import gather_object
+
+from mypt.errors import UnreadableCheckpoint
+
+# Of a parameter's optimizer state: tensors of the parameter's own shape.
+_SHAPED = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+
+
+@contextmanager
+def loading(checkpoint: str | None, what: str, processes: int) -> Iterator[None]:
+    """Around what loads a part of a checkpoint; all processes call it alike.
+
+    Raises UnreadableCheckpoint in all of them for anything that was raised in one, out of memory apart.
+    """
+    if checkpoint is None:
+        yield
+        return
+    fault = None
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except UnreadableCheckpoint as error:  # of a part of it
+        fault = error.reason
+    except Exception as error:  # whatever damaged or foreign files provoke
+        reason = next(iter(str(error).strip().splitlines()), "").rstrip(".:")
+        fault = f"{what} cannot be loaded ({type(error).__name__}: {reason[:200]})"
+    for found in gather_object([fault]) if processes > 1 else [fault]:
+        if found:
+            raise UnreadableCheckpoint(checkpoint, found)
+
+
+def require_optimizer_state(checkpoint: str, optimizer: torch.optim.Optimizer) -> None:
+    """Raise UnreadableCheckpoint for a loaded state that the first step would lack, or that has other shapes."""
+    expected = 0
+    for group in optimizer.param_groups:
+        keeps = group.get("muon") or "betas" in group or group.get("momentum")
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            expected += bool(keeps)
+            for name in _SHAPED:
+                if name in state and state[name].shape != parameter.shape:
+                    raise UnreadableCheckpoint(
+                        checkpoint,
+                        f"the optimizer state has {tuple(state[name].shape)} for a parameter of {tuple(parameter.shape)}",
+                    )
+    if expected and not optimizer.state:
+        raise UnreadableCheckpoint(checkpoint, f"the optimizer state is empty, for {expected} parameters")
