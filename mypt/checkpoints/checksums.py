@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-import string
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import Annotated, TypedDict
 
 from mypt.errors import CheckpointError
 from mypt.files import replace_text
+from mypt.json_files import Count, Rule, read_json
 
 CHECKSUMS_NAME = "checksums.json"
 # Weights and state. Configs, tokenizer files, code and cards are left out: people edit them.
@@ -15,6 +17,25 @@ _RECORDED = (
     "*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.distcp", ".metadata", "latest",
     "trainer_state.json",
 )  # fmt: skip
+
+
+def _is_inside(name: str) -> bool:
+    place = PurePosixPath(name)
+    return name.isprintable() and bool(place.parts) and not place.is_absolute() and ".." not in place.parts
+
+
+class Recorded(TypedDict):
+    """What a file was when it was saved."""
+
+    bytes: Count
+    xxh3_128: Annotated[str, Rule(re.compile("[0-9a-f]{32}").fullmatch, "32 hex digits")]
+
+
+class _Checksums(TypedDict):
+    files: Annotated[
+        dict[Annotated[str, Rule(_is_inside, "the path of a file in this folder")], Recorded],
+        Rule(bool, "one file or more"),
+    ]
 
 
 def write_checksums(folder: Path) -> None:
@@ -27,74 +48,61 @@ def write_checksums(folder: Path) -> None:
     replace_text(folder / CHECKSUMS_NAME, json.dumps({"files": files}, indent=1))
 
 
-def checksums_of(folder: Path, names: Iterable[str]) -> str | None:
-    """The content of checksums.json for those of `names` that it records; None if it records none of them.
+def read_checksums(folder: Path) -> dict[str, Recorded] | None:
+    """What was recorded of each file, by its path in `folder`; None if nothing was.
 
-    For a folder to which these files are copied. Raises CheckpointError as `read_checksums`.
+    Raises CheckpointError if checksums.json is damaged or names files outside of the folder.
     """
+    path = folder / CHECKSUMS_NAME
+    if not path.exists():
+        return None
+    return read_json(path, _Checksums, CheckpointError, "restore it, or delete it to use the files as they are")[
+        "files"
+    ]
+
+
+def checksums_of(folder: Path, names: Iterable[str]) -> str | None:
+    """The text of checksums.json for a folder that gets copies of these files; None if none of them is recorded."""
     recorded = read_checksums(folder) or {}
     kept = {name: recorded[name] for name in names if name in recorded}
     return json.dumps({"files": kept}, indent=1) if kept else None
 
 
-def read_checksums(folder: Path) -> dict[str, dict] | None:
-    """{file: {"bytes", "xxh3_128"}}, names relative to `folder`; None if no checksums were recorded.
+def changed_file(folder: Path, loaded: Iterable[str] = (), every: bool = True) -> str | None:
+    """Why a file is not what was saved, of the first that is not; None if all are, or no checksums were recorded.
 
-    Raises CheckpointError if the file is damaged or names files outside of the folder.
+    loaded: names of files that will be loaded: if they are there, they have to be part of the save. every: check all
+    that are recorded, not `loaded` alone.
     """
-    path = folder / CHECKSUMS_NAME
-    if not path.exists():
-        return None
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        if not files or not all(_is_entry(name, entry) for name, entry in files.items()):
-            raise ValueError("no checksums")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}); restore it, or delete it to use the files as they are"
-        ) from None
-    return files
-
-
-def changed_file(folder: Path, names: Iterable[str] | None = None) -> str | None:
-    """The first of the recorded files that is missing or not what was saved, and why; None if there is none.
-
-    names: check these alone, and take one that is not recorded for a fault. Nothing is checked without checksums.json.
-    Raises CheckpointError as `read_checksums`, OSError for a file that cannot be read.
-    """
-    recorded = read_checksums(folder)
-    if recorded is None:
-        return None
-    for name in recorded if names is None else names:
-        path, entry = folder / name, recorded.get(name)
-        if entry is None:
-            return f"{name} was not part of the save ({CHECKSUMS_NAME} does not name it)"
-        if not path.is_file():
-            return f"{name} is missing"
-        if (size := path.stat().st_size) != entry["bytes"]:
-            return f"{name} was changed: it has {size:,} bytes, {entry['bytes']:,} were saved"
-        if _digest(path) != entry["xxh3_128"]:
-            return f"{name} was changed: its checksum differs"
+        recorded = read_checksums(folder) or {}
+        for name in dict.fromkeys([*(recorded if every else ()), *loaded]) if recorded else ():
+            if fault := _fault(folder / name, recorded.get(name)):
+                return f"{name} {fault}"
+    except CheckpointError as error:
+        return str(error).removeprefix(f"{folder}/")
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror or error})"
     return None
 
 
+def _fault(path: Path, saved: Recorded | None) -> str | None:
+    if saved is None:
+        return "was not part of the save" if path.exists() else None
+    if not path.is_file():
+        return "is missing"
+    if (size := path.stat().st_size) != saved["bytes"]:
+        return f"was changed: it has {size:,} bytes, {saved['bytes']:,} were saved"
+    return None if _digest(path) == saved["xxh3_128"] else "was changed: its checksum differs"
+
+
 def require_unchanged(folder: Path, names: Iterable[str]) -> None:
-    """Raise CheckpointError if one of these weight files is not what was saved. Without checksums.json: never."""
-    try:
-        fault = changed_file(folder, names)
-    except OSError as error:
-        fault = f"a file cannot be read ({error})"
-    if fault:
+    """Raise CheckpointError if one of these weight files is not what was saved; never without checksums.json."""
+    if fault := changed_file(folder, names, every=False):
         raise CheckpointError(
-            f"{folder}: {fault}; restore it, take another checkpoint, or delete {CHECKSUMS_NAME} there if you changed "
-            "it on purpose"
+            f"{folder}: {fault}; restore it or take another checkpoint; if you changed it on purpose, delete "
+            f"{folder / CHECKSUMS_NAME}"
         )
-
-
-def _is_entry(name: str, entry: dict) -> bool:
-    place, size, digest = PurePosixPath(name), entry["bytes"], entry["xxh3_128"]
-    inside = "\0" not in name and not place.is_absolute() and ".." not in place.parts
-    return inside and type(size) is int and len(digest) == 32 and set(digest) <= set(string.hexdigits)
 
 
 def _digest(path: Path) -> str:

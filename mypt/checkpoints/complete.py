@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
+from mypt.checkpoints.checksums import CHECKSUMS_NAME
 from mypt.checkpoints.header import read_header
 from mypt.checkpoints.sharded import (
     DEEPSPEED_TAG,
@@ -104,7 +105,9 @@ def _missing_model(checkpoint: Path) -> str | None:
     """JSON files and weights; where weights lie in parts, whole ones need not be beside them."""
     adapter, in_parts = _holds_adapter(checkpoint), _holds_parts(checkpoint)
     required = [] if in_parts else [checkpoint / ("adapter_config.json" if adapter else "config.json")]
-    for path in sorted({*required, *checkpoint.glob("*.json")}):
+    # Until a save has ended, any JSON file may be cut short; what is added later is the user's.
+    written = [] if (checkpoint / CHECKSUMS_NAME).exists() else checkpoint.glob("*.json")
+    for path in sorted({*required, *written}):
         if not _is_json(path):
             return f"{path.name} is missing or cut short"
     names = [ADAPTER_WEIGHTS] if adapter else weight_files(checkpoint)

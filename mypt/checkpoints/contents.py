@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 import yaml
 
 from mypt.checkpoints.adapter import ADAPTER_CONFIG, BASE_NAME, is_adapter
+from mypt.checkpoints.checksums import CHECKSUMS_NAME, checksums_of, read_checksums, require_unchanged
 from mypt.checkpoints.complete import ADAPTER_WEIGHTS, last_complete_checkpoint, weight_files
 from mypt.checkpoints.header import read_header
 from mypt.errors import CheckpointError
@@ -24,7 +25,7 @@ RUN_FILES = (
 )  # fmt: skip
 # An allow-list: what is not named here (optimizer and random states, pickles, logs, a user's own files) stays.
 NAMES = {
-    *CONFIGS, BASE_NAME, *RUN_FILES, CARD_NAME, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE",
+    *CONFIGS, BASE_NAME, CHECKSUMS_NAME, *RUN_FILES, CARD_NAME, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE",
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja",
 }  # fmt: skip
@@ -63,7 +64,7 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def check_weights(folder: Path) -> list[str]:
-    """Names of a model's weight files. Raises CheckpointError for one that is missing or cut short."""
+    """Names of a model's weight files. Raises CheckpointError for one that is missing, cut short or not as saved."""
     names = [ADAPTER_WEIGHTS] if is_adapter(folder) else weight_files(folder)
     for name in names:
         if not WEIGHTS.fullmatch(name):
@@ -73,6 +74,7 @@ def check_weights(folder: Path) -> list[str]:
                 f"{folder / name} is missing or shorter than its header says; weights are sent and loaded as "
                 "safetensors: save or copy them again"
             )
+    require_unchanged(folder, names)
     return names
 
 
@@ -85,6 +87,8 @@ def content_to_send(path: Path, token: str | None = None) -> bytes | None:
         return None
     content = path.read_bytes()
     require_no_token(path, content, token)
+    if path.name == CHECKSUMS_NAME:  # of a checkpoint, it names states that stay here
+        return checksums_of(path.parent, filter(is_model_file, read_checksums(path.parent))).encode()
     if path.name not in _WITH_PATHS:
         return None
     is_yaml = path.name == RESOLVED_NAME

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from mypt.checkpoints.adapter import ADAPTER_CONFIG, is_adapter
+from mypt.checkpoints.checksums import changed_file
 from mypt.checkpoints.complete import checkpoints, what_is_missing
 from mypt.checkpoints.story import kind_of, last_state, read_object, read_story
 from mypt.checkpoints.tensors import TensorEntry, count_by_part, list_tensors, summarize
+from mypt.checkpoints.verify import fault_of
 from mypt.errors import CheckpointError
 from mypt.folders import contents
 from mypt.planning.parameters import count_parameters
@@ -73,8 +75,10 @@ def inspect_checkpoint(path: Path) -> dict:
         "checkpoints": [{"name": folder.name, "missing": what_is_missing(folder)} for folder in checkpoints(path)],
         "files": list_files(path),
     }
-    if kind == "checkpoint" and (fault := what_is_missing(path)):
-        problems.append(f"not complete, a resume would skip it: {fault}")
+    if kind == "checkpoint" and (fault := fault_of(path)):
+        problems.append(f"{'not complete' if what_is_missing(path) else 'damaged'}, a resume would skip it: {fault}")
+    elif fault := changed_file(folder, {entry.file.name for entry in tensors.values()}, every=False):
+        problems.append(fault)
     return report | {"problems": problems + _disagreements(report)}
 
 

@@ -15,7 +15,8 @@ from mypt.checkpoints.adapter import (
     recorded_base,
     require_base,
 )
-from mypt.checkpoints.complete import ADAPTER_WEIGHTS, checkpoints
+from mypt.checkpoints.checksums import require_unchanged
+from mypt.checkpoints.complete import ADAPTER_WEIGHTS, checkpoints, weight_files
 from mypt.checkpoints.header import read_header
 from mypt.checkpoints.original import refuse_original
 from mypt.errors import CheckpointError
@@ -37,8 +38,8 @@ def load_model(
     a quantization config of transformers, by which the weights are made smaller while they are read. Weights that the
     model has no place for (another head) are named on standard error.
     Whether it is causal is not tried here: `mypt.checkpoints.causality.require_causal` does that.
-    Raises CheckpointError if there is no such model, it cannot be read, its files lack some of its weights, it is a
-    model of another kind, or an adapter whose base model is gone or has other weights now.
+    Raises CheckpointError if there is no such model, it cannot be read, its files lack some of its weights or are not
+    those that were saved, it is a model of another kind, or an adapter whose base model is gone or has other weights.
     """
     adapter = require_model(name_or_path)
     import torch
@@ -51,6 +52,7 @@ def load_model(
     if quantization is not None:
         options |= {"quantization_config": quantization, "device_map": {"": device}}
     if path.is_dir():
+        require_unchanged(path, weight_files(path))
         model = _from_pretrained(name, local=True, **options)
     else:
         model = _from_hub(name, **options)
@@ -93,6 +95,7 @@ def load_adapter(
         tensors, whole = {}, False
     if not whole:
         raise CheckpointError(f"adapter {folder}: {ADAPTER_WEIGHTS} is missing or cut short; save or copy it again")
+    require_unchanged(Path(folder), [ADAPTER_WEIGHTS])
     try:
         model = load_model(base, trust_remote_code=trust_remote_code, device=device)
     except CheckpointError as error:

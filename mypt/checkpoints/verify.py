@@ -1,19 +1,20 @@
-"""Whether a resume can rely on a checkpoint: its files are those that were saved, and its state is of its step."""
+"""Whether a checkpoint can be relied on: its files are those that were saved, and its state is of its step."""
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-from mypt.checkpoints.checksums import changed_file, read_checksums
+from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file, read_checksums
 from mypt.checkpoints.complete import (
     ADAPTER_WEIGHTS,
     SAVING_NAME,
     newest_without_fault,
-    read_state,
     step_of,
     weight_files,
     what_is_missing,
 )
 from mypt.checkpoints.header import read_header
+from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError
 
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
@@ -40,19 +41,35 @@ def last_good_checkpoint(run: str | Path, unreadable: dict[Path, str] | None = N
 def fault_of(checkpoint: Path) -> str | None:
     """Why a resume cannot rely on this checkpoint, or None. All files are read.
 
-    It has to be complete (`what_is_missing`); its weights and states have to be those that were saved, by
-    checksums.json; and its state has to be of the step in its name. Without checksums, what else the files say of
-    their content is compared: CRC-32 of states, dtypes of weights.
+    It has to be complete (`what_is_missing`); its state has to be of the step in its name, its weights and states those
+    that were saved, by checksums.json. Without checksums, what the files themselves say of their content is compared:
+    CRC-32 of states, dtypes of weights.
     """
     if fault := what_is_missing(checkpoint):
         return fault
-    try:
-        step = read_state(checkpoint)["global_step"]
-        if step != step_of(checkpoint):
-            return f"its state is of step {step}"
-        return changed_file(checkpoint) or _other_weights(checkpoint) or _damaged(checkpoint)
-    except (OSError, ValueError, CheckpointError) as error:
-        return str(error).removeprefix(f"{checkpoint}/")
+    step = read_state(checkpoint)["global_step"]
+    if checkpoint.name.startswith("checkpoint-") and step != step_of(checkpoint):
+        return f"its state is of step {step}"
+    fault = changed_file(checkpoint, _weights(checkpoint))
+    return fault if fault or (checkpoint / CHECKSUMS_NAME).exists() else _damaged(checkpoint)
+
+
+def verify_model(path: Path) -> list[dict]:
+    """Each checkpoint of a run folder, and the models in it, or the one model or checkpoint: JSON-ready.
+
+    path; files, bytes: what a checksum was recorded of; problem: None, or the first thing that is wrong.
+    """
+    if (path / STATE_NAME).is_file():
+        return [_verified(path, fault_of)]
+    models = [folder for folder in (path, path / "best") if (folder / "config.json").exists()]
+    return [*(_verified(one, fault_of) for one in checkpoints(path)), *(_verified(one, changed_file) for one in models)]
+
+
+def _verified(path: Path, fault_of: Callable[[Path], str | None]) -> dict:
+    fault = fault_of(path)
+    recorded = {} if fault else read_checksums(path) or {}
+    size = sum(saved["bytes"] for saved in recorded.values())
+    return {"path": str(path), "files": len(recorded), "bytes": size, "problem": fault}
 
 
 def _was_interrupted(checkpoint: Path) -> bool:
@@ -60,19 +77,13 @@ def _was_interrupted(checkpoint: Path) -> bool:
     return (checkpoint / SAVING_NAME).exists() or not any(checkpoint.iterdir())
 
 
-def _other_weights(checkpoint: Path) -> str | None:
-    """Whether an index that was laid there later leads to weights that were not saved."""
-    names = [ADAPTER_WEIGHTS] if (checkpoint / ADAPTER_WEIGHTS).exists() else weight_files(checkpoint)
-    there = [name for name in names if (checkpoint / name).exists()]  # else they lie in parts, and are checked as such
-    recorded = read_checksums(checkpoint)
-    added = [name for name in there if recorded is not None and name not in recorded]
-    return f"{added[0]} was not part of the save" if added else None
+def _weights(checkpoint: Path) -> list[str]:
+    """What would be loaded: an index that was laid there later may lead to weights that were not saved."""
+    return [ADAPTER_WEIGHTS] if (checkpoint / ADAPTER_WEIGHTS).exists() else weight_files(checkpoint)
 
 
 def _damaged(checkpoint: Path) -> str | None:
     """What a checkpoint that has no checksums tells of damage."""
-    if read_checksums(checkpoint) is not None:
-        return None
     for path in sorted(checkpoint.glob("*.safetensors")):
         for name, entry in read_header(path)[0].items():
             if name.endswith(".weight") and entry["dtype"] not in _FLOATS:

@@ -1,17 +1,23 @@
-"""`mypt verify DIR ...`: every shard against its metadata; of several directories also the text that they share."""
+"""`mypt verify DIR ...`: every shard, or weights and states of checkpoints, against what was recorded; shared text."""
 
 import argparse
 import json
 from itertools import combinations
+from pathlib import Path
 
 from mypt.cli.table import print_table
 
-HELP = "check every shard of a dataset, and which text two datasets share"
+HELP = "check every shard of a dataset, which text two datasets share, or the files of checkpoints"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("directories", nargs="+", metavar="DIR", help="dataset directories; two or more are also compared pair by pair")
+    add(
+        "directories",
+        nargs="+",
+        metavar="DIR",
+        help="dataset directories, of which two or more are also compared pair by pair; run or checkpoint folders",
+    )
     add("--no-lines", action="store_true", help="compare whole documents only, not lines of 40 characters or more")
     add("--workers", type=int, default=1, metavar="N", help="shards read at once")
     add("--json", action="store_true", help="print the report as JSON")
@@ -20,21 +26,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from mypt.checkpoints.inspect import is_checkpoint
+    from mypt.checkpoints.verify import verify_model
     from mypt.errors import DataError
     from mypt.shards.overlap import overlaps
     from mypt.shards.verify import verify_dataset
 
     if args.workers < 1:
         raise DataError(f"--workers is {args.workers}; it must be 1 or more")
-    reports = [verify_dataset(directory, workers=args.workers) for directory in args.directories]
+    datasets = [directory for directory in args.directories if not is_checkpoint(Path(directory))]
+    models = [one for folder in args.directories if folder not in datasets for one in verify_model(Path(folder))]
+    reports = [verify_dataset(directory, workers=args.workers) for directory in datasets]
     damaged = any(report["problems"] for report in reports)
-    pairs = [] if damaged else combinations(args.directories, 2)  # damaged text is worth no comparison
+    pairs = [] if damaged else combinations(datasets, 2)  # damaged text is worth no comparison
     shared = [found for pair in pairs for found in overlaps(*pair, lines=not args.no_lines)]
     leaks = [found for found in shared if found.leaks]
+    damaged = damaged or any(model["problem"] for model in models)
     if args.json:
-        facts = {"directories": reports, "shared": [asdict(found) for found in shared], "ok": not damaged and not leaks}
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        facts = {"directories": reports, "checkpoints": models, "shared": [asdict(found) for found in shared]}
+        print(json.dumps(facts | {"ok": not damaged and not leaks}, indent=1, ensure_ascii=False))
         return 1 if damaged or leaks else 0
+    for model in models:
+        _print_model(model)
     for report in reports:
         _print_report(report)
     if shared:
@@ -58,6 +71,15 @@ def _print_report(report: dict) -> None:
     if not report["problems"]:
         print(f"ok: {report['bytes'] / 1e6:,.1f} MB" + (f", {report['seconds']:.1f} s" if report["seconds"] else ""))
     print()
+
+
+def _print_model(report: dict) -> None:
+    if report["problem"]:
+        print(f"PROBLEM: {report['path']}: {report['problem']}")
+    elif report["files"]:
+        print(f"{report['path']}: ok: {report['files']} files, {report['bytes'] / 1e6:,.1f} MB")
+    else:
+        print(f"{report['path']}: no checksums were recorded; its files are complete")
 
 
 def _print_shared(shared: list) -> None:

@@ -20,10 +20,13 @@ def require_sets(names: Iterable[str], target: str | None, guard: list[str] | No
 
 
 def judge(delta: float, delta_error: float, tolerance: float = TOLERANCE) -> str:
-    """healthy, watch, warning or critical: a guarded set's loss changed by `delta` nats, known to `delta_error`."""
-    if not delta > 2 * delta_error:
+    """healthy, watch, warning or critical: a guarded set's loss changed by `delta` nats, known to `delta_error`.
+
+    A NaN is never healthy.
+    """
+    if delta <= 2 * delta_error:
         return "healthy"
-    return next((state for state, times in THRESHOLDS if delta > times * tolerance), "healthy")
+    return next((state for state, times in THRESHOLDS if not delta <= times * tolerance), "healthy")
 
 
 def verdict(history: list[dict], target: str, guard: list[str], tolerance: float) -> str:

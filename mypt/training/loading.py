@@ -46,9 +46,7 @@ def require_optimizer_state(checkpoint: str, optimizer: torch.optim.Optimizer) -
             expected += bool(keeps)
             for name in _SHAPED:
                 if name in state and state[name].shape != parameter.shape:
-                    raise UnreadableCheckpoint(
-                        checkpoint,
-                        f"the optimizer state has {tuple(state[name].shape)} for a parameter of {tuple(parameter.shape)}",
-                    )
+                    shapes = f"{tuple(state[name].shape)} for a parameter of {tuple(parameter.shape)}"
+                    raise UnreadableCheckpoint(checkpoint, f"the optimizer state has {shapes}")
     if expected and not optimizer.state:
         raise UnreadableCheckpoint(checkpoint, f"the optimizer state is empty, for {expected} parameters")

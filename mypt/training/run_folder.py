@@ -252,7 +252,7 @@ def _copy_model(checkpoint: Path, target: Path) -> None:
     left_out = (*_TRAINER_FILES, CHECKSUMS_NAME)
     files = [path for path in checkpoint.iterdir() if path.is_file() and not path.name.startswith(left_out)]
     checksums = checksums_of(checkpoint, [path.name for path in files])
-    if fault := changed_file(checkpoint, json.loads(checksums)["files"] if checksums else []):
+    if fault := changed_file(checkpoint, json.loads(checksums)["files"] if checksums else (), every=False):
         raise CheckpointError(
             f"the model of {checkpoint} is not copied to {target}: {fault}; restore it and run with --resume again, or "
             f"delete {checkpoint}"

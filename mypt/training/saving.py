@@ -21,7 +21,8 @@ def complete_save(trainer) -> Iterator[None]:
     """Around Trainer's `_save_checkpoint`, on all processes.
 
     The mark of an unfinished save is on the disk before the first file is, and goes when the last one is, which holds
-    the checksums of all others; only then are older checkpoints removed. A full disk is one clear error and the older checkpoints stay: CheckpointError.
+    the checksums of the others; only then are older checkpoints removed. A full disk is one clear error and the older
+    checkpoints stay: CheckpointError.
     """
     args, wait = trainer.args, trainer.accelerator.wait_for_everyone
     run, step = Path(args.output_dir), trainer.state.global_step

@@ -34,7 +34,7 @@ class EarlyStoppingCallback(TrainerCallback):
         control.should_training_stop = control.should_save = True
         if state.is_world_process_zero:
             target = self.forgetting.target
-            best = min(entry["sets"][target]["loss"] for entry in self.forgetting.history)
+            best = self.forgetting.history[-1 - waited]["sets"][target]["loss"]
             say(f"stopping: {target} has not been below {best:.4f} for {waited} evaluations (early_stopping_patience)")
 
     def stopped_before(self, state: dict) -> bool:
@@ -49,6 +49,10 @@ class EarlyStoppingCallback(TrainerCallback):
 
 
 def without_improvement(history: list[dict], target: str) -> int:
-    """Evaluations since the one with the target's lowest loss (the first of equals)."""
+    """Evaluations since the one with the target's lowest loss (the first of equals); a NaN is no improvement."""
     losses = [entry["sets"][target]["loss"] for entry in history]
-    return len(losses) - 1 - losses.index(min(losses))
+    lowest = 0
+    for index, loss in enumerate(losses):
+        if loss < losses[lowest]:
+            lowest = index
+    return len(losses) - 1 - lowest

@@ -17,7 +17,7 @@ from mypt.evaluation.verdict import ACTED_ON, INFEASIBLE, TOLERANCE, judge, requ
 from mypt.files import replace_text
 from mypt.streams.eval_windows import EvalWindows
 from mypt.terminal import say
-from mypt.training.callbacks.baseline import load_baseline, save_baseline
+from mypt.training.callbacks.baseline import BASELINE_NAME, load_baseline, save_baseline
 from mypt.training.callbacks.curves import Pace, plot_forgetting
 from mypt.training.hardware.compiled import eager
 
@@ -97,12 +97,14 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         self.stopped_at, self._baseline = None, {}
         self._seconds, self._started, self._pace = 0.0, time.monotonic(), Pace()
         if self.history:
-            self._baseline = load_baseline(Path(args.output_dir), self.eval_sets)
+            losses = {name: reading["loss"] for name, reading in self.history[0]["sets"].items()}
+            self._baseline = load_baseline(Path(args.output_dir), self.eval_sets, losses)
             if (measured := self.history[-1]["sets"].keys()) != self.eval_sets.keys():
                 raise CheckpointError(
                     f"the checkpoint's history is of the sets {', '.join(measured)}, and {', '.join(self.eval_sets)} "
                     "are given; restore the sets (data.eval), or start a new run"
                 )
+            self.history = list(map(self._ordered, self.history))
         else:
             state.log_history.append({**self.measure(model, args, state), "epoch": 0.0, "step": state.global_step})
             if state.is_world_process_zero:
@@ -171,6 +173,11 @@ class ForgettingCallback(TrainerCallback, ExportableState):
                 )
             baseline = self._baseline.setdefault(name, losses)
             readings[name] = self._read(name, losses, baseline)
+            if not math.isfinite(readings[name].delta):
+                raise MyPTError(
+                    f"the change of {name} is {readings[name].delta} at step {state.global_step}: {BASELINE_NAME} is "
+                    "damaged; restore it"
+                )
             metrics[f"eval_{name}_loss"] = losses.loss
             metrics[f"forgetting/{name}_delta"] = readings[name].delta
         metrics["eval_constrained_loss"] = self._constrained(readings)
@@ -183,6 +190,11 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         self._say(state, human_line(state.global_step, readings))
         self._seconds += time.monotonic() - began
         return metrics
+
+    def _ordered(self, entry: dict) -> dict:
+        """A saved measurement with its keys in the order of a new one; trainer_state.json sorts them."""
+        sets = {name: vars(Reading(**entry["sets"][name])) for name in self.eval_sets}
+        return {"step": entry["step"], "sets": sets, "constrained_loss": entry["constrained_loss"]}
 
     def _read(self, name: str, losses: WindowLosses, baseline: WindowLosses) -> Reading:
         delta, error = losses.delta(baseline)

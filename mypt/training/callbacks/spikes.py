@@ -65,7 +65,7 @@ def threshold(before: list[float], loss: float) -> float | None:
     median = statistics.median(before)
     deviation = 1.4826 * statistics.median(abs(value - median) for value in before)
     limit = median + max(DEVIATIONS * deviation, LEAST)
-    return limit if loss > limit else None
+    return None if loss <= limit else limit
 
 
 def _line(spike: dict) -> str:
