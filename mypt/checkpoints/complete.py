@@ -105,9 +105,9 @@ def _missing_model(checkpoint: Path) -> str | None:
     """JSON files and weights; where weights lie in parts, whole ones need not be beside them."""
     adapter, in_parts = _holds_adapter(checkpoint), _holds_parts(checkpoint)
     required = [] if in_parts else [checkpoint / ("adapter_config.json" if adapter else "config.json")]
-    # Until a save has ended, any JSON file may be cut short; what is added later is the user's.
-    written = [] if (checkpoint / CHECKSUMS_NAME).exists() else checkpoint.glob("*.json")
-    for path in sorted({*required, *written}):
+    # Before a save has ended, any JSON file may be cut short; later, some may be the user's.
+    ended = (checkpoint / CHECKSUMS_NAME).exists()
+    for path in sorted({*required, *checkpoint.glob("adapter_base.json" if ended else "*.json")}):
         if not _is_json(path):
             return f"{path.name} is missing or cut short"
     names = [ADAPTER_WEIGHTS] if adapter else weight_files(checkpoint)

@@ -26,10 +26,16 @@ def corpora(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def recipe_for(corpora, tmp_path):
+def recipe_for(tiny_recipe, tmp_path):
     """recipe_for(section={key: value}): the content of a recipe whose run takes a few seconds."""
+    return lambda **sections: tiny_recipe(tmp_path / "run", **sections)
 
-    def build(**sections) -> dict:
+
+@pytest.fixture(scope="session")
+def tiny_recipe(corpora):
+    """tiny_recipe(output_dir, section={key: value}): as `recipe_for`, into any folder."""
+
+    def build(output_dir: Path, **sections) -> dict:
         content = {
             "model": {
                 "preset": "modern-nano",
@@ -51,7 +57,7 @@ def recipe_for(corpora, tmp_path):
             "forgetting": {"eval_windows": 20},
             "optimizer": {"schedule": "constant"},
             "training": {
-                "output_dir": str(tmp_path / "run"),
+                "output_dir": str(output_dir),
                 "max_steps": 12,
                 "per_device_train_batch_size": 4,
                 "eval_steps": 4,
@@ -86,7 +92,7 @@ def rewind():
         for path in target.glob("checkpoint-*"):
             if int(path.name.split("-")[1]) > step:
                 shutil.rmtree(path)
-        for name in ("model.safetensors", "coverage.json", "forgetting.json"):
+        for name in ("model.safetensors", "checksums.json", "coverage.json", "forgetting.json"):
             (target / name).unlink(missing_ok=True)
         return target
 

@@ -1,4 +1,4 @@
-"""Two real processes (gloo) decide as one: ignored labels, a step that is no number, a signal, a resume by more."""
+"""Two real processes (gloo) decide as one: ignored labels, a NaN step, a signal, a damaged checkpoint, a resume."""
 
 import importlib.util
 import json
@@ -26,11 +26,17 @@ def largest_difference(left: dict, right: dict) -> float:
     return max((left[name] - right[name]).abs().max().item() for name in left)
 
 
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def test_two_processes_decide_as_one(recipe_for, weights, rewind, tmp_path):
     content = recipe_for(model={"hidden_dropout": 0.0})
     content["training"]["logging_steps"] = 1
     whole = train(parse_recipe(content))
-    rewind(whole, tmp_path / "resumed", 4)
+    flip_a_bit(rewind(whole, tmp_path / "resumed", 8) / "checkpoint-8" / "optimizer.pt")  # both go back to step 4
     for name in ("resumed", "skipped", "stopped"):
         content["training"] |= {"output_dir": str(tmp_path / name), "per_device_train_batch_size": 2}
         content["safety"] = {"on_nan": "skip" if name == "skipped" else "stop"}

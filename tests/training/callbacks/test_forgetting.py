@@ -8,12 +8,14 @@ import re
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM
 
 from mypt.errors import CheckpointError, MyPTError
 from mypt.evaluation.loss import window_losses
 from mypt.streams.eval_windows import EvalWindows
-from mypt.training.callbacks.baseline import BASELINE_NAME
+from mypt.training.callbacks.baseline import BASELINE_NAME, load_baseline
 from mypt.training.callbacks.forgetting import ForgettingCallback, Reading, human_line
 
 
@@ -164,6 +166,51 @@ def test_a_resume_without_its_baseline_is_refused(eval_sets, make_trainer, tmp_p
         CheckpointError, match={"missing": "is missing", "damaged": "is damaged"}.get(fault, "other eval")
     ):
         trainer.train(resume_from_checkpoint=True)
+
+
+def of_sums(change):
+    return lambda tensors: {k: change(v) if k == "general.sums" else v for k, v in tensors.items()}
+
+
+BASELINES = {
+    "NaN": of_sums(lambda sums: sums * math.nan),
+    "one NaN": of_sums(lambda sums: np.append(sums[:-1], math.nan)),
+    "infinite": of_sums(lambda sums: np.append(sums[:-1], math.inf)),
+    "negative": of_sums(np.negative),
+    "x 1e6": of_sums(lambda sums: sums * 1e6),
+    "off by 1e-4": of_sums(lambda sums: sums * 1.0001),
+    "windows in another order": of_sums(lambda sums: sums[::-1].copy()),
+    "short": of_sums(lambda sums: sums[:-1].copy()),
+    "one window": of_sums(lambda sums: sums[:1].copy()),
+    "two dimensions": of_sums(lambda sums: sums[None]),
+    "float32": of_sums(lambda sums: sums.astype(np.float32)),
+    "int64": of_sums(lambda sums: sums.astype(np.int64)),
+    "no tokens": lambda tensors: {k: v * 0 if k == "general.tokens" else v for k, v in tensors.items()},
+    "a set too few": lambda tensors: {k: v for k, v in tensors.items() if not k.startswith("general")},
+}
+
+
+def test_a_damaged_baseline_is_never_healthy(eval_sets, make_trainer, tmp_path):
+    make_trainer([ForgettingCallback(eval_sets, eval_steps=3)], max_steps=3).train()
+    run, history = tmp_path / "run", strict_json(tmp_path / "run" / "forgetting.json")["history"]
+    losses = {name: reading["loss"] for name, reading in history[0]["sets"].items()}
+    with safe_open(run / BASELINE_NAME, "np") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    baseline = load_baseline(run, eval_sets, losses)
+    assert {name: measured.loss for name, measured in baseline.items()} == losses
+    for fault, change in BASELINES.items():
+        for checksums in (True, False):  # files of before checksums
+            if fault == "windows in another order" and not checksums:
+                continue  # the same loss: only the checksum tells
+            kept = metadata if checksums else {k: text.split(" xxh3")[0] for k, text in metadata.items()}
+            save_file(change(dict(tensors)), run / BASELINE_NAME, metadata=kept)
+            with pytest.raises(CheckpointError, match=r"forgetting_baseline\.safetensors is damaged"):
+                load_baseline(run, eval_sets, losses)
+    # The baseline of another run on the same windows is whole, and not this run's.
+    save_file(tensors, run / BASELINE_NAME, metadata=metadata)
+    for other in (losses | {"domain": losses["domain"] + 1e-6}, losses | {"domain": math.nan}, {}):
+        with pytest.raises(CheckpointError, match="is damaged: a loss of"):
+            load_baseline(run, eval_sets, other)
 
 
 def test_what_was_measured_before_training_is_not_the_baseline(eval_sets, make_trainer):
