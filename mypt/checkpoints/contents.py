@@ -9,12 +9,13 @@ from typing import Any, TypedDict
 import yaml
 
 from mypt.checkpoints.adapter import ADAPTER_CONFIG, BASE_NAME, is_adapter
-from mypt.checkpoints.checksums import CHECKSUMS_NAME, checksums_of, read_checksums, require_unchanged
+from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file
 from mypt.checkpoints.complete import ADAPTER_WEIGHTS, last_complete_checkpoint, weight_files
 from mypt.checkpoints.header import read_header
 from mypt.errors import CheckpointError
 from mypt.json_files import parse_json, read_json
 from mypt.recipe import RESOLVED_NAME
+from mypt.terminal import say
 from mypt.yaml12 import dump_yaml, load_yaml
 
 WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
@@ -25,7 +26,7 @@ RUN_FILES = (
 )  # fmt: skip
 # An allow-list: what is not named here (optimizer and random states, pickles, logs, a user's own files) stays.
 NAMES = {
-    *CONFIGS, BASE_NAME, CHECKSUMS_NAME, *RUN_FILES, CARD_NAME, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE",
+    *CONFIGS, BASE_NAME, *RUN_FILES, CARD_NAME, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE",
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja",
 }  # fmt: skip
@@ -41,14 +42,15 @@ def is_model_file(name: str) -> bool:
 
 def is_replaced(name: str) -> bool:
     """Whether an upload takes a file of this name away where the new model has none; what else is there stays."""
-    return is_model_file(name) and not name.startswith(("LICENSE", "NOTICE"))
+    return name == CHECKSUMS_NAME or (is_model_file(name) and not name.startswith(("LICENSE", "NOTICE")))
 
 
 def model_files(folder: Path) -> list[Path]:
     """The files to send, by name: those of `is_model_file`, the code that config.json names, the run's recipe.
 
     folder: a run folder, its `best`, a checkpoint or an adapter. Raises CheckpointError if it holds no model, weights
-    or code are missing or cut short, or a file is a link that leads out of the folder.
+    or code are missing or cut short, or a file is a link that leads out of the folder. Weights that are not what was
+    saved are named on standard error.
     """
     if not any((folder / name).is_file() for name in CONFIGS):
         raise CheckpointError(f"{folder} holds no model ({' or '.join(CONFIGS)}){_hint(folder)}")
@@ -57,14 +59,15 @@ def model_files(folder: Path) -> list[Path]:
     for path in files.values():
         if not path.resolve().is_relative_to(folder.resolve()):
             raise CheckpointError(f"{path} is a link that leads out of {folder}; put the file itself there")
-    check_weights(folder)
+    if fault := changed_file(folder, check_weights(folder), every=False):
+        say(f"{folder}: {fault}; it is sent as it is", error=True)
     if RESOLVED_NAME not in files and (folder.parent / RESOLVED_NAME).is_file():
         files[RESOLVED_NAME] = folder.parent / RESOLVED_NAME
     return [files[name] for name in sorted(files)]
 
 
 def check_weights(folder: Path) -> list[str]:
-    """Names of a model's weight files. Raises CheckpointError for one that is missing, cut short or not as saved."""
+    """Names of a model's weight files. Raises CheckpointError for one that is missing or cut short."""
     names = [ADAPTER_WEIGHTS] if is_adapter(folder) else weight_files(folder)
     for name in names:
         if not WEIGHTS.fullmatch(name):
@@ -74,7 +77,6 @@ def check_weights(folder: Path) -> list[str]:
                 f"{folder / name} is missing or shorter than its header says; weights are sent and loaded as "
                 "safetensors: save or copy them again"
             )
-    require_unchanged(folder, names)
     return names
 
 
@@ -87,8 +89,6 @@ def content_to_send(path: Path, token: str | None = None) -> bytes | None:
         return None
     content = path.read_bytes()
     require_no_token(path, content, token)
-    if path.name == CHECKSUMS_NAME:  # of a checkpoint, it names states that stay here
-        return checksums_of(path.parent, filter(is_model_file, read_checksums(path.parent))).encode()
     if path.name not in _WITH_PATHS:
         return None
     is_yaml = path.name == RESOLVED_NAME

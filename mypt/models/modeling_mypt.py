@@ -5,6 +5,7 @@ D width of a head, C hidden_size, V vocab_size.
 """
 
 import math
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -270,10 +271,11 @@ class MyPTPreTrainedModel(PreTrainedModel):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             initialization.normal_(module.weight, mean=0.0, std=std)
 
-    def save_pretrained(self, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """As for any model; the config names every class of the code beside the weights, not this model's alone."""
         self.config.auto_map = {auto.__name__: f"{_MODULE}.{own.__name__}" for auto, own, _ in _AUTO_CLASSES}
-        super().save_pretrained(*args, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        Path(save_directory, "checksums.json").unlink(missing_ok=True)  # of the weights that were there
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True

@@ -92,3 +92,13 @@ def test_a_model_with_one_changed_bit_is_not_loaded(tmp_path):
         load_model(tmp_path, device="cpu")
     (tmp_path / CHECKSUMS_NAME).unlink()
     load_model(tmp_path, device="cpu")
+
+
+def test_weights_saved_over_others_are_new_ones(tmp_path):
+    from tests.checkpoints.test_complete import tiny_model
+
+    tiny_model().save_pretrained(tmp_path)
+    write_checksums(tmp_path)
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    assert torch.equal(load_model(tmp_path, device="cpu").lm_head.weight, model.lm_head.weight)
