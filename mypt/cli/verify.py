@@ -77,7 +77,8 @@ def _print_model(report: dict) -> None:
     if report["problem"]:
         print(f"PROBLEM: {report['path']}: {report['problem']}")
     elif report["files"]:
-        print(f"{report['path']}: ok: {report['files']} files, {report['bytes'] / 1e6:,.1f} MB")
+        count = f"{report['files']} file{'s' * (report['files'] != 1)}"
+        print(f"{report['path']}: ok: {count}, {report['bytes'] / 1e6:,.1f} MB")
     else:
         print(f"{report['path']}: no checksums were recorded; its files are complete")
 

@@ -1,6 +1,6 @@
 """Load a checkpoint into a trainer: whatever its files provoke is one error, in all processes alike."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -34,6 +34,16 @@ def loading(checkpoint: str | None, what: str, processes: int) -> Iterator[None]
     for found in gather_object([fault]) if processes > 1 else [fault]:
         if found:
             raise UnreadableCheckpoint(checkpoint, found)
+
+
+def require_weights(checkpoint: str, model: torch.nn.Module, saved: Collection[str]) -> None:
+    """Raise UnreadableCheckpoint if a trained parameter is in `saved`, the names in the file, by none of its names."""
+    names: dict[torch.nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            names.setdefault(parameter, []).extend((name, name.replace(".default.", ".")))  # peft leaves that out
+    if missing := [known[0] for known in names.values() if not any(name in saved for name in known)]:
+        raise UnreadableCheckpoint(checkpoint, f"{len(missing)} of its weights are missing, {missing[0]} first")
 
 
 def require_optimizer_state(checkpoint: str, optimizer: torch.optim.Optimizer) -> None:

@@ -27,7 +27,7 @@ from mypt.training.hardware.compiled import compiled_layers
 from mypt.training.hardware.freed import keep_freed
 from mypt.training.hardware.out_of_memory import explain_out_of_memory
 from mypt.training.hardware.precision import matmul_precision
-from mypt.training.loading import loading, require_optimizer_state
+from mypt.training.loading import loading, require_optimizer_state, require_weights
 from mypt.training.objective import TrainingLoss, next_tokens, training_loss
 from mypt.training.optimizers import decayed_parameters
 from mypt.training.schedules import Climbing
@@ -166,10 +166,13 @@ class MyPTTrainer(WatchedTrainer):
         """As Trainer's; and a model whose weights have other names on disk (GPT-NeoX), of which it leaves some out."""
         with loading(resume_from_checkpoint, "the model", self.args.world_size):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled:
-                saved, _ = list_tensors(Path(resume_from_checkpoint))
-                if saved.keys() - self.model.state_dict().keys():
-                    self.model.load_state_dict(load_model(resume_from_checkpoint, device="cpu").state_dict())
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                return
+            saved, _ = list_tensors(Path(resume_from_checkpoint))
+            if isinstance(self.model, PreTrainedModel) and saved.keys() - self.model.state_dict().keys():
+                self.model.load_state_dict(load_model(resume_from_checkpoint, device="cpu").state_dict())
+            else:
+                require_weights(resume_from_checkpoint, self.model, saved.keys())
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with loading(checkpoint, "the random state", self.args.world_size):
