@@ -1,5 +1,6 @@
 """Load a checkpoint into a trainer: whatever its files provoke is one error, in all processes alike."""
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
@@ -29,8 +30,8 @@ def loading(checkpoint: str | None, what: str, processes: int) -> Iterator[None]
     except UnreadableCheckpoint as error:  # of a part of it
         fault = error.reason
     except Exception as error:  # whatever damaged or foreign files provoke
-        reason = next(iter(str(error).strip().splitlines()), "").rstrip(".:")
-        fault = f"{what} cannot be loaded ({type(error).__name__}: {reason[:200]})"
+        reason = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())  # torch prints some words bold
+        fault = f"{what} cannot be loaded ({type(error).__name__}: {reason[:150]})"
     for found in gather_object([fault]) if processes > 1 else [fault]:
         if found:
             raise UnreadableCheckpoint(checkpoint, found)
@@ -46,14 +47,16 @@ def require_weights(checkpoint: str, model: torch.nn.Module, saved: Collection[s
         raise UnreadableCheckpoint(checkpoint, f"{len(missing)} of its weights are missing, {missing[0]} first")
 
 
-def require_optimizer_state(checkpoint: str, optimizer: torch.optim.Optimizer) -> None:
-    """Raise UnreadableCheckpoint for a loaded state that the first step would lack, or that has other shapes."""
+def require_optimizer_state(checkpoint: str, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Raise UnreadableCheckpoint for a loaded state that is empty, has other shapes or is further than `steps`."""
     expected = 0
     for group in optimizer.param_groups:
         keeps = group.get("muon") or "betas" in group or group.get("momentum")
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             expected += bool(keeps)
+            if not float(state.get("step", 0)) <= steps:
+                raise UnreadableCheckpoint(checkpoint, f"the optimizer state is of step {float(state['step']):g}")
             for name in _SHAPED:
                 if name in state and state[name].shape != parameter.shape:
                     shapes = f"{tuple(state[name].shape)} for a parameter of {tuple(parameter.shape)}"

@@ -196,7 +196,7 @@ class MyPTTrainer(WatchedTrainer):
         with loading(checkpoint, "the state of optimizer and schedule", self.args.world_size):
             self._load_moments(checkpoint)
             if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-                require_optimizer_state(checkpoint, self.optimizer)
+                require_optimizer_state(checkpoint, self.optimizer, self.state.global_step)
 
     def _load_moments(self, checkpoint: str) -> None:
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
