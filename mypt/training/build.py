@@ -14,7 +14,7 @@ from transformers import logging as transformers_logging
 
 from mypt.checkpoints.adapter import INSTALL_PEFT
 from mypt.checkpoints.state import STATE_NAME, read_state
-from mypt.errors import CheckpointError, MyPTError, RecipeError, recipe_wording
+from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
 from mypt.evaluation.documents import require_document_mask
 from mypt.recipe import OWN_OPTIMIZERS, RESOLVED_NAME, Recipe, save_recipe
 from mypt.training import run_folder
@@ -212,7 +212,9 @@ def _progress(checkpoint: str | None, streamed: bool) -> tuple[int, dict | None]
     if not checkpoint:
         return 0, None
     state = read_state(Path(checkpoint))
-    saved = state.get("stateful_callbacks", {}).get("CoverageCallback", {}).get("attributes", {})
+    if "CoverageCallback" not in state.get("stateful_callbacks", {}):
+        raise UnreadableCheckpoint(checkpoint, f"{STATE_NAME} does not say how far the data was read")
+    saved = state["stateful_callbacks"]["CoverageCallback"]["attributes"]
     unknown = state.keys() - {field.name for field in dataclasses.fields(TrainerState)}
     if unknown or ("lanes" if streamed else "weights") not in saved:
         fault = f"has {', '.join(sorted(unknown))}" if unknown else "does not say where the data stream was"

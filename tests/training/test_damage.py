@@ -126,13 +126,18 @@ def unloadable(checkpoint: Path, name: str) -> None:
     elif name == "a weight less":
         del weights["model.norm.weight"]
         save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    elif name == "no place in the data":
+        path = checkpoint / "trainer_state.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"stateful_callbacks": {}}))
     elif name == "code":
         torch.save(Evil(checkpoint.parent / "ran"), checkpoint / "scheduler.pt")
     else:
         torch.save(state | {"state": {}}, checkpoint / "optimizer.pt")
 
 
-@pytest.mark.parametrize("damage", ["weights of another shape", "code", "no optimizer state", "a weight less"])
+@pytest.mark.parametrize(
+    "damage", ["weights of another shape", "code", "no optimizer state", "a weight less", "no place in the data"]
+)
 def test_one_of_before_checksums_that_cannot_be_loaded_is_passed_over(killed, resume, damage):
     without_checksums(killed)
     unloadable(killed / "checkpoint-8", damage)
