@@ -8,6 +8,7 @@ from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file, read_checks
 from mypt.checkpoints.complete import (
     ADAPTER_WEIGHTS,
     SAVING_NAME,
+    checkpoints,
     newest_without_fault,
     step_of,
     weight_files,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mypt.errors import DataError, TokenizerError
 from mypt.shards.format import METADATA_NAME, Manifest, read_manifest
@@ -47,9 +48,12 @@ def staged(out: Path) -> Iterator[Path]:
         raise
 
 
-def own_tokenizer(directory: Path, manifest: Manifest):
-    """The tokenizer in a dataset directory. Raises TokenizerError if it is not the one that the metadata describes."""
-    tokenizer = load_data_tokenizer(directory)
+def own_tokenizer(directory: Path, manifest: Manifest, load: Callable[[Path], Any] = load_data_tokenizer):
+    """The tokenizer in a dataset directory, as `load` gives it.
+
+    Raises TokenizerError if it is not the one that the metadata describes.
+    """
+    tokenizer = load(directory)
     pairs = {
         "hash": (tokenizer_hash(tokenizer), manifest.tokenizer_hash),
         "vocabulary": (largest_id(tokenizer) + 1, manifest.vocab_size),

@@ -14,7 +14,7 @@ from mypt.shards.pipeline import TRAINED
 from mypt.text.files import dataset_directory, holds_records
 from mypt.text.hub import PREFIX, advice_for
 from mypt.text.validation import own_validation
-from mypt.tokenization.load import model_tokenizer, require_same_tokenizer
+from mypt.tokenization.load import load_tokenizer, model_tokenizer, require_same_tokenizer
 from mypt.training.text import (
     DATA_NAME,
     HEAD_NAME,
@@ -69,7 +69,7 @@ def resolve_data(recipe: Recipe) -> RunData:
         eval=named,
         manifests=manifests,
         eval_sources=eval_sources,
-        tokenizer=own_tokenizer(Path(first), manifests[first]),
+        tokenizer=own_tokenizer(Path(first), manifests[first], load_tokenizer),
         tokenizer_hash=manifests[first].tokenizer_hash,
         streamed=streamed,
         eval_splits=splits,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mypt.checkpoints.complete import checkpoints
+from mypt.checkpoints.complete import checkpoints, what_is_missing
 from mypt.checkpoints.load import require_model
 from mypt.errors import RecipeError, recipe_wording
 from mypt.evaluation.verdict import require_sets
@@ -47,7 +47,7 @@ def check(recipe: Recipe, resume: bool | str) -> None:
     run = output_dir(recipe)
     run_folder.require_run(run)
     if isinstance(resume, str):
-        run_folder.chosen_checkpoint(run, Path(resume))
+        run_folder.chosen_checkpoint(run, Path(resume), what_is_missing)  # its files are read later, once
     elif checkpoints(run) and not resume and _is_recorded(recipe, run):
         raise run_folder.holds_checkpoints(run)
     _check_model(recipe.model, is_resumed=bool(resume and checkpoints(run)))

@@ -109,8 +109,8 @@ def holds_checkpoints(run: Path) -> CheckpointError:
     )
 
 
-def chosen_checkpoint(run: Path, given: Path) -> Path:
-    """The checkpoint of `run` that is given by its name or path."""
+def chosen_checkpoint(run: Path, given: Path, fault_of: Callable[[Path], str | None] = fault_of) -> Path:
+    """The checkpoint of `run` that is given by its name or path. Raises CheckpointError if `fault_of` it is found."""
     path = run / given if (run / given).is_dir() else given
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint {given} in {run}; {others(run)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mypt.checkpoints.checksums import CHECKSUMS_NAME
 from mypt.cli.main import main
 from mypt.errors import CheckFailed, CheckpointError, DataError, FolderInUse, MyPTError, RecipeError, TokenizerError
 from mypt.folders import LOCK_NAME
