@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from mypt.recipe import load_recipe
+    from mypt.training.launch import require_processes
 
+    require_processes()  # here, too: before the imports that take seconds
     sort_out(args)
     recipe = load_recipe(args.recipe, args.overrides)
 

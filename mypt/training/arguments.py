@@ -31,7 +31,7 @@ def default_arguments(recipe: Recipe, parameters: int, steps: int) -> dict:
     """
     return {
         "learning_rate": default_learning_rate(recipe, parameters),
-        "warmup_steps": min(max(1, steps // 10), 2_000, max(0, steps - 1)),  # the first step's rate is 0
+        "warmup_steps": min(max(1, steps // 10), 2_000),
         "weight_decay": 0.1,
         "max_grad_norm": 1.0,
         "adam_beta1": 0.9,

@@ -30,6 +30,7 @@ from mypt.training.callbacks.upload import UploadCallback
 from mypt.training.data import RunData, resolve_data
 from mypt.training.freeze import freeze
 from mypt.training.hardware.settle import settle_hardware
+from mypt.training.launch import require_processes
 from mypt.training.model import build_model
 from mypt.training.optimizers import muon_factory
 from mypt.training.request import default_block_size, output_dir
@@ -59,6 +60,7 @@ def build_trainer(
     UnreadableCheckpoint, as does `trainer.train`, if the checkpoint cannot be loaded.
     """
     run = output_dir(recipe)
+    require_processes()
     # The first PartialState decides for all; without `cpu` it would not know a CPU launch's other processes.
     PartialState(cpu=recipe.training.get("use_cpu", not torch.accelerator.is_available()))
     require_trackers(recipe.training.get("report_to"))

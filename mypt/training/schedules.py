@@ -3,9 +3,13 @@
 import math
 from collections.abc import Callable
 
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers.trainer_utils import SchedulerType
+
 from mypt.errors import RecipeError
 from mypt.recipe import OptimizerSection
 
+AHEAD_ALREADY = (SchedulerType.CONSTANT, SchedulerType.COSINE_WARMUP_WITH_MIN_LR)  # begin above zero by themselves
 REWARM_FLOOR = 0.1  # the share of the peak at which the runs of Ibrahim et al. 2024 (2403.08763) end and begin again
 
 
@@ -33,7 +37,9 @@ def schedule_arguments(section: OptimizerSection, steps: int, warmup: int) -> di
         rewarm    as cosine, f is 0.1 unless given         (Ibrahim et al. 2024, 2403.08763)
         constant  1, and there is no floor
 
-    The warm-up goes from f x r to r in a straight line. Raises RecipeError for a floor below a constant rate.
+    The warm-up goes from f x r to r in a straight line: of w steps step n has r x (f + (1 - f) x n / w). The first
+    step after it has p = 0, and p = 1 is where step `steps` + 1 would be. Raises RecipeError for a floor below a
+    constant rate.
     """
     name, floor = section.schedule, section.floor
     if floor is None:
@@ -55,34 +61,64 @@ def schedule_arguments(section: OptimizerSection, steps: int, warmup: int) -> di
 
 
 class Climbing:
-    """A schedule that does not jump up where a resume changes it, but climbs as in a warm-up.
+    """A schedule whose first step already learns, and that does not jump up where a resume changes it but climbs.
 
-    curve: optimizer step -> share of the learning rate, as the recipe has it now. climb: None, or {"step", "share",
-    "steps"}: where the climb began, from what share, and how many steps it takes to the peak; the curve is never
-    exceeded. torch's LambdaLR saves the attributes in `__dict__` of such a callable: of this one the climb, so that a
-    later resume takes it from the checkpoint.
+    HF's curves begin at zero, so that the first of `warmup` steps would change no weight: here step n of the warm-up
+    has its n-th part of the peak, as HF's curve has one step later. After the warm-up the curve is HF's.
+
+    curve: optimizer step, from 0 on -> share of the learning rate, as the recipe has it now. warmup: steps in which
+    the curve is read one step ahead. climb: None, or {"step", "share", "steps", "first"}: where the climb began, from
+    what share, how many steps it takes to the peak, and how many of them its first step makes; the curve is never
+    exceeded. first: the same of the warm-up.
+
+    torch's LambdaLR saves the attributes in `__dict__` of such a callable: of this one `climb` and `first`, so that a
+    later resume takes them from the checkpoint. Checkpoints of versions that had neither (`first` is 0 there) go on
+    with the rates that they had.
     """
 
-    __slots__ = ("__dict__", "curve")
+    __slots__ = ("__dict__", "began", "curve", "warmup")
 
-    def __init__(self, curve: Callable[[int], float]):
-        self.curve = curve
+    def __init__(self, curve: Callable[[int], float], warmup: int = 0):
+        self.curve, self.warmup = curve, warmup
+        self.began = False  # a climb, in this session
         self.climb: dict | None = None
+        self.first = 1
 
     def __call__(self, step: int) -> float:
-        share = self.curve(step)
-        if self.climb is None or step >= self.climb["step"] + self.climb["steps"]:
+        share = self.curve(step + self.first if step < self.warmup else step)
+        if self.climb is None:
             return share
-        start = self.climb["share"]
-        return min(share, start + (1 - start) * (step - self.climb["step"]) / self.climb["steps"])
+        start, made = self.climb["share"], step - self.climb["step"] + self.climb.get("first", 0)
+        return min(share, start + (1 - start) * made / self.climb["steps"]) if made < self.climb["steps"] else share
 
     def go_on(self, step: int, share: float, steps: int) -> None:
         """Begin a climb of `steps` steps at `step`, if the rate there was a smaller share than it would be now."""
         if steps and self(step) > share * (1 + 1e-6):
-            self.climb = {"step": step, "share": share, "steps": steps}
+            self.began, self.climb = True, {"step": step, "share": share, "steps": steps, "first": 1}
+
+
+def climbing(scheduler: LRScheduler, kind: SchedulerType, warmup: int) -> LRScheduler:
+    """HF's scheduler of this kind with its curves as `Climbing`, the rate of the first step given to its optimizer.
+
+    One that sets the rate by what it sees is returned as it is.
+    """
+    if isinstance(scheduler, LambdaLR):
+        warmup = 0 if kind in AHEAD_ALREADY else warmup
+        scheduler.lr_lambdas = [Climbing(curve, warmup) for curve in scheduler.lr_lambdas]
+        set_rates(scheduler)
+    return scheduler
+
+
+def set_rates(scheduler: LambdaLR) -> None:
+    """Give each parameter group its rate at the scheduler's place, after its curves or its peaks have changed."""
+    for group, peak, curve in zip(
+        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    ):
+        group.update(initial_lr=peak, lr=peak * curve(scheduler.last_epoch))
+    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
 
 def climb_of(scheduler) -> dict | None:
-    """The climb that begins at the step that an LR scheduler stands at, if there is one."""
-    climb = getattr(next(iter(getattr(scheduler, "lr_lambdas", [])), None), "climb", None)
-    return climb if climb and climb["step"] == scheduler.last_epoch else None
+    """The climb that this session has begun, if there is one."""
+    curve = next(iter(getattr(scheduler, "lr_lambdas", [])), None)
+    return curve.climb if getattr(curve, "began", False) else None

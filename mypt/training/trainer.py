@@ -30,7 +30,7 @@ from mypt.training.hardware.precision import matmul_precision
 from mypt.training.loading import loading, require_optimizer_state, require_weights
 from mypt.training.objective import TrainingLoss, next_tokens, training_loss
 from mypt.training.optimizers import decayed_parameters
-from mypt.training.schedules import Climbing
+from mypt.training.schedules import climbing, set_rates
 from mypt.training.watched import WatchedTrainer
 
 
@@ -183,11 +183,9 @@ class MyPTTrainer(WatchedTrainer):
             super()._load_scaler(checkpoint)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LRScheduler:
-        """HF's schedule; where a resume would make it jump up, it climbs."""
+        """HF's schedule, whose first step learns; where a resume would make it jump up, it climbs."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if isinstance(scheduler, LambdaLR):
-            scheduler.lr_lambdas = [Climbing(curve) for curve in scheduler.lr_lambdas]
-        return scheduler
+        return climbing(scheduler, self.args.lr_scheduler_type, self.args.get_warmup_steps(num_training_steps))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Take the moments and the position in the schedule from the checkpoint, the settings from the recipe."""
@@ -208,17 +206,18 @@ class MyPTTrainer(WatchedTrainer):
                 group.update(fresh, lr=group["lr"] * self.args.learning_rate / before)
             return
         rates = [rate * self.safety.rate_factor for rate in self.lr_scheduler.base_lrs]
+        curves = self.lr_scheduler.lr_lambdas
+        for curve in curves:
+            curve.first = 0  # unless the checkpoint has it otherwise: see `Climbing`
         super()._load_optimizer_and_scheduler(checkpoint)
         position, warmup = self.lr_scheduler.last_epoch, self.args.get_warmup_steps(self.args.max_steps)
         before = zip(self.lr_scheduler.get_last_lr(), self.lr_scheduler.base_lrs, strict=True)
         self.lr_scheduler.base_lrs = rates
-        for group, fresh, rate, curve, (had, peak) in zip(
-            self.optimizer.param_groups, settings, rates, self.lr_scheduler.lr_lambdas, before, strict=True
-        ):
+        for group, fresh, curve, (had, peak) in zip(self.optimizer.param_groups, settings, curves, before, strict=True):
             if peak:
                 curve.go_on(position, had / peak, warmup)
-            group.update(fresh, initial_lr=rate, lr=rate * curve(position))
-        self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+            group.update(fresh)
+        set_rates(self.lr_scheduler)
 
     def floating_point_ops(self, inputs: dict) -> int:
         """By `mypt.training.flops`, counted once for each length of sequence."""

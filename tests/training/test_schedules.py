@@ -1,4 +1,4 @@
-"""Schedules are their formulas, worked by hand; a lengthened run climbs again, and from any step to the last bit."""
+"""Schedules are their formulas, worked by hand; every step learns; a lengthened run climbs again, to the last bit."""
 
 import json
 import math
@@ -8,41 +8,41 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import get_scheduler
+from transformers import SchedulerType, get_scheduler
 
 from mypt.errors import RecipeError
 from mypt.recipe import OptimizerSection, load_recipe, parse_recipe
 from mypt.training.run import train
-from mypt.training.schedules import REWARM_FLOOR, Climbing, schedule_arguments, warmup_length
+from mypt.training.schedules import REWARM_FLOOR, Climbing, climbing, schedule_arguments, warmup_length
 
 
-def shares(steps: int, warmup: int, **section) -> list[float]:
-    """The share of the learning rate at each step 0 .. steps, as HF's scheduler gives it for our arguments."""
-    given = schedule_arguments(OptimizerSection(**section), steps, warmup)
+def shares(steps: int, warmup: int, kind: str | None = None, kwargs: dict | None = None, **section) -> list[float]:
+    """The share of the learning rate at each step 0 .. steps, as training's scheduler gives it for our arguments."""
+    if not kind:
+        kind, kwargs = schedule_arguments(OptimizerSection(**section), steps, warmup).values()
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = get_scheduler(
-        given["lr_scheduler_type"],
-        optimizer,
-        num_warmup_steps=warmup,
-        num_training_steps=steps,
-        scheduler_specific_kwargs=given["lr_scheduler_kwargs"],
-    )
-    return [scheduler.lr_lambdas[0](step) for step in range(steps + 1)]
+    scheduler = climbing(get_scheduler(kind, optimizer, warmup, steps, kwargs), SchedulerType(kind), warmup)
+    used = []
+    for _ in range(steps + 1):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return used
 
 
 @pytest.mark.parametrize(
     ("section", "expected"),
     [
-        ({"schedule": "wsd"}, {0: 0, 5: 0.5, 10: 1, 80: 1, 85: 1 - math.sqrt(0.25), 100: 0}),
+        ({"schedule": "wsd"}, {0: 0.1, 4: 0.5, 9: 1, 10: 1, 80: 1, 85: 1 - math.sqrt(0.25), 100: 0}),
         ({"schedule": "wsd", "cooldown": 0.5}, {10: 1, 50: 1, 68: 1 - math.sqrt(0.36), 100: 0}),
-        ({"schedule": "wsd", "floor": 0.2}, {0: 0.2, 5: 0.6, 10: 1, 80: 1, 85: 0.2 + 0.8 * 0.5, 100: 0.2}),
-        ({"schedule": "linear"}, {0: 0, 5: 0.5, 10: 1, 55: 0.5, 100: 0}),
-        ({"schedule": "linear", "floor": 0.2}, {0: 0.2, 10: 1, 55: 0.6, 100: 0.2}),
-        ({"schedule": "cosine"}, {0: 0, 5: 0.5, 10: 1, 40: 0.75, 55: 0.5, 70: 0.25, 100: 0}),
-        ({"schedule": "cosine", "floor": 0.5}, {0: 0.5, 10: 1, 40: 0.875, 55: 0.75, 100: 0.5}),
-        ({"schedule": "constant"}, {0: 0, 5: 0.5, 10: 1, 55: 1, 100: 1}),
-        ({"schedule": "rewarm"}, {0: 0.1, 5: 0.55, 10: 1, 40: 0.1 + 0.9 * 0.75, 55: 0.55, 70: 0.325, 100: 0.1}),
-        ({"schedule": "rewarm", "floor": 0.0}, {0: 0, 10: 1, 55: 0.5, 100: 0}),
+        ({"schedule": "wsd", "floor": 0.2}, {0: 0.28, 4: 0.6, 9: 1, 10: 1, 80: 1, 85: 0.2 + 0.8 * 0.5, 100: 0.2}),
+        ({"schedule": "linear"}, {0: 0.1, 4: 0.5, 9: 1, 10: 1, 55: 0.5, 99: 1 / 90, 100: 0}),
+        ({"schedule": "linear", "floor": 0.2}, {0: 0.28, 9: 1, 10: 1, 55: 0.6, 100: 0.2}),
+        ({"schedule": "cosine"}, {0: 0.1, 4: 0.5, 9: 1, 10: 1, 40: 0.75, 55: 0.5, 70: 0.25, 100: 0}),
+        ({"schedule": "cosine", "floor": 0.5}, {0: 0.55, 9: 1, 10: 1, 40: 0.875, 55: 0.75, 100: 0.5}),
+        ({"schedule": "constant"}, {0: 0.1, 4: 0.5, 9: 1, 55: 1, 100: 1}),
+        ({"schedule": "rewarm"}, {0: 0.19, 4: 0.55, 9: 1, 10: 1, 40: 0.1 + 0.9 * 0.75, 55: 0.55, 70: 0.325, 100: 0.1}),
+        ({"schedule": "rewarm", "floor": 0.0}, {0: 0.1, 9: 1, 10: 1, 55: 0.5, 100: 0}),
     ],
 )
 def test_a_schedule_is_its_formula(section, expected):
@@ -54,9 +54,26 @@ def test_a_schedule_is_its_formula(section, expected):
 @pytest.mark.parametrize(("steps", "warmup", "cooldown"), [(40, 8, 0.2), (40, 30, 0.9), (7, 0, 1.0), (20, 19, 0.5)])
 def test_a_schedule_rises_to_the_peak_and_only_falls_from_there(schedule, steps, warmup, cooldown):
     curve = shares(steps, warmup, schedule=schedule, cooldown=cooldown)
-    assert curve[warmup] == max(curve) == 1 and min(curve) >= 0
+    assert curve[max(0, warmup - 1)] == curve[warmup] == max(curve) == 1
+    assert min(curve[:steps]) > 0 or schedule == "wsd", "each step learns"
     rise, fall = curve[: warmup + 1], curve[warmup:]
     assert rise == sorted(rise) and fall == sorted(fall, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kwargs", "first"),
+    [
+        *((kind, {}, 0.1) for kind in ("linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt")),
+        ("constant_with_warmup", {}, 0.1),
+        ("cosine_with_min_lr", {"min_lr": 0.1}, 0.1),
+        ("cosine_warmup_with_min_lr", {"min_lr": 0.1}, 0.1),
+        ("cosine_warmup_with_min_lr", {"min_lr": 0.1, "warmup_lr_rate": 0.3}, 0.3),
+        ("constant", {}, 1),
+    ],
+)
+def test_the_first_step_of_any_schedule_of_hf_learns_and_the_last_of_the_warm_up_has_the_peak(kind, kwargs, first):
+    curve = shares(100, 10, kind, kwargs)
+    assert (curve[0], curve[9]) == pytest.approx((first, 1)) and max(curve) <= 1 and min(curve[:100]) > 0
 
 
 def test_a_floor_below_a_constant_rate_is_refused():
@@ -77,13 +94,13 @@ def test_a_climb_goes_from_the_share_it_had_to_the_curve_and_never_above():
     falling.go_on(50, 0.5, 10)
     assert [falling(step) for step in range(100)] == before, "the curve goes on where it was"
     falling.go_on(50, 0.0, 10)
-    assert falling(50) == 0 and falling(53) == pytest.approx(0.3)
+    assert (falling(50), falling(52)) == pytest.approx((0.1, 0.3)), "its first step learns"
     assert (falling(55), falling(60)) == pytest.approx((0.45, 0.4)), "the curve is lower"
     high = Climbing(lambda step: 1.0)
     high.go_on(50, 0.2, 10)
-    assert [high(step) for step in (50, 55, 60, 99)] == pytest.approx([0.2, 0.6, 1, 1])
+    assert [high(step) for step in (50, 54, 59, 99)] == pytest.approx([0.28, 0.6, 1, 1])
     high.go_on(55, 0.1, 0)
-    assert high(55) == pytest.approx(0.6), "without a warm-up there is no climb"
+    assert high(54) == pytest.approx(0.6), "without a warm-up there is no climb"
 
 
 def rates(run: Path) -> list[float]:
@@ -106,9 +123,26 @@ def short(recipe_for):
     return build
 
 
+def test_a_checkpoint_of_a_version_whose_first_step_had_rate_0_goes_on_with_the_rates_that_it_had(short, rewind):
+    content = short(8, {"warmup_steps": 5, "save_steps": 2}, schedule="constant")
+    run = train(parse_recipe(content))
+    assert [rate / 3e-3 for rate in rates(run)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1])
+    old = rewind(run, run.parent / "old", 2)
+    state = torch.load(old / "checkpoint-2" / "scheduler.pt", weights_only=True)
+    state["lr_lambdas"] = [{"climb": None} for _ in state["lr_lambdas"]]
+    torch.save(state, old / "checkpoint-2" / "scheduler.pt")
+    content["training"] |= {"output_dir": str(old), "save_steps": 3}
+    train(parse_recipe(content), resume=True)
+    assert [rate / 3e-3 for rate in rates(old)][2:] == pytest.approx([0.4, 0.6, 0.8, 1, 1, 1])
+    content["training"] |= {"max_steps": 9}
+    shutil.rmtree(old / "checkpoint-6")
+    train(parse_recipe(content), resume=True)
+    assert [rate / 3e-3 for rate in rates(old)][3:6] == pytest.approx([0.6, 0.8, 1]), "and after a second resume"
+
+
 LENGTHENED = {  # of 12 steps, lengthened to 18: shares at steps 12 .. 17, with a climb over 4 steps
-    "wsd": [0, 0.25, 0.5, 0.75, 1 - math.sqrt(1 / 3), 1 - math.sqrt(2 / 3)],
-    "polynomial": [0, 0.25, 4 / 14, 3 / 14, 2 / 14, 1 / 14],  # HF's own, linear
+    "wsd": [0.25, 0.5, 0.75, 1, 1 - math.sqrt(1 / 3), 1 - math.sqrt(2 / 3)],
+    "polynomial": [0.25, 5 / 14, 4 / 14, 3 / 14, 2 / 14, 1 / 14],  # HF's own, linear
 }
 
 
@@ -126,7 +160,7 @@ def test_a_lengthened_run_climbs_again_and_a_kill_in_the_climb_changes_nothing(s
     climbed = [rate / 3e-3 for rate in rates(run)[-6:]]
     assert climbed == pytest.approx(LENGTHENED[schedule], abs=1e-9)
     event = json.loads((run / "coverage.json").read_text())["events"][0]
-    assert (event["step"], event["rewarm"]) == (12, {"step": 12, "share": 0.0, "steps": 4})
+    assert (event["step"], event["rewarm"]) == (12, {"step": 12, "share": 0.0, "steps": 4, "first": 1})
     assert event["changes"]["max_steps"] == [12, 18]
     killed = tmp_path / "killed"
     shutil.copytree(run, killed)
@@ -154,7 +188,7 @@ def test_before_a_decay_a_lengthened_run_goes_on_at_the_rate_it_had(short, sched
 def test_a_share_as_warm_up_is_counted_in_steps_of_the_run_and_kept_in_its_recipe(short, capsys):
     content = short(12, {"warmup_steps": 0.25}, schedule="constant")
     run = train(parse_recipe(content))
-    assert [rate / 3e-3 for rate in rates(run)][:5] == pytest.approx([0, 1 / 3, 2 / 3, 1, 1])
+    assert [rate / 3e-3 for rate in rates(run)][:5] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
     assert json.loads((run / "coverage.json").read_text())["settings"]["warmup_steps"] == 3
     assert load_recipe(run).training["warmup_steps"] == 0.25
     train(load_recipe(run, ["--training.max_steps=14"]), resume=True)

@@ -154,7 +154,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
         lines = [f"{key} {old} -> {new}" for key, (old, new) in changes.items()]
         climb = climb_of(scheduler)
         if climb:
-            left = scheduler.get_last_lr()[0]
+            left = climb["share"] * scheduler.base_lrs[0]
             lines.append(f"the rate re-warms over {climb['steps']} steps from {left:.3g}, where its decay had left it")
         if lines:
             event = {"sample": self.next_sample, "step": state.global_step, "changes": changes}
