@@ -53,6 +53,15 @@ def _in_recipe_terms(match: re.Match) -> str:
     return RECIPE_KEYS.get(option, option)
 
 
+def shown(value: object, limit: int = 80) -> str:
+    """`value` as a message quotes it: its repr, or the beginning of one of more than `limit` characters."""
+    try:
+        text = repr(value if not isinstance(value, str) else value[: 2 * limit])
+    except ValueError:  # an int of more digits than Python writes
+        text = "a number of thousands of digits"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 class MyPTError(Exception):
     """Bad input or a refused request; the command line prints it without a traceback and exits with `exit_code`."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from mypt.errors import RecipeError
+from mypt.errors import RecipeError, shown
 from mypt.files import replace_text
 from mypt.yaml12 import dump_yaml, load_yaml
 
@@ -187,6 +187,7 @@ class Recipe:
 
 
 # Words that a key may hold, and the smallest and largest number.
+_LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 CHOICES = {
     ("model", "dtype"): ("float32", "bfloat16", "float16"),
     ("tokenizer", "vocab_size"): ("auto",),
@@ -199,10 +200,20 @@ CHOICES = {
     ("forgetting", "action"): ("warn", "stop"),
     ("forgetting", "eval_windows"): ("all",),
     ("safety", "on_nan"): ("stop", "skip", "rollback"),
+    ("training", "log_level"): _LOG_LEVELS,
+    ("training", "log_level_replica"): _LOG_LEVELS,
+    ("training", "dataloader_multiprocessing_context"): ("fork", "spawn", "forkserver"),
     ("optimizer", "schedule"): ("wsd", "linear", "cosine", "constant", "rewarm"),
 }
+_ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
+WORKERS_PER_CPU = 16  # a worker that waits for a disk or the hub needs no core; more than this only take memory
 RANGES = {
     ("model", "freeze_layers"): (0, math.inf),
+    ("model", "initializer_range"): (0, math.inf),
+    ("model", "norm_eps"): (0, math.inf),
+    ("tokenizer", "vocab_size"): (1, 2**32),  # ids on disk have 32 bits
+    ("tokenizer", "min_vocab_size"): (1, 2**32),
+    ("tokenizer", "max_vocab_size"): (1, 2**32),
     ("tokenizer", "train_examples"): (1, math.inf),
     ("data", "block_size"): (1, math.inf),
     ("data", "val_fraction"): (0, 0.999),
@@ -226,9 +237,27 @@ RANGES = {
     ("training", "per_device_eval_batch_size"): (1, math.inf),
     ("training", "gradient_accumulation_steps"): (1, math.inf),
     ("training", "save_total_limit"): (2, math.inf),  # with 1, Trainer keeps the best checkpoint and drops the last
+    ("training", "learning_rate"): (0, math.inf),
+    ("training", "weight_decay"): (0, math.inf),
+    ("training", "adam_beta1"): (0, _BELOW_1),
+    ("training", "adam_beta2"): (0, _BELOW_1),
+    ("training", "adam_epsilon"): (0, math.inf),
+    ("training", "max_grad_norm"): (0, math.inf),  # HF's 0: no clipping
+    ("training", "neftune_noise_alpha"): (0, math.inf),
+    ("training", "torch_empty_cache_steps"): (1, math.inf),
+    ("training", "dataloader_num_workers"): (0, WORKERS_PER_CPU * (os.cpu_count() or 1)),
+    ("training", "dataloader_prefetch_factor"): (1, math.inf),
+    ("training", "logging_steps"): (_ABOVE_0, math.inf),  # below 1: a share of all steps
+    ("training", "eval_steps"): (_ABOVE_0, math.inf),
+    ("training", "save_steps"): (_ABOVE_0, math.inf),
+    ("training", "eval_delay"): (0, math.inf),
+    ("training", "ddp_timeout"): (1, math.inf),
+    ("training", "ddp_bucket_cap_mb"): (1, math.inf),
     ("training", "seed"): (0, 2**32 - 1),
     ("training", "data_seed"): (0, 2**32 - 1),
 }
+
+NAMES = ("forgetting.guard", "lora.target_modules", "training.report_to", "training.optim_target_modules")
 
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "list": list, "None": types.NoneType}
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping",
@@ -276,13 +305,15 @@ def parse_recipe(content: dict) -> Recipe:
             continue
         values = {} if content.get(name) is None else content[name]
         if not isinstance(values, dict):
-            raise RecipeError(f"recipe section {name!r} is {values!r}, expected keys and values below it")
+            raise RecipeError(f"recipe section {name!r} is {shown(values)}, expected keys and values below it")
         if name == "training":
             recipe.training = _check_training(values)
         else:
             setattr(recipe, name, _parse_section(name, section_type, values))
     _check_sources(recipe.data)
+    _check_plain("", content)
     _check_curriculum(recipe.data.curriculum)
+    _check_rope("model.rope_parameters", recipe.model.config.get("rope_parameters") or {})
     for key, name in (("optimizer.name", recipe.optimizer.name), ("training.optim", recipe.training.get("optim"))):
         if name and name not in OWN_OPTIMIZERS and name not in (known := hf_optimizers()):
             raise RecipeError(_unknown(key, name, [*OWN_OPTIMIZERS, *known]))
@@ -318,31 +349,54 @@ def _parse_section(name: str, section_type: type, values: dict):
 def _checked(key: str, value, options: tuple[type, ...]):
     """`value` if it is of one of the types (a whole number also serves as a float)."""
     if isinstance(value, int) and not isinstance(value, bool) and float in options and int not in options:
-        return float(value)
+        return float(value) if abs(value) < 2**63 else value  # which `_check_plain` refuses
     if not any(isinstance(value, option) and not (option is int and isinstance(value, bool)) for option in options):
-        raise RecipeError(f"{key} is {value!r}, expected {' or '.join(_WORDS[option] for option in options)}")
+        raise RecipeError(f"{key} is {shown(value)}, expected {' or '.join(_WORDS[option] for option in options)}")
+    if isinstance(value, list) and key in NAMES and not all(isinstance(item, str) and item for item in value):
+        raise RecipeError(f"{key} is {shown(value)}, expected a list of names")
     return value
+
+
+def _check_plain(place: str, value) -> None:
+    """Refuse what no setting can be, wherever it stands: numbers beyond 64 bits, NaN or infinite, text that no file
+    holds. Raises RecipeError that names the key.
+    """
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_plain(place, key)
+            _check_plain(f"{place}.{key}" if place else str(key), inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_plain(place, inner)
+    elif isinstance(value, str):
+        if "\0" in value or (not value.isascii() and re.search("[\ud800-\udfff]", value)):
+            what = "a NUL character" if "\0" in value else "half a character (a lone surrogate, or bytes not in UTF-8)"
+            raise RecipeError(f"{shown(place) if place else 'the recipe'} holds {what} in {shown(value)}; remove it")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{place} is {value}, expected a finite number")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise RecipeError(f"{place} is {shown(value)}, expected a number of at most 64 bits")
 
 
 def _check_value(section: str, key: str, value) -> None:
     choices, (low, high) = CHOICES.get((section, key)), RANGES.get((section, key), (-math.inf, math.inf))
     if choices and isinstance(value, str) and value not in choices:
-        raise RecipeError(f"{section}.{key} is {value!r}, expected one of: {', '.join(choices)}")
+        raise RecipeError(f"{section}.{key} is {shown(value)}, expected one of: {', '.join(choices)}")
     if isinstance(value, int | float) and not low <= value <= high:
         limits = f"{low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}"
-        raise RecipeError(f"{section}.{key} is {value!r}, expected {limits}")
+        raise RecipeError(f"{section}.{key} is {shown(value)}, expected {limits}")
 
 
 def _check_sources(data: DataSection) -> None:
     """Sources are paths or names, weights positive numbers."""
     for source, weight in data.train.items():
         if not isinstance(source, str):
-            raise RecipeError(f"data.train names the source {source!r}, expected {{path: weight}}")
+            raise RecipeError(f"data.train names the source {shown(source)}, expected {{path: weight}}")
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < math.inf:
-            raise RecipeError(f"data.train weight of {source!r} is {weight!r}, expected a positive number")
+            raise RecipeError(f"data.train weight of {shown(source)} is {shown(weight)}, expected a positive number")
     for name, source in data.eval.items():
         if not isinstance(name, str) or not isinstance(source, str):
-            raise RecipeError(f"data.eval holds {name!r}: {source!r}, expected {{name: path}}")
+            raise RecipeError(f"data.eval holds {shown(name)}: {shown(source)}, expected {{name: path}}")
 
 
 def _check_curriculum(curriculum: dict | None) -> None:
@@ -357,6 +411,36 @@ def _check_curriculum(curriculum: dict | None) -> None:
             raise RecipeError(f"data.curriculum.{key} is {value}, expected 1 or more")
     if missing := [key for key in keys if key not in curriculum]:
         raise RecipeError(f"data.curriculum lacks {missing[0]}, expected {{start_length: tokens, steps: number}}")
+
+
+# What transformers' kinds of rotary positions take beside their names, each a positive number.
+_ROPE_NUMBERS = (
+    "rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor", "beta_fast", "beta_slow",
+    "attention_factor", "mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor",
+)  # fmt: skip
+_ROPE_LISTS = ("short_factor", "long_factor")
+_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+
+
+def _check_rope(place: str, parameters: dict) -> None:
+    """Kinds that there are, of positive numbers: transformers warns of others at most, and computes with them."""
+    for key, value in parameters.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        if key in ("rope_type", "type"):
+            if value not in _ROPE_TYPES:
+                raise RecipeError(f"{place}.{key} is {shown(value)}, expected one of: {', '.join(_ROPE_TYPES)}")
+        elif key in _ROPE_LISTS:
+            for item in value if isinstance(value, list) and value else [None]:
+                if not isinstance(item, int | float) or isinstance(item, bool) or not item > 0:
+                    raise RecipeError(f"{place}.{key} is {shown(value)}, expected a list of positive numbers")
+        elif key == "truncate":
+            _checked(f"{place}.{key}", value, (bool,))
+        elif key not in _ROPE_NUMBERS:
+            raise RecipeError(
+                _unknown(f"key in {place}:", key, [*_ROPE_NUMBERS, *_ROPE_LISTS, "rope_type", "truncate"])
+            )
+        elif not number:
+            raise RecipeError(f"{place}.{key} is {shown(value)}, expected a positive number")
 
 
 def _check_lora(recipe: Recipe) -> None:
@@ -375,12 +459,13 @@ def _check_lora(recipe: Recipe) -> None:
             "product of two; use adamw, the default there"
         )
     if not targets or not all(isinstance(name, str) and name for name in targets):
-        raise RecipeError(f"lora.target_modules is {targets!r}, expected names of modules or one regular expression")
+        words = "expected names of modules or one regular expression"
+        raise RecipeError(f"lora.target_modules is {shown(targets)}, {words}")
     if isinstance(targets, str):
         try:
             re.compile(targets)
         except re.error as error:
-            raise RecipeError(f"lora.target_modules {targets!r} is no regular expression ({error})") from None
+            raise RecipeError(f"lora.target_modules {shown(targets)} is no regular expression ({error})") from None
 
 
 def _check_training(values: dict) -> dict:
@@ -399,22 +484,22 @@ def _check_training(values: dict) -> dict:
 
 
 def _unknown(what: str, name: str, known) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=1)
+    near = difflib.get_close_matches(str(name)[:100], list(known), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known)[:20])}"
-    return f"unknown {what} {name!r}; {hint}"
+    return f"unknown {what} {shown(name)}; {hint}"
 
 
 def _apply_override(content: dict, override: str) -> None:
     name, equals, value = override.removeprefix("--").partition("=")
     section, dot, key = name.partition(".")
     if not override.startswith("--") or not equals or not dot or not key:
-        raise RecipeError(f"override {override!r} is not understood, expected --section.key=value")
+        raise RecipeError(f"override {shown(override)} is not understood, expected --section.key=value")
     if not isinstance(content.setdefault(section, {}) or {}, dict):
-        raise RecipeError(f"override {override!r}: recipe section {section!r} holds no keys")
+        raise RecipeError(f"override {shown(override)}: recipe section {section!r} holds no keys")
     try:
         content[section] = (content[section] or {}) | {key: _override_value(name, value)}
     except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"override {shown(override)} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _override_value(name: str, value: str):

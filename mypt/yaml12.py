@@ -18,6 +18,12 @@ _SCALARS = (
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own class attribute, here without the 1.1 rules
+    # YAML 1.2's core schema alone: no dates, sets or bytes, which no setting is.
+    yaml_constructors = {  # noqa: RUF012
+        tag: constructor
+        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
+    }
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -35,7 +41,9 @@ class _Dumper(yaml.SafeDumper):
 
 def _construct_int(loader: yaml.Loader, node: yaml.Node) -> int:
     text = loader.construct_scalar(node)
-    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+    number = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+    str(number)  # ValueError for a hexadecimal one of more digits than Python writes
+    return number
 
 
 def _represent_str(dumper: yaml.Dumper, text: str) -> yaml.Node:
@@ -54,10 +62,21 @@ _Dumper.add_representer(str, _represent_str)
 def load_yaml(text: str):
     """Parse one document into plain Python values. Raises yaml.YAMLError."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except (TypeError, ValueError, RecursionError) as error:
-        # A mapping as a key, `!!int x`, a number of thousands of digits, brackets nested too deep.
+        value = yaml.load(text, Loader=_Loader)
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        # A mapping as a key, `!!int x` or `!!bool x`, a number of thousands of digits, brackets nested too deep.
         raise yaml.YAMLError(f"a value cannot be read: {error}") from None
+    # Each value that is written takes a character; aliases can make more of them, of one in itself without end.
+    unseen, count = [value], 0
+    while unseen:
+        item, count = unseen.pop(), count + 1
+        if count > len(text) + 1:
+            raise yaml.YAMLError("aliases (*name) repeat values too often or without end; write the values out")
+        if isinstance(item, dict):
+            unseen += item.values()
+        elif isinstance(item, list):
+            unseen += item
+    return value
 
 
 def dump_yaml(value) -> str:

@@ -7,7 +7,8 @@ import os
 import sys
 from contextlib import suppress
 
-from mypt.errors import MyPTError
+from mypt.errors import MyPTError, shown
+from mypt.planning.numbers import finite, whole
 from mypt.terminal import usable_streams
 
 # In the order in which a newcomer meets them.
@@ -47,6 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             allow_abbrev=False,
         )
+        command.register("type", int, whole)  # for every option with type=int
+        command.register("type", float, finite)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(command)
         command.set_defaults(run=module.run)
@@ -86,7 +89,8 @@ def _main(argv: list[str] | None) -> int:
         if args.debug:
             raise
         reason = "the disk is full; free some space" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        place = f"{error.filename}: " if error.filename else ""
+        name = str(error.filename or "")
+        place = f"{name if len(name) < 300 else shown(name)}: " if name else ""
         print(f"mypt {args.command}: {place}{reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ import operator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from mypt.errors import MyPTError
+from mypt.errors import MyPTError, shown
 
 MINIMUM, OPTIMAL, MAXIMUM = 2, 3.5, 5  # recommended passes over the data
 
@@ -63,7 +63,7 @@ def steps_for_coverage(target: float, total_tokens: int, tokens_per_step: int) -
     Raises MyPTError if the target is not a positive number, or a size not a whole number of at least 1.
     """
     tokens = exact("coverage target", target) * whole("total_tokens", total_tokens)
-    return math.ceil(tokens / whole("tokens_per_step", tokens_per_step))
+    return whole("steps", math.ceil(tokens / whole("tokens_per_step", tokens_per_step)))
 
 
 def is_within(viewed: int, low: float, high: float, total_tokens: int, tokens_per_step: int) -> bool:
@@ -110,7 +110,7 @@ def planned_steps(
     if num_train_epochs is not None:
         epochs = exact("training.num_train_epochs", num_train_epochs)
         steps = math.ceil(epochs * whole("samples", samples) / whole("global_batch", global_batch))
-        return steps, f"training.num_train_epochs, {float(epochs):g} x {samples:,} samples"
+        return whole("steps", steps), f"training.num_train_epochs, {float(epochs):g} x {samples:,} samples"
     tokens_per_step = whole("global_batch", global_batch) * whole("block_size", block_size)
     if coverage_target is not None:
         return steps_for_coverage(coverage_target, total_tokens, tokens_per_step), (
@@ -122,13 +122,15 @@ def planned_steps(
 
 
 def whole(name: str, value: int) -> int:
-    """`value` as an int of at least 1, or a MyPTError that names it."""
+    """`value` as an int of at least 1 and at most 64 bits, or a MyPTError that names it."""
     try:
         number = operator.index(value)
     except TypeError:
         number = 0
     if number < 1 or isinstance(value, bool):
-        raise MyPTError(f"{name} is {value!r}, expected a whole number of at least 1")
+        raise MyPTError(f"{name} is {shown(value)}, expected a whole number of at least 1")
+    if number >= 2**63:
+        raise MyPTError(f"{name} is {shown(number)}, expected a number of at most 64 bits")
     return number
 
 

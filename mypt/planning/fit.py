@@ -56,10 +56,11 @@ def fits(dimensions: dict, step: Step, available: int) -> bool:
     return training_memory(dimensions, step)["total"] <= available
 
 
-def divisors(number: int) -> list[int]:
-    """All whole numbers that divide `number`, from 1 up."""
-    low = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
-    return low + [number // size for size in reversed(low) if size * size != number]
+def divisors(number: int, most: int | None = None) -> list[int]:
+    """The whole numbers up to `most` (None: all) that divide `number`, from 1 up; no more than `most` are tried."""
+    most = most or number
+    low = [size for size in range(1, min(math.isqrt(number), most) + 1) if number % size == 0]
+    return low + [number // size for size in reversed(low) if size < number // size <= most]
 
 
 def largest_micro_batch(dimensions: dict, available: int, step: Step) -> int:
@@ -110,9 +111,10 @@ def knobs(dimensions: dict, step: Step, available: int, flags: dict[str, str] = 
 def _smaller(dimensions: dict, step: Step, available: int) -> Step | None:
     """The step with the largest micro-batch that fits and divides the process's part of the global batch."""
     share = step.micro_batch_size * step.accumulation
+    most = min(share, largest_micro_batch(dimensions, available, step))
     candidates = (
         replace(step, micro_batch_size=size, accumulation=share // size)
-        for size in reversed(divisors(share))
+        for size in reversed(divisors(share, most))
         if size < step.micro_batch_size or step.checkpointing
     )
     return next((candidate for candidate in candidates if fits(dimensions, candidate, available)), None)

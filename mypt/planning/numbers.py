@@ -1,7 +1,10 @@
 """Numbers as people write them on a command line."""
 
 import argparse
+import math
 import re
+
+from mypt.errors import shown
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 _BYTE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -20,10 +23,35 @@ def byte_count(text: str) -> int:
 def _parse(text: str, units: dict[str, int], expected: str) -> int:
     match = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?(?:[eE][+]?[0-9]{1,2})?)\s*([a-zA-Z]?)", text.strip())
     if not match or match[2].lower() not in units:
-        raise argparse.ArgumentTypeError(f"{text!r} is not understood, expected {expected}")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not understood, expected {expected}")
     from fractions import Fraction
 
-    number = int(Fraction(re.sub("[_,]", "", match[1])) * units[match[2].lower()])
+    number = int(Fraction(re.sub("[_,]", "", match[1])[:200]) * units[match[2].lower()])
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is below 1, expected {expected}")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is below 1, expected {expected}")
+    return _of_64_bits(number, text)
+
+
+def whole(text: str) -> int:
+    """What `int` reads, of at most 64 bits: what arrays and files hold."""
+    try:
+        return _of_64_bits(int(text), text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number") from None
+
+
+def finite(text: str) -> float:
+    """What `float` reads, but neither NaN nor infinite."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a finite number")
+    return number
+
+
+def _of_64_bits(number: int, text: str) -> int:
+    if not -(2**63) <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is beyond 64 bits, which no size is")
     return number

@@ -1,13 +1,17 @@
 """TrainingArguments from a recipe: HF's names verbatim, our defaults where HF's do not suit GPT training."""
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from mypt.errors import RecipeError
+from mypt.errors import MyPTError, RecipeError, shown
 from mypt.recipe import OWN_OPTIMIZERS, OptimizerSection, Recipe
-from mypt.training.schedules import schedule_arguments, warmup_length
+from mypt.training.hardware.out_of_memory import is_out_of_memory
+from mypt.training.schedules import require_schedule, schedule_arguments, warmup_length
 
 LORA_RATE = 2  # times the whole model's; from 7B parameters on it makes QLoRA's 2e-4 (Dettmers et al. 2023)
 MUON_RATE = 2  # times AdamW's, from scratch: docs/optimizers.md has the runs
@@ -31,7 +35,7 @@ def default_arguments(recipe: Recipe, parameters: int, steps: int) -> dict:
     """
     return {
         "learning_rate": default_learning_rate(recipe, parameters),
-        "warmup_steps": min(max(1, steps // 10), 2_000),
+        "warmup_steps": min(max(1, steps // 10), 2_000, max(0, steps - 1)),
         "weight_decay": 0.1,
         "max_grad_norm": 1.0,
         "adam_beta1": 0.9,
@@ -52,15 +56,31 @@ def default_arguments(recipe: Recipe, parameters: int, steps: int) -> dict:
     }
 
 
+# TrainingArguments that nothing reads here: the stream is its own loader, the evaluator its own loop, uploads and
+# launches have their own settings.
+UNREAD = (
+    "dataloader_drop_last", "dataloader_multiprocessing_context", "dataloader_in_order", "train_sampling_strategy",
+    "length_column_name", "label_names", "include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches",
+    "eval_use_gather_object", "eval_accumulation_steps", "prediction_loss_only", "do_train", "do_eval", "do_predict",
+    "local_rank", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision",
+)  # fmt: skip
+
+
 def unused_settings(recipe: Recipe) -> list[str]:
-    """What a recipe sets in `optimizer` though its optimizer or its schedule has no such thing."""
+    """What a recipe sets though its optimizer, its schedule or its Trainer has no such thing."""
     names = [] if recipe.optimizer.name == "muon" else ["momentum", "ns_steps"]
     if "lr_scheduler_type" in recipe.training:
         names += ["schedule", "cooldown", "floor"]
     elif recipe.optimizer.schedule != "wsd":
         names += ["cooldown"]
     given, usual = vars(recipe.optimizer), vars(OptimizerSection())
-    return [f"optimizer.{name} {given[name]}" for name in names if given[name] != usual[name]]
+    unread = [name for name in UNREAD if name in recipe.training]
+    if not recipe.training.get("fsdp") and os.environ.get("ACCELERATE_USE_FSDP") != "true":
+        unread += ["fsdp_config"] * ("fsdp_config" in recipe.training)
+    return [
+        *(f"optimizer.{name} {given[name]}" for name in names if given[name] != usual[name]),
+        *(f"training.{name} {shown(recipe.training[name], 40)}" for name in unread),
+    ]
 
 
 def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArguments:
@@ -83,21 +103,56 @@ def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArgu
                 f"{recipe.optimizer.schedule} the settings are optimizer.cooldown and optimizer.floor"
             )
         values |= schedule_arguments(recipe.optimizer, steps, warmup)
+    fixed = {
+        "remove_unused_columns": False,
+        "ignore_data_skip": True,
+        "metric_for_best_model": "eval_constrained_loss" if recipe.data.eval else None,
+        "greater_is_better": False if recipe.data.eval else None,
+    }
     try:
-        args = TrainingArguments(
-            **values,
-            remove_unused_columns=False,
-            ignore_data_skip=True,
-            metric_for_best_model="eval_constrained_loss" if recipe.data.eval else None,
-            greater_is_better=False if recipe.data.eval else None,
-        )
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"training: {' '.join(str(error).split())}") from None
+        args = TrainingArguments(**values, **fixed)
+    except Exception as error:
+        key = next((key for key in given if _accepts({k: v for k, v in values.items() if k != key} | fixed)), None)
+        named = f"training.{key} {shown(given[key])}" if key else "training"
+        raise RecipeError(f"{named} is refused by TrainingArguments: {_words(error)}") from error
+    require_schedule(args, steps)
     if args.n_gpu > 1:
         # Trainer would split each micro-batch in threads (DataParallel): slower, and another batch than the recipe's.
         print(f"{args.n_gpu} GPUs are visible and one is used; `accelerate launch scripts/train.py` uses all")
         args._n_gpu = 1
     return args
+
+
+def _accepts(values: dict) -> bool:
+    try:
+        return bool(TrainingArguments(**values))
+    except Exception:
+        return False
+
+
+@contextmanager
+def refused_values(recipe: Recipe, what: str) -> Iterator[None]:
+    """What a library raises inside for a value of the recipe, as a RecipeError that names the values that it was given.
+
+    what: that uses them. A MyPTError passes, running out of memory too; `--debug` shows the traceback.
+    """
+    try:
+        yield
+    except MyPTError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        usual = {"output_dir", "max_steps", "learning_rate", "warmup_steps", "logging_steps", "seed"}
+        given = ", ".join(f"{key} {shown(value, 40)}" for key, value in recipe.training.items() if key not in usual)
+        raise RecipeError(f"training: {what} does not accept these values ({given}): {_words(error)}") from error
+
+
+def _words(error: Exception) -> str:
+    """The error in a line; of one whose text alone says little (KeyError: 'x') with its kind."""
+    text = " ".join(str(error).split())
+    named = text if text and not isinstance(error, LookupError | AssertionError) else f"{type(error).__name__} {text}"
+    return named if len(named) <= 500 else f"{named[:497]}..."
 
 
 def hf_optimizer(name: str, args: TrainingArguments, model: PreTrainedModel) -> tuple[type, dict]:
@@ -113,5 +168,5 @@ def hf_optimizer(name: str, args: TrainingArguments, model: PreTrainedModel) -> 
         )
     try:
         return Trainer.get_optimizer_cls_and_kwargs(args, model)
-    except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise RecipeError(f"optimizer.name {name}: {' '.join(str(error).split())}") from None
+    except Exception as error:
+        raise RecipeError(f"optimizer.name {name}: {_words(error)}") from error

@@ -18,7 +18,7 @@ from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheck
 from mypt.evaluation.documents import require_document_mask
 from mypt.recipe import OWN_OPTIMIZERS, RESOLVED_NAME, Recipe, save_recipe
 from mypt.training import run_folder
-from mypt.training.arguments import hf_optimizer
+from mypt.training.arguments import hf_optimizer, refused_values
 from mypt.training.callbacks.coverage import CoverageCallback
 from mypt.training.callbacks.diagnosis import DiagnosisCallback
 from mypt.training.callbacks.early_stopping import early_stopping
@@ -103,20 +103,21 @@ def _build(
     place_stream(stream, recipe, args)
 
     callbacks, forgetting = _callbacks(recipe, model, stream, eval_sets, args, assume_yes)
-    trainer = MyPTTrainer(
-        model=model,
-        args=args,
-        train_dataset=stream,
-        eval_dataset=eval_sets or None,
-        processing_class=data.tokenizer,
-        callbacks=callbacks,
-        optimizer_cls_and_kwargs=_optimizer(recipe, args, model),
-        forgetting=forgetting,
-        hardware=hardware,
-        compile_layers=recipe.training["torch_compile"],
-        on_nan=recipe.safety.on_nan,
-        throughput=ThroughputCallback(stream.block_size),
-    )
+    with refused_values(recipe, "HF's Trainer"):
+        trainer = MyPTTrainer(
+            model=model,
+            args=args,
+            train_dataset=stream,
+            eval_dataset=eval_sets or None,
+            processing_class=data.tokenizer,
+            callbacks=callbacks,
+            optimizer_cls_and_kwargs=_optimizer(recipe, args, model),
+            forgetting=forgetting,
+            hardware=hardware,
+            compile_layers=recipe.training["torch_compile"],
+            on_nan=recipe.safety.on_nan,
+            throughput=ThroughputCallback(stream.block_size),
+        )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     require_start(trainer.callback_handler.callbacks)

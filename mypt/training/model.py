@@ -8,11 +8,16 @@ from mypt.checkpoints.complete import holds_model
 from mypt.checkpoints.extend import VOCABULARY_MULTIPLE
 from mypt.checkpoints.interop import cast
 from mypt.errors import CheckpointError, RecipeError, UnreadableCheckpoint
+from mypt.models.configuration_mypt import MyPTConfig
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config
+from mypt.planning.fit import gibibytes
+from mypt.planning.parameters import count_parameters
+from mypt.planning.step import BYTES
 from mypt.recipe import ModelSection
 from mypt.tokenization.load import largest_id
 from mypt.training.data import RunData
+from mypt.training.hardware.main_memory import main_memory
 from mypt.training.init_from import continued_model, existing_model
 from mypt.training.request import preset
 
@@ -44,12 +49,28 @@ def build_model(
         model = existing_model(section, data, block_size, adapter=adapter, quantization=quantization)
     else:
         set_seed(seed)
-        model = cast(MyPTForCausalLM(_config(section, data, block_size)), section.dtype or "float32")
+        config = _config(section, data, block_size)
+        _require_memory(config)
+        try:
+            model = cast(MyPTForCausalLM(config), section.dtype or "float32")
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+            words = f"{type(error).__name__} {' '.join(str(error).split())}"
+            raise RecipeError(f"model: no model can be made with these fields: {words}") from error
     limit = getattr(model.config, "max_position_embeddings", None)
     rope = getattr(model.config, "rope_parameters", None) or {}
     if block_size and limit and block_size > limit and rope.get("rope_type") != "dynamic":
         raise RecipeError(f"data.block_size {block_size} is longer than the model's {limit} positions; lower it")
     return model
+
+
+def _require_memory(config: MyPTConfig) -> None:
+    """Refuse weights that this machine cannot hold, before it tries for minutes or the system ends the process."""
+    parameters, (memory, _) = count_parameters(config.to_dict())["total"], main_memory()
+    if memory and BYTES["float32"] * parameters > memory:  # in which all are made
+        raise RecipeError(
+            f"model: these dimensions make {parameters:,} parameters, {gibibytes(4 * parameters)} GiB of weights, and "
+            f"this machine has {gibibytes(memory)} GiB of memory; lower the sizes in the section model"
+        )
 
 
 def _config(section: ModelSection, data: RunData, block_size: int | None):

@@ -176,7 +176,9 @@ def settle_arguments(
             )
             print("\n".join([words, *model.lines]))
         if unused := unused_settings(recipe):
-            print(f"without effect on {recipe.optimizer.name} and this schedule: {', '.join(unused)}")
+            print(f"without effect on {recipe.optimizer.name}, this schedule or this Trainer: {', '.join(unused)}")
+        if (warmup := args.get_warmup_steps(steps)) > steps:
+            print(f"warm-up of {warmup:,} steps: the run ends in it, at {steps / warmup:.1%} of the learning rate")
         print(f"defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
         if evaluation:
             print(evaluation)

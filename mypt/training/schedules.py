@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable
 
+import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers.trainer_utils import SchedulerType
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 
-from mypt.errors import RecipeError
+from mypt.errors import RecipeError, shown
 from mypt.recipe import OptimizerSection
 
 AHEAD_ALREADY = (SchedulerType.CONSTANT, SchedulerType.COSINE_WARMUP_WITH_MIN_LR)  # begin above zero by themselves
@@ -58,6 +59,28 @@ def schedule_arguments(section: OptimizerSection, steps: int, warmup: int) -> di
         "lr_scheduler_kwargs": {"num_decay_steps": decay, "decay_type": shape}
         | ({"min_lr_ratio": floor} if floor else {}),
     }
+
+
+def require_schedule(args: TrainingArguments, steps: int) -> None:
+    """Try the schedule of the arguments on one number, before anything is written.
+
+    Raises RecipeError for `lr_scheduler_kwargs` that it lacks or does not know, and for rates that are not finite or
+    are negative.
+    """
+    kind, warmup = args.lr_scheduler_type, args.get_warmup_steps(steps)
+    named = f"training.lr_scheduler_type {kind.value} with lr_scheduler_kwargs {shown(args.lr_scheduler_kwargs or {})}"
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
+    try:
+        scheduler = get_scheduler(kind, optimizer, warmup, steps, args.lr_scheduler_kwargs)
+        climbing(scheduler, kind, warmup)
+        places = {0, warmup // 2, warmup, (warmup + steps) // 2, steps - 1, steps}
+        curves = getattr(scheduler, "lr_lambdas", [])
+        rates = [args.learning_rate * curve(place) for curve in curves for place in sorted(places) if place <= steps]
+    except Exception as error:
+        words = " ".join(str(error).split())
+        raise RecipeError(f"{named} and {warmup:,} of {steps:,} steps of warm-up does not work: {words}") from error
+    if wrong := [rate for rate in rates if not 0 <= rate < math.inf]:
+        raise RecipeError(f"{named} leads to a learning rate of {wrong[0]:g}; change the arguments")
 
 
 class Climbing:

@@ -51,7 +51,7 @@ def settle_batch(
         raise RecipeError(
             f"data.tokens_per_step {tokens_per_step:,} is {share:,} sequences of {block_size} per process and step, "
             f"and {words} {'make' if ' and ' in words else 'makes'} others; leave out either side, or take one of "
-            f"{_some(divisors(share))} sequences per pass"
+            f"{_some(divisors(share, ENOUGH['gpu']))} sequences per pass"
         )
     chosen, why = micro_batch_size, "given"
     if not chosen:
@@ -79,7 +79,7 @@ def _share(asked: int, sequences: int, block_size: int, processes: int) -> int:
 
 def _largest(share: int, block_size: int, device: str, fits) -> tuple[int, str]:
     """The largest divisor of `share` that fits and is of use."""
-    useful = [size for size in divisors(share) if size == 1 or size * block_size <= ENOUGH[device]]
+    useful = divisors(share, max(1, ENOUGH[device] // block_size))
     if fits is None:
         return max(
             size for size in useful if size <= 8

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from transformers import PreTrainedModel
 
 from mypt.errors import MyPTError, RecipeError
-from mypt.planning.fit import fits
+from mypt.planning.fit import fits, gibibytes, knobs, training_memory
 from mypt.planning.parameters import adapted, dimensions_of
 from mypt.planning.step import Step
 from mypt.recipe import RESOLVED_NAME, Recipe, load_recipe
@@ -30,11 +30,14 @@ from mypt.training.hardware.choices import (
 )
 from mypt.training.hardware.compiled import obstacle
 from mypt.training.hardware.machine import Machine, machine_of
+from mypt.training.hardware.main_memory import main_memory
 from mypt.training.hardware.precision import choose_precision
 from mypt.training.hardware.recall import BATCH, recall, with_values
 from mypt.training.target import memory_settings
 
 RECALLED = "as when the run began"
+IDS = 16  # bytes of a token in a batch: an input and a target of int64
+LEAST = 0.5  # measured steps needed 0.6 to 1.2 times the estimate (docs/estimate.md)
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def settle_hardware(recipe: Recipe, model: PreTrainedModel, run: Path | None) ->
     for settle in (_dtype, _precision, _attention, _liger, _batch):
         recipe = settle(recipe, hardware, base)
     step = _step(recipe, hardware, passes_per_step(recipe)) if hardware.dimensions else None
+    _require_memory(recipe, hardware.machine, hardware.dimensions, step)
     return recipe, replace(hardware, step=step, matmul_precision=recipe.hardware.matmul_precision)
 
 
@@ -105,6 +109,36 @@ def passes_per_step(recipe: Recipe) -> int:
         return given.get(BATCH[1], 1)
     processes = PartialState().num_processes
     return settle_batch(tokens, recipe.data.block_size, processes, micro_batch_size=given[BATCH[0]]).accumulation
+
+
+def _require_memory(recipe: Recipe, machine: Machine, dimensions: dict | None, step: Step | None) -> None:
+    """Refuse sizes that no mistake of an estimate explains: the system would end the process without a word."""
+    section, given = recipe.data, recipe.training
+    size, passes = given.get(BATCH[0], 8), passes_per_step(recipe)
+    waiting = given.get("dataloader_num_workers", 0) * (given.get("dataloader_prefetch_factor") or 2)
+    ids = IDS * size * (passes + waiting) * section.block_size
+    memory, _ = main_memory()
+    if memory and ids > memory:
+        raise RecipeError(
+            f"training.{BATCH[0]} {size:,} x data.block_size {section.block_size:,} x {passes:,} passes: the ids of a "
+            f"step alone are {gibibytes(ids)} GiB, and this machine has {gibibytes(memory)} GiB of memory; lower "
+            f"training.{BATCH[0]}, training.{BATCH[1]} or training.dataloader_prefetch_factor"
+        )
+    windows = given.get("per_device_eval_batch_size", 8)
+    if recipe.forgetting.eval_windows != "all":
+        windows = min(windows, recipe.forgetting.eval_windows)
+    logits = 4 * windows * section.block_size * dimensions["vocab_size"] if dimensions else 0
+    if machine.memory and logits > machine.memory:
+        raise RecipeError(
+            f"training.per_device_eval_batch_size {windows:,}: the logits of an evaluation's batch alone are "
+            f"{gibibytes(logits)} GiB, and {machine.name} has {gibibytes(machine.memory)} GiB; lower it"
+        )
+    if step and machine.memory and LEAST * (needed := training_memory(dimensions, step)["total"]) > machine.memory:
+        helps = ", or ".join(knobs(dimensions, step, room(machine.memory)))
+        raise RecipeError(
+            f"a step needs about {gibibytes(needed)} GiB by the estimate, and {machine.name} has "
+            f"{gibibytes(machine.memory)} GiB: {helps}"
+        )
 
 
 def _shared_machine(model: PreTrainedModel) -> Machine:
