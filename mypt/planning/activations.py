@@ -25,7 +25,7 @@ _SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_pr
 def layer_activations(d: dict, block_size: int, weight: int, compute: int, attention: str, lora: dict | None) -> int:
     """Bytes per token kept in one layer.
 
-    d: complete dimensions. weight, compute: w and c. lora: {"r", "targets"}: adapters beside frozen weights.
+    d: complete dimensions. weight, compute: w and c. lora: {"r", "targets", "dropout"}: adapters beside frozen weights.
 
         norms        2 of: w C (the input); a stock RMSNorm 4 C + w C (normalised, unless its weight is frozen)
         inputs       of every group of projections that are trained: one copy of c bytes; under autocast stock models
@@ -33,15 +33,16 @@ def layer_activations(d: dict, block_size: int, weight: int, compute: int, atten
         attention    queries and keys c (A + K) before QK-norm, stock ones as above; then SDPA c (A + 2 K); eager c 3 A,
                      and of the weights, H T of them, float32 and a copy of c bytes if c < 4
         MLP          gated: c F (inside + act, up); plain: c F inside; the product or act is the input of `down_proj`
-        dropout      its mask, c C twice
+        dropout      its mask, c C twice; of adapters 4 for each number of the input of each, which they keep apart
     """
     trained = adapted(d, lora["targets"]) if lora else projections(d)
     inputs = sum(_inputs(d, group, trained, weight, compute, lora) for group in _SAME_INPUT)
     norms = 2 * _norm(d, d["hidden_size"], weight, bool(lora))
     dropout = 2 * compute * d["hidden_size"] if d.get("hidden_dropout") else 0
     kept = norms + inputs + dropout + _attention(d, block_size, compute, attention, bool(lora)) + _mlp(d, compute)
-    # SDPA keeps its result; unless adapters cast it or leave it alone, that is the input of o_proj.
-    own_result = lora and attention == "sdpa" and not (weight == compute == FLOAT32 and "o_proj" in trained)
+    # SDPA keeps its result; unless adapters cast it, drop some of it or leave it alone, that is the input of o_proj.
+    cast = weight != compute or weight != FLOAT32 or (lora or {}).get("dropout")
+    own_result = lora and attention == "sdpa" and (cast or "o_proj" not in trained)
     return kept + (compute * d["num_attention_heads"] * d["head_dim"] if own_result else 0)
 
 
@@ -58,8 +59,12 @@ def _inputs(d: dict, group: tuple, trained: dict, weight: int, compute: int, lor
         return 0
     width = trained[members[0]][0]
     inner = lora["r"] * len(members) * compute if lora else 0
+    # Dropout keeps for each adapter by itself what was drawn, in float32, and makes its input another tensor.
+    drawn = len(members) * FLOAT32 * width if lora and lora.get("dropout") else 0
     if lora and weight != FLOAT32:  # adapters are float32 and cast their input
-        return len(members) * FLOAT32 * width + inner * FLOAT32 // compute
+        return len(members) * FLOAT32 * width + inner * FLOAT32 // compute + drawn
+    if drawn:
+        return len(members) * compute * width + inner + drawn
     once = weight == compute or (d.get("model_type", "mypt") == "mypt" and not lora)
     return (1 if once else len(members)) * compute * width + inner
 
@@ -106,6 +111,12 @@ def spared_by_frozen_embeddings(d: dict, weight: int, compute: int, checkpointin
         return head
     dropout = weight * d["hidden_size"] if d.get("hidden_dropout") else 0
     return head + dropout
+
+
+def spared_by_frozen_input(d: dict, lora: dict) -> int:
+    """Bytes per token of the above that the first layer does not keep: draws for a tensor that needs no gradient."""
+    first = [size for name, size in adapted(complete(d), lora["targets"]).items() if name in _SAME_INPUT[0]]
+    return FLOAT32 * sum(inward for inward, _ in first) if lora.get("dropout") else 0
 
 
 def checkpointed_layer(d: dict, weight: int) -> int:

@@ -10,6 +10,7 @@ from mypt.planning.activations import (
     checkpointed_layer,
     layer_activations,
     spared_by_frozen_embeddings,
+    spared_by_frozen_input,
     stream_activations,
 )
 from mypt.planning.parameters import (
@@ -87,6 +88,8 @@ def _pieces(d: dict, step: Step) -> dict[str, list[tuple[int, int]]]:
     computed = trained * layer + (reached - trained) * tokens * layer_activations(d, *sizes, NO_ADAPTER)
     kept = layers * tokens * checkpointed_layer(d, weight) if step.checkpointing else computed
     stream = tokens * stream_activations(d, weight, compute, bool(step.lora))
+    if step.lora and not step.checkpointing:
+        stream -= tokens * spared_by_frozen_input(d, step.lora)
     if step.freeze_embeddings:
         stream -= tokens * spared_by_frozen_embeddings(d, weight, compute, step.checkpointing)
     autocast = compute if compute != weight else 0

@@ -8,7 +8,7 @@ from mypt.planning import scaling
 from mypt.planning.coverage import BANDS
 from mypt.planning.fit import RECIPE_FLAGS, gibibytes, plan_memory
 from mypt.planning.memory import PHASES
-from mypt.planning.parameters import count_parameters
+from mypt.planning.parameters import count_parameters, frozen_parameters, parameter_report
 from mypt.planning.step import Step
 from mypt.planning.verdict import assess, figure, short
 
@@ -131,6 +131,9 @@ def _worth_lines(seen: dict) -> list[str]:
             f"{short(figures['tokens_viewed'])} tokens with repetition are worth {short(figures['effective_tokens'])}"
         )
         lines.append(_line("Repetition", f"{worth} fresh ones ({figures['worth']:.0%})"))
+    if adapters := seen.get("adapters"):
+        sizes = f"{short(adapters)} parameters of adapters are trained beside {short(seen['frozen'])} that are frozen"
+        lines.append(_line("LoRA", f"{sizes}; rules about tokens per parameter are of training from scratch"))
     if "tokens_per_parameter" in figures:
         inner = figures.get("tokens_per_non_embedding_parameter")
         without = f"{figure(inner)} without embeddings; " if inner else ""
@@ -193,23 +196,40 @@ def plan(
     Raises MyPTError as the parts do.
     """
     tokens_per_step = batch_size * block_size * accumulation * processes
-    counts = count_parameters(dimensions) if dimensions else {"total": parameters} if parameters else None
+    step = counts = None
+    if dimensions:
+        step = Step(micro_batch_size=batch_size, block_size=block_size, accumulation=accumulation, **settings)
+        counts = _counts(dimensions, step)
+    elif parameters:
+        counts = {"total": parameters}
+    adapters = counts.get("adapters", 0) if counts else 0
     result: dict = {"training": {"steps": steps, "tokens_per_step": tokens_per_step, "block_size": block_size}}
     if counts:
         result["parameters"] = counts
-        result["training"]["compute_optimal_tokens"] = scaling.TOKENS_PER_PARAMETER * counts["total"]
+        if not adapters:  # the rule is about training from scratch
+            result["training"]["compute_optimal_tokens"] = scaling.TOKENS_PER_PARAMETER * counts["total"]
     if sources and steps:
         result["coverage"] = assess(sources, tokens_per_step, steps, 0, counts)
     if counts and steps:
-        per_token = scaling.flops_per_token(dimensions, block_size) if dimensions else 6 * counts["total"]
+        per_token = 6 * counts["total"]
+        if dimensions:
+            per_token = scaling.flops_per_token(dimensions, block_size, adapters)
         tokens = steps * tokens_per_step
         result["compute"] = {"flops_per_token": per_token, "flops": per_token * tokens}
         if tokens_per_second:
             result["compute"]["seconds"] = tokens / tokens_per_second
     if dimensions:
-        step = Step(micro_batch_size=batch_size, block_size=block_size, accumulation=accumulation, **settings)
         result["memory"] = plan_memory(dimensions, step, available, flags)
     return result
+
+
+def _counts(dimensions: dict, step: Step) -> dict[str, int]:
+    """`count_parameters`, and where not all of them are trained, how many are, with the adapters that LoRA adds."""
+    frozen = frozen_parameters(dimensions, step.freeze_layers, step.freeze_embeddings)
+    if not step.lora and not frozen:
+        return count_parameters(dimensions)
+    report = parameter_report(dimensions, step.lora, frozen)
+    return {name: number for name, number in report.items() if name != "per_layer"}
 
 
 def plan_rows(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:

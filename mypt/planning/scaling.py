@@ -55,19 +55,22 @@ def predicted_loss(parameters: float, viewed: float, unique: float) -> float:
     return math.exp(LN_E) + math.exp(LN_A) / capacity**ALPHA + math.exp(LN_B) / data**ALPHA
 
 
-def flops_per_token(dimensions: dict, block_size: int) -> int:
+def flops_per_token(dimensions: dict, block_size: int, adapters: int = 0) -> int:
     """FLOPs to train on one token: 6 N + 12 L A T (Chowdhery 2022, 2204.02311, appendix B).
 
     N: parameters that multiply, so without the embedding tables, with the head even if tied. L layers, A the width of
     all query heads, T = block_size; the second term counts attention in full, as is usual, though half is masked.
+    adapters: parameters of LoRA, which cost 6 each, while the frozen N get no gradient and cost 4.
     """
+    each = 4 if adapters else 6
     if shapes.is_measured(dimensions):
-        return shapes.flops_per_token(dimensions, block_size)
+        return shapes.flops_per_token(dimensions, block_size, each) + 6 * adapters
     d = complete(dimensions)
     multiplying = count_parameters(d)["non_embedding"]
     if d["tie_word_embeddings"]:
         multiplying += d["vocab_size"] * d["hidden_size"]
-    return 6 * multiplying + 12 * d["num_hidden_layers"] * d["num_attention_heads"] * d["head_dim"] * block_size
+    attention = 12 * d["num_hidden_layers"] * d["num_attention_heads"] * d["head_dim"] * block_size
+    return each * multiplying + 6 * adapters + attention
 
 
 def dataset_hint(total_tokens: int) -> tuple[int, int]:

@@ -51,8 +51,8 @@ def _is_target(name: str, target: str, targets: str | list[str]) -> bool:
     return bool(re.fullmatch(target, first)) if isinstance(targets, str) else f".{first}".endswith(f".{target}")
 
 
-def flops_per_token(d: dict, block_size: int) -> int:
-    """6 N + 12 L A T, as `mypt.planning.scaling.flops_per_token`; of experts those count that a token passes."""
+def flops_per_token(d: dict, block_size: int, each: int = 6) -> int:
+    """`each` N + 12 L A T, as `mypt.planning.scaling.flops_per_token`; of experts those count that a token passes."""
     used = sum(module["used"] * module["inward"] * module["outward"] * module["count"] for module in d["modules"])
     used += d["vocab_size"] * d["hidden_size"]  # the head
-    return round(6 * used) + 12 * d["attention_layers"] * d["query_width"] * block_size
+    return round(each * used) + 12 * d["attention_layers"] * d["query_width"] * block_size

@@ -26,7 +26,8 @@ class Step:
 
     micro_batch_size: sequences per device and pass, of block_size tokens. accumulation: passes per step.
     weight_dtype: of weights, gradients and optimizer states. compute_dtype: of matrix products; if it is another,
-    autocast makes copies of the matrices in it. lora_r: rank of the adapters, 0 for none. freeze_layers: the first so
+    autocast makes copies of the matrices in it. lora_r: rank of the adapters, 0 for none; lora_dropout: of what goes
+    into them. freeze_layers: the first so
     many layers are not trained, freeze_embeddings: nor the tables. fsdp: devices that share weights, gradients and
     states (full shard). device: on a "cpu" glibc's allocator costs memory, too.
     """
@@ -41,6 +42,7 @@ class Step:
     attention: str = "sdpa"
     lora_r: int = 0
     lora_targets: str | list[str] = ALL_LINEAR
+    lora_dropout: float = 0.0
     freeze_layers: int = 0
     freeze_embeddings: bool = False
     fsdp: int = 1
@@ -65,4 +67,4 @@ class Step:
 
     @property
     def lora(self) -> dict | None:
-        return {"r": self.lora_r, "targets": self.lora_targets} if self.lora_r else None
+        return {"r": self.lora_r, "targets": self.lora_targets, "dropout": self.lora_dropout} if self.lora_r else None

@@ -32,7 +32,9 @@ def assess(
     """What a run sees of its data and whether that is enough, as JSON-ready figures.
 
     sources: dicts with `name`, `tokens`, and optionally `weight` (1), `tokens_seen` (0; before `start_step`, from the
-    ledger) and `estimated` (False). parameters: `total` and, if known, `non_embedding`, for figures that need a model.
+    ledger) and `estimated` (False). parameters: `total` and, if known, `non_embedding`, for figures that need a model;
+    with `adapters`, those of LoRA beside a frozen model of the other sizes, there are none of these figures, since the
+    rules behind them are about models that learn from scratch.
 
     Coverage, band, recommended steps and verdict are those of the main source, the one with the largest weight, of
     which a step sees only its share.
@@ -43,6 +45,8 @@ def assess(
         raise MyPTError("no training source was given; name one in data.train, or its size with --tokens")
     if not 0 <= start_step <= whole("steps", steps):
         raise MyPTError(f"start_step is {start_step}, expected 0 to {steps}, the steps of the whole run")
+    adapters, base = (parameters or {}).get("adapters"), (parameters or {}).get("total")
+    parameters = None if adapters else parameters
     rows = _rows(sources, whole("tokens_per_step", tokens_per_step), steps - start_step)
     main = max(rows, key=lambda row: row["weight"])
     step = Fraction(main.pop("step"))
@@ -66,6 +70,7 @@ def assess(
         "scaling": _scaling(rows, parameters),
         "verdict": verdict,
         "suggestion": _suggest(verdict, main, step, steps, start_step),
+        **({"adapters": adapters, "frozen": base} if adapters else {}),
     }
 
 

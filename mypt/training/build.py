@@ -229,9 +229,13 @@ def _progress(checkpoint: str | None, streamed: bool) -> tuple[int, dict | None]
 
 
 def _callbacks(recipe, model, stream, eval_sets, args, assume_yes):
+    parameters = {"total": model.num_parameters(), "non_embedding": model.num_parameters(exclude_embeddings=True)}
+    if recipe.lora:
+        adapters = model.num_parameters(only_trainable=True)
+        parameters = {"total": parameters["total"] - adapters, "adapters": adapters}
     coverage = CoverageCallback(
         stream,
-        parameters={"total": model.num_parameters(), "non_embedding": model.num_parameters(exclude_embeddings=True)},
+        parameters=parameters,
         confirm=recipe.coverage.confirm,
         strict=recipe.coverage.strict,
         assume_yes=assume_yes,

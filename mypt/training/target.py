@@ -183,6 +183,7 @@ def memory_settings(recipe, machine: Machine, block_size: int | None, notes: lis
     settings |= {name: getattr(recipe.model, name) for name in ("freeze_layers", "freeze_embeddings")}
     if recipe.lora:
         settings |= {"lora_r": recipe.lora.r, "lora_targets": recipe.lora.target_modules}
+        settings["lora_dropout"] = recipe.lora.dropout
         if recipe.lora.load_in_4bit:
             notes.append("lora.load_in_4bit: the frozen weights are counted in model.dtype, which is more")
     return settings

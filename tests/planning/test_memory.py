@@ -39,7 +39,8 @@ def kept_bytes(config, step: Step, model_class=MyPTForCausalLM) -> int:
         from peft import LoraConfig, get_peft_model
 
         targets = step.lora_targets
-        model = get_peft_model(model, LoraConfig(r=step.lora_r, target_modules=targets, task_type="CAUSAL_LM"))
+        options = {"r": step.lora_r, "lora_dropout": step.lora_dropout, "target_modules": targets}
+        model = get_peft_model(model, LoraConfig(**options, task_type="CAUSAL_LM"))
     if step.checkpointing:
         model.activation_checkpointing_enable()
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
@@ -91,6 +92,9 @@ def kept_bytes(config, step: Step, model_class=MyPTForCausalLM) -> int:
         ("modern-tiny", {}, {"lora_r": 4} | BF16),
         ("modern-tiny", {}, {"lora_r": 4} | ALL_BF16),
         ("modern-tiny", {}, {"lora_r": 4, "lora_targets": ["q_proj", "v_proj"]}),
+        ("modern-tiny", {}, {"lora_r": 4, "lora_dropout": 0.1}),
+        ("modern-tiny", {}, {"lora_r": 4, "lora_dropout": 0.1} | BF16),
+        ("modern-tiny", {}, {"lora_r": 4, "lora_dropout": 0.1} | ALL_BF16),
         ("tiny", {}, {"lora_r": 4}),
         ("modern-tiny", {}, {"freeze_layers": 1}),
         ("modern-tiny", {}, {"freeze_layers": 1} | BF16),
