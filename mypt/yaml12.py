@@ -63,7 +63,7 @@ def load_yaml(text: str):
     """Parse one document into plain Python values. Raises yaml.YAMLError."""
     try:
         value = yaml.load(text, Loader=_Loader)
-    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         # A mapping as a key, `!!int x` or `!!bool x`, a number of thousands of digits, brackets nested too deep.
         raise yaml.YAMLError(f"a value cannot be read: {error}") from None
     # Each value that is written takes a character; aliases can make more of them, of one in itself without end.

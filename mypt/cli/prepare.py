@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from mypt.planning.numbers import whole
+
 HELP = "turn text files or HF datasets into a dataset directory of token shards"
 
 
@@ -171,4 +173,4 @@ def _print_dropped(out: Path) -> None:
 
 
 def _ids_or_auto(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    return text if text == "auto" else whole(text)

@@ -83,8 +83,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    # The trainer takes memory for all ids that are asked for; a merge takes two tokens out of these texts, or more.
+    most = SMALLEST_VOCABULARY + 2 * sum(map(len, texts))
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=min(vocab_size, most),
         min_frequency=2,
         special_tokens=[EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

@@ -71,3 +71,8 @@ def test_long_documents_are_cut_into_examples():
     examples = sample_of([text], 10_000)
     assert max(map(len, examples)) == EXAMPLE_CHARACTERS
     assert sum(map(len, examples)) == len(text)
+
+
+def test_a_vocabulary_beyond_what_texts_can_give_takes_no_memory():
+    texts = ["hello world, hello there"] * 20
+    assert train_bpe_tokenizer(texts, 2**32).get_vocab() == train_bpe_tokenizer(texts, 1_000).get_vocab()
