@@ -12,7 +12,7 @@ import yaml
 
 from mypt.cli.main import build_parser
 from mypt.errors import RecipeError
-from mypt.recipe import Recipe, class_fields, load_recipe
+from mypt.recipe import Recipe, class_fields, load_recipe, parse_recipe
 
 HUGE = 10**400
 VALUES = [None, "", "x", "a\0b", "a\nb", "😀", "y" * 20_000, "nope.yaml", "~", "..", "*", "[a-", "(?P<", "auto", "1e3",
@@ -79,8 +79,6 @@ def is_refused(path) -> bool:
     ],
 )
 def test_what_no_setting_can_be_is_named(section, words, tmp_path):
-    from mypt.recipe import parse_recipe
-
     with pytest.raises(RecipeError, match=words):
         parse_recipe(section)
 

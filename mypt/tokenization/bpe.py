@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -84,6 +84,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     # The trainer takes memory for all ids that are asked for; a merge takes two tokens out of these texts, or more.
+    texts = texts if isinstance(texts, Sized) else list(texts)  # which are read twice
     most = SMALLEST_VOCABULARY + 2 * sum(map(len, texts))
     trainer = trainers.BpeTrainer(
         vocab_size=min(vocab_size, most),
