@@ -73,3 +73,9 @@ def test_a_model_with_frozen_layers_gets_advice_too():
     step = Step(micro_batch_size=1, block_size=128, optimizer="muon", freeze_layers=2, freeze_embeddings=True)
     assert knobs(preset_dimensions("modern-small"), step, 2**20) == ["take a smaller model"]
     assert "train adapters" in knobs(preset_dimensions("modern-small"), replace(step, freeze_layers=0), 2**30)[0]
+
+
+def test_divisors_of_a_huge_number_up_to_what_fits():
+    assert divisors(2**62, 16) == [1, 2, 4, 8, 16] and divisors(10**18 + 9, 1_000) == [1]
+    huge = Step(micro_batch_size=2**62, block_size=1024)
+    assert "lower the per-device batch size" in knobs(preset_dimensions("modern-nano"), huge, 2**34)[0]

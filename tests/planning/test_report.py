@@ -121,3 +121,20 @@ def test_a_plan_of_a_model_alone_says_how_much_data_it_wants():
 
 def test_durations_have_two_units():
     assert [duration(s) for s in (45, 200, 18_720, 792_000)] == ["45 s", "3 min 20 s", "5 h 12 min", "9 d 4 h"]
+
+
+def test_a_plan_with_adapters_leaves_out_what_is_about_training_from_scratch():
+    sources = [{"name": "data", "tokens": 10**7}]
+    given = {"batch_size": 8, "block_size": 256, "steps": 1_000, "sources": sources, "available": 2**34}
+    dimensions = preset_dimensions("modern-nano")
+    whole, lora = (plan(dimensions=dimensions, **given, lora_r=r) for r in (0, 8))
+    adapters = lora["parameters"]["adapters"]
+    assert lora["parameters"]["trained"] == adapters and lora["parameters"]["frozen"] == whole["parameters"]["total"]
+    assert lora["coverage"]["adapters"] == adapters
+    assert "tokens_per_parameter" in whole["coverage"]["scaling"] and "compute_optimal_tokens" in whole["training"]
+    assert "tokens_per_parameter" not in lora["coverage"]["scaling"] and "predicted_loss" not in str(lora)
+    assert "compute_optimal_tokens" not in lora["training"]
+    assert lora["compute"]["flops"] < whole["compute"]["flops"]
+    words = "\n".join(coverage_report(sources=sources, batch_size=8, block_size=256, steps=1_000,
+                                      parameters=lora["parameters"]))  # fmt: skip
+    assert "parameters of adapters are trained beside" in words and "Tokens per parameter" not in words

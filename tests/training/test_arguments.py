@@ -22,7 +22,6 @@ def test_the_default_rate_is_kaplans_or_twice_that(sections, rate):
 
 
 def test_the_default_warm_up_ends_before_the_run():
-    """The first step of a warm-up has the rate 0: a run of a single step would learn nothing."""
     warmups = [default_arguments(parse_recipe({}), 10**6, steps)["warmup_steps"] for steps in (1, 2, 19, 20, 30_000)]
     assert warmups == [0, 1, 1, 2, 2_000]
 
@@ -55,3 +54,31 @@ def test_what_would_be_left_unused_is_refused(training, words):
 )
 def test_what_has_no_effect_is_said(optimizer, training, unused):
     assert unused_settings(parse_recipe({"optimizer": optimizer, "training": training})) == unused
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"deepspeed": "nope.json"}, "training.deepspeed 'nope.json' is refused by TrainingArguments"),
+        ({"accelerator_config": "nope.json"}, "training.accelerator_config 'nope.json' is refused"),
+        ({"ddp_backend": "pigeon"}, "training.ddp_backend 'pigeon' is refused"),
+        ({"lr_scheduler_type": "cosin"}, "training.lr_scheduler_type 'cosin' is refused"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "One of min_lr or min_lr_rate should be set"),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "x"}}, "type polynomial with .*'x'"),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 9}}, "smaller than initial lr"),
+        ({"lr_scheduler_type": "polynomial", "warmup_steps": 10}, "10 of 10 steps of warm-up does not work"),
+        ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"cycles": 1}}, "unexpected keyword argument 'cycles'"),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": -9}}, "leads to a learning rate of -"),
+    ],
+)
+def test_what_hf_refuses_is_an_error_of_the_recipe_that_names_the_key(training, words):
+    recipe = parse_recipe({"optimizer": {"name": "adamw"}, "training": {"output_dir": "runs/x"} | training})
+    with pytest.raises(RecipeError, match=words) as refused:
+        build_arguments(recipe, parameters=1_000, steps=10)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_arguments_that_nothing_reads_are_said():
+    training = {"do_train": True, "fsdp_config": {"a": 1}, "label_names": ["x"]}
+    unused = unused_settings(parse_recipe({"optimizer": {"name": "muon"}, "training": training}))
+    assert unused == ["training.label_names ['x']", "training.do_train True", "training.fsdp_config {'a': 1}"]

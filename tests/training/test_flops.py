@@ -9,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config, preset_dimensions
 from mypt.planning.evaluation import training_passes
+from mypt.planning.parameters import lora_parameters
 from mypt.planning.scaling import flops_per_token as planned
 from mypt.training.flops import flops_per_token, parameter_size
 
@@ -109,3 +110,11 @@ def test_weights_of_4_bits_count_as_the_numbers_that_they_pack():
 def test_attention_grows_with_the_length_and_nothing_else_does():
     model = mypt()
     assert flops_per_token(model, 64) - flops_per_token(model, 32) == 12 * 4 * 64 * 32
+
+
+def test_a_plan_counts_adapters_as_training_does():
+    model = lora()
+    adapters = model.num_parameters(only_trainable=True)
+    dimensions = preset_dimensions("modern-nano", **SIZES)
+    assert lora_parameters(dimensions, 8) == adapters
+    assert planned(dimensions, LENGTH, adapters) == flops_per_token(model, LENGTH)

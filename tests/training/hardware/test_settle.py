@@ -161,3 +161,27 @@ def test_adapters_of_a_stock_model_by_its_own_names_do_without_the_memory_model(
         _, hardware = settle_hardware(settings, model, None)
         assert bool(hardware.dimensions) == known
         assert any(line.startswith("batch: 256 tokens") for line in hardware.lines)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "words"),
+    [
+        (
+            "training",
+            {"per_device_train_batch_size": 10**9},
+            "per_device_train_batch_size 1,000,000,000 x .*the ids of a",
+        ),
+        ("training", {"gradient_accumulation_steps": 10**12}, "1,000,000,000,000 passes: the ids of a step alone"),
+        ("training", {"per_device_train_batch_size": 3 * 10**7}, "by the estimate, and this machine|the ids of a step"),
+        ("forgetting", {"eval_windows": "all"}, None),
+        ("model", {"num_hidden_layers": 10**12}, "these dimensions make .* parameters"),
+        ("model", {"hidden_size": 10**9}, "these dimensions make .* parameters"),
+    ],
+)
+def test_sizes_that_this_machine_cannot_hold_are_refused_before_it_tries(section, values, words, recipe_for):
+    content = recipe_for(**{section: values})
+    if words is None:  # of which the last batch is cut off
+        content["training"] |= {"per_device_eval_batch_size": 10**9}
+        words = "the logits of an evaluation's batch alone"
+    with pytest.raises(RecipeError, match=words):
+        train(parse_recipe(content))
