@@ -13,6 +13,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from mypt.errors import MyPTError
 from mypt.generation.sampler import require_finite
 from mypt.generation.settings import GenerationSettings
 
@@ -85,8 +86,14 @@ def beam_search(
     """The new ids of the best beam, or of all beams, the best first.
 
     holds_stop: whether generated ids hold a stop string, if there are any. use_cache: as `trials.caches_beams` found.
-    Raises MyPTError for logits that are NaN or infinite.
+    Raises MyPTError for logits that are NaN or infinite, and for more beams than there are tokens.
     """
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    if settings.num_beams > vocabulary:
+        raise MyPTError(
+            f"num_beams is {settings.num_beams:,}; it must be at most {vocabulary:,}, the texts that a first token from "
+            "this model's vocabulary can begin"
+        )
     start = len(window)
     criteria = [_Ended(lambda rows: [holds_stop(row[start:].tolist()) for row in rows])] if settings.stop else []
     with _without_saved_defaults(model):

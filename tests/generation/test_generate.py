@@ -364,3 +364,9 @@ def test_white_space_around_the_text_is_left_out_on_demand(tokenizer):
     model.lm_head.bias.data[spaced.convert_tokens_to_ids(" ")] = 50.0
     assert generate(model, spaced, "a", GenerationSettings(max_new_tokens=5), strip=True).text == ""
     assert generate(model, spaced, "a", GenerationSettings(max_new_tokens=5)).text == " " * 5
+
+
+def test_more_beams_than_tokens_are_refused(tokenizer):
+    model = letters_only(make_model(tokenizer), tokenizer)
+    with pytest.raises(MyPTError, match=f"it must be at most {model.config.vocab_size}, the texts that a first token"):
+        run(model, tokenizer, num_beams=2**62)
