@@ -91,8 +91,8 @@ def beam_search(
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     if settings.num_beams > vocabulary:
         raise MyPTError(
-            f"num_beams is {settings.num_beams:,}; it must be at most {vocabulary:,}, the texts that a first token from "
-            "this model's vocabulary can begin"
+            f"num_beams is {settings.num_beams:,}; it must be at most {vocabulary:,}, the texts that a first token of "
+            "this model can begin"
         )
     start = len(window)
     criteria = [_Ended(lambda rows: [holds_stop(row[start:].tolist()) for row in rows])] if settings.stop else []
