@@ -113,7 +113,7 @@ def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArgu
         args = TrainingArguments(**values, **fixed)
     except Exception as error:
         key = next((key for key in given if _accepts({k: v for k, v in values.items() if k != key} | fixed)), None)
-        named = f"training.{key} {shown(given[key])}" if key else "training"
+        named = f"training: {key} {shown(given[key])}" if key else "training: what is given"
         raise RecipeError(f"{named} is refused by TrainingArguments: {_words(error)}") from error
     require_schedule(args, steps)
     if args.n_gpu > 1:

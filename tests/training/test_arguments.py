@@ -59,10 +59,10 @@ def test_what_has_no_effect_is_said(optimizer, training, unused):
 @pytest.mark.parametrize(
     ("training", "words"),
     [
-        ({"deepspeed": "nope.json"}, "training.deepspeed 'nope.json' is refused by TrainingArguments"),
-        ({"accelerator_config": "nope.json"}, "training.accelerator_config 'nope.json' is refused"),
-        ({"ddp_backend": "pigeon"}, "training.ddp_backend 'pigeon' is refused"),
-        ({"lr_scheduler_type": "cosin"}, "training.lr_scheduler_type 'cosin' is refused"),
+        ({"deepspeed": "nope.json"}, "training: deepspeed 'nope.json' is refused by TrainingArguments"),
+        ({"accelerator_config": "nope.json"}, "training: accelerator_config 'nope.json' is refused"),
+        ({"ddp_backend": "pigeon"}, "training: ddp_backend 'pigeon' is refused"),
+        ({"lr_scheduler_type": "cosin"}, "training: lr_scheduler_type 'cosin' is refused"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "One of min_lr or min_lr_rate should be set"),
         ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "x"}}, "type polynomial with .*'x'"),
         ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 9}}, "smaller than initial lr"),
