@@ -4,10 +4,14 @@ Names are imported on first use; `import mypt` itself costs milliseconds and mak
 the model type `mypt`.
 """
 
-import importlib
+from . import interrupts
 
-from . import terminal
-from .models import auto
+interrupts.install()  # before everything else that takes time
+
+import importlib  # noqa: E402
+
+from . import terminal  # noqa: E402
+from .models import auto  # noqa: E402
 
 _MODULE_OF = {
     "MyPTConfig": "mypt.models.configuration_mypt",

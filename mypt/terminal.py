@@ -1,15 +1,42 @@
 """Standard output and error as they are found: a terminal, a pipe, an object that only writes, or nothing at all.
 
 Services, notebooks and windowed programs set `sys.stdout` and `sys.stderr` to None or to objects without `isatty` and
-`flush`. All of mypt asks, prints lines and shows progress bars through this module.
+`flush`. All of mypt asks, prints lines and shows progress bars through this module, which escapes the characters that a
+terminal obeys: names, paths and text come from files that anybody may have written.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import logging
+import os
+import re
 import sys
+import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+# Control characters but tab and line end, lone surrogates, and characters that a terminal does not show: those that
+# change the direction of what follows (bidi), line separators, marks of no width (but the joiners that scripts need).
+_UNSEEN = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    r"""`text` with what a terminal would obey or hide as Python's escapes: `\x1b`, `\u202e`, `\udce9`.
+
+    Tabs and line ends stay.
+    """
+    return _UNSEEN.sub(lambda found: found[0].encode("ascii", "backslashreplace").decode(), text)
+
+
+def one_line(text: object) -> str:
+    """`visible`, with line ends and tabs as escapes, too: for a cell of a table, a label, an error."""
+    return visible(str(text)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def is_terminal(stream: object) -> bool:
@@ -20,24 +47,84 @@ def is_terminal(stream: object) -> bool:
         return False
 
 
-def say(line: str, *, error: bool = False) -> None:
-    """Print a line at once, above a progress bar if there is one. error: to standard error, not output."""
-    stream = sys.stderr if error else sys.stdout
-    if stream is None or getattr(stream, "closed", False):
+def say(text: object = "", *, error: bool = False) -> None:
+    """Print a line at once, `visible`, above a progress bar if there is one.
+
+    error: to standard error, not output. Raises OSError if standard output cannot be written; what standard error does
+    not take is lost.
+    """
+    if not error:
+        _write(f"{visible(str(text))}\n", sys.stdout)
         return
-    if bars := sys.modules.get("tqdm"):
-        bars.tqdm.write(line, file=stream)
-    else:
-        print(line, file=stream)
-    with suppress(AttributeError):
-        stream.flush()
+    try:
+        _write(f"{visible(str(text))}\n", sys.stderr)
+    except OSError:
+        discard(sys.stderr)
 
 
-def progress_bar(*, shown: bool = True, leave: bool = False, **options):
+def say_json(value: object) -> None:
+    """Print a value as JSON, readable where the encoding of standard output allows, with the escapes of JSON."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    text = _UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    if _encodable(text, sys.stdout) != text:
+        text = json.dumps(value, indent=1)
+    _write(f"{text}\n", sys.stdout)
+
+
+def write(text: str) -> None:
+    """Write text of a model to standard output as it comes: `visible` on a terminal, else exactly as it is."""
+    _write(visible(text) if is_terminal(sys.stdout) else text, sys.stdout)
+
+
+def progress_bar(*, shown: bool = True, leave: bool = False, desc: str | None = None, **options):
     """A tqdm bar (options: its arguments) on standard error if that is a terminal; else one that shows nothing."""
     from tqdm.auto import tqdm
 
-    return tqdm(disable=not (shown and is_terminal(sys.stderr)), leave=leave, **options)
+    label = desc and one_line(desc)
+    return tqdm(desc=label, disable=not (shown and is_terminal(sys.stderr)), leave=leave, **options)
+
+
+def print_table(title: str, columns: list[str], rows: list[list[object]]) -> None:
+    """Print `rows` under `columns`: by rich on a terminal, aligned text elsewhere.
+
+    The first column is left-aligned, the others right-aligned.
+    """
+    from rich.cells import cell_len
+
+    titles, *cells = [[_encodable(one_line(cell), sys.stdout) for cell in row] for row in [columns, *rows]]
+    if is_terminal(sys.stdout):
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text  # no markup: a name may hold [red]
+
+        label = Text(_encodable(one_line(title), sys.stdout)) if title else None
+        table = Table(title=label, title_justify="left")
+        for index, column in enumerate(titles):
+            table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
+        for row in cells:
+            table.add_row(*map(Text, row))
+        Console().print(table)
+        return
+    if title:
+        say(one_line(title))
+    widths = [max(map(cell_len, column)) for column in zip(titles, *cells, strict=True)]
+    for row in [titles, *cells]:
+        blanks = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        rest = [blank + cell for blank, cell in zip(blanks[1:], row[1:], strict=True)]
+        say("  ".join([row[0] + blanks[0], *rest]).rstrip())
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace) -> None:
+    """For `sys.excepthook`: as Python prints a traceback, but `visible`."""
+    say("".join(traceback.format_exception(kind, error, trace)).removesuffix("\n"), error=True)
+
+
+def discard(stream: object) -> None:
+    """Drop what a standard stream still holds and all that is written to it or to its descriptor from now on."""
+    with suppress(AttributeError, OSError, ValueError):  # an object that is no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 @contextmanager
@@ -53,6 +140,41 @@ def usable_streams() -> Iterator[None]:
     finally:
         for name, stream in given.items():
             setattr(sys, name, stream)
+
+
+@contextmanager
+def visible_libraries() -> Iterator[None]:
+    """Inside, what warnings and loggers of all libraries print is `visible`."""
+    form, factory = warnings.formatwarning, logging.getLogRecordFactory()
+
+    class Record(factory if isinstance(factory, type) else logging.LogRecord):
+        def getMessage(self) -> str:
+            return visible(super().getMessage())
+
+    warnings.formatwarning = lambda *args, **options: visible(form(*args, **options))
+    logging.setLogRecordFactory(Record)
+    try:
+        yield
+    finally:
+        warnings.formatwarning = form
+        logging.setLogRecordFactory(factory)
+
+
+def _write(text: str, stream: object) -> None:
+    if stream is None or getattr(stream, "closed", False):
+        return
+    text = _encodable(text, stream)
+    if bars := sys.modules.get("tqdm"):
+        bars.tqdm.write(text, file=stream, end="")
+    else:
+        stream.write(text)
+    with suppress(AttributeError):
+        stream.flush()
+
+
+def _encodable(text: str, stream: object) -> str:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class _Stream(io.TextIOBase):

@@ -1,12 +1,12 @@
 """`mypt append DIR --source ...` or `--from OTHER_DIR`: more data for a dataset directory."""
 
 import argparse
-import json
-import sys
+from functools import partial
 from pathlib import Path
 
 from mypt.cli.prepare import add_reading
 from mypt.cli.table import print_dataset
+from mypt.terminal import say, say_json
 
 HELP = "add text, or the shards of another dataset, to a dataset"
 
@@ -41,13 +41,13 @@ def run(args: argparse.Namespace) -> None:
         if not args.no_overlap:
             found = overlaps(args.directory, args.other, lines=False)
             shared = [entry for entry in found if entry.directory == str(Path(args.other))]
-        manifest = append_dataset(args.directory, args.other, say=lambda line: print(line, file=sys.stderr))
+        manifest = append_dataset(args.directory, args.other, say=partial(say, error=True))
     if args.json:
         facts = summary(args.directory, manifest) | {"shared": [asdict(entry) for entry in shared]}
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
+        say_json(facts)
         return
     print_dataset(summary(args.directory, manifest))
     for entry in shared:
         if entry.shared_documents:
-            print(f"in both       {entry.shared_documents:,} of {entry.documents:,} {entry.split} documents of "
+            say(f"in both       {entry.shared_documents:,} of {entry.documents:,} {entry.split} documents of "
                   f"{entry.directory} are in {entry.other_split} of {entry.other}")  # fmt: skip

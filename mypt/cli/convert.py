@@ -1,12 +1,12 @@
 """`mypt convert PATH --out DIR`: what the original MyPT made, in today's format."""
 
 import argparse
-import json
-import sys
+from functools import partial
 from pathlib import Path
 
-from mypt.cli.table import print_dataset, print_table
+from mypt.cli.table import print_dataset
 from mypt.errors import MyPTError
+from mypt.terminal import print_table, say, say_json
 
 HELP = "turn a checkpoint or a dataset of the original MyPT, or a dataset of nanoGPT, into today's format"
 _OF_DATASETS = ("dtype",)
@@ -98,9 +98,9 @@ def _convert_dataset(args: argparse.Namespace, options: dict) -> int:
     from mypt.shards.convert import convert_dataset
     from mypt.shards.inspect import summary
 
-    manifest = convert_dataset(args.path, args.out, say=lambda line: print(line, file=sys.stderr), **options)
+    manifest = convert_dataset(args.path, args.out, say=partial(say, error=True), **options)
     if args.json:
-        print(json.dumps(summary(args.out, manifest), indent=1, ensure_ascii=False))
+        say_json(summary(args.out, manifest))
     else:
         print_dataset(summary(args.out, manifest))
     return 0
@@ -111,7 +111,7 @@ def _convert_checkpoint(args: argparse.Namespace, options: dict) -> int:
 
     report = convert_checkpoint(args.path, args.out, **options)
     if args.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        say_json(report)
         return 0
     config, made = report["config"], "would make" if options.get("dry_run") else "made"
     rows = {
@@ -130,9 +130,9 @@ def _convert_checkpoint(args: argparse.Namespace, options: dict) -> int:
     if report["max_logit_difference"] is not None:
         rows["check"] = f"logits differ by at most {report['max_logit_difference']:.3g}"
     for name, value in rows.items():
-        print(f"{name:<12}{value}")
+        say(f"{name:<12}{value}")
     for note in report["notes"]:
-        print(f"note: {note}")
+        say(f"note: {note}")
     return 0
 
 
@@ -143,7 +143,7 @@ def _convert_all(args: argparse.Namespace, options: dict) -> int:
     good = convert_all(args.path, args.out, lambda name, outcome: outcomes.update({name: outcome}), **options)
     if args.json:
         told = {name: {"error": str(it)} if isinstance(it, MyPTError) else it for name, it in outcomes.items()}
-        print(json.dumps(told, indent=1, ensure_ascii=False))
+        say_json(told)
         return 0 if good else 1
     from mypt.checkpoints.original import NotOriginal
 
@@ -157,5 +157,5 @@ def _convert_all(args: argparse.Namespace, options: dict) -> int:
             rows.append([name, state, outcome["form"], f"{outcome['parameters']:,}", outcome["step"]])
     print_table("", ["checkpoint", "state", "form", "parameters", "step"], rows)
     for line in failed:
-        print(line, file=sys.stderr)
+        say(line, error=True)
     return 0 if good else 1

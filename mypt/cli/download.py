@@ -1,7 +1,8 @@
 """`mypt download URI DIR`: bring a model from the Hugging Face hub."""
 
 import argparse
-import json
+
+from mypt.terminal import say, say_json
 
 HELP = "bring a model from the Hugging Face hub into a folder, checked"
 
@@ -22,11 +23,11 @@ def run(args: argparse.Namespace) -> None:
     facts = describe(Path(args.directory))
     if args.json:
         report = {"uri": args.uri, "directory": args.directory, "model": facts, **received._asdict()}
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        say_json(report)
         return
     for name, value in facts.items():
-        print(f"{name:<13} {value}")
-    print(f"{'commit':<13} {received.commit}")
-    print(f"\n{len(received.files)} files, {sum(received.files.values()):,} bytes in {args.directory}")
+        say(f"{name:<13} {value}")
+    say(f"{'commit':<13} {received.commit}")
+    say(f"\n{len(received.files)} files, {sum(received.files.values()):,} bytes in {args.directory}")
     if received.left_out:
-        print(f"left on the hub: {', '.join(received.left_out)}")
+        say(f"left on the hub: {', '.join(received.left_out)}")

@@ -1,12 +1,12 @@
 """`mypt estimate`: parameters and memory of a model, part by part, and the largest micro-batch that fits."""
 
 import argparse
-import json
 from dataclasses import asdict
 
 from mypt.errors import MyPTError
 from mypt.planning.numbers import byte_count, count
 from mypt.planning.parameters import with_positions
+from mypt.terminal import print_table, say, say_json
 from mypt.training.hardware.machine import other_machine
 from mypt.training.target import DEFAULT_BLOCK, read_target
 
@@ -46,7 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from mypt.cli.table import print_table
     from mypt.planning.fit import plan_memory
     from mypt.planning.parameters import frozen_parameters, parameter_report
     from mypt.planning.report import memory_rows, parameter_rows
@@ -66,19 +65,19 @@ def run(args: argparse.Namespace) -> None:
         report = {"target": args.target, "notes": target.notes, "choices": choices,
                   "dimensions": dimensions, "step": asdict(step),
                   "parameters": parameters, "memory": memory}  # fmt: skip
-        print(json.dumps(report, indent=1))
+        say_json(report)
         return
     for note in target.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     for name, choice in target.choices.items():
-        print(f"{name}: {choice.value} ({choice.reason})")
+        say(f"{name}: {choice.value} ({choice.reason})")
     print_table(*parameter_rows(parameters))
-    print(f"\n{_words(step)}")
+    say(f"\n{_words(step)}")
     for table in memory_rows(memory):
-        print()
+        say()
         print_table(*table)
     if "advice" in memory:
-        print(f"\nMemory{'' if args.memory else f' ({machine.name}; --memory for another device)'}: {memory['advice']}")
+        say(f"\nMemory{'' if args.memory else f' ({machine.name}; --memory for another device)'}: {memory['advice']}")
 
 
 def _given(args: argparse.Namespace) -> dict:

@@ -1,10 +1,9 @@
 """`mypt evaluate MODEL ... --data NAME=DIR ...`: exact losses on whole evaluation splits."""
 
 import argparse
-import json
 
 from mypt.cli.frameworks import load_transformers
-from mypt.cli.table import print_table
+from mypt.terminal import print_table, say_json
 
 HELP = "exact loss, perplexity and bits per byte of one or several models on whole evaluation splits"
 
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     load_transformers()
     scores = compare(args.models, data, **options, document_mask=args.document_mask)
     if args.json:
-        print(json.dumps([asdict(score) for score in scores], indent=1))
+        say_json([asdict(score) for score in scores])
         return
     columns = ["model", "data", "tokens", "nats/token", "perplexity", "bits/byte", "change", "forgetting"]
     rows = [

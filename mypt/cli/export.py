@@ -1,10 +1,10 @@
 """`mypt export MODEL --to llama --out DIR`: a checkpoint that loads without mypt, with its parity."""
 
 import argparse
-import json
 
 from mypt.checkpoints.families import TARGETS
 from mypt.cli.frameworks import load_transformers
+from mypt.terminal import print_table, say, say_json
 
 HELP = "write a model as a stock GPT-2, Llama, Qwen2 or Qwen3 that loads without mypt, and compare the two"
 
@@ -36,24 +36,21 @@ def run(args: argparse.Namespace) -> None:
     load_transformers()
     report = export_model(args.model, args.out, args.to, getattr(args, "dtype", None))
     if args.json:
-        print(json.dumps(report, indent=1))
+        say_json(report)
     else:
         _print_report(report)
 
 
 def _print_report(report: dict) -> None:
-    from mypt.cli.table import print_table
 
-    print(
-        f"{report['from']} -> {report['to']}, {report['parameters']:,} parameters, {report['dtype']}: {report['out']}"
-    )
+    say(f"{report['from']} -> {report['to']}, {report['parameters']:,} parameters, {report['dtype']}: {report['out']}")
     if report["added_biases"]:
-        print(f"biases that the model does not have, written as zeros: {', '.join(report['added_biases'])}")
-    print()
+        say(f"biases that the model does not have, written as zeros: {', '.join(report['added_biases'])}")
+    say()
     rows = [[name, f"{difference:.1e}"] for name, difference in report["differences"].items()]
     print_table("", ["largest difference of a logit", "float32"], rows)
-    print()
-    print(f"tolerance     {report['tolerance']:.1e} (the largest logit is {report['largest_logit']:.1f})")
-    print(f"greedy text   {'equal' if report['greedy_equal'] else 'NOT equal'}, {report['greedy_tokens']} tokens")
+    say()
+    say(f"tolerance     {report['tolerance']:.1e} (the largest logit is {report['largest_logit']:.1f})")
+    say(f"greedy text   {'equal' if report['greedy_equal'] else 'NOT equal'}, {report['greedy_tokens']} tokens")
     if report["rounding"] is not None:
-        print(f"rounding      {report['rounding']:.1e}: what {report['dtype']} changes in a logit")
+        say(f"rounding      {report['rounding']:.1e}: what {report['dtype']} changes in a logit")

@@ -1,7 +1,6 @@
 """`mypt generate MODEL`: continue prompts, answer questions, chat."""
 
 import argparse
-import json
 import sys
 
 from mypt.cli.frameworks import load_transformers
@@ -12,7 +11,7 @@ from mypt.generation.settings import (
     preset_settings,
     sample_settings,
 )
-from mypt.terminal import is_terminal, progress_bar, say
+from mypt.terminal import is_terminal, progress_bar, say, say_json, write
 
 HELP = "continue prompts with a trained model"
 
@@ -137,13 +136,13 @@ def _stream(args, model, tokenizer, template, jobs) -> None:
     questions = QuestionTemplate(tokenizer, template) if args.qa else None
     for index, (record, sample) in enumerate(jobs):
         prompt = record["prompt"]
-        _write("---\n" if index else "")
+        write("---\n" if index else "")
         if questions:
             prompt, sample = questions.prompt(prompt), questions.settings(sample)
         else:
-            _write(prompt)
-        completion = generate(model, tokenizer, prompt, sample, on_text=_write, strip=args.qa, say=_say)
-        _write("\n")
+            write(prompt)
+        completion = generate(model, tokenizer, prompt, sample, on_text=write, strip=args.qa, say=_say)
+        write("\n")
         _tell(completion)
 
 
@@ -177,10 +176,10 @@ def _batches(args, model, tokenizer, settings, template, jobs, results) -> None:
             results.write(texts[-1])
     bar.close()
     if results:
-        print(f"{len(texts)} texts written to {args.out}, which has {len(jobs)}")
+        say(f"{len(texts)} texts written to {args.out}, which has {len(jobs)}")
     else:
         report = {"model": args.model, "settings": asdict(settings), "texts": texts}
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        say_json(report)
 
 
 def _chat(model, tokenizer, settings, template) -> None:
@@ -201,8 +200,8 @@ def _chat(model, tokenizer, settings, template) -> None:
         if not question:
             continue
         forgotten = chat.forgotten
-        completion = chat.ask(question, _write)
-        _write("\n")
+        completion = chat.ask(question, write)
+        write("\n")
         _tell(completion)
         if chat.forgotten > forgotten:
             _say(f"the context is full: the model no longer reads the first {chat.forgotten} turns")
@@ -218,7 +217,3 @@ def _tell(completion) -> None:
 
 def _say(line: str) -> None:
     say(f"mypt generate: {line}", error=True)
-
-
-def _write(text: str) -> None:
-    print(text, end="", flush=True)

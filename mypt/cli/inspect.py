@@ -1,12 +1,11 @@
 """`mypt inspect PATH [OTHER]`: what is in a run folder, a checkpoint or a dataset directory, or how two differ."""
 
 import argparse
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from mypt.cli.table import print_table
 from mypt.errors import MyPTError
+from mypt.terminal import print_table, say, say_json
 
 _TOLD = ("of", "from", "samples", "tokens", "fraction", "val", "seed")  # of what made a dataset of another one
 
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         report = _checkpoint_report(path, args)
         show = _print_checkpoint
     if args.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        say_json(report)
     else:
         show(report)
     return 1 if report["problems"] else 0
@@ -94,7 +93,7 @@ def _diff(args: argparse.Namespace) -> int:
         report = diff_checkpoints(first, second, weights=args.weights)
         blocks = describe_diff(report)
     if args.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        say_json(report)
     else:
         _print_blocks(blocks)
     return 0
@@ -149,34 +148,30 @@ def _print_dataset(report: dict) -> None:
     ]
     print_table(f"{report['path']}: dataset", columns, rows)
     tokenizer = report["tokenizer"]
-    print()
-    print(
-        line("tokenizer", f"{tokenizer['name']}, {tokenizer['vocab_size']:,} ids, EOS is {tokenizer['eos_token_id']}")
-    )
-    print(line("token ids", report["dtype"]))
-    print(line("format", report["format"]))
+    say()
+    say(line("tokenizer", f"{tokenizer['name']}, {tokenizer['vocab_size']:,} ids, EOS is {tokenizer['eos_token_id']}"))
+    say(line("token ids", report["dtype"]))
+    say(line("format", report["format"]))
     for entry in report["history"]:
         told = {name: value for name, value in entry.items() if name in _TOLD}
         texts = ", ".join(source["name"] for source in entry.get("text", ()))
-        print(line(entry["did"], plain({"of": texts} | told if texts else told)))
-    print()
+        say(line(entry["did"], plain({"of": texts} | told if texts else told)))
+    say()
     sources = [[s["name"], *_numbers(s["documents"], s["bytes"], s["tokens"])] for s in report["sources"]]
     print_table("", ["source", "documents", "bytes of text", "tokens"], sources)
     _print_blocks(pairs("settings", report["settings"]))
     _print_blocks(pairs("while preparing", report["report"]))
-    print()
+    say()
     _print_blocks(files(report))
     for window in report.get("windows", ()):
-        print(
-            f"\n--- sample {window['sample']}: {len(window['input_ids'])} tokens from token {window['first_token']:,}"
-        )
-        print(window["text"])
+        say(f"\n--- sample {window['sample']}: {len(window['input_ids'])} tokens from token {window['first_token']:,}")
+        say(window["text"])
 
 
 def _print_blocks(blocks: Iterable) -> None:
     for block in blocks:
         if isinstance(block, str):
-            print(block)
+            say(block)
         else:
             print_table("", *block)
 

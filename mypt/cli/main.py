@@ -3,13 +3,17 @@
 import argparse
 import errno
 import importlib
-import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
+from mypt import interrupts
 from mypt.errors import MyPTError, shown
 from mypt.planning.numbers import finite, whole
-from mypt.terminal import usable_streams
+from mypt.terminal import discard, one_line, print_traceback, say, usable_streams, visible_libraries
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # In the order in which a newcomer meets them.
 COMMANDS = (
@@ -33,8 +37,15 @@ COMMANDS = (
 )
 
 
+class Parser(argparse.ArgumentParser):
+    """Prints its errors, which repeat what was typed, in one line that a terminal shows as it is."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mypt",
         description="Train GPT models from scratch and adapt them to a domain without losing what they knew.",
     )
@@ -58,41 +69,54 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns 0 (done), 1 (a check failed) or 2 (bad input), whatever the standard streams are."""
-    with usable_streams():
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = print_traceback
+    with usable_streams(), visible_libraries():
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")  # what it can't show does not end a command
         return _main(argv)
 
 
 def _main(argv: list[str] | None) -> int:
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # what it can't show does not end a command
-    parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest:
-        if not hasattr(args, "overrides"):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        args.overrides = rest  # --section.key=value, checked against the recipe's names
+    name, debug = "mypt", False
     try:
-        code = args.run(args) or 0
-        sys.stdout.flush()
-        return code
+        with interrupts.raised(), _flushed():
+            parser = build_parser()
+            args, rest = parser.parse_known_args(argv)
+            name, debug = f"mypt {args.command}", args.debug
+            if rest:
+                if not hasattr(args, "overrides"):
+                    parser.error(f"unrecognized arguments: {' '.join(rest)}")
+                args.overrides = rest  # --section.key=value, checked against the recipe's names
+            return args.run(args) or 0
     except MyPTError as error:
-        if args.debug:
+        if debug:
             raise
-        print(f"mypt {args.command}: {error}", file=sys.stderr)
+        say(f"{name}: {one_line(error)}", error=True)
         return error.exit_code
     except BrokenPipeError:
-        # The reader of a pipe (`mypt generate | head`) went away: nothing was lost, nothing is left to flush at exit.
-        with suppress(OSError):  # an object that is no file
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0  # the reader of a pipe (`mypt generate | head`) went away: nothing was lost
     except OSError as error:
-        if args.debug:
+        if debug:
             raise
-        reason = "the disk is full; free some space" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        name = str(error.filename or "")
-        place = f"{name if len(name) < 300 else shown(name)}: " if name else ""
-        print(f"mypt {args.command}: {place}{reason}", file=sys.stderr)
+        reason = "the disk is full; free some space" if error.errno in FULL else error.strerror or str(error)
+        path = str(error.filename or "")
+        place = f"{path if len(path) < 300 else shown(path)}: " if path else ""
+        say(f"{name}: {one_line(f'{place}{reason}')}", error=True)
         return 2
     except KeyboardInterrupt:
-        print(f"mypt {args.command}: interrupted", file=sys.stderr)
-        return 130
+        say(f"{name}: interrupted", error=True)
+        return interrupts.CODE
+
+
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """At the end standard output is flushed; what it does not take is dropped, since the interpreter would try again"""
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            discard(sys.stdout)

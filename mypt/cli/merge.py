@@ -1,9 +1,9 @@
 """`mypt merge ADAPTER --out DIR`: an adapter and its base model as one checkpoint."""
 
 import argparse
-import json
 
 from mypt.cli.frameworks import load_transformers
+from mypt.terminal import say, say_json
 
 HELP = "write a LoRA adapter and its base model as one checkpoint, and compare the two"
 
@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> None:
     load_transformers()
     report = merge_adapter(args.adapter, args.out, getattr(args, "base", None))
     if args.json:
-        print(json.dumps(report, indent=1))
+        say_json(report)
         return
-    print(f"{report['adapter']} merged into {report['base']}")
-    print(f"{report['architecture']}, {report['parameters']:,} parameters, {report['dtype']}: {report['out']}")
-    print(f"largest difference of a logit: {report['difference']:.1e} (the largest: {report['largest_logit']:.1f})")
+    say(f"{report['adapter']} merged into {report['base']}")
+    say(f"{report['architecture']}, {report['parameters']:,} parameters, {report['dtype']}: {report['out']}")
+    say(f"largest difference of a logit: {report['difference']:.1e} (the largest: {report['largest_logit']:.1f})")

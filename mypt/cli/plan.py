@@ -1,12 +1,12 @@
 """`mypt plan`: what a recipe, a preset or a checkpoint will cost and be worth, before any compute is spent."""
 
 import argparse
-import json
 import os
 
 from mypt.errors import MyPTError
 from mypt.planning.numbers import byte_count, count
 from mypt.planning.parameters import with_positions
+from mypt.terminal import print_table, say, say_json
 from mypt.training.hardware.machine import Machine, other_machine
 from mypt.training.target import DEFAULT_BLOCK, Target, read_target
 
@@ -42,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from mypt.cli.table import print_table
     from mypt.planning.report import coverage_report, plan, plan_rows
 
     machine = other_machine(args.memory, None)
@@ -55,26 +54,26 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         told = {"target": args.target, "notes": notes, "choices": choices, "reason": reason}
         result["evaluation"] = asdict(evaluation) if evaluation else None
-        print(json.dumps(told | result, indent=1))
+        say_json(told | result)
         return
     for note in notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     for name, choice in target.choices.items():
-        print(f"{name}: {choice.value} ({choice.reason})")
+        say(f"{name}: {choice.value} ({choice.reason})")
     if settings["steps"]:
-        print(f"{settings['steps']:,} steps: {reason}")
+        say(f"{settings['steps']:,} steps: {reason}")
     if evaluation:
-        print(evaluation)
+        say(evaluation)
     if "coverage" in result:
         shared = ("sources", "batch_size", "block_size", "accumulation", "processes", "steps")
         report = coverage_report(**{name: settings[name] for name in shared}, parameters=result.get("parameters"))
-        print("\n".join(report))
+        say("\n".join(report))
     for table in plan_rows(result):
-        print()
+        say()
         print_table(*table)
     where = "" if args.memory else f" ({machine.name}; --memory for another GPU)"
     for words in _last_words(result, where):
-        print(f"\n{words}")
+        say(f"\n{words}")
 
 
 def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> tuple[dict, dict, list[str]]:

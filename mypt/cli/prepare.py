@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from mypt.planning.numbers import whole
+from mypt.terminal import print_table, say, say_json
 
 HELP = "turn text files or HF datasets into a dataset directory of token shards"
 
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
         **{"workers": available_cores(), **chosen},
     )
     if args.json:
-        print(json.dumps(summary(args.out, manifest) | {"report": manifest.report}, indent=1, ensure_ascii=False))
+        say_json(summary(args.out, manifest) | {"report": manifest.report})
         return
     _print_report(args.out, manifest)
     if args.show_dropped:
@@ -124,7 +125,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print_report(out: str, manifest) -> None:
-    from mypt.cli.table import print_table
     from mypt.tokenization.round_trip import describe_loss
 
     report = manifest.report
@@ -140,27 +140,27 @@ def _print_report(out: str, manifest) -> None:
     dropped |= {f"{reason} lines": count for reason, count in report.get("dropped_lines", {}).items()}
     if "skipped" in report:
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in report["skipped"].items())
-        print(f"skipped       {skipped} ({Path(out) / 'skipped.jsonl'})")
-    print(f"tokenizer     {report['tokenizer']}, {manifest.vocab_size:,} ids, {manifest.dtype}")
-    print(f"bytes/token   {report['bytes_per_token']:.3f}")
-    print(f"dropped       {', '.join(f'{count:,} {reason}' for reason, count in dropped.items())}")
-    print(f"changed       {report['normalized']:,} normalized, {report['invalid_utf8']:,} bytes of invalid UTF-8")
-    print(f"in both       {report['contaminated']:,} documents")
+        say(f"skipped       {skipped} ({Path(out) / 'skipped.jsonl'})")
+    say(f"tokenizer     {report['tokenizer']}, {manifest.vocab_size:,} ids, {manifest.dtype}")
+    say(f"bytes/token   {report['bytes_per_token']:.3f}")
+    say(f"dropped       {', '.join(f'{count:,} {reason}' for reason, count in dropped.items())}")
+    say(f"changed       {report['normalized']:,} normalized, {report['invalid_utf8']:,} bytes of invalid UTF-8")
+    say(f"in both       {report['contaminated']:,} documents")
     if "dropped_ids" in report:
-        print(f"special       {report['dropped_ids']:,} ids of special tokens in the text were dropped")
+        say(f"special       {report['dropped_ids']:,} ids of special tokens in the text were dropped")
     if "unknown_ids" in report:
-        print(
+        say(
             f"unknown       {report['unknown_ids']:,} ids, {report['unknown_ids'] / report['tokens']:.2%} of the tokens"
         )
     if "loss" in report:
-        print(f"round trip    {describe_loss(report['loss'])}")
+        say(f"round trip    {describe_loss(report['loss'])}")
     if "engine" in report:
         processes = f"{report['workers']} process" + "es" * (report["workers"] > 1)
-        print(f"encoder       {report['engine']}, {report['encode_mb_per_second']:.0f} MB/s")
-        print(f"time          {report['seconds']:.1f} s, {report['mb_per_second']:.2f} MB/s, {processes}")
+        say(f"encoder       {report['engine']}, {report['encode_mb_per_second']:.0f} MB/s")
+        say(f"time          {report['seconds']:.1f} s, {report['mb_per_second']:.2f} MB/s, {processes}")
         if report["peak_memory_mb"]:
-            print(f"memory        {report['peak_memory_mb']:,} MB at most in a process")
-    print(f"next          mypt plan --tokens {manifest.splits['train'].tokens}")
+            say(f"memory        {report['peak_memory_mb']:,} MB at most in a process")
+    say(f"next          mypt plan --tokens {manifest.splits['train'].tokens}")
 
 
 def _print_dropped(out: Path) -> None:
@@ -169,7 +169,7 @@ def _print_dropped(out: Path) -> None:
 
     for reason, texts in read_examples(out).items():
         for text in texts:
-            print(f"{reason:13} {json.dumps(text, ensure_ascii=False)}")
+            say(f"{reason:13} {json.dumps(text, ensure_ascii=False)}")
 
 
 def _ids_or_auto(text: str) -> int | str:

@@ -1,10 +1,9 @@
 """`mypt presets`: the model sizes that go by a name."""
 
 import argparse
-import json
 
-from mypt.cli.table import print_table
 from mypt.errors import MyPTError
+from mypt.terminal import print_table, say, say_json
 
 HELP = "list model sizes with exact parameter counts and dimensions"
 
@@ -27,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     counts = {name: count_parameters(dimensions) for name, dimensions in presets.items()}
     if args.json:
         report = {name: {"dimensions": presets[name], "parameters": counts[name]} for name in presets}
-        print(json.dumps(report, indent=2))
+        say_json(report)
     elif args.name:
         _print_one(args.name, presets[args.name], counts[args.name])
     else:
@@ -50,10 +49,10 @@ def _print_all(presets: dict[str, dict], counts: dict[str, dict[str, int]]) -> N
         for name, dimensions in presets.items()
     ]
     print_table("", columns, rows)
-    print("block and vocabulary in tokens; `mypt presets NAME` shows where the parameters are")
+    say("block and vocabulary in tokens; `mypt presets NAME` shows where the parameters are")
 
 
 def _print_one(name: str, dimensions: dict, counts: dict[str, int]) -> None:
     print_table(name, ["parameters", "number"], [[part, f"{counts[part]:,}"] for part in PARTS])
-    print()
+    say()
     print_table("", ["field of MyPTConfig", "value"], [[field, value] for field, value in dimensions.items()])

@@ -1,10 +1,10 @@
 """`mypt subset DIR --out DIR2`: a reproducible part of a dataset."""
 
 import argparse
-import json
-import sys
+from functools import partial
 
 from mypt.cli.table import print_dataset
+from mypt.terminal import say, say_json
 
 HELP = "a reproducible part of a dataset that keeps the ratios of its sources"
 
@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> None:
 
     size = {name: getattr(args, name) for name in ("samples", "tokens", "fraction") if hasattr(args, name)}
     manifest = subset_dataset(
-        args.directory, args.out, seed=args.seed, val=args.val, say=lambda line: print(line, file=sys.stderr), **size
+        args.directory, args.out, seed=args.seed, val=args.val, say=partial(say, error=True), **size
     )
     if args.json:
-        print(json.dumps(summary(args.out, manifest), indent=1, ensure_ascii=False))
+        say_json(summary(args.out, manifest))
     else:
         print_dataset(summary(args.out, manifest))

@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
 from mypt.cli.prepare import add_reading, add_training
 from mypt.errors import TokenizerError
+from mypt.terminal import one_line, print_table, say, say_json
 
 HELP = "show what a tokenizer is and how it does on a text, make one of a text, or add tokens to one"
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     if (args.out is None or adding) and hasattr(args, "source"):
         report["source"] = _measured(args, tokenizer)
     if args.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        say_json(report)
     else:
         _print_report(report)
 
@@ -78,8 +78,15 @@ def _train(args: argparse.Namespace) -> None:
         name: getattr(args, name) for name in (*names, "lowercase", "max_documents", "on_error") if hasattr(args, name)
     }
     workers = getattr(args, "workers", None) or available_cores()
-    say = partial(print, file=sys.stderr)
-    train_tokenizer(args.source, args.out, args.tokenizer, retrain=args.retrain, workers=workers, say=say, **settings)
+    train_tokenizer(
+        args.source,
+        args.out,
+        args.tokenizer,
+        retrain=args.retrain,
+        workers=workers,
+        say=partial(say, error=True),
+        **settings,
+    )
 
 
 def _extend(args: argparse.Namespace) -> None:
@@ -88,7 +95,7 @@ def _extend(args: argparse.Namespace) -> None:
     asked = read_tokens(args.add_tokens)
     new = extend_tokenizer(args.name, asked, args.out)
     words = f"{len(new)} of {len(set(asked))} tokens added to {args.name}"
-    print(words if len(new) == len(set(asked)) else f"{words}; the others are one token already", file=sys.stderr)
+    say(words if len(new) == len(set(asked)) else f"{words}; the others are one token already", error=True)
 
 
 def _measured(args: argparse.Namespace, tokenizer) -> dict:
@@ -114,31 +121,30 @@ def _measured(args: argparse.Namespace, tokenizer) -> dict:
 
 
 def _print_report(report: dict) -> None:
-    from mypt.cli.table import print_table
     from mypt.tokenization.round_trip import describe_loss
 
     merges = f", {report['merges']:,} merges" if report["merges"] else ""
-    print(f"tokenizer     {report['tokenizer']}")
-    print(f"kind          {report['kind']}{merges}")
-    print(f"ids           {report['ids']:,}")
+    say(f"tokenizer     {report['tokenizer']}")
+    say(f"kind          {report['kind']}{merges}")
+    say(f"ids           {report['ids']:,}")
     for token in report["special_tokens"]:
         roles = f" ({', '.join(token['roles'])})" if token["roles"] else ""
-        print(f"special       {token['id']} {token['text']}{roles}")
-    print(f"hash          {report['hash']}")
+        say(f"special       {token['id']} {one_line(token['text'])}{roles}")
+    say(f"hash          {report['hash']}")
     if report["training"]:
-        print(f"made of       {', '.join(report['training']['sources'])}")
+        say(f"made of       {', '.join(report['training']['sources'])}")
         for step in (step for note in report["training"]["notes"] for step in note.split("; ")):
-            print(f"              {step}")
+            say(f"              {step}")
     if report["longest_tokens"]:
         rows = [[_quoted(token["text"]), token["bytes"], token["id"]] for token in report["longest_tokens"]]
-        print()
+        say()
         print_table("", ["longest tokens", "bytes", "id"], rows)
     if "text" in report:
-        print()
+        say()
         print_table("", ["token", "id"], [[_quoted(token["text"]), token["id"]] for token in report["text"]])
-        print(f"round trip    {describe_loss(report['text_loss'])}")
+        say(f"round trip    {describe_loss(report['text_loss'])}")
         if report["text_loss"]["changed_texts"]:
-            print(f"decoded       {_quoted(report['text_loss']['decoded'])}")
+            say(f"decoded       {_quoted(report['text_loss']['decoded'])}")
     if "source" in report:
         _print_measured(report)
 
@@ -148,15 +154,15 @@ def _print_measured(report: dict) -> None:
 
     found = report["source"]
     ratio = "-" if found["bytes_per_token"] is None else f"{found['bytes_per_token']:.3f}"
-    print()
-    print(f"text          {found['bytes']:,} bytes, {found['tokens']:,} tokens")
-    print(f"bytes/token   {ratio}")
+    say()
+    say(f"text          {found['bytes']:,} bytes, {found['tokens']:,} tokens")
+    say(f"bytes/token   {ratio}")
     if found["loss"]:
-        print(f"round trip    {describe_loss(found['loss'])}")
-    print(f"ids used      {found['ids_used']:,} of {report['ids']:,} ({found['ids_used'] / report['ids']:.1%})")
-    print(f"its own bpe   {found['automatic_vocab_size']:,} ids by --vocab-size auto:")
+        say(f"round trip    {describe_loss(found['loss'])}")
+    say(f"ids used      {found['ids_used']:,} of {report['ids']:,} ({found['ids_used'] / report['ids']:.1%})")
+    say(f"its own bpe   {found['automatic_vocab_size']:,} ids by --vocab-size auto:")
     for step in found["reasons"]:
-        print(f"              {step}")
+        say(f"              {step}")
 
 
 def _quoted(text: str) -> str:

@@ -1,9 +1,8 @@
 """`mypt upload DIR URI`: send a model to the Hugging Face hub."""
 
 import argparse
-import json
 
-from mypt.cli.table import print_table
+from mypt.terminal import print_table, say, say_json
 
 HELP = "send a model with its card, tokenizer and code to the Hugging Face hub"
 
@@ -37,22 +36,22 @@ def run(args: argparse.Namespace) -> None:
         card = next(file.content for file in files if file.name == "README.md").decode()
         report = {"uri": args.uri, "files": sizes, "bytes": sum(sizes.values()), "card": card}
         if args.json:
-            print(json.dumps(report, indent=1, ensure_ascii=False))
+            say_json(report)
             return
         print_table(f"{args.uri} would get", ["file", "bytes"], [[name, f"{size:,}"] for name, size in sizes.items()])
-        print(f"\n{len(sizes)} files, {sum(sizes.values()):,} bytes; nothing was sent\n\n{card}", end="")
+        say(f"\n{len(sizes)} files, {sum(sizes.values()):,} bytes; nothing was sent\n\n{card}".removesuffix("\n"))
         return
     private = True if hasattr(args, "private") else False if hasattr(args, "public") else None
     is_private = connect(args.uri, private=private)
     done = send(files, args.uri, message=args.message)
     if args.json:
         report = {"uri": args.uri, "private": is_private, "files": sizes, "bytes": sum(sizes.values())}
-        print(json.dumps(report | done._asdict(), indent=1, ensure_ascii=False))
+        say_json(report | done._asdict())
         return
     states = {name: state for state in ("sent", "unchanged") for name in getattr(done, state)}
     rows = [[name, f"{size:,}", states[name]] for name, size in sizes.items()]
     print_table(args.uri, ["file", "bytes", ""], rows + [[name, "", "removed"] for name in done.removed])
-    print(
+    say(
         f"\n{len(done.sent)} of {len(sizes)} files sent, {sum(sizes[name] for name in done.sent):,} bytes; "
         f"commit {done.commit[:8]}, {'private' if is_private else 'public'}"
     )

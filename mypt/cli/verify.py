@@ -1,11 +1,10 @@
 """`mypt verify DIR ...`: every shard, or weights and states of checkpoints, against what was recorded; shared text."""
 
 import argparse
-import json
 from itertools import combinations
 from pathlib import Path
 
-from mypt.cli.table import print_table
+from mypt.terminal import print_table, say, say_json
 
 HELP = "check every shard of a dataset, which text two datasets share, or the files of checkpoints"
 
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     damaged = damaged or any(model["problem"] for model in models)
     if args.json:
         facts = {"directories": reports, "checkpoints": models, "shared": [asdict(found) for found in shared]}
-        print(json.dumps(facts | {"ok": not damaged and not leaks}, indent=1, ensure_ascii=False))
+        say_json(facts | {"ok": not damaged and not leaks})
         return 1 if damaged or leaks else 0
     for model in models:
         _print_model(model)
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if shared:
         _print_shared(shared)
     for found in leaks:
-        print(f"PROBLEM: {found.shared_documents:,} val documents of {found.directory} are in train of {found.other}: "
+        say(f"PROBLEM: {found.shared_documents:,} val documents of {found.directory} are in train of {found.other}: "
               f"a model trained there is measured on text that it has seen")  # fmt: skip
     return 1 if damaged or leaks else 0
 
@@ -65,22 +64,22 @@ def _print_report(report: dict) -> None:
     ]
     print_table(report["path"], ["split", "shards", "tokens", "documents"], rows)
     for problem in report["problems"]:
-        print(f"PROBLEM: {problem['file']}: {problem['problem']}")
+        say(f"PROBLEM: {problem['file']}: {problem['problem']}")
     for note in report["notes"]:
-        print(f"note: {note}")
+        say(f"note: {note}")
     if not report["problems"]:
-        print(f"ok: {report['bytes'] / 1e6:,.1f} MB" + (f", {report['seconds']:.1f} s" if report["seconds"] else ""))
-    print()
+        say(f"ok: {report['bytes'] / 1e6:,.1f} MB" + (f", {report['seconds']:.1f} s" if report["seconds"] else ""))
+    say()
 
 
 def _print_model(report: dict) -> None:
     if report["problem"]:
-        print(f"PROBLEM: {report['path']}: {report['problem']}")
+        say(f"PROBLEM: {report['path']}: {report['problem']}")
     elif report["files"]:
         count = f"{report['files']} file{'s' * (report['files'] != 1)}"
-        print(f"{report['path']}: ok: {count}, {report['bytes'] / 1e6:,.1f} MB")
+        say(f"{report['path']}: ok: {count}, {report['bytes'] / 1e6:,.1f} MB")
     else:
-        print(f"{report['path']}: no checksums were recorded; its files are complete")
+        say(f"{report['path']}: no checksums were recorded; its files are complete")
 
 
 def _print_shared(shared: list) -> None:

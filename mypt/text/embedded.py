@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from mypt.terminal import say
+
 SKIPPED_PACKAGES = {
     "pydoc_data",
     "site-packages",
@@ -112,5 +114,5 @@ def without_docstrings(source: str, tree: ast.Module) -> str:
 if __name__ == "__main__":
     counts = write_embedded_corpus(sys.argv[1])
     for corpus in ("general", "domain"):
-        print(f"{corpus}: {counts[f'{corpus}_documents']:,} documents, {counts[f'{corpus}_bytes'] / 1e6:.1f} MB")
-    print(f"overlap: {counts['overlap']:.2%} of general's lines of {LONG_LINE} characters or more also stand in domain")
+        say(f"{corpus}: {counts[f'{corpus}_documents']:,} documents, {counts[f'{corpus}_bytes'] / 1e6:.1f} MB")
+    say(f"overlap: {counts['overlap']:.2%} of general's lines of {LONG_LINE} characters or more also stand in domain")

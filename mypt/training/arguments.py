@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mypt.errors import MyPTError, RecipeError, shown
 from mypt.recipe import OWN_OPTIMIZERS, OptimizerSection, Recipe
+from mypt.terminal import say
 from mypt.training.hardware.out_of_memory import is_out_of_memory
 from mypt.training.schedules import require_schedule, schedule_arguments, warmup_length
 
@@ -118,7 +119,7 @@ def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArgu
     require_schedule(args, steps)
     if args.n_gpu > 1:
         # Trainer would split each micro-batch in threads (DataParallel): slower, and another batch than the recipe's.
-        print(f"{args.n_gpu} GPUs are visible and one is used; `accelerate launch scripts/train.py` uses all")
+        say(f"{args.n_gpu} GPUs are visible and one is used; `accelerate launch scripts/train.py` uses all")
         args._n_gpu = 1
     return args
 

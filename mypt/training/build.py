@@ -17,6 +17,7 @@ from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
 from mypt.evaluation.documents import require_document_mask
 from mypt.recipe import OWN_OPTIMIZERS, RESOLVED_NAME, Recipe, save_recipe
+from mypt.terminal import say
 from mypt.training import run_folder
 from mypt.training.arguments import hf_optimizer, refused_values
 from mypt.training.callbacks.coverage import CoverageCallback
@@ -130,7 +131,7 @@ def _build(
     if PartialState().is_main_process:
         if checkpoint and not isinstance(resume, bool) and (aside := run_folder.set_aside_later(run, Path(checkpoint))):
             names = ", ".join(sorted(path.name for path in aside.iterdir()))
-            print(f"{names}: moved to {aside}, since the run resumes from {Path(checkpoint).name}")
+            say(f"{names}: moved to {aside}, since the run resumes from {Path(checkpoint).name}")
         run_folder.record(run, identity)
         save_recipe(recipe, run / RESOLVED_NAME)
     # Each process its own dropout masks; a resume restores them from its checkpoint.
@@ -159,7 +160,7 @@ def _model(
         model = lora.attach_adapters(model, recipe.lora, recipe.model.init_from, seed)
     frozen = freeze(model, recipe.model, recipe.training)
     if frozen and PartialState().is_main_process:
-        print(frozen)
+        say(frozen)
     return model
 
 
@@ -202,11 +203,11 @@ def _claim(
         run_folder.claim(run, identity, bool(resume))
         if PartialState().is_main_process:
             for line in skipped:
-                print(line)
+                say(line)
             if isinstance(resume, bool):
                 run_folder.set_aside_incomplete(run, checkpoint)
             if checkpoint:
-                print(f"resuming from {checkpoint}")
+                say(f"resuming from {checkpoint}")
     return str(checkpoint) if checkpoint else None
 
 

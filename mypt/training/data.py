@@ -11,6 +11,7 @@ from mypt.recipe import Recipe
 from mypt.shards.format import Manifest, read_manifest
 from mypt.shards.output import own_tokenizer
 from mypt.shards.pipeline import TRAINED
+from mypt.terminal import say
 from mypt.text.files import dataset_directory, holds_records
 from mypt.text.hub import PREFIX, advice_for
 from mypt.text.validation import own_validation
@@ -125,7 +126,7 @@ def _announce_tokenizer(recipe: Recipe) -> None:
         raise RecipeError(f"model.init_from {base} holds no tokenizer; name the one that it was trained with in "
                           "tokenizer.name")  # fmt: skip
     if _is_main_process():
-        print(f"tokenizer: the one of model.init_from {base}; set tokenizer.name to use another")
+        say(f"tokenizer: the one of model.init_from {base}; set tokenizer.name to use another")
 
 
 def _own_sets(texts: list[str]) -> dict[str, str]:
@@ -133,7 +134,7 @@ def _own_sets(texts: list[str]) -> dict[str, str]:
     sets = {_name(source): split for source in texts if (split := own_validation(source))}
     for source in sets.values():
         if _is_main_process():
-            print(f"evaluation: {source}, the dataset's own validation split; set data.eval to use another")
+            say(f"evaluation: {source}, the dataset's own validation split; set data.eval to use another")
     return sets
 
 

@@ -14,6 +14,7 @@ from mypt.checkpoints.load import load_model
 from mypt.errors import RecipeError
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.recipe import ModelSection
+from mypt.terminal import say
 from mypt.tokenization.extend import added_pieces
 from mypt.tokenization.load import largest_id, model_tokenizer, require_model_tokenizer
 from mypt.training.data import RunData
@@ -55,11 +56,11 @@ def existing_model(
     if texts or (isinstance(model, MyPTForCausalLM) and model.config.unpadded_vocab_size is None and not adapter):
         grow_vocabulary(model, known, pieces)
     if PartialState().is_main_process:
-        print(f"init_from {source}: {words}")
+        say(f"init_from {source}: {words}")
         if stretched:
-            print(stretched)
+            say(stretched)
         if texts:
-            print(
+            say(
                 f"added {len(texts)} tokens to {rows:,} rows ({known:,} in use), {model.config.vocab_size:,} now: each "
                 "starts as the mean of the pieces that it was spelled in (2109.04607)"
             )

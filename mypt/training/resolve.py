@@ -16,6 +16,7 @@ from mypt.planning.evaluation import Evaluation, plan_evaluation
 from mypt.recipe import ModelSection, Recipe
 from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
+from mypt.terminal import say
 from mypt.training.arguments import build_arguments, default_arguments, unused_settings
 from mypt.training.data import RunData
 from mypt.training.hardware.settle import Hardware, passes_per_step, settle_compile
@@ -102,7 +103,7 @@ def _base(recipe: Recipe, model: PreTrainedModel, recorded: dict) -> dict | str 
     broadcast_object_list(found)
     if found[0] is None and before:
         if PartialState().is_main_process:
-            print(
+            say(
                 f"model.init_from {name} is not there any more: the run resumes from its checkpoint, which contains "
                 "the whole model"
             )
@@ -164,8 +165,8 @@ def settle_arguments(
     defaults = default_arguments(recipe, parameters, steps)
     chosen = {name: value for name, value in defaults.items() if name not in given}
     if PartialState().is_main_process:
-        print("\n".join([f"{steps:,} steps: {reason}", *hardware.lines]))
-        print(
+        say("\n".join([f"{steps:,} steps: {reason}", *hardware.lines]))
+        say(
             f"{model.num_parameters():,} parameters ({parameters:,} without embeddings), "
             f"on {args.device}, {recipe.optimizer.name}, learning rate {args.learning_rate:g}"
         )
@@ -174,14 +175,14 @@ def settle_arguments(
             words = (
                 f"lora: {trained:,} of them are trained ({trained / model.num_parameters():.2%}), rank {recipe.lora.r}"
             )
-            print("\n".join([words, *model.lines]))
+            say("\n".join([words, *model.lines]))
         if unused := unused_settings(recipe):
-            print(f"without effect on {recipe.optimizer.name}, this schedule or this Trainer: {', '.join(unused)}")
+            say(f"without effect on {recipe.optimizer.name}, this schedule or this Trainer: {', '.join(unused)}")
         if (warmup := args.get_warmup_steps(steps)) > steps:
-            print(f"warm-up of {warmup:,} steps: the run ends in it, at {steps / warmup:.1%} of the learning rate")
-        print(f"defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
+            say(f"warm-up of {warmup:,} steps: the run ends in it, at {steps / warmup:.1%} of the learning rate")
+        say(f"defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
         if evaluation:
-            print(evaluation)
+            say(evaluation)
     recipe.training |= chosen | {"max_steps": steps}
     recipe.training.pop("num_train_epochs", None)
     return args

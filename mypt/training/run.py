@@ -11,6 +11,7 @@ from mypt.checkpoints.complete import read_state
 from mypt.errors import CheckFailed, CheckpointError, Interrupted, UnreadableCheckpoint, recipe_wording
 from mypt.evaluation.verdict import INFEASIBLE
 from mypt.recipe import Recipe
+from mypt.terminal import say
 from mypt.training import run_folder
 from mypt.training.build import build_trainer
 from mypt.training.callbacks.coverage import write_ledger
@@ -75,7 +76,7 @@ def finish(trainer: MyPTTrainer) -> Path:
             words += f"\n{trainer.forgetting.report()['verdict']}"
     if trainer.is_world_process_zero():
         run_folder.publish(run, best["best_model_checkpoint"])
-        print(words)
+        say(words)
     part(trainer.accelerator)
     # Last, since the other processes would not wait for hours.
     if trainer.upload and trainer.is_world_process_zero():

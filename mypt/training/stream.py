@@ -11,6 +11,7 @@ from mypt.streams.eval_windows import EvalWindows
 from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
 from mypt.streams.size import fingerprint
+from mypt.terminal import say
 from mypt.training.callbacks.baseline import measured_data
 from mypt.training.data import RunData
 
@@ -51,7 +52,7 @@ def place_stream(stream: ShardStream | JitStream, recipe: Recipe, args: Training
         stream.begin(workers)
         if PartialState().is_main_process:
             readers = args.world_size * workers
-            print(f"streaming {stream.name}: {len(stream.units)} units, {readers} readers, "
+            say(f"streaming {stream.name}: {len(stream.units)} units, {readers} readers, "
                   f"shuffled {stream.shuffle_buffer:,} documents at a time")  # fmt: skip
         return
     if recipe.data.curriculum and stream.curriculum is None:
@@ -60,10 +61,10 @@ def place_stream(stream: ShardStream | JitStream, recipe: Recipe, args: Training
     if not PartialState().is_main_process:
         return
     for reader in stream.readers:
-        print(f"reading {reader.summary}")
+        say(f"reading {reader.summary}")
     if stream.curriculum:
         later = "".join(f", {length} from sample {first:,} on" for first, length in stream.curriculum[1:])
-        print(f"sequences of {stream.curriculum[0][1]} tokens{later}")
+        say(f"sequences of {stream.curriculum[0][1]} tokens{later}")
 
 
 def build_eval_sets(recipe: Recipe, data: RunData, going_on: bool) -> dict[str, EvalWindows]:
@@ -88,7 +89,7 @@ def build_eval_sets(recipe: Recipe, data: RunData, going_on: bool) -> dict[str, 
             dtype=recipe.data.dtype,
         )
         if shards and shards < len(manifest.splits[split].shards) and PartialState().is_main_process:
-            print(
+            say(
                 f"{name} was extended since the run began; it is still measured on the {len(sets[name].reader):,} "
                 "tokens that it had then, so that the baseline stays comparable"
             )

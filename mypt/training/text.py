@@ -11,6 +11,7 @@ from mypt.shards.prepare import prepare_dataset
 from mypt.shards.split import FEWEST_FOR_HASH
 from mypt.streams.estimate import Size
 from mypt.streams.size import SIZE_NAME, STREAMED_KINDS, count_epoch, fingerprint, read_size, write_size
+from mypt.terminal import say
 from mypt.text.size import document_count
 from mypt.text.sources import Unit, find_units
 from mypt.tokenization.load import load_tokenizer, tokenizer_hash
@@ -143,7 +144,7 @@ def _counted(recipe: Recipe, units: list[Unit], head: str, held_out: float) -> S
         size = read_size(path, **counted)
         if size is None:
             if PartialState().is_main_process:
-                print(f"counting the tokens of {units[0].source}: the length of the run follows from them", flush=True)
+                say(f"counting the tokens of {units[0].source}: the length of the run follows from them")
             size = count_epoch(units, tokenizer, **settings)
             write_size(path, size, **counted)
     return size

@@ -161,7 +161,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
             self.changes.append(event | ({"rewarm": climb} if climb else {}))
             if state.is_world_process_zero:
                 for line in lines:
-                    print(f"changed from step {state.global_step} on: {line}")
+                    say(f"changed from step {state.global_step} on: {line}")
 
     def _report(self, args, state) -> list[str]:
         sources = [
@@ -195,7 +195,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
             return None
         answer = _answer("The model will not see all of the data once. Continue anyway? (y/n) ")
         if answer is None:
-            print("no terminal to ask on: going on (coverage.strict: true would stop here)")
+            say("no terminal to ask on: going on (coverage.strict: true would stop here)")
         elif answer.strip().lower() not in ("y", "yes"):
             return f"stopped: the answer was {answer.strip() or 'empty'!r}; nothing was trained"
         return None

@@ -7,7 +7,7 @@ import threading
 
 from transformers import TrainerCallback
 
-from mypt.terminal import say
+from mypt.terminal import discard, say
 
 # What a scheduler or a person sends to end a run; USR1 is SLURM's `--signal=USR1@120`, two minutes before the end, HUP
 # comes from a terminal or an ssh session that is closed.
@@ -34,23 +34,17 @@ class Unread:
         try:
             return self._stream.write(text)
         except OSError:
-            self._drop()
+            discard(self._stream)
         return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError:
-            self._drop()
+            discard(self._stream)
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
-
-    def _drop(self) -> None:
-        """Also what the stream still holds, and what others write to its descriptor."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
 
 
 class SignalCallback(TrainerCallback):
