@@ -1,12 +1,45 @@
 """Write a file in one step, make it survive a power cut, and tell which file system it is on."""
 
+import errno
 import os
-from contextlib import suppress
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _NETWORK = {
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "lustre", "ceph", "gpfs", "beegfs", "9p", "afs", "glusterfs",
 }  # fmt: skip
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# A full disk in the words of torch.save and of numpy's writers, which do not pass the reason on.
+_FULL_WORDS = (
+    "PytorchStreamWriter failed", "file write failed", "unexpected pos", "iostream error", " requested and ",
+)  # fmt: skip
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a library's error means that the disk, or the user's share of it, is full."""
+    return getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS)
+
+
+@contextmanager
+def system_errors(path: str | Path) -> Iterator[None]:
+    """Around what writes below `path`: where the system refuses, OSError with the name of a file, or else of `path`.
+
+    Libraries in Rust (tokenizers, safetensors) and torch.save raise errors of other types, Python's writers name none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            error.filename = error.filename or str(path)
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        code = int(number[1]) if number else errno.ENOSPC if is_disk_full(error) else None
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def replace_text(path: str | Path, text: str) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mypt.errors import FolderInUse, MyPTError
-from mypt.files import file_system, is_network
+from mypt.files import file_system, is_network, system_errors
 from mypt.terminal import say
 
 try:
@@ -213,7 +213,8 @@ def only_writer(folder: str | Path) -> Iterator[None]:
     lock = WriterLock(folder)
     lock.acquire()
     try:
-        yield
+        with system_errors(folder):
+            yield
     finally:
         lock.release()
 
@@ -341,7 +342,8 @@ def beside(path: Path, suffix: str, is_own: Callable[[Path], bool] = lambda fold
         raise FolderInUse(str(error).replace(str(temporary), str(path))) from None
     try:
         require_free(path)
-        yield temporary
+        with system_errors(path):
+            yield temporary
     finally:
         lock.release()
         with suppress(OSError):

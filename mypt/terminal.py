@@ -31,7 +31,7 @@ def visible(text: str) -> str:
 
     Tabs and line ends stay.
     """
-    return _UNSEEN.sub(lambda found: found[0].encode("ascii", "backslashreplace").decode(), text)
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(text: object) -> str:
@@ -54,7 +54,7 @@ def say(text: object = "", *, error: bool = False) -> None:
     not take is lost.
     """
     if not error:
-        _write(f"{visible(str(text))}\n", sys.stdout)
+        _write_output(f"{visible(str(text))}\n")
         return
     try:
         _write(f"{visible(str(text))}\n", sys.stderr)
@@ -68,12 +68,12 @@ def say_json(value: object) -> None:
     text = _UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
     if _encodable(text, sys.stdout) != text:
         text = json.dumps(value, indent=1)
-    _write(f"{text}\n", sys.stdout)
+    _write_output(f"{text}\n")
 
 
 def write(text: str) -> None:
     """Write text of a model to standard output as it comes: `visible` on a terminal, else exactly as it is."""
-    _write(visible(text) if is_terminal(sys.stdout) else text, sys.stdout)
+    _write_output(visible(text) if is_terminal(sys.stdout) else text)
 
 
 def progress_bar(*, shown: bool = True, leave: bool = False, desc: str | None = None, **options):
@@ -158,6 +158,14 @@ def visible_libraries() -> Iterator[None]:
     finally:
         warnings.formatwarning = form
         logging.setLogRecordFactory(factory)
+
+
+def _write_output(text: str) -> None:
+    try:
+        _write(text, sys.stdout)
+    except OSError as error:
+        error.filename = error.filename or "standard output"
+        raise
 
 
 def _write(text: str, stream: object) -> None:

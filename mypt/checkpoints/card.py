@@ -1,5 +1,6 @@
 """A model card from a model's folder: what it is, how to use it, what it saw and what it forgot."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,9 +10,12 @@ from mypt.checkpoints.inspect import inspect_checkpoint
 from mypt.errors import CheckpointError
 from mypt.planning.parameters import count_parameters
 from mypt.recipe import RESOLVED_NAME
+from mypt.terminal import one_line, visible
 
 _STUB = "# Model Card for Model ID"  # the title of the form that peft lays beside every adapter, not filled in
-_CODE = "```"
+# What Markdown or HTML acts on: names of texts and models come from files that anybody may have written.
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_MARKUP = re.compile(r"[&<>\\`*\[\]|~#$@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 def card_of(folder: Path, name: str, *, revision: str | None = None, license: str | None = None) -> str:
@@ -31,9 +35,9 @@ def model_card(folder: Path, name: str, *, revision: str | None = None, license:
     facts = Facts(folder)
     sections = [
         _metadata(facts, name, license),
-        f"# {name.rpartition('/')[2]}",
+        f"# {_plain(name.rpartition('/')[2])}",
         _summary(facts),
-        _use(facts, f'"{name}"' + (f', revision="{revision}"' if revision else "")),
+        _use(facts, json.dumps(name) + (f", revision={json.dumps(revision)}" if revision else "")),
         _training(facts),
         _forgetting(facts),
         _limitations(facts),
@@ -48,22 +52,23 @@ def _metadata(facts: Facts, name: str, license: str | None) -> str:
     results = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=set_name,
-            dataset_name=f"{set_name} (held-out split)",
+            dataset_type=one_line(set_name),
+            dataset_name=f"{one_line(set_name)} (held-out split)",
             metric_type="loss",
             metric_name="loss, nats per token",
             metric_value=round(reading["loss"], 4),
         )
         for set_name, reading in (facts.last["sets"] if facts.last else {}).items()
     ]
-    sources = [source["name"] for source in facts.coverage.get("sources", [])]
+    sources = [one_line(source["name"]) for source in facts.coverage.get("sources", [])]
     data = ModelCardData(
         library_name="peft" if facts.adapter else "transformers",
         pipeline_tag="text-generation",
         license=license,
         base_model=facts.hub_base,
         tags=["mypt", *(["lora"] if facts.adapter else [])],
-        datasets=[re.split("[:@#]", s.removeprefix("hf://"))[0] for s in sources if s.startswith("hf://")] or None,
+        datasets=[one_line(re.split("[:@#]", s.removeprefix("hf://"))[0]) for s in sources if s.startswith("hf://")]
+        or None,
         model_name=name.rpartition("/")[2] if results else None,
         eval_results=results or None,
     )
@@ -95,11 +100,11 @@ def describe(folder: Path) -> dict[str, str]:
 def _summary(facts: Facts) -> str:
     words = "An adapter for a causal language model" if facts.adapter else "A causal language model"
     if facts.base:
-        link = f"[{facts.hub_base}](https://huggingface.co/{facts.hub_base})" if facts.hub_base else f"`{facts.base}`"
+        link = f"[{facts.hub_base}](https://huggingface.co/{facts.hub_base})" if facts.hub_base else _code(facts.base)
         words += f", trained from {link}"
     elif facts.recipe:
         words += ", trained from scratch"
-    rows = [(f"**{name}**", value) for name, value in describe(facts.folder).items()]
+    rows = [(f"**{name}**", _plain(value)) for name, value in describe(facts.folder).items()]
     return f"{words}{' with MyPT' if facts.recipe else ''}.\n\n{_table(('', ''), rows)}"
 
 
@@ -140,7 +145,7 @@ def _generating(arguments: str) -> tuple[str, ...]:
 
 
 def _python(lines: tuple[str, ...]) -> str:
-    return "\n".join([f"{_CODE}python", *lines, _CODE])
+    return _block("python", "\n".join(lines))
 
 
 def _training(facts: Facts) -> str:
@@ -153,8 +158,8 @@ def _training(facts: Facts) -> str:
         size, fingerprint = source.get("tokens"), source.get("fingerprint") or facts.coverage.get("data")
         passes = entry.get("epochs")
         rows.append(
-            (source["name"], f"{size:,}" if size else "unknown", f"{entry['tokens']:,}" if entry else "",
-             "" if passes is None else f"{passes:.2f}", f"`{fingerprint}`" if fingerprint else "")
+            (_plain(source["name"]), f"{size:,}" if size else "unknown", f"{entry['tokens']:,}" if entry else "",
+             "" if passes is None else f"{passes:.2f}", _code(fingerprint) if fingerprint else "")
         )  # fmt: skip
     total = sum(entry.get("tokens", 0) for entry in seen)
     steps = [] if facts.step is None else [f"{facts.step:,} optimizer steps"]
@@ -175,14 +180,14 @@ def _forgetting(facts: Facts) -> str:
         bits = reading.get("bits_per_byte")
         error = f" +/- {reading['delta_error']:.4f}" if "delta_error" in reading else ""
         rows.append(
-            (f"{name} ({role})", "" if before is None else f"{before:.4f}", f"{reading['loss']:.4f}",
+            (f"{_plain(name)} ({role})", "" if before is None else f"{before:.4f}", f"{reading['loss']:.4f}",
              f"{reading['delta']:+.4f}{error}", "" if bits is None else f"{bits:.4f}",
-             reading["state"])
+             _plain(reading["state"]))
         )  # fmt: skip
     header = ("held-out text", "loss at step 0", f"loss at step {facts.last['step']}", "change", "bits/byte", "state")
     text = f"## Evaluation and forgetting\n\nLoss in nats per token.\n\n{_table(header, rows)}"
     if "verdict" in facts.forgetting and facts.forgetting["history"][-1] == facts.last:
-        text += f"\n\nVerdict: {facts.forgetting['verdict']}"
+        text += f"\n\nVerdict: {_plain(facts.forgetting['verdict'])}"
     if (facts.folder / "forgetting.png").is_file():
         text += "\n\n![Change of the losses since step 0](forgetting.png)"
     return text
@@ -203,13 +208,35 @@ def _recipe(facts: Facts) -> str:
     parts = []
     if packages := facts.environment.get("packages"):
         versions = ", ".join(f"{name} {version}" for name, version in packages.items())
-        parts.append(f"## Environment\n\nPython {facts.environment.get('python')}, {versions}.")
+        parts.append(f"## Environment\n\nPython {_plain(facts.environment.get('python'))}, {_plain(versions)}.")
     if facts.recipe:
-        block = f"{_CODE}yaml\n{facts.recipe_text.strip()}\n{_CODE}"
+        block = _block("yaml", visible(facts.recipe_text.strip()))
         parts.append(f"## Recipe\n\n<details>\n<summary>{RESOLVED_NAME}</summary>\n\n{block}\n\n</details>")
     return "\n\n".join(parts)
 
 
 def _table(header: tuple, rows: list[tuple]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _plain(text: object) -> str:
+    """A text as Markdown that shows it as it is, in a line or in a cell of a table."""
+    return _MARKUP.sub(lambda found: _HTML.get(found[0], f"\\{found[0]}"), one_line(text))
+
+
+def _code(text: object) -> str:
+    """A text as a code span, also in a cell of a table."""
+    text = one_line(text)
+    fence = "`" * _longer_than_backticks(text, 1)
+    blank = " " if "`" in text else ""
+    return f"{fence}{blank}{text}{blank}{fence}".replace("|", "\\|")
+
+
+def _block(language: str, text: str) -> str:
+    fence = "`" * _longer_than_backticks(text, 3)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _longer_than_backticks(text: str, least: int) -> int:
+    return max([least, *(len(run) + 1 for run in re.findall("`+", text))])

@@ -57,7 +57,7 @@ def _came_from_hub(base: str) -> bool:
 
     try:
         return not Path(base).exists() and isinstance(try_to_load_from_cache(base, "config.json"), str)
-    except HFValidationError:  # no hub id
+    except (HFValidationError, ValueError):  # no hub id; no path
         return False
 
 

@@ -1,7 +1,6 @@
 """Parse `mypt COMMAND ...`, run the command's module, turn user errors into one message and an exit code."""
 
 import argparse
-import errno
 import importlib
 import sys
 from collections.abc import Iterator
@@ -10,10 +9,9 @@ from typing import NoReturn
 
 from mypt import interrupts
 from mypt.errors import MyPTError, shown
+from mypt.files import is_disk_full
 from mypt.planning.numbers import finite, whole
 from mypt.terminal import discard, one_line, print_traceback, say, usable_streams, visible_libraries
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # In the order in which a newcomer meets them.
 COMMANDS = (
@@ -99,10 +97,16 @@ def _main(argv: list[str] | None) -> int:
     except OSError as error:
         if debug:
             raise
-        reason = "the disk is full; free some space" if error.errno in FULL else error.strerror or str(error)
+        reason = "the disk is full; free some space" if is_disk_full(error) else error.strerror or str(error)
         path = str(error.filename or "")
         place = f"{path if len(path) < 300 else shown(path)}: " if path else ""
         say(f"{name}: {one_line(f'{place}{reason}')}", error=True)
+        return 2
+    except UnicodeEncodeError as error:
+        if debug or error.reason != "surrogates not allowed":
+            raise
+        where = one_line(error.object)
+        say(f"{name}: {where}: the library for this file takes names in UTF-8 only; rename it", error=True)
         return 2
     except KeyboardInterrupt:
         say(f"{name}: interrupted", error=True)

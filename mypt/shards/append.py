@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from mypt.errors import DataError
+from mypt.files import flush_names
 from mypt.folders import only_writer
 from mypt.shards.format import METADATA_NAME, Manifest, Split, read_manifest, write_manifest
 from mypt.shards.legacy import origin
 from mypt.shards.output import fingerprints
-from mypt.shards.scan import checked_chunks, progress_bar, shard_problem, write_stream
+from mypt.shards.scan import checked_chunks, checksum, progress_bar, shard_problem, write_stream
 from mypt.shards.staging import shard_files
 from mypt.shards.writer import ShardWriter
 from mypt.tokenization.load import require_same_tokenizer
@@ -96,14 +97,14 @@ def append_shards(directory: Path, staged: Path, added: Manifest, entry: dict) -
     )
     (directory / APPENDING).mkdir(exist_ok=True)
     write_manifest(directory / APPENDING, plan)
-    _sync(directory / APPENDING)
+    flush_names(directory / APPENDING)
     for source, target in moves:
         (directory / target.file).parent.mkdir(exist_ok=True)
         os.replace(staged / source.file, directory / target.file)
     for folder in {(directory / target.file).parent for _, target in moves}:
-        _sync(folder)
+        flush_names(folder)
     os.replace(directory / APPENDING / METADATA_NAME, directory / METADATA_NAME)
-    _sync(directory)
+    flush_names(directory)
     return plan
 
 
@@ -144,15 +145,19 @@ def take_back(directory: Path) -> None:
 
 
 def _require_whole(directory: Path, manifest: Manifest) -> None:
-    """New metadata vouches for all that it lists: what changed since the old was written must not slip in."""
+    """New metadata vouches for all that it lists: shards that are newer than the old must have its checksums.
+
+    The time alone proves nothing: it may lie in the future, or come from the clock of another host.
+    """
     written = (directory / METADATA_NAME).stat().st_mtime_ns
     for split in manifest.splits.values():
         for shard in split.shards:
             if problem := shard_problem(directory, shard, manifest):
                 raise DataError(f"{directory}: {shard.file} {problem}; restore it or prepare the data again")
-            if (directory / shard.file).stat().st_mtime_ns > written:
+            file = directory / shard.file
+            if file.stat().st_mtime_ns > written and checksum(file) != shard.xxh3_128:
                 raise DataError(
-                    f"{directory}: {shard.file} is newer than the metadata; check it: mypt verify {directory}"
+                    f"{directory}: {shard.file} was changed (its checksum differs); restore it or prepare again"
                 )
 
 
@@ -184,11 +189,3 @@ def _byte_shares(split: Split):
         return np.diff([split.bytes * int(end) // split.tokens for end in ends])
 
     return share
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -38,6 +38,11 @@ def read_chunks(path: Path, dtype: np.dtype) -> Iterator[np.ndarray]:
             yield ids
 
 
+def checksum(path: Path) -> str:
+    """xxh3-128 of a file that is not empty."""
+    return xxhash.xxh3_128(np.memmap(path, mode="r")).hexdigest()
+
+
 def scan_shard(path: Path, dtype: np.dtype, eos: int, see: Callable[[np.ndarray], object]) -> Contents:
     """Read a shard that is not empty and report what it holds; `see` is shown every chunk of it."""
     digest, tokens, ends, lowest, highest = xxhash.xxh3_128(), 0, 0, 2**32, 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mypt.errors import DataError, MyPTError
+from mypt.files import is_disk_full
 from mypt.folders import require_own
 from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, read_manifest, write_manifest
 from mypt.shards.settings import PrepareSettings
@@ -15,7 +16,6 @@ STAGING = ".preparing"  # inside the dataset directory, so that finished files a
 LAUNCH = "launch.json"  # there: the units are made by ranks (mypt/shards/ranks.py)
 UNITS = "units"  # inside the staging directory: what goes on after a kill, and is not published
 PREVIOUS = "previous"  # there, during a publication: the metadata of what is replaced
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: how numpy reports what did not fit
 
 
 def require_dataset_folder(out: Path, command: str) -> None:
@@ -108,8 +108,10 @@ def _listed(directory: Path) -> set[str]:
 
 def write_error(error: OSError, out: Path, kept: str) -> DataError:
     """What to tell the user when `out` cannot be written; `kept` says what is finished."""
-    if error.errno not in _DISK_FULL:
-        return DataError(f"cannot write {out}: {error.strerror}; check its permissions or choose another --out")
+    if not is_disk_full(error) and error.errno != errno.EFBIG:
+        return DataError(
+            f"cannot write {out}: {error.strerror or error}; check its permissions or choose another --out"
+        )
     free, reason = shutil.disk_usage(out).free, error.strerror or error
     return DataError(
         f"no room to write {out} ({reason}, {free / 1e6:,.1f} MB are free): {kept}; make room and run the same "

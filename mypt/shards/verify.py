@@ -125,6 +125,10 @@ def _leftovers(directory: Path) -> list[str]:
 
 
 def _remember(metadata: Path, moment: int) -> None:
-    """Set the file's time, in ns; where that is not allowed nothing is lost but time later."""
+    """Set the file's time, in ns, unless it was written since; where that is not allowed it costs time later.
+
+    A time in the future, of another host's clock, would hide changes that come before it.
+    """
     with suppress(OSError):
-        os.utime(metadata, ns=(moment, max(moment, metadata.stat().st_mtime_ns)))
+        if not moment <= metadata.stat().st_mtime_ns <= time.time_ns():
+            os.utime(metadata, ns=(moment, moment))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mypt import terminal
 from mypt.errors import TokenizerError
+from mypt.files import system_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -48,7 +49,8 @@ def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = SAY)
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | Path) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json`, which AutoTokenizer and `load_tokenizer` read."""
-    tokenizer.save_pretrained(str(directory))
+    with system_errors(directory):
+        tokenizer.save_pretrained(str(directory))
 
 
 def wrap(backend: Tokenizer, **attributes: Any) -> PreTrainedTokenizerFast:

@@ -10,10 +10,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from mypt.checkpoints.checksums import write_checksums
 from mypt.checkpoints.complete import SAVING_NAME, rotate
 from mypt.errors import CheckpointError
-from mypt.files import flush_folder, flush_names
-
-# A full disk in the words of Python and safetensors, and of torch.save, which does not pass the reason on.
-DISK_FULL = ("No space left", "PytorchStreamWriter failed", "file write failed", "unexpected pos", "iostream error")
+from mypt.files import flush_folder, flush_names, is_disk_full, system_errors
 
 
 @contextmanager
@@ -32,15 +29,16 @@ def complete_save(trainer) -> Iterator[None]:
         if args.should_save:
             _mark(folder)
         wait()
-        yield
+        with system_errors(folder):
+            yield
         wait()
         if args.should_save:
             write_checksums(folder)
         if args.local_process_index == 0:
             flush_folder(folder)
         wait()
-    except Exception as error:
-        if not any(words in str(error) for words in DISK_FULL):
+    except OSError as error:
+        if not is_disk_full(error):
             raise
         shutil.rmtree(folder, ignore_errors=True)
         raise CheckpointError(

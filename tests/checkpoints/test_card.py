@@ -4,12 +4,15 @@ import json
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 
 import pytest
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 from mypt.checkpoints.card import card_of, describe, model_card
 from mypt.errors import CheckpointError
+from mypt.terminal import one_line
 from mypt.yaml12 import load_yaml
 
 
@@ -131,6 +134,52 @@ def test_sources_of_one_name_keep_their_own_numbers(run_copy):
     table = rows(model_card(run_copy, "me/first"), "Training")
     assert [row[0] for row in table] == ["text", "text"]
     assert [int(row[2]) for row in table] == [entry["tokens"] for entry in ledger["seen"]]
+
+
+HOSTILE = (
+    "a<script>alert(1)</script><img src=x onerror=alert(1)>|b`c`[d](http://e)**f**\n---\nlicense: evil\n# G\n"
+    "\x1b]0;t\x07\x9b\u202eh\udce9 ``` www.i.org http://j @k ~~l~~"
+)
+
+
+def test_a_name_stays_a_name(run_copy):
+    """Rendered as Markdown the card shows names letter by letter: no markup of theirs, no cell, no field of the head"""
+    report, ledger = (json.loads((run_copy / name).read_text()) for name in ("forgetting.json", "coverage.json"))
+    for entry in report["history"]:
+        entry["sets"] = {HOSTILE: next(iter(entry["sets"].values()))}
+    report["verdict"] = f"healthy: {HOSTILE}"
+    ledger["sources"][0] |= {"name": HOSTILE, "fingerprint": HOSTILE}
+    for name, content in (("forgetting.json", report), ("coverage.json", ledger)):
+        (run_copy / name).write_text(json.dumps(content))
+    with (run_copy / "recipe.yaml").open("a") as file:
+        file.write("# ```\n# <b>\n")
+    card = model_card(run_copy, "me/first")
+    card.encode()
+    assert not re.search("[\x1b\x07\x9b\u202e]", card)
+    data = ModelCard(card).data
+    assert data.license is None and [result.dataset_type for result in data.eval_results] == [one_line(HOSTILE)]
+    body = card.split("\n---\n", 1)[1]
+    page = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(body)
+    found = Rendered(page)
+    own = "h1 h2 p table thead tbody tr th td strong code pre img ul li details summary"
+    assert {*found.tags} <= {*own.split()}
+    assert found.tags.count("img") == body.count("![") and not re.search("onerror|alert", " ".join(found.attributes))
+    assert found.text.count(one_line(HOSTILE)) == 4  # source, its fingerprint, the set, the verdict
+    assert [len(row) for row in rows(card, "Evaluation and forgetting")] == [6]
+
+
+class Rendered(HTMLParser):
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += map(str, attributes)
+
+    def handle_data(self, data):
+        self.text += data
 
 
 def test_a_card_needs_no_torch(finished_run):

@@ -108,6 +108,9 @@ def test_a_check_makes_the_metadata_newer_than_the_shards_and_damage_does_not(ma
     began = time.time_ns()
     assert not problems(directory)
     assert began <= metadata.stat().st_mtime_ns <= time.time_ns()
+    later = time.time() + 1_000
+    os.utime(metadata, (later, later))
+    assert not problems(directory) and metadata.stat().st_mtime_ns <= time.time_ns()
     assert shard.stat().st_mtime_ns <= metadata.stat().st_mtime_ns
 
 

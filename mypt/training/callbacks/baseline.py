@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from mypt.errors import CheckpointError
 from mypt.evaluation.loss import WindowLosses
+from mypt.files import system_errors
 from mypt.streams.eval_windows import EvalWindows
 
 BASELINE_NAME = "forgetting_baseline.safetensors"
@@ -22,7 +23,8 @@ def save_baseline(directory: Path, baseline: dict[str, WindowLosses], eval_sets:
     tensors |= {f"{name}.tokens": losses.tokens for name, losses in baseline.items()}
     metadata = {name: windows + _CHECKSUM + _digest(baseline[name]) for name, windows in _windows(eval_sets).items()}
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / BASELINE_NAME, metadata=metadata)
+    with system_errors(directory / BASELINE_NAME):
+        save_file(tensors, directory / BASELINE_NAME, metadata=metadata)
 
 
 def load_baseline(

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mypt.errors import MyPTError
+from mypt.terminal import one_line
 
 PAUSE = 30.0  # seconds from one drawing at a save to the next: a drawing takes as long as many steps of a tiny model
 
@@ -63,9 +64,9 @@ def plot_loss(log_history: list[dict], path: Path) -> None:
         axes.plot(steps, smoothed(losses), color="C0", linewidth=1.4, label="train")
     for number, key in enumerate((name for name in names if name != "eval_constrained_loss"), start=1):
         label = key.removeprefix("eval_").removesuffix("loss").strip("_") or "eval"
-        axes.plot(*zip(*_points(log_history, key), strict=True), f"C{number}.-", label=label, linewidth=1)
+        axes.plot(*zip(*_points(log_history, key), strict=True), f"C{number}.-", label=one_line(label), linewidth=1)
     if axes.lines:
-        axes.legend()
+        _legend(axes)
     if rates := _points(log_history, "learning_rate"):
         right = axes.twinx()
         right.plot(*zip(*rates, strict=True), color="gray", linewidth=0.8, linestyle=":")
@@ -74,6 +75,11 @@ def plot_loss(log_history: list[dict], path: Path) -> None:
         right.ticklabel_format(axis="y", scilimits=(0, 0))
         right.tick_params(colors="gray")
     figure.savefig(path)
+
+
+def _legend(axes) -> None:
+    for text in axes.legend().get_texts():
+        text.set_parse_math(False)  # a name may hold a $
 
 
 def _points(log_history: list[dict], key: str) -> list[tuple[int, float]]:
@@ -98,8 +104,8 @@ def plot_forgetting(report: dict, path: Path) -> None:
         deltas = [entry["sets"][name]["delta"] for entry in history]
         errors = [2 * entry["sets"][name]["delta_error"] for entry in history]
         role = "target" if name == report["target"] else "guard" if name in report["guard"] else "other"
-        axes.errorbar(steps, deltas, yerr=errors, label=f"{name} ({role})", marker=".", capsize=2)
+        axes.errorbar(steps, deltas, yerr=errors, label=f"{one_line(name)} ({role})", marker=".", capsize=2)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axhline(report["tolerance"], color="black", linewidth=0.8, linestyle=":", label="tolerance")
-    axes.legend()
+    _legend(axes)
     figure.savefig(path)
