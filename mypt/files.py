@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,20 +27,32 @@ def is_disk_full(error: BaseException) -> bool:
 def system_errors(path: str | Path) -> Iterator[None]:
     """Around what writes below `path`: where the system refuses, OSError with the name of a file, or else of `path`.
 
-    Libraries in Rust (tokenizers, safetensors) and torch.save raise errors of other types, Python's writers name none.
+    Libraries in Rust (tokenizers, safetensors) and torch.save raise errors of other types, numpy's writers give no
+    number, Python's no name.
     """
     try:
         yield
-    except OSError as error:
-        if is_disk_full(error):
-            error.filename = error.filename or str(path)
-        raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            if is_disk_full(error):
+                error.filename = error.filename or str(path)
+            raise
         number = re.search(r"\(os error (\d+)\)", str(error))
         code = int(number[1]) if number else errno.ENOSPC if is_disk_full(error) else None
         if code is None:
             raise
         raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def require_file(path: str | Path) -> None:
+    """Raise OSError for a FIFO, a socket or a device: a read may wait for ever, or never end.
+
+    What the system calls standard input or an open pipe (/dev/stdin, /dev/fd/63 of a shell's `<(command)`) passes.
+    """
+    mode = os.stat(path).st_mode
+    opened = str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")) or str(path) == os.devnull
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or opened):
+        raise OSError(errno.EINVAL, "it is a FIFO, a socket or a device, not a file", str(path))
 
 
 def replace_text(path: str | Path, text: str) -> None:

@@ -128,6 +128,23 @@ def discard(stream: object) -> None:
 
 
 @contextmanager
+def flushed_output() -> Iterator[None]:
+    """Standard output is flushed at the end. What it does not take is dropped: Python would try again when it exits.
+
+    Raises OSError if it cannot be written.
+    """
+    try:
+        yield
+    finally:
+        try:
+            with _named():
+                sys.stdout.flush()
+        except OSError:
+            discard(sys.stdout)
+            raise
+
+
+@contextmanager
 def usable_streams() -> Iterator[None]:
     """`sys.stdout` and `sys.stderr` inside have what libraries call: `write`, `flush` and `isatty`."""
     given = {name: getattr(sys, name) for name in ("stdout", "stderr")}
@@ -161,8 +178,14 @@ def visible_libraries() -> Iterator[None]:
 
 
 def _write_output(text: str) -> None:
-    try:
+    with _named():
         _write(text, sys.stdout)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         error.filename = error.filename or "standard output"
         raise

@@ -1,12 +1,34 @@
 """Nothing fails where the standard streams are not those of a terminal."""
 
+import ast
 import io
+import json
+import logging
 import sys
+import unicodedata
+import warnings
+from pathlib import Path
 
 import pytest
 
-from mypt.cli.main import main
-from mypt.terminal import is_terminal, progress_bar, say, usable_streams
+import mypt
+from mypt.cli.main import build_parser, main
+from mypt.terminal import (
+    is_terminal,
+    one_line,
+    print_table,
+    progress_bar,
+    say,
+    say_json,
+    usable_streams,
+    visible,
+    visible_libraries,
+    write,
+)
+
+# A title that a terminal would take, a bell, C1, the direction of writing, rich's markup, a byte that is not UTF-8.
+HOSTILE = "a\x1b]0;title\x07\x9b31m\u202eb\u2066[red]c[/red]\udce9\r\n"
+SHOWN = r"a\x1b]0;title\x07\x9b31m\u202eb\u2066[red]c[/red]\udce9\r\n"
 
 
 class Writer:
@@ -88,3 +110,94 @@ def test_every_command_runs_without_whole_streams(kind, folder, monkeypatch):
         assert main(command) == 0
         assert writer is None or writer.text
     assert main(["generate", run, "--chat"]) == main(["generate", run, "--prompt", "-"]) == 2
+
+
+def test_what_a_terminal_obeys_is_shown_and_all_other_text_stays():
+    for code in range(sys.maxunicode + 1):
+        char = chr(code)
+        obeyed = unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(char) in (
+            "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"
+        )  # fmt: skip
+        if char not in "\n\t" and obeyed:
+            assert visible(char).isascii() and visible(char).startswith("\\"), hex(code)
+        elif unicodedata.category(char) not in ("Cf", "Cn"):
+            assert visible(char) == char
+    text = "Größe \u200d 👩\u200d🚀 שלום \u200c नमस्ते\t1\n2"
+    assert visible(text) == text
+    assert one_line(HOSTILE) == SHOWN
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def ascii_stream():
+    return io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal, ascii_stream])
+def test_lines_tables_and_json_hold_no_control_characters(monkeypatch, stream):
+    out, err = stream(), stream()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    say(f"1 {one_line(HOSTILE)}é")
+    say(HOSTILE, error=True)
+    print_table(HOSTILE, ["name", "n"], [[HOSTILE, 1], ["日本", 22]])
+    say_json({HOSTILE: ["é", "\U000e0041"]})
+    printed = [s.buffer.getvalue().decode("ascii") if stream is ascii_stream else s.getvalue() for s in (out, err)]
+    for part in printed:
+        assert visible(part.replace("\x1b[1m", "").replace("\x1b[0m", "").replace("\x1b[3m", "")) == part.replace(
+            "\x1b[1m", ""
+        ).replace("\x1b[0m", "").replace("\x1b[3m", "")
+        assert SHOWN.removesuffix(r"\n") in part.replace("\n", "").replace(" ", "") or stream is Terminal
+    assert json.loads(printed[0][printed[0].rindex("{") :]) == {HOSTILE: ["é", "\U000e0041"]}
+    if stream is io.StringIO:
+        first, second = printed[0].splitlines()[3:5]
+        assert first.endswith(" 1") and len(first) == len(second) + 2 and second.endswith("22")  # 日本 takes four cells
+
+
+def test_text_of_a_model_is_exact_in_a_pipe_and_shown_on_a_terminal(monkeypatch):
+    for stream, expected in ((io.StringIO(), "a\x1b[2Jb\n\t"), (Terminal(), "a\\x1b[2Jb\n\t")):
+        monkeypatch.setattr(sys, "stdout", stream)
+        write("a\x1b[2Jb\n\t")
+        assert stream.getvalue() == expected
+
+
+def test_what_libraries_and_argparse_print_is_visible(capsys, monkeypatch):
+    form = warnings.formatwarning
+    logger = logging.getLogger("a library's")
+    handler = logging.StreamHandler(sys.stderr)
+    with visible_libraries():
+        logger.addHandler(handler)
+        logger.warning("found %s", HOSTILE)
+        sys.stderr.write(warnings.formatwarning(UserWarning(HOSTILE), UserWarning, "file", 1, ""))
+    logger.removeHandler(handler)
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["presets", "--json", f"--{HOSTILE}"])
+    printed = capsys.readouterr().err
+    assert printed.count(SHOWN.removesuffix(r"\n")) == 3 and visible(printed) == printed
+    assert warnings.formatwarning is form
+
+
+def test_a_progress_bar_shows_its_label(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress_bar(desc=HOSTILE, total=1):
+        pass
+    assert SHOWN in sys.stderr.getvalue() and "\x07" not in sys.stderr.getvalue()
+
+
+def test_nothing_else_in_the_package_prints():
+    for path in Path(mypt.__file__).parent.rglob("*.py"):
+        if path.name == "terminal.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            words = ast.unparse(node) if isinstance(node, ast.Call | ast.Import | ast.ImportFrom) else ""
+            assert not words.startswith(("print(", "sys.stdout.write(", "sys.stderr.write(")), f"{path}: {words}"
+            assert not words.startswith(("import rich", "from rich", "import tqdm", "from tqdm")), f"{path}: {words}"
+
+
+def test_an_error_names_a_path_in_one_visible_line(capsys):
+    assert main(["inspect", HOSTILE]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"mypt inspect: {SHOWN} does not exist") and printed.count("\n") == 1

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, TypedDict
 
 from mypt.errors import CheckpointError
+from mypt.files import require_file
 from mypt.json_files import Count, Rule, check, parse_json
 
 LARGEST = 100_000_000  # bytes of a header, as the format has it
@@ -23,6 +24,7 @@ def read_header(path: Path) -> tuple[dict, bool]:
     The format: 8 bytes with the header's length, the header in JSON, the tensors. Raises CheckpointError if the header
     cannot be read.
     """
+    require_file(path)
     size = path.stat().st_size
     try:
         with open(path, "rb") as file:

@@ -3,15 +3,13 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NoReturn
 
 from mypt import interrupts
 from mypt.errors import MyPTError, shown
 from mypt.files import is_disk_full
 from mypt.planning.numbers import finite, whole
-from mypt.terminal import discard, one_line, print_traceback, say, usable_streams, visible_libraries
+from mypt.terminal import flushed_output, one_line, print_traceback, say, usable_streams, visible_libraries
 
 # In the order in which a newcomer meets them.
 COMMANDS = (
@@ -37,6 +35,9 @@ COMMANDS = (
 
 class Parser(argparse.ArgumentParser):
     """Prints its errors, which repeat what was typed, in one line that a terminal shows as it is."""
+
+    def print_help(self, file=None) -> None:
+        say(self.format_help().removesuffix("\n"), error=file is sys.stderr)
 
     def error(self, message: str) -> NoReturn:
         super().error(one_line(message))
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str] | None) -> int:
     name, debug = "mypt", False
     try:
-        with interrupts.raised(), _flushed():
+        with interrupts.raised(), flushed_output():
             parser = build_parser()
             args, rest = parser.parse_known_args(argv)
             name, debug = f"mypt {args.command}", args.debug
@@ -111,16 +112,3 @@ def _main(argv: list[str] | None) -> int:
     except KeyboardInterrupt:
         say(f"{name}: interrupted", error=True)
         return interrupts.CODE
-
-
-@contextmanager
-def _flushed() -> Iterator[None]:
-    """At the end standard output is flushed; what it does not take is dropped, since the interpreter would try again"""
-    try:
-        yield
-        sys.stdout.flush()
-    finally:
-        try:
-            sys.stdout.flush()
-        except OSError:
-            discard(sys.stdout)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from mypt.errors import MyPTError
+from mypt.files import require_file
 from mypt.json_files import parse_json
 
 
@@ -37,6 +38,7 @@ def read_records(file: str) -> list[dict]:
 def read_text(file: str, what: str) -> str:
     """The content of a file with `\\n` as line ends; `what` names it in the MyPTError if it is no UTF-8 text."""
     try:
+        require_file(file)
         data = Path(file).read_bytes()
     except OSError as error:
         raise MyPTError(f"{what} {file} cannot be read ({error.strerror}); name a text file") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from mypt.errors import MyPTError
+from mypt.files import require_file
 from mypt.json_files import parse_json
 
 
@@ -29,7 +30,9 @@ class ResultsFile:
         self.path = Path(path)
         if self.path.exists() and not resume:
             raise MyPTError(f"{path} exists already; --resume continues it, or name another file")
-        data = self.path.read_bytes() if resume and self.path.exists() else b""
+        if exists := self.path.exists():
+            require_file(path)
+        data = self.path.read_bytes() if exists else b""
         self._whole = data.rfind(b"\n") + 1
         self.records = [
             parse_json(line, Completion, f"{path} line {number}", MyPTError, "name a file of completions")

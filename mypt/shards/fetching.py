@@ -1,5 +1,7 @@
 """Three ways to fetch windows of tokens from shard files. They differ in how bytes travel, never in what comes."""
 
+from __future__ import annotations
+
 import ctypes
 import mmap
 import os
@@ -49,7 +51,11 @@ class _Shards:
         self.ends = np.cumsum(tokens)
         self.begins = self.ends - tokens
         self._end_list = self.ends.tolist()  # numpy is slow on single numbers
-        self.open = lru_cache(maxsize=64)(_OpenFile)  # far below any limit on open files
+        self._written = [os.stat(path).st_mtime_ns for path in paths]
+
+    def open(self, shard: int) -> _OpenFile:
+        """The file of a shard. Hold it while it is read: it is closed when others are opened."""
+        return _open(self.paths[shard], self._written[shard])
 
     def pieces(self, start: int, length: int) -> Iterator[tuple[int, int, int]]:
         """A window as (shard, first token in it, tokens), over as many shards as it takes."""
@@ -99,17 +105,17 @@ class Mapped(_Shards):
         owners = self.ends.searchsorted(starts, "right")
         sample = slice(None, None, -(-len(starts) // _SAMPLED))
         offsets = (starts - self.begins[owners])[sample] * self.dtype.itemsize
-        if all(self._is_cached(self.paths[shard], at) for shard, at in zip(owners[sample], offsets, strict=True)):
+        if all(self._is_cached(shard, at) for shard, at in zip(owners[sample], offsets, strict=True)):
             return
         for begin in ((starts + self._shift[owners]) * self.dtype.itemsize).tolist():
             page = begin // mmap.PAGESIZE * mmap.PAGESIZE
             end = min(begin + length * self.dtype.itemsize, len(self._memory))
             self._memory.madvise(mmap.MADV_WILLNEED, page, end - page)
 
-    def _is_cached(self, path: Path, offset: int) -> bool:
+    def _is_cached(self, shard: int, offset: int) -> bool:
         """Whether a byte of a file comes from memory at once; mincore would not tell for a file of somebody else."""
         try:
-            return os.preadv(self.open(path).number, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+            return os.preadv(self.open(shard).number, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
         except (OSError, AttributeError):  # not in memory, or deleted since; a system that cannot tell
             return False
 
@@ -124,7 +130,6 @@ class Pread(_Shards):
         super().__init__(paths, tokens, dtype)
         self.blocks = blocks
         self.bytes_read = 0
-        self._written = [os.stat(path).st_mtime_ns for path in paths]
         self._kept: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
@@ -160,7 +165,7 @@ class Pread(_Shards):
     def _read_piece(self, shard: int, first: int, count: int) -> bytes:
         size, offset = count * self.dtype.itemsize, first * self.dtype.itemsize
         try:
-            file = self.open(self.paths[shard])  # held until it is read, whatever else is opened
+            file = self.open(shard)
             data = os.pread(file.number, size, offset)
             while len(data) < size and (more := os.pread(file.number, size - len(data), offset + len(data))):
                 data += more
@@ -186,6 +191,12 @@ class _OpenFile:
     def __del__(self, close=os.close):  # at the interpreter's end `os` may be gone before
         if hasattr(self, "number"):
             close(self.number)
+
+
+@lru_cache(maxsize=64)  # of all readers of the process: far below any limit on open files
+def _open(path: Path, written: int) -> _OpenFile:
+    """written: the time at which the reader knows the file, since another may have taken its name."""
+    return _OpenFile(path)
 
 
 def _overlapping(tokens: np.ndarray, length: int) -> np.ndarray:

@@ -42,7 +42,7 @@ class ShardReader:
         self._tokens = sum(shard.tokens for shard in self.shards)
         self._arguments = {"shards": len(self.shards), "dtype": dtype, "blocks": blocks}
         size = self._tokens * self.manifest.numpy_dtype.itemsize
-        self.reading, reason = choose_reading(self.directory, size, reading, blocks)
+        self.reading, reason = choose_reading(self.directory, size, reading, blocks, len(self.shards))
         self._fetch = self._fetcher(blocks)
         if self.reading == "ram":
             self._check_sums(zip(self.shards, self._fetch.parts, strict=True))

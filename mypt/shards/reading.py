@@ -17,10 +17,12 @@ _HOW = {
 }
 
 
-def choose_reading(directory: Path, size: int, asked: str = "auto", blocks: bool = False) -> tuple[str, str]:
+def choose_reading(
+    directory: Path, size: int, asked: str = "auto", blocks: bool = False, files: int = 1
+) -> tuple[str, str]:
     """The policy for a split of `size` bytes, and why: ("readahead", "20.0 GB on ext4, read ahead (random advice)").
 
-    blocks: the order is that of blocks, which are read as wholes.
+    blocks: the order is that of blocks, which are read as wholes. files: how many hold the split.
     Raises DataError for a policy that there is not, or not on this system.
     """
     if asked not in READINGS:
@@ -35,7 +37,7 @@ def choose_reading(directory: Path, size: int, asked: str = "auto", blocks: bool
         chosen = "ram"
     elif asked == "auto":
         # A page fault behind a network can hang or kill the process; a read call returns an error.
-        chosen = "pread" if is_network(system) or blocks else "readahead"
+        chosen = "pread" if is_network(system) or blocks or not _can_map(files) else "readahead"
     how = "read in whole blocks" if chosen == "pread" and blocks else _HOW[chosen]
     return chosen, f"{_human(size)} on {system}, {how}{', as asked' if asked == chosen else ''}"
 
@@ -51,6 +53,16 @@ def available_memory() -> int:
     if not memory and hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
     return memory
+
+
+def _can_map(files: int) -> bool:
+    """Whether a process may map so many files more and keep half of what Linux grants it for everything else."""
+    try:
+        limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+        mapped = Path("/proc/self/maps").read_bytes().count(b"\n")
+    except (OSError, ValueError):
+        return True
+    return mapped + files <= limit // 2
 
 
 def _human(size: int) -> str:

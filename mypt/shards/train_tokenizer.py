@@ -54,9 +54,10 @@ def train_tokenizer(
     pipeline = Pipeline(out / STAGING, chosen, units, workers, notes.append, progress)
     with only_writer(out):
         if _already_made(out, made_of, retrain):
+            shutil.rmtree(pipeline.staging, ignore_errors=True)  # of a call that was killed when all was done
             say(f"{out} already holds the tokenizer of this text with these settings (--retrain: make it again)")
             return out
-        pipeline.make_tokenizer(retrain)
+        pipeline.make_tokenizer(retrain=True)  # also one that a killed call made: its notes went with that call
         (out / TRAINING_NAME).unlink(missing_ok=True)
         for path in pipeline.staging.glob("tokenizer*.json"):
             os.replace(path, out / path.name)
@@ -91,10 +92,9 @@ def _require_tokenizer_folder(out: Path) -> None:
 
 
 def _already_made(out: Path, made_of: dict[str, Any], retrain: bool) -> bool:
-    """Raises TokenizerError if `out` holds another tokenizer."""
-    if retrain or not (out / "tokenizer.json").is_file():
+    """Raises TokenizerError if `out` holds another tokenizer. One without its record is not finished."""
+    if retrain or not (out / "tokenizer.json").is_file() or not (previous := training_record(out)):
         return False
-    previous = training_record(out) or {}
     if {name: previous.get(name) for name in made_of} == made_of:
         return True
     differing = [

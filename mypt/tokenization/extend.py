@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mypt.errors import TokenizerError
+from mypt.files import require_file
 from mypt.folders import contents, new_folder
 from mypt.tokenization.encode import encode_documents
 from mypt.tokenization.load import essence, largest_id, load_tokenizer, save_tokenizer, tokenizer_hash
@@ -83,9 +84,11 @@ def read_tokens(names: Iterable[str]) -> list[str]:
     found = []
     for name in names:
         try:
-            is_file = Path(name).is_file()
-        except OSError:  # too long for a file's name
+            is_file = Path(name).exists() and not Path(name).is_dir()
+        except (OSError, ValueError):  # too long for a file's name, or no name at all
             is_file = False
+        if is_file:
+            require_file(name)
         try:
             found += Path(name).read_text(encoding="utf-8").splitlines() if is_file else [name]
         except UnicodeDecodeError:

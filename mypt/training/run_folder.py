@@ -14,7 +14,7 @@ from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file, checksums_o
 from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint, step_of, what_is_missing
 from mypt.checkpoints.verify import fault_of, last_good_checkpoint
 from mypt.errors import CheckpointError
-from mypt.files import replace_text
+from mypt.files import replace_text, require_file
 from mypt.folders import WriterLock, contents, require_own
 from mypt.json_files import read_json
 from mypt.shards.format import METADATA_NAME
@@ -95,7 +95,13 @@ def choose(
 
 
 def claim(run: Path, identity: dict, resume: bool) -> None:
-    """Raise CheckpointError if the folder holds another run (naming what differs), or this one without `resume`."""
+    """Raise CheckpointError if the folder holds another run (naming what differs), or this one without `resume`.
+
+    Raises OSError if it holds a FIFO, a socket or a device.
+    """
+    for path in run.iterdir() if run.is_dir() else ():
+        if path.exists():
+            require_file(path)
     if (run / ENVIRONMENT_NAME).exists():
         _compare(run, recorded_identity(run), json.loads(json.dumps(identity, default=str)))
         if checkpoints(run) and not resume:

@@ -136,3 +136,21 @@ def test_a_reader_that_goes_away_is_no_error(argv, unbuffered):
     )
     os.close(write)
     assert (process.communicate()[1], process.returncode) == (b"", 0)
+
+
+@pytest.mark.parametrize("argv", [["presets", "--json"], ["presets", "tiny"], ["--help"]])
+def test_an_output_that_is_full_is_one_line(argv):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-m", "mypt", *argv], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "standard output: the disk is full" in done.stderr
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-m", "mypt", *argv], stderr=full, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and done.stdout
+
+
+def test_a_name_that_is_not_utf8_where_a_library_needs_it_is_one_line(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("some words\n" * 40)
+    out = tmp_path / "caf\udce9"
+    assert main(["prepare", "--source", str(tmp_path / "text.txt"), "--out", str(out), "--tokenizer", "char"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert r"caf\udce9" in last and last.endswith("takes names in UTF-8 only; rename it")

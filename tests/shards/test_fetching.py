@@ -1,6 +1,7 @@
 """All ways of fetching give the same windows, with few open files and without reading what is not needed."""
 
 import os
+import resource
 import subprocess
 import sys
 
@@ -92,3 +93,20 @@ assert (fetch.windows(np.arange(2_990), 11) == (np.arange(2_990)[:, None] + np.a
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_many_readers_share_few_open_files(tmp_path):
+    """20 sources of thousands of shards each, in a process that may open 1,024 files."""
+    tokens = np.arange(70 * 4, dtype="<u2")
+    readers = []
+    for number in range(4):
+        (folder := tmp_path / str(number)).mkdir()
+        readers.append(Pread(*write(folder, tokens + number, [4] * 70)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 100, hard))
+    try:
+        for number, reader in enumerate(readers):
+            assert np.array_equal(reader.windows(np.arange(0, 278), 2)[:, 0], tokens[:278] + number)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -64,3 +64,10 @@ def test_file_systems_as_the_system_itself_names_them(tmp_path):
 
 def test_memory_is_a_part_of_what_the_machine_has():
     assert 0 < available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_more_files_than_a_process_may_map_are_read_call_by_call(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "file_system", lambda path: "ext4")
+    assert choose_reading(tmp_path, LARGE, files=5_000)[0] == "readahead"
+    assert choose_reading(tmp_path, LARGE, files=10**9)[0] == "pread"
+    assert choose_reading(tmp_path, LARGE, "readahead", files=10**9)[0] == "readahead"  # as asked
