@@ -149,8 +149,10 @@ def test_an_output_that_is_full_is_one_line(argv):
 
 
 def test_a_name_that_is_not_utf8_where_a_library_needs_it_is_one_line(tmp_path, capsys):
-    (tmp_path / "text.txt").write_text("some words\n" * 40)
-    out = tmp_path / "caf\udce9"
-    assert main(["prepare", "--source", str(tmp_path / "text.txt"), "--out", str(out), "--tokenizer", "char"]) == 2
+    out, text = tmp_path / "caf\udce9", tmp_path / "text.txt"
+    text.write_text("some words\n" * 40)
+    data = tmp_path / "data"
+    assert main(["prepare", "--source", str(text), "--out", str(data), "--tokenizer", "char"]) == 0
+    assert main(["tokenizer", str(data), "--add-tokens", "<x>", "--out", str(out)]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert r"caf\udce9" in last and last.endswith("takes names in UTF-8 only; rename it")
