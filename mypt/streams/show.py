@@ -40,7 +40,7 @@ def decoded_windows(
     shown = []
     for sample, (start, window) in enumerate(zip(starts.tolist(), stream, strict=False)):
         ids = window["input_ids"].tolist()
-        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
         shown.append(ShownWindow(sample, start, ids, text))
     return shown
 

@@ -79,9 +79,9 @@ class DataTokenizer:
     def __len__(self) -> int:
         return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
-        """The text of ids."""
-        return self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, special tokens included."""
+        return self.backend_tokenizer.decode(ids, skip_special_tokens=False)
 
     def save_pretrained(self, directory: str) -> None:
         """Write its files to a directory, which is made if it is missing."""
