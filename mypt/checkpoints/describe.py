@@ -92,7 +92,7 @@ def _progress(progress: dict) -> Iterator[Block]:
     if progress.get("loss") is not None:
         rate = f", learning rate {progress['learning_rate']:.2e}" if progress["learning_rate"] is not None else ""
         yield line("training", f"loss {progress['loss']:.4f} nats/token at step {progress['logged_at_step']:,}{rate}")
-    if progress.get("best_checkpoint"):
+    if progress.get("best_checkpoint") and progress.get("best_metric") is not None:
         # eval_constrained_loss: the target's loss, or 1,000 + the worst excess over the forgetting tolerance
         metric = progress["best_metric"]
         excess = f"a guarded set is {metric - 1_000:.4f} nats/token beyond its tolerance"
@@ -104,8 +104,8 @@ def _forgetting(forgetting: dict) -> Iterator[Block]:
         [
             name,
             f"{reading['loss']:.4f}",
-            f"{reading['bits_per_byte']:.4f}",
-            f"{reading['delta']:+.4f} +/- {reading['delta_error']:.4f}",
+            f"{reading['bits_per_byte']:.4f}" if "bits_per_byte" in reading else "",
+            f"{reading['delta']:+.4f}" + (f" +/- {reading['delta_error']:.4f}" if "delta_error" in reading else ""),
             reading["state"],
         ]
         for name, reading in forgetting["sets"].items()

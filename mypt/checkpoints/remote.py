@@ -102,7 +102,7 @@ def outgoing(folder: str | Path, uri: str, *, license: str | None = None) -> lis
         if path.name != CARD_NAME:
             changed = content_to_send(path, get_token())
             files.append(Outgoing(path.name, changed or path, path.stat().st_size if changed is None else len(changed)))
-    card = card_of(folder, place.name, revision=place.revision, license=license).encode()
+    card = card_of(folder, place.name, revision=place.revision, license=license).encode(errors="backslashreplace")
     require_no_token(folder / CARD_NAME, card, get_token())
     return sorted([*files, Outgoing(CARD_NAME, card, len(card))])
 

@@ -244,6 +244,17 @@ class TrainerState(TypedDict):
     trial_params: NotRequired[dict[str, Any] | None]
 
 
+def _trainer_state(content: Any) -> TrainerState:
+    state = as_kind(content, TrainerState)
+    step, place = state["global_step"], ("stateful_callbacks", "CoverageCallback", "attributes", "next_sample")
+    if (best := state.get("best_global_step") or 0) > step:
+        raise Wrong(f"found {best}, after step {step}", "best_global_step")
+    stream = state.get("stateful_callbacks", {}).get("CoverageCallback", {}).get("attributes")
+    if stream and stream["next_sample"] < step:
+        raise Wrong(f"found {stream['next_sample']}, fewer than {step} steps take", *place)
+    return state
+
+
 class _Ledger(StreamState):
     step: Count
 
@@ -293,7 +304,7 @@ def read_state(checkpoint: Path) -> TrainerState:
     Raises CheckpointError, naming the file and the place in it, if it is missing or holds anything that Trainer or our
     callbacks could not go on from.
     """
-    return read_json(checkpoint / STATE_NAME, TrainerState, CheckpointError, "restore it", LARGER)
+    return read_json(checkpoint / STATE_NAME, _trainer_state, CheckpointError, "restore it", LARGER)
 
 
 def saved_states(callbacks: dict) -> Callbacks:

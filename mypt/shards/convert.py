@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mypt.errors import DataError
 from mypt.folders import only_writer
-from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, dtype_for, read_manifest, read_metadata
+from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, dtype_for, is_ours, read_manifest, read_metadata
 from mypt.shards.legacy import origin, read_foreign
 from mypt.shards.output import fingerprints, made_before, staged
 from mypt.shards.scan import checked_chunks, progress_bar, write_stream
@@ -74,7 +74,7 @@ def convert_dataset(
 def _read(directory: Path, dtype: str | None, tokenizer: str | None) -> Manifest:
     path = directory / METADATA_NAME
     content = read_metadata(path) if path.exists() else {}
-    if "format" not in content:
+    if not is_ours(content):
         manifest = read_foreign(directory, content, dtype, tokenizer) if directory.is_dir() else None
         if manifest:
             return manifest

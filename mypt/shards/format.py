@@ -170,7 +170,7 @@ def read_manifest(directory: str | Path, dtype: str | None = None) -> Manifest:
     if not directory.is_dir():
         raise DataError(f"dataset directory {directory} does not exist; make it with: mypt prepare --out {directory}")
     content = read_metadata(path) if path.exists() else None
-    if content is None or "format" not in content:
+    if content is None or not is_ours(content):
         from mypt.shards.legacy import read_foreign
 
         if manifest := read_foreign(directory, content or {}, dtype):
@@ -186,7 +186,12 @@ def read_manifest(directory: str | Path, dtype: str | None = None) -> Manifest:
 def read_metadata(path: Path) -> dict[str, Any]:
     """The object in a dataset's metadata, of today's format or another one. Raises DataError if it is damaged."""
     content = read_json(path, dict[str, object], DataError, _ADVICE)
-    return content if "format" in content else check(content, _Foreign, path, DataError, _ADVICE)
+    return content if is_ours(content) else check(content, _Foreign, path, DataError, _ADVICE)
+
+
+def is_ours(content: dict[str, Any]) -> bool:
+    """Whether it is metadata of today's format, be it damaged, and not another program's."""
+    return not {"format", "splits", "tokenizer_hash"}.isdisjoint(content)
 
 
 def _manifest(content: dict[str, Any]) -> Manifest:
@@ -223,6 +228,10 @@ def _manifest(content: dict[str, Any]) -> Manifest:
             total, recorded = getattr(split, count), content["splits"][name].get(count)
             if recorded is not None and recorded != total:
                 raise Wrong(f"found {found(recorded)}, and its shards have {total}", "splits", name, count)
+    for count in ("tokens", "documents", "bytes"):
+        total = sum(getattr(split, count) for split in manifest.splits.values())
+        if (told := sum(source[count] for source in manifest.sources)) > total:
+            raise Wrong(f"they have {told} {count}, and all shards {total}", "sources")
     return manifest
 
 

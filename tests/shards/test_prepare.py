@@ -259,6 +259,7 @@ def test_files_that_no_metadata_lists_are_neither_removed_nor_replaced(tmp_path)
     last = first.splits["train"].shards[-1].file
     manifest = read_manifest(out)
     manifest.splits["train"].shards.pop()
+    manifest.sources[0] |= dict.fromkeys(("documents", "bytes", "tokens"), 0)
     write_manifest(out, manifest)
     before = (out / last).read_bytes()
     with pytest.raises(DataError, match=f"holds {last}, which no metadata there lists"):
