@@ -70,6 +70,11 @@ def is_file_name(name: str) -> bool:
     return name not in ("", ".", "..") and "/" not in name and name.isprintable() and len(name.encode()) <= 255
 
 
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+Text = Annotated[str, Rule(_is_unicode, "Unicode text")]  # no half of a surrogate pair, which JSON can spell
 FileName = Annotated[str, Rule(is_file_name, "the name of a file in this folder")]
 Count = Annotated[int, Rule(lambda number: number >= 0, "a whole number of 0 or more")]
 Positive = Annotated[int, Rule(lambda number: number >= 1, "a whole number of 1 or more")]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from mypt.errors import TokenizerError
-from mypt.json_files import LARGER, Rule, check, read_json
+from mypt.json_files import LARGER, Rule, Text, check, read_json
 from mypt.tokenization.load import EOS, load_tokenizer, wrap
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ STATE_NAME = "tokenizer_state.json"
 _GPT2_SIZE = 50_257
 _SPECIAL_KEYS = ("special_token_encoder", "special_tokens", "added_special_tokens", "added_tokens")
 _Id = Annotated[int, Rule(lambda id: 0 <= id < 2**32, "an id")]
-_Special = list[str] | dict[str, _Id] | dict[str, str] | None
+_Special = list[Text] | dict[Text, _Id] | dict[str, Text] | None
 
 
 class _State(TypedDict, total=False):
     """The file of the original's, as far as it is used."""
 
-    chars: list[str] | None
+    chars: list[Text] | None
     base_vocab_size: _Id | None
     special_token_encoder: _Special
     special_tokens: _Special
