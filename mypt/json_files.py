@@ -165,7 +165,7 @@ def _read(path: str | Path, largest: int) -> bytes:
     if status.st_size > largest:
         raise Wrong(f"{status.st_size:,} bytes, more than the {largest:,} that such a file may have")
     with open(path, "rb") as file:
-        return file.read(largest)
+        return file.read(status.st_size)  # as many bytes are allocated first
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -259,9 +259,10 @@ def _ruled(inner: Check, rule: Rule) -> Check:
     holds, expected = rule
 
     def check(value: Any) -> Any:
-        if not holds(inner(value)):
+        result = inner(value)
+        if not holds(result):
             raise _refuse(value, expected)
-        return value
+        return result
 
     check.expected = expected
     return check

@@ -88,11 +88,11 @@ def what_is_missing(checkpoint: Path) -> str | None:
     """
     if (checkpoint / SAVING_NAME).exists():
         return f"{SAVING_NAME} is there; the save was interrupted"
-    for path in sorted(checkpoint.iterdir()):
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            return f"{path.name} is a FIFO, a socket or a device, not a file"
     try:
         state = read_state(checkpoint)
+        for path in sorted(checkpoint.iterdir()):
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                return f"{path.name} is a FIFO, a socket or a device, not a file"
         stream = state.get("stateful_callbacks", {}).get("CoverageCallback", {}).get("attributes", {})
         world_size = stream.get("settings", {}).get("world_size", 1)
         return (

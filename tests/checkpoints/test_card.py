@@ -147,8 +147,8 @@ def test_a_name_stays_a_name(run_copy):
     report, ledger = (json.loads((run_copy / name).read_text()) for name in ("forgetting.json", "coverage.json"))
     for entry in report["history"]:
         entry["sets"] = {HOSTILE: next(iter(entry["sets"].values()))}
-    report["verdict"] = f"healthy: {HOSTILE}"
-    ledger["sources"][0] |= {"name": HOSTILE, "fingerprint": HOSTILE}
+    report |= {"verdict": f"healthy: {HOSTILE}", "target": HOSTILE, "guard": []}
+    ledger["sources"][0]["name"] = HOSTILE
     for name, content in (("forgetting.json", report), ("coverage.json", ledger)):
         (run_copy / name).write_text(json.dumps(content))
     with (run_copy / "recipe.yaml").open("a") as file:
@@ -164,7 +164,7 @@ def test_a_name_stays_a_name(run_copy):
     own = "h1 h2 p table thead tbody tr th td strong code pre img ul li details summary"
     assert {*found.tags} <= {*own.split()}
     assert found.tags.count("img") == body.count("![") and not re.search("onerror|alert", " ".join(found.attributes))
-    assert found.text.count(one_line(HOSTILE)) == 4  # source, its fingerprint, the set, the verdict
+    assert found.text.count(one_line(HOSTILE)) == 3  # source, the set, the verdict
     assert [len(row) for row in rows(card, "Evaluation and forgetting")] == [6]
 
 

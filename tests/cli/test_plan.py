@@ -25,7 +25,7 @@ def dataset(tmp_path):
         with open(directory / "train" / "shard_00000.bin", "wb") as file:
             file.truncate(2 * tokens)
         shard = Shard("train/shard_00000.bin", tokens, 10, 4 * tokens, 0, 999, "0" * 32)
-        write_manifest(directory, Manifest("uint16", 1_000, 0, "hash", {"train": Split([shard]), "val": Split()}))
+        write_manifest(directory, Manifest("uint16", 1_000, 0, "0" * 32, {"train": Split([shard]), "val": Split()}))
         return str(directory)
 
     return make

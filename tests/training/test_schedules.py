@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import SchedulerType, get_scheduler
 
+from mypt.checkpoints.checksums import CHECKSUMS_NAME
 from mypt.errors import RecipeError
 from mypt.recipe import OptimizerSection, load_recipe, parse_recipe
 from mypt.training.run import train
@@ -131,6 +132,7 @@ def test_a_checkpoint_of_a_version_whose_first_step_had_rate_0_goes_on_with_the_
     state = torch.load(old / "checkpoint-2" / "scheduler.pt", weights_only=True)
     state["lr_lambdas"] = [{"climb": None} for _ in state["lr_lambdas"]]
     torch.save(state, old / "checkpoint-2" / "scheduler.pt")
+    (old / "checkpoint-2" / CHECKSUMS_NAME).unlink()
     content["training"] |= {"output_dir": str(old), "save_steps": 3}
     train(parse_recipe(content), resume=True)
     assert [rate / 3e-3 for rate in rates(old)][2:] == pytest.approx([0.4, 0.6, 0.8, 1, 1, 1])

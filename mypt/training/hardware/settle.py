@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from transformers import PreTrainedModel
 
 from mypt.errors import MyPTError, RecipeError
+from mypt.planning.evaluation import MOST_WINDOWS
 from mypt.planning.fit import fits, gibibytes, knobs, training_memory
 from mypt.planning.parameters import adapted, dimensions_of
 from mypt.planning.step import Step
@@ -124,9 +125,9 @@ def _require_memory(recipe: Recipe, machine: Machine, dimensions: dict | None, s
             f"step alone are {gibibytes(ids)} GiB, and this machine has {gibibytes(memory)} GiB of memory; lower "
             f"training.{BATCH[0]}, training.{BATCH[1]} or training.dataloader_prefetch_factor"
         )
-    windows = given.get("per_device_eval_batch_size", 8)
-    if recipe.forgetting.eval_windows != "all":
-        windows = min(windows, recipe.forgetting.eval_windows)
+    windows, most = given.get("per_device_eval_batch_size", 8), recipe.forgetting.eval_windows
+    if most != "all":
+        windows = min(windows, most or MOST_WINDOWS)  # None: chosen later
     logits = 4 * windows * section.block_size * dimensions["vocab_size"] if dimensions else 0
     if machine.memory and logits > machine.memory:
         raise RecipeError(
