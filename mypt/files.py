@@ -12,15 +12,17 @@ _NETWORK = {
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "lustre", "ceph", "gpfs", "beegfs", "9p", "afs", "glusterfs",
 }  # fmt: skip
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# A full disk in the words of torch.save and of numpy's writers, which do not pass the reason on.
-_FULL_WORDS = (
-    "PytorchStreamWriter failed", "file write failed", "unexpected pos", "iostream error", " requested and ",
-)  # fmt: skip
+# A full disk in the words of numpy's writers (OSError without a number) and of torch.save (RuntimeError).
+_NUMPY_FULL = re.compile(r"\d+ requested and \d+ written")
+_TORCH_FULL = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+|iostream error")
+_SYSTEM_NUMBER = re.compile(r"\(os error (\d+)\)")  # in the words of libraries in Rust
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a library's error means that the disk, or the user's share of it, is full."""
-    return getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS)
+    """Whether an error of the system, numpy or torch means that the disk, or the user's share of it, is full."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL if error.errno is not None else bool(_NUMPY_FULL.search(str(error)))
+    return isinstance(error, RuntimeError) and bool(_TORCH_FULL.search(str(error)))
 
 
 @contextmanager
@@ -37,7 +39,8 @@ def system_errors(path: str | Path) -> Iterator[None]:
             if is_disk_full(error):
                 error.filename = error.filename or str(path)
             raise
-        number = re.search(r"\(os error (\d+)\)", str(error))
+        in_rust = type(error) is Exception or type(error).__name__ == "SafetensorError"  # tokenizers raises Exception
+        number = _SYSTEM_NUMBER.search(str(error)) if in_rust else None
         code = int(number[1]) if number else errno.ENOSPC if is_disk_full(error) else None
         if code is None:
             raise

@@ -28,6 +28,7 @@ LOCK_NAME = ".mypt.lock"
 BEAT = 5.0  # seconds between two signs of life of a lock's holder
 SILENCE = 60.0  # seconds without one, after which a holder that cannot be looked up is gone
 SETTLE = 1.0  # seconds after which two that took a lock at once, where the system does not decide, see who has it
+_REFUSED = 100  # times that a folder may be gone between two calls of one `acquire`
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 
@@ -52,13 +53,15 @@ class WriterLock:
         if fcntl is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             return
-        taken = False
+        taken, refused = False, 0
         while not taken:  # a folder or a file that was removed on the way is made again
             try:
                 self._open()
                 taken = self._take()
             except FileNotFoundError:
-                pass
+                refused += 1
+                if refused == _REFUSED:  # nobody removes it: nothing can be made there, as in /proc
+                    raise
             finally:
                 if not taken:
                     self.forget()

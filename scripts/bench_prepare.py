@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import json
 import os
 import platform
@@ -200,21 +201,26 @@ def measure(side: str, text: Path, out: Path, core: int, tree: Path) -> dict:
     return {"seconds": usage.ru_utime + usage.ru_stime, "peak_memory_mb": round(usage.ru_maxrss / KILOBYTE)}
 
 
-def files(dataset: Path) -> dict[str, bytes]:
-    """The contents of a dataset directory, by name, without what tells the time."""
+def files(dataset: Path) -> dict[str, str]:
+    """SHA-256 of the files of a dataset directory, by name, without what tells the time."""
     paths = (path for path in dataset.rglob("*") if path.is_file() and path.name != REPORT)
-    return {str(path.relative_to(dataset)): path.read_bytes() for path in paths if path.name != ".mypt.lock"}
+    return {str(path.relative_to(dataset)): digest(path) for path in paths if path.name != ".mypt.lock"}
+
+
+def digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def pieces(texts: Iterator[str], size: float) -> Iterator[str]:
     """JSON lines with documents of CHARACTERS, none twice, until they are `size` bytes."""
-    seen: set[str] = set()
+    seen: set[int] = set()  # hashes: a process that is started counts the memory of this one as its own
     for text in texts:
         for start in range(0, len(text), CHARACTERS):
             piece = text[start : start + CHARACTERS]
-            if len(piece) < CHARACTERS // 6 or piece in seen:
+            if len(piece) < CHARACTERS // 6 or hash(piece) in seen:
                 continue
-            seen.add(piece)
+            seen.add(hash(piece))
             line = json.dumps({"text": piece}, ensure_ascii=False) + "\n"
             size -= len(line.encode())
             yield line
@@ -295,7 +301,8 @@ def main() -> None:
         if texts is None:
             texts = [folder / "sources.jsonl", folder / "manuals.jsonl"]
             for path, made in zip(texts, (sources(), manuals()), strict=True):
-                path.write_text("".join(pieces(made, args.megabytes * 1e6)), encoding="utf-8")
+                with open(path, "w", encoding="utf-8") as file:
+                    file.writelines(pieces(made, args.megabytes * 1e6))
         for text in texts:
             own = folder / f"{len(report['texts'])}"
             load_data_tokenizer("gpt2").save_pretrained(str(own / "gpt2"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from mypt.errors import DataError
 from mypt.files import is_disk_full, require_file, system_errors
 from mypt.tokenization.char import build_char_tokenizer
 from mypt.tokenization.load import save_tokenizer
@@ -47,6 +48,16 @@ def test_a_library_that_gives_the_number_of_the_error_only(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "file"))
+
+
+def test_a_message_that_quotes_such_words_is_no_full_disk(tmp_path):
+    """Names of files are part of messages: only what the libraries themselves raise is read."""
+    for error in (DataError("a 1 requested and 0 written.jsonl"), ValueError("x (os error 13).jsonl"),
+                  NotADirectoryError(20, "Not a directory", "a 1 requested and 0 written")):  # fmt: skip
+        assert not is_disk_full(error)
+        with pytest.raises(type(error)) as caught, system_errors(tmp_path):
+            raise error
+        assert caught.value is error
 
 
 def test_other_errors_stay_what_they_are():

@@ -78,7 +78,7 @@ class Pipeline:
         """Train a bpe or collect the characters of a char tokenizer, unless a killed run has done so."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record, key = self.folder / "tokenizer.key", self._corpus()
-        kept = not retrain and record.is_file() and record.read_text() == key
+        kept = not retrain and record.is_file() and record.read_bytes() == key.encode()
         if kept and (tokenizer := read_data_tokenizer(self.staging)):
             self.say(f"using the tokenizer in {self.staging}, made from the same text (--retrain: make it again)")
             return tokenizer

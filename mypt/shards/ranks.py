@@ -29,7 +29,7 @@ from mypt.shards.pipeline import TRAINED, Pipeline
 from mypt.shards.prepare import disk_errors, join_units
 from mypt.shards.settings import PrepareSettings
 from mypt.shards.staging import LAUNCH, STAGING, UNITS, previous_manifest, publish, require_dataset_folder
-from mypt.shards.units import Finished, Piece, Work, rows, save_invalid, token_ids
+from mypt.shards.units import Finished, Piece, Work, changed_files, rows, save_invalid, token_ids
 from mypt.terminal import say
 from mypt.text.clean import Cleaner
 from mypt.text.dedup import text_hash
@@ -219,7 +219,7 @@ def _finished_ranks(folder: Path, launch: Launch) -> list[Finished]:
             if sizes
             else f"no rank has been run for {folder.parent.parent}; run them before they are joined"
         )
-    found, missing, other = [], [], []
+    found, missing, other, damaged = [], [], [], []
     for rank in range(sizes[0]):
         record = folder / f"{rank:05d}.json"
         if not record.is_file():
@@ -228,7 +228,13 @@ def _finished_ranks(folder: Path, launch: Launch) -> list[Finished]:
         found.append(read_json(record, Finished, DataError, f"run rank {rank} again"))
         if found[-1].key != launch.key(rank, sizes[0]):
             other.append(rank)
-    for ranks, what in ((missing, "not finished"), (other, "made with other settings or another tokenizer")):
+        elif not found[-1].files or changed_files(folder, found[-1].files):
+            damaged.append(rank)
+    for ranks, what in (
+        (missing, "not finished"),
+        (other, "made with other settings or another tokenizer"),
+        (damaged, "damaged"),
+    ):
         if ranks:
             raise DataError(
                 f"of {sizes[0]} ranks {len(ranks)} are {what}: {_few(ranks)}; run them again (datatrove leaves out "

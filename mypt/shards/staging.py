@@ -66,6 +66,8 @@ def publish(out: Path, manifest: Manifest | None = None) -> None:
     else:
         _require_way(out, manifest)
         write_manifest(staging, manifest)
+    for _, name in _staged_files(staging):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
     if (out / METADATA_NAME).is_file():
         (staging / PREVIOUS).mkdir(exist_ok=True)
         os.replace(out / METADATA_NAME, staging / PREVIOUS / METADATA_NAME)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,10 +12,10 @@ import numpy as np
 import xxhash
 
 from mypt.files import replace_text
-from mypt.json_files import Count
+from mypt.json_files import Count, FileName
 from mypt.shards.scan import read_chunks
 from mypt.shards.settings import PrepareSettings
-from mypt.shards.units import Piece, kept_lines, read_record
+from mypt.shards.units import Piece, checksums, kept_lines, read_record
 from mypt.tokenization.bpe import TextSample
 
 
@@ -28,6 +28,7 @@ class Surveyed:
     bytes: Count  # UTF-8 bytes of the documents that cleaning keeps
     lines: Count  # that are not blank
     characters: str  # the different ones, if a char tokenizer is to be made
+    files: dict[FileName, str] = field(default_factory=dict)  # `checksums` of the others
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def survey_unit(survey: Survey, piece: Piece, below: int = 2**64) -> Surveyed:
                 hashes.write(np.array(lines, "<u8").data)
     found.documents_read, found.characters = cleaner.counts["documents"], "".join(sorted(characters))
     _write_sample(survey.folder / f"{index:05d}.sample", sample)
+    found.files = checksums(record, ("lines", "sample"))
     replace_text(record, json.dumps(asdict(found), ensure_ascii=False))
     return found
 

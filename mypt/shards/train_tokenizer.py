@@ -18,7 +18,7 @@ from mypt.json_files import read_json
 from mypt.shards.format import METADATA_NAME
 from mypt.shards.pipeline import Pipeline
 from mypt.shards.settings import PrepareSettings
-from mypt.shards.staging import STAGING
+from mypt.shards.staging import STAGING, UNITS
 from mypt.text.sources import find_units, stamp
 
 TRAINING_NAME = "tokenizer_training.json"  # beside tokenizer.json: what it was made of, and the reasons for its size
@@ -86,7 +86,9 @@ def _require_tokenizer_folder(out: Path) -> None:
         raise TokenizerError(f"{out} is a dataset, whose tokenizer belongs to its tokens; choose another --out")
 
     def is_own(folder: Path) -> bool:
-        return (folder / TRAINING_NAME).is_file() or (folder / STAGING).is_dir()
+        if (folder / TRAINING_NAME).is_file():
+            return True
+        return (folder / STAGING).is_dir() and not any((folder / STAGING / UNITS).glob("*.ids"))  # of `mypt prepare`
 
     require_own(out, is_own, "mypt tokenizer", TokenizerError)
 

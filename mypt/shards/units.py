@@ -1,12 +1,14 @@
 """A unit of the input as a preparation reads it, and what is kept of it, so that a killed run goes on unit by unit.
 
 A finished unit is three files in OUT/.preparing/units: NNNNN.ids (raw token ids), NNNNN.npy (a row per document) and,
-written last, NNNNN.json (counts, and the key of all that decided them). Where there is something to tell,
-NNNNN.invalid.npy has the documents with bytes that were not UTF-8, and NNNNN.skipped.jsonl what could not be read.
+written last, NNNNN.json (counts, the key of all that decided them, and the checksums of the others). Where there is
+something to tell, NNNNN.invalid.npy has the documents with bytes that were not UTF-8, and NNNNN.skipped.jsonl what
+could not be read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -15,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import xxhash
 
 from mypt.errors import MyPTError
 from mypt.files import replace_text
-from mypt.json_files import Count, read_json
+from mypt.json_files import Count, FileName, read_json
 from mypt.shards.format import DTYPES
 from mypt.shards.settings import PrepareSettings
 from mypt.text.clean import Cleaner
@@ -89,6 +92,7 @@ class Finished:
     dropped_lines: dict[str, Count]
     examples: dict[str, list[str]]
     encode_seconds: float  # spent in the encoder
+    files: dict[FileName, str] = field(default_factory=dict)  # `checksums` of the others
     skipped: dict[str, Count] = field(default_factory=dict)  # records and files that could not be read, by reason
 
     @classmethod
@@ -105,6 +109,8 @@ class Finished:
         )
 
     def save(self, record: Path) -> None:
+        """Write the record, the last file of a unit, with the checksums of the others."""
+        self.files = checksums(record, ("ids", "npy", "signatures.npy", "invalid.npy", "skipped.jsonl"))
         replace_text(record, json.dumps(asdict(self), ensure_ascii=False))
 
 
@@ -128,13 +134,34 @@ def invalid_bytes(folder: Path, index: int) -> np.ndarray:
     return np.load(path) if path.is_file() else np.empty((0, 3), np.int64)
 
 
+def checksums(record: Path, suffixes: Iterable[str]) -> dict[str, str]:
+    """xxh3-128 of the files of a unit that are there, by name; `record` is its NNNNN.json."""
+    stem = record.name.partition(".")[0]
+    paths = (record.with_name(f"{stem}.{suffix}") for suffix in suffixes)
+    return {path.name: _checksum(path) for path in paths if path.is_file()}
+
+
+def changed_files(folder: Path, recorded: dict[str, str]) -> list[str]:
+    """The files of a unit that are missing, or are not those that its record is of."""
+    return [
+        name
+        for name, checksum in recorded.items()
+        if not (folder / name).is_file() or _checksum(folder / name) != checksum
+    ]
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
 def read_record(kind: type, path: Path, key: str):
-    """The record of a finished unit, if it is there, whole, and was made with this key; else None."""
+    """The record of a finished unit, if it and its files are there, whole, and were made with this key; else None."""
     try:
         found = read_json(path, kind)
     except MyPTError:  # unfinished, damaged, or of another version of mypt
         return None
-    return found if found.key == key else None
+    return found if found.key == key and found.files and not changed_files(path.parent, found.files) else None
 
 
 def rows(folder: Path, index: int) -> np.ndarray:

@@ -256,7 +256,8 @@ def csv_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> Ite
     csv.field_size_limit(LONGEST_VALUE)
     stream = io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8-sig", errors="surrogateescape", newline="")
     first = stream.readline(LONGEST_VALUE)
-    rows = csv.reader(chain([first], _CsvLines(stream)), strict=True, delimiter=_delimiter(first, path, column))
+    lines = _CsvLines(stream)
+    rows = csv.reader(chain([first], lines), strict=True, delimiter=_delimiter(first, path, column))
     texts: list[str] = []
     size = 0
     try:
@@ -275,13 +276,14 @@ def csv_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> Ite
         raise RecordError(path, "", "no_column", detail)
     place, width = header.index(column), len(header)
     while True:
-        begun_at = rows.line_num + 1
+        begun_at = rows.line_num + lines.lost + 1
         try:
             row = next(rows)
         except StopIteration:
             break
         except csv.Error as error:
-            more = f"; its quotes make lines {begun_at} to {rows.line_num} one row" * (rows.line_num > begun_at)
+            last = rows.line_num + lines.lost
+            more = f"; its quotes make lines {begun_at} to {last} one row" * (last > begun_at)
             detail = f"broken CSV ({error}){more}; repair that row"
             on_fault(RecordError(path, f"line {begun_at}", "broken_csv", detail))
             continue
@@ -301,23 +303,33 @@ def csv_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> Ite
 
 
 class _CsvLines:
-    """The lines of a file; raises csv.Error for one of more than LONGEST_VALUE characters, and goes on behind it."""
+    """The lines of a file; raises csv.Error for one of more than LONGEST_VALUE characters, and goes on behind its row.
+
+    lost: how many lines the reader has not seen, and so not counted.
+    """
 
     def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
+        self._stream, self._quoted, self.lost = stream, False, 0
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        line = self._stream.readline(LONGEST_VALUE + 1)
+        line = self._read()
         if not line:
             raise StopIteration
         if len(line) <= LONGEST_VALUE:
             return line
-        while line and not line.endswith(("\n", "\r")):
-            line = self._stream.readline(LONGEST_VALUE)
+        while line and (self._quoted or not line.endswith(("\n", "\r"))):
+            self.lost += line.endswith(("\n", "\r"))
+            line = self._read()
+        self.lost += 1
         raise csv.Error(f"a line of more than {LONGEST_VALUE:,} characters")
+
+    def _read(self) -> str:
+        line = self._stream.readline(LONGEST_VALUE + 1)
+        self._quoted ^= line.count('"') % 2 == 1  # whether a field goes on in the next line
+        return line
 
 
 def _named(delimiter: str) -> str:

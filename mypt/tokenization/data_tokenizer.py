@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _FILE, _CONFIG, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+_MORE = "additional_chat_templates"  # a folder, which only transformers saves
 # In a directory of a dataset, or of `mypt tokenizer`: its tokenizer was tried when it was written.
 _OURS = ("dataset_metadata.json", "tokenizer_training.json")
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -113,6 +114,8 @@ def read_data_tokenizer(directory: Path) -> DataTokenizer | None:
     from tokenizers import Tokenizer
 
     paths = [directory / name for name in (_FILE, _CONFIG, _TEMPLATE)]
+    if (directory / _MORE).exists():
+        return None
     try:
         files = {path.name: path.read_bytes() for path in paths if path.is_file()}
         found = DataTokenizer(Tokenizer.from_str(files[_FILE].decode()), files)
@@ -138,5 +141,8 @@ def _gpt2_from_package() -> DataTokenizer | None:
 
 
 def _text(token: Any) -> str | None:
-    """A role's token, which a tokenizer_config.json holds as a text or as an object."""
-    return token["content"] if isinstance(token, dict) else token
+    """A role's token, which a tokenizer_config.json holds as a text or as an object. Raises TypeError for others."""
+    text = token["content"] if isinstance(token, dict) else token
+    if not isinstance(text, str | None):
+        raise TypeError(f"found {text!r} as a token, expected a text")
+    return text

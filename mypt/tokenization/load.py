@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mypt import terminal
 from mypt.errors import TokenizerError
-from mypt.files import system_errors
+from mypt.files import require_file, system_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -228,6 +228,8 @@ def read_gpt2(vocabulary: Path, merges: Path, make: Callable[..., Any]) -> Any:
     Raises TokenizerError for whatever a damaged file provokes.
     """
     try:
+        for path in (vocabulary, merges):
+            require_file(path)
         lines = merges.read_text(encoding="utf-8").split("\n")
         pairs = [tuple(line.split(" ")) for line in lines[1:] if line]  # the first line is the version
         return make(vocab=json.loads(vocabulary.read_text(encoding="utf-8")), merges=pairs)

@@ -10,8 +10,10 @@ import time
 
 import pytest
 
+from mypt.errors import TokenizerError
 from mypt.shards.prepare import prepare_dataset
 from mypt.shards.staging import STAGING, UNITS
+from mypt.shards.train_tokenizer import train_tokenizer
 
 from .conftest import output
 
@@ -48,6 +50,7 @@ def start(corpus, out, workers=1, kill=""):
     """Prepare in another process; `kill`: "module:function:n", the call at whose begin it kills itself."""
     code = f"""
 import importlib, os, signal
+from mypt.errors import TokenizerError
 from mypt.shards.prepare import prepare_dataset
 if __name__ == "__main__":
     if kill := {kill!r}:
@@ -105,7 +108,7 @@ def test_killed_at_random_moments_with_workers(corpus, whole, tmp_path):
     assert output(out) == whole
 
 
-def test_a_restart_does_not_repeat_finished_units(corpus, whole, tmp_path):
+def test_a_restart_does_not_repeat_finished_units_but_those_that_were_damaged(corpus, whole, tmp_path):
     out = tmp_path / "out"
     folder = out / STAGING / UNITS
     start(corpus, out, kill="mypt.shards.pipeline:finish_unit:6").wait()
@@ -114,6 +117,17 @@ def test_a_restart_does_not_repeat_finished_units(corpus, whole, tmp_path):
     start(corpus, out, kill="mypt.shards.pipeline:resolve:1").wait()
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("0000?.json")}
     assert len(after) == FILES and before.items() <= after.items()
+    ids = bytearray((folder / "00000.ids").read_bytes())
+    ids[11] ^= 1
+    (folder / "00000.ids").write_bytes(ids)
+    (folder / "00001.npy").write_bytes(b"")
+    os.truncate(folder / "00002.ids", 11)
+    os.truncate(folder / "00003.sample", 100)
+    (folder / "tokenizer.key").write_bytes(b"\xff\xfe")
+    with pytest.raises(TokenizerError, match="was not made by mypt tokenizer"):  # a tokenizer alone would take its place
+        train_tokenizer([corpus / "0.jsonl"], out)
+    prepare_dataset(out=out, **options(corpus))
+    assert output(out) == whole
 
 
 def _alive(group: int) -> bool:

@@ -262,6 +262,16 @@ def test_a_record_without_an_end_does_not_fill_the_memory(tmp_path, monkeypatch,
     assert peak < 1 << 24
 
 
+def test_lines_of_csv_are_counted_past_one_that_is_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "LONGEST_VALUE", 50)
+    long = "x" * 60
+    (tmp_path / "a.csv").write_text(f'text,n\na,1\n{long},2\nb\n"{long}\nmore\n{long}",4\n"c\nd",5\ne\n')
+    faults: list[RecordError] = []
+    unit = find_units([tmp_path / "a.csv"])[0]
+    assert [document.text for document in read_documents(unit, faults.append)] == ["a", "c\nd"]
+    assert [fault.place for fault in faults] == ["line 3", "line 4", "line 5", "line 10"]
+
+
 def test_faults_are_handed_out_and_reading_goes_on(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": 1}\nx\n{"body": 2}\n{"text": "b"}\n')
     (tmp_path / "b.csv").write_text('n,text\n1,c\n2\n"3"x,d\n4,e\n')
