@@ -124,7 +124,7 @@ def test_a_restart_does_not_repeat_finished_units_but_those_that_were_damaged(co
     os.truncate(folder / "00002.ids", 11)
     os.truncate(folder / "00003.sample", 100)
     (folder / "tokenizer.key").write_bytes(b"\xff\xfe")
-    with pytest.raises(TokenizerError, match="was not made by mypt tokenizer"):  # a tokenizer alone would take its place
+    with pytest.raises(TokenizerError, match="was not made by mypt tokenizer"):  # it would take its place
         train_tokenizer([corpus / "0.jsonl"], out)
     prepare_dataset(out=out, **options(corpus))
     assert output(out) == whole
