@@ -4,16 +4,17 @@ import json
 import os
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, TypedDict
+from typing import Any
 
 import yaml
 
 from mypt.checkpoints.adapter import ADAPTER_CONFIG, BASE_NAME, is_adapter
 from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file
 from mypt.checkpoints.complete import ADAPTER_WEIGHTS, last_complete_checkpoint, weight_files
+from mypt.checkpoints.config import read_config_file
 from mypt.checkpoints.header import read_header
 from mypt.errors import CheckpointError
-from mypt.json_files import parse_json, read_json
+from mypt.json_files import parse_json
 from mypt.recipe import RESOLVED_NAME
 from mypt.terminal import say
 from mypt.yaml12 import dump_yaml, load_yaml
@@ -133,14 +134,10 @@ def _short(text: str) -> str:
     return os.path.relpath(text) if path.is_relative_to(Path.cwd()) else path.name
 
 
-class _Config(TypedDict, total=False):
-    auto_map: dict[str, str | list[str | None] | None] | None
-
-
 def _code(folder: Path) -> list[Path]:
     """The modules that config.json's auto_map names, and their siblings that they import."""
     config = folder / "config.json"
-    auto_map = read_json(config, _Config, CheckpointError).get("auto_map") or {} if config.is_file() else {}
+    auto_map = read_config_file(folder).get("auto_map") or {} if config.is_file() else {}
     # "owner/name--module.Class" is code that stays in its own repository.
     named = [name for value in auto_map.values() for name in (value if isinstance(value, list) else [value])]
     wanted = [name.partition(".")[0] for name in named if name and "--" not in name]

@@ -2,15 +2,22 @@
 
 import re
 from pathlib import Path
+from typing import Any, TypedDict
 
 from mypt.checkpoints.adapter import ADAPTER_CONFIG, is_adapter
 from mypt.checkpoints.complete import last_complete_checkpoint, read_state
+from mypt.checkpoints.config import CONFIG_NAME, read_config_file
 from mypt.checkpoints.contents import content_to_send, without_places
 from mypt.checkpoints.state import read_forgetting, read_ledger
 from mypt.errors import CheckpointError
 from mypt.json_files import read_json
 from mypt.recipe import RESOLVED_NAME
 from mypt.yaml12 import load_yaml
+
+
+class _Environment(TypedDict, total=False):
+    python: str
+    packages: dict[str, str]
 
 
 class Facts:
@@ -24,13 +31,13 @@ class Facts:
         if not (run / RESOLVED_NAME).is_file():
             run = folder
         self.folder = folder
-        self.config = _json(folder / "config.json")
+        self.config = read_config_file(folder) if (folder / CONFIG_NAME).is_file() else None
         self.adapter = _json(folder / ADAPTER_CONFIG) if is_adapter(folder) else None
         self.recipe_text = _sent_recipe(run / RESOLVED_NAME)
         self.recipe = _section(run / RESOLVED_NAME, load_yaml(self.recipe_text) or {})
         self.coverage = without_places(read_ledger(run) or {})
         self.forgetting = read_forgetting(run) or {}
-        self.environment = _json(run / "environment.json") or {}
+        self.environment = _json(run / "environment.json", _Environment) or {}
         self.step = self._step(run)
         if self.coverage.get("step") != self.step:
             self.coverage = {key: self.coverage[key] for key in ("sources", "data") if key in self.coverage}
@@ -69,8 +76,8 @@ def _sent_recipe(path: Path) -> str:
     return changed.decode() if changed is not None else path.read_text(encoding="utf-8")
 
 
-def _json(path: Path) -> dict | None:
-    return read_json(path, dict, CheckpointError) if path.is_file() else None
+def _json(path: Path, kind: Any = dict) -> Any:
+    return read_json(path, kind, CheckpointError) if path.is_file() else None
 
 
 def _section(path: Path, content: object) -> dict:

@@ -5,6 +5,7 @@ from pathlib import Path
 from mypt.checkpoints.adapter import ADAPTER_CONFIG, is_adapter
 from mypt.checkpoints.checksums import changed_file
 from mypt.checkpoints.complete import checkpoints, what_is_missing
+from mypt.checkpoints.config import CONFIG_NAME, read_config_file
 from mypt.checkpoints.story import kind_of, last_state, read_object, read_story
 from mypt.checkpoints.tensors import TensorEntry, count_by_part, list_tensors, summarize
 from mypt.checkpoints.verify import fault_of
@@ -57,7 +58,8 @@ def inspect_checkpoint(path: Path) -> dict:
     saved, _ = last_state(path)
     holds_model = (path / "config.json").is_file() or is_adapter(path)
     folder = path if holds_model else saved or [path, *checkpoints(path)][-1]
-    config, adapter = read_object(folder / "config.json"), read_object(folder / ADAPTER_CONFIG)
+    config = read_config_file(folder) if (folder / CONFIG_NAME).is_file() else None
+    adapter = read_object(folder / ADAPTER_CONFIG)
     if config is None and adapter is None:
         raise CheckpointError(f"{folder} holds no config.json: name a run folder or a checkpoint folder")
     tensors, problems = list_tensors(folder)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mypt import hub_errors
+from mypt.checkpoints.config import read_config_file
 from mypt.checkpoints.inspect import cached_model
 from mypt.checkpoints.tensors import count_by_part
 from mypt.errors import CheckpointError
-from mypt.json_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +37,7 @@ def read_config(name_or_path: str) -> tuple[Path, dict]:
     folder = Path(name_or_path)
     if not folder.is_dir():
         folder = cached_model(name_or_path) or _from_hub(name_or_path)
-    return folder, read_json(folder / "config.json", dict, CheckpointError, "expected a saved model's folder")
+    return folder, read_config_file(folder, "expected a saved model's folder")
 
 
 def measured_dimensions(folder: Path, vocab_size: int | None = None) -> dict:

@@ -101,8 +101,9 @@ def check_stream(state: StreamState) -> bool:
     for name in LANES if "lanes" in state else SHARDS if "weights" in state else ():
         if name not in state:
             raise Wrong(f"the key {found(name)} is missing")
-    if len(state.get("weights", sources)) != len(sources):
-        raise Wrong(f"found {len(state['weights'])} for {len(sources)} sources", "weights")
+    for name in ("weights", "seen"):
+        if len(state.get(name, sources)) != len(sources):
+            raise Wrong(f"found {len(state[name])} for {len(sources)} sources", name)
     tokens = [source["tokens"] for source in sources]
     for index, event in enumerate(state["events"]):
         place = ("events", index)

@@ -109,7 +109,7 @@ class Manifest:
     dtype: Literal["uint16", "uint32"]
     vocab_size: Positive  # the tokenizer's; every id is below it
     eos_token_id: Count
-    tokenizer_hash: Hash  # `mypt.tokenization.load.tokenizer_hash`
+    tokenizer_hash: Annotated[str, Rule(str.isprintable, "a hash")]  # `mypt.tokenization.load.tokenizer_hash`
     splits: dict[str, Split]
     sources: list[Source] = field(default_factory=list)
     settings: Annotated[dict, PartOf(PrepareSettings)] = field(default_factory=dict)  # how the text was prepared

@@ -1,10 +1,10 @@
 """The settings of a preparation: checked, comparable, and kept in the metadata of what they made."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from mypt.errors import DataError
-from mypt.json_files import Positive
+from mypt.json_files import Positive, Rule, Wrong
 from mypt.text.clean import Cleaner
 from mypt.text.faults import ON_ERROR, OnFault, ignore, stop
 from mypt.tokenization.bpe import SMALLEST_VOCABULARY
@@ -36,7 +36,7 @@ class PrepareSettings:
     lowercase: bool = False
     max_documents: int | None = None  # to read
     tokens_per_shard: Positive = 10_000_000
-    val_fraction: float = 0.1
+    val_fraction: Annotated[float, Rule(lambda share: 0 <= share < 1, "0 or more, and below 1")] = 0.1
     val_split: str = "hash"  # a document by the hash of its text; tail: the last part of the text
     on_error: str = "stop"  # at a record that cannot be read; skip: leave it out and report it
 
@@ -53,6 +53,13 @@ class PrepareSettings:
         settings = cls(tokenizer, **given)
         settings.check()
         return settings
+
+    def check_fields(self) -> None:
+        """The same where they are read from a file. Raises Wrong."""
+        try:
+            self.check()
+        except DataError as error:
+            raise Wrong(str(error)) from None
 
     def check(self) -> None:
         """Raise DataError for the first value that is out of range, naming the range."""

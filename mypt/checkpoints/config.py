@@ -1,0 +1,60 @@
+"""A model's config.json, checked as far as this package reads it; transformers checks what it uses itself."""
+
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from mypt.errors import CheckpointError
+from mypt.json_files import Count, Positive, as_kind, read_json
+from mypt.planning.parameters import FORMULAS
+
+CONFIG_NAME = "config.json"
+
+
+class Config(TypedDict, total=False):
+    """Of any model."""
+
+    model_type: str | None
+    architectures: list[str] | None
+    auto_map: dict[str, str | list[str | None] | None] | None
+    vocab_size: Count | None
+    max_position_embeddings: int | None
+
+
+class _Dimensions(TypedDict, total=False):
+    """Of the models whose parameters are counted by formulas (`mypt.planning.parameters`)."""
+
+    vocab_size: Positive | None
+    unpadded_vocab_size: Positive | None
+    hidden_size: Positive | None
+    intermediate_size: Positive | None
+    num_hidden_layers: Positive | None
+    num_attention_heads: Positive | None
+    num_key_value_heads: Positive | None
+    head_dim: Positive | None
+    max_position_embeddings: Positive | None
+    n_embd: Positive | None
+    n_head: Positive | None
+    n_inner: Positive | None
+    n_layer: Positive | None
+    n_positions: Positive | None
+    position_embedding_type: Literal["rope", "learned", "absolute"] | None
+    norm_type: Literal["rmsnorm", "layernorm"] | None
+    mlp_gated: bool | None
+    qk_norm: bool | None
+    attention_bias: bool | None
+    attention_output_bias: bool | None
+    mlp_bias: bool | None
+    lm_head_bias: bool | None
+    tie_word_embeddings: bool | None
+
+
+def _config(content: Any) -> Config:
+    config = as_kind(content, Config)
+    if config.get("model_type") in FORMULAS or config.get("architectures") == ["MyPTForCausalLM"]:
+        as_kind(config, _Dimensions)
+    return config
+
+
+def read_config_file(folder: Path, advice: str = "restore it") -> Config:
+    """The content of a folder's config.json. Raises CheckpointError if it is missing or damaged."""
+    return read_json(folder / CONFIG_NAME, _config, CheckpointError, advice)
