@@ -31,7 +31,7 @@ class Whole(TypedDict):
     parts: list[Part]
     kind: Literal["a", "b"]
     pairs: dict[str, tuple[int, bool]]
-    point: NotRequired[Point]
+    point: NotRequired[Annotated[Point, Rule(lambda point: point.x > 0, "a point to the right")]]
     free: NotRequired[Any]
     settings: NotRequired[Annotated[dict, PartOf(Part)]]
     even: NotRequired[Annotated[int, Rule(lambda n: n % 2 == 0, "an even number")]]
