@@ -8,34 +8,35 @@ own or swallow it. Elsewhere in a command it is raised, so that what is half don
 import _signal as signal
 import os
 import sys
-from itertools import pairwise
 
 CODE = 128 + signal.SIGINT
-_raised = False
+_raising = False
 
 
 def install() -> None:
     """For a process that was started as `mypt` or `python -m mypt`, unless it ignores Ctrl-C as background jobs do."""
-    words = sys.orig_argv
-    started = "mypt" in [os.path.splitext(os.path.basename(word))[0] for word in words[1:2]]
-    if (started or ("-m", "mypt") in pairwise(words)) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # The word that names the program: a path, or the module of -m. While a module is sought, sys.argv[0] is "-m".
+    words = sys.orig_argv[-len(sys.argv) :][:1] if sys.argv else []
+    names = [os.path.splitext(os.path.basename(word.removeprefix("-m")))[0] for word in words]
+    started = names == ["mypt"] and sys.argv[0] in ("-m", *words)
+    if started and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)
 
 
-class raised:
+class RaiseKeyboardInterrupt:
     """A context in which Ctrl-C is a KeyboardInterrupt, unless something is being imported."""
 
     def __enter__(self) -> None:
-        global _raised
-        _raised = True
+        global _raising
+        _raising = True
 
     def __exit__(self, *exception) -> None:
-        global _raised
-        _raised = False
+        global _raising
+        _raising = False
 
 
 def _interrupted(number: int, frame) -> None:
-    if _raised and not _importing(frame):
+    if _raising and not _importing(frame):
         raise KeyboardInterrupt
     try:  # noqa: SIM105 - contextlib takes time to import
         sys.stdout.flush()

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -47,17 +48,19 @@ def is_terminal(stream: object) -> bool:
         return False
 
 
-def say(text: object = "", *, error: bool = False) -> None:
-    """Print a line at once, `visible`, above a progress bar if there is one.
+def say(*lines: object, error: bool = False) -> None:
+    """Print lines (none: an empty one) at once, `visible`, above a progress bar if there is one.
 
+    Each of `lines` is one line: line ends within it, such as those of a name, are shown as escapes.
     error: to standard error, not output. Raises OSError if standard output cannot be written; what standard error does
     not take is lost.
     """
+    text = "\n".join(visible(str(line)).replace("\n", "\\n") for line in lines or ("",)) + "\n"
     if not error:
-        _write_output(f"{visible(str(text))}\n")
+        _write_output(text)
         return
     try:
-        _write(f"{visible(str(text))}\n", sys.stderr)
+        _write(text, sys.stderr)
     except OSError:
         discard(sys.stderr)
 
@@ -114,9 +117,30 @@ def print_table(title: str, columns: list[str], rows: list[list[object]]) -> Non
         say("  ".join([row[0] + blanks[0], *rest]).rstrip())
 
 
-def print_traceback(kind: type[BaseException], error: BaseException, trace) -> None:
-    """For `sys.excepthook`: as Python prints a traceback, but `visible`."""
-    say("".join(traceback.format_exception(kind, error, trace)).removesuffix("\n"), error=True)
+def show_tracebacks() -> None:
+    """From now on Python's own tracebacks are `visible`: of this thread, of others and of what it ignores."""
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _print_traceback
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _print_thread
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _print_ignored
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException | None, trace, *title: str) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    say(*title, *text.removesuffix("\n").split("\n"), error=True)
+
+
+def _print_thread(found) -> None:
+    if found.exc_type is not SystemExit:
+        name = found.thread.name if found.thread else threading.get_ident()
+        _print_traceback(found.exc_type, found.exc_value, found.exc_traceback, f"Exception in thread {name}:")
+
+
+def _print_ignored(found) -> None:
+    title = f"{found.err_msg or 'Exception ignored in'}: {found.object!r}"
+    _print_traceback(found.exc_type, found.exc_value, found.exc_traceback, title)
 
 
 def discard(stream: object) -> None:
@@ -167,6 +191,10 @@ def visible_libraries() -> Iterator[None]:
     class Record(factory if isinstance(factory, type) else logging.LogRecord):
         def getMessage(self) -> str:
             return visible(super().getMessage())
+
+        def __setattr__(self, name: str, value: object) -> None:  # tracebacks, which formatters leave in the record
+            shown = name in ("exc_text", "stack_info") and value
+            super().__setattr__(name, visible(value) if shown else value)
 
     warnings.formatwarning = lambda *args, **options: visible(form(*args, **options))
     logging.setLogRecordFactory(Record)

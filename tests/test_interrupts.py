@@ -1,10 +1,13 @@
 """Ctrl-C at any moment of a command is one line and exit code 130."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
+
+from mypt import interrupts
 
 # As if a person pressed Ctrl-C when the interpreter begins to import the named module; audit hooks see every import.
 PRESS = """
@@ -34,11 +37,38 @@ def test_a_library_keeps_its_own_handler():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
 
 
+@pytest.mark.parametrize(
+    ("given", "now", "ours"),
+    [
+        (["-m", "mypt", "plan"], ["-m", "plan"], True),
+        (["-X", "dev", "-mmypt"], ["-m"], True),
+        (["-u", "/bin/mypt", "plan"], ["/bin/mypt", "plan"], True),
+        (["-m", "pytest", "-m", "mypt"], ["/lib/pytest/__main__.py", "-m", "mypt"], False),
+        (["-m", "pytest", "-m", "mypt"], ["-m", "-m", "mypt"], False),
+        (["tool.py", "mypt"], ["tool.py", "mypt"], False),
+        (["-c", "spawn_main()", "--multiprocessing-fork"], ["/bin/mypt", "plan"], False),
+        (["-c", "code"], [], False),
+    ],
+)
+def test_only_the_command_takes_it(given, now, ours, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, *given])
+    monkeypatch.setattr(sys, "argv", now)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        interrupts.install()
+        assert (signal.getsignal(signal.SIGINT) is not signal.default_int_handler) is ours
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_in_a_command_it_is_raised_but_within_an_import(tmp_path):
     """Raised, what is half done is tidied up; an import would be left half done by it."""
     for name, content in (
         ("half", "import os, signal\ntry:\n os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException: pass\n"),
-        ("start", "import sys\nsys.orig_argv = ['python', '-m', 'mypt']\nfrom mypt import interrupts\n"),
+        (
+            "start",
+            "import sys\nsys.orig_argv, sys.argv = ['python', '-m', 'mypt'], ['-m']\nfrom mypt import interrupts\n",
+        ),
     ):
         (tmp_path / f"{name}.py").write_text(content)
     for work, expected in (
@@ -46,8 +76,8 @@ def test_in_a_command_it_is_raised_but_within_an_import(tmp_path):
         ("import half", (130, "mypt: interrupted\n")),
     ):
         code = (
-            f"import os, signal, sys; import start\nfrom mypt.interrupts import raised\n"
-            f"try:\n with raised():\n  {work}\n"
+            f"import os, signal, sys; import start\nfrom mypt.interrupts import RaiseKeyboardInterrupt\n"
+            f"try:\n with RaiseKeyboardInterrupt():\n  {work}\n"
             "except KeyboardInterrupt:\n print('tidied', file=sys.stderr)\n sys.exit(130)"
         )
         done = subprocess.run(

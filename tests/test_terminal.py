@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import re
+import subprocess
 import sys
 import unicodedata
 import warnings
@@ -172,13 +173,54 @@ def test_what_libraries_and_argparse_print_is_visible(capsys, monkeypatch):
     with visible_libraries():
         logger.addHandler(handler)
         logger.warning("found %s", HOSTILE)
+        try:
+            raise ValueError(HOSTILE)
+        except ValueError:
+            logger.exception("failed")
         sys.stderr.write(warnings.formatwarning(UserWarning(HOSTILE), UserWarning, "file", 1, ""))
     logger.removeHandler(handler)
     with pytest.raises(SystemExit):
         build_parser().parse_args(["presets", "--json", f"--{HOSTILE}"])
     printed = capsys.readouterr().err
-    assert printed.count(SHOWN.removesuffix(r"\n")) == 3 and visible(printed) == printed
+    assert printed.count(SHOWN.removesuffix(r"\n")) == 4 and visible(printed) == printed
     assert warnings.formatwarning is form
+
+
+TRACEBACKS = """
+import sys, threading, warnings
+from mypt.shards.workers import run_in_order
+from mypt.terminal import show_tracebacks
+class Broken:
+    def __del__(self):
+        raise ValueError(sys.argv[1])
+def fail():
+    raise ValueError(sys.argv[1])
+if __name__ == "__main__":
+    show_tracebacks()
+    list(run_in_order(warnings.warn, [(sys.argv[1],)], 2))
+    for target in (fail, sys.exit):
+        thread = threading.Thread(target=target, name=target.__name__)
+        thread.start()
+        thread.join()
+    Broken()
+    fail()
+"""
+
+
+def test_tracebacks_of_threads_finalizers_and_workers_are_visible(tmp_path):
+    (tmp_path / "script.py").write_text(TRACEBACKS)
+    words = [sys.executable, str(tmp_path / "script.py"), HOSTILE]
+    done = subprocess.run(words, capture_output=True, text=True, errors="surrogateescape")
+    assert visible(done.stderr) == done.stderr and done.stderr.count(SHOWN.removesuffix(r"\n")) == 4, done.stderr
+    for title in ("UserWarning: ", "Exception in thread fail:", "Exception ignored in: <function Broken"):
+        assert done.stderr.count(title) == 1, done.stderr
+    assert done.returncode == 1 and "thread exit" not in done.stderr
+
+
+def test_each_line_said_is_one_line(capsys):
+    say("a.bin\nok: 0.0 MB\tb", "", "c")
+    say()
+    assert capsys.readouterr().out == "a.bin\\nok: 0.0 MB\tb\n\nc\n\n"
 
 
 def test_a_progress_bar_shows_its_label(monkeypatch):

@@ -15,7 +15,7 @@ from mypt.terminal import one_line, visible
 _STUB = "# Model Card for Model ID"  # the title of the form that peft lays beside every adapter, not filled in
 # What Markdown or HTML acts on: names of texts and models come from files that anybody may have written.
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_MARKUP = re.compile(r"[&<>\\`*\[\]|~#$@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", re.IGNORECASE)
+_MARKUP = re.compile(r"[&<>\\`*\[\]~#$@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 def card_of(folder: Path, name: str, *, revision: str | None = None, license: str | None = None) -> str:
@@ -217,20 +217,20 @@ def _recipe(facts: Facts) -> str:
 
 def _table(header: tuple, rows: list[tuple]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _plain(text: object) -> str:
-    """A text as Markdown that shows it as it is, in a line or in a cell of a table."""
+    """A text as Markdown that shows it as it is, in a line or, by `_table`, in a cell."""
     return _MARKUP.sub(lambda found: _HTML.get(found[0], f"\\{found[0]}"), one_line(text))
 
 
 def _code(text: object) -> str:
-    """A text as a code span, also in a cell of a table."""
+    """A text as a code span."""
     text = one_line(text)
     fence = "`" * _longer_than_backticks(text, 1)
     blank = " " if "`" in text else ""
-    return f"{fence}{blank}{text}{blank}{fence}".replace("|", "\\|")
+    return f"{fence}{blank}{text}{blank}{fence}"
 
 
 def _block(language: str, text: str) -> str:

@@ -151,7 +151,8 @@ def line(name: str, value: str) -> str:
 
 def pairs(title: str, values: dict) -> Iterator[str]:
     width = max(map(len, values), default=0) + 2
-    yield f"\n{title}"
+    yield ""
+    yield title
     for name, value in values.items():
         yield f"  {name:<{width}}{plain(value)}"
 

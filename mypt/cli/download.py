@@ -28,6 +28,6 @@ def run(args: argparse.Namespace) -> None:
     for name, value in facts.items():
         say(f"{name:<13} {value}")
     say(f"{'commit':<13} {received.commit}")
-    say(f"\n{len(received.files)} files, {sum(received.files.values()):,} bytes in {args.directory}")
+    say("", f"{len(received.files)} files, {sum(received.files.values()):,} bytes in {args.directory}")
     if received.left_out:
         say(f"left on the hub: {', '.join(received.left_out)}")

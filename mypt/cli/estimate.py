@@ -72,12 +72,13 @@ def run(args: argparse.Namespace) -> None:
     for name, choice in target.choices.items():
         say(f"{name}: {choice.value} ({choice.reason})")
     print_table(*parameter_rows(parameters))
-    say(f"\n{_words(step)}")
+    say("", _words(step))
     for table in memory_rows(memory):
         say()
         print_table(*table)
     if "advice" in memory:
-        say(f"\nMemory{'' if args.memory else f' ({machine.name}; --memory for another device)'}: {memory['advice']}")
+        where = "" if args.memory else f" ({machine.name}; --memory for another device)"
+        say("", f"Memory{where}: {memory['advice']}")
 
 
 def _given(args: argparse.Namespace) -> dict:

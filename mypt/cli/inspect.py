@@ -164,8 +164,9 @@ def _print_dataset(report: dict) -> None:
     say()
     _print_blocks(files(report))
     for window in report.get("windows", ()):
-        say(f"\n--- sample {window['sample']}: {len(window['input_ids'])} tokens from token {window['first_token']:,}")
-        say(window["text"])
+        count = len(window["input_ids"])
+        say("", f"--- sample {window['sample']}: {count} tokens from token {window['first_token']:,}")
+        say(*window["text"].split("\n"))
 
 
 def _print_blocks(blocks: Iterable) -> None:

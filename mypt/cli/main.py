@@ -9,7 +9,7 @@ from mypt import interrupts
 from mypt.errors import MyPTError, shown
 from mypt.files import is_disk_full
 from mypt.planning.numbers import finite, whole
-from mypt.terminal import flushed_output, one_line, print_traceback, say, usable_streams, visible_libraries
+from mypt.terminal import flushed_output, one_line, say, show_tracebacks, usable_streams, visible_libraries
 
 # In the order in which a newcomer meets them.
 COMMANDS = (
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
     """Prints its errors, which repeat what was typed, in one line that a terminal shows as it is."""
 
     def print_help(self, file=None) -> None:
-        say(self.format_help().removesuffix("\n"), error=file is sys.stderr)
+        say(*self.format_help().removesuffix("\n").split("\n"), error=file is sys.stderr)
 
     def error(self, message: str) -> NoReturn:
         super().error(one_line(message))
@@ -68,8 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns 0 (done), 1 (a check failed) or 2 (bad input), whatever the standard streams are."""
-    if sys.excepthook is sys.__excepthook__:
-        sys.excepthook = print_traceback
+    show_tracebacks()
     with usable_streams(), visible_libraries():
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")  # what it can't show does not end a command
@@ -79,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str] | None) -> int:
     name, debug = "mypt", False
     try:
-        with interrupts.raised(), flushed_output():
+        with interrupts.RaiseKeyboardInterrupt(), flushed_output():
             parser = build_parser()
             args, rest = parser.parse_known_args(argv)
             name, debug = f"mypt {args.command}", args.debug

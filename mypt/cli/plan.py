@@ -67,13 +67,13 @@ def run(args: argparse.Namespace) -> None:
     if "coverage" in result:
         shared = ("sources", "batch_size", "block_size", "accumulation", "processes", "steps")
         report = coverage_report(**{name: settings[name] for name in shared}, parameters=result.get("parameters"))
-        say("\n".join(report))
+        say(*report)
     for table in plan_rows(result):
         say()
         print_table(*table)
     where = "" if args.memory else f" ({machine.name}; --memory for another GPU)"
     for words in _last_words(result, where):
-        say(f"\n{words}")
+        say("", words)
 
 
 def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> tuple[dict, dict, list[str]]:

@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
         raise TokenizerError("--add-tokens needs a tokenizer to add to and --out: mypt tokenizer gpt2 --add-tokens ...")
     if not adding and (args.name is None) == (args.out is None):
         raise TokenizerError("give a tokenizer to show (`mypt tokenizer gpt2`), or --source and --out to make one")
+    if args.text is not None:
+        _require_utf8("--text", args.text)
     if adding:
         _extend(args)
     elif args.out is not None:
@@ -93,9 +95,18 @@ def _extend(args: argparse.Namespace) -> None:
     from mypt.tokenization.extend import extend_tokenizer, read_tokens
 
     asked = read_tokens(args.add_tokens)
+    for token in asked:
+        _require_utf8("--add-tokens", token)
     new = extend_tokenizer(args.name, asked, args.out)
     words = f"{len(new)} of {len(set(asked))} tokens added to {args.name}"
     say(words if len(new) == len(set(asked)) else f"{words}; the others are one token already", error=True)
+
+
+def _require_utf8(option: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise TokenizerError(f"{option} {text!r} is not UTF-8 text; give it in UTF-8") from None
 
 
 def _measured(args: argparse.Namespace, tokenizer) -> dict:

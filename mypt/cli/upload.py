@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> None:
             say_json(report)
             return
         print_table(f"{args.uri} would get", ["file", "bytes"], [[name, f"{size:,}"] for name, size in sizes.items()])
-        say(f"\n{len(sizes)} files, {sum(sizes.values()):,} bytes; nothing was sent\n\n{card}".removesuffix("\n"))
+        say("", f"{len(sizes)} files, {sum(sizes.values()):,} bytes; nothing was sent", "")
+        say(*card.removesuffix("\n").split("\n"))
         return
     private = True if hasattr(args, "private") else False if hasattr(args, "public") else None
     is_private = connect(args.uri, private=private)
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
     rows = [[name, f"{size:,}", states[name]] for name, size in sizes.items()]
     print_table(args.uri, ["file", "bytes", ""], rows + [[name, "", "removed"] for name in done.removed])
     say(
-        f"\n{len(done.sent)} of {len(sizes)} files sent, {sum(sizes[name] for name in done.sent):,} bytes; "
-        f"commit {done.commit[:8]}, {'private' if is_private else 'public'}"
+        "",
+        f"{len(done.sent)} of {len(sizes)} files sent, {sum(sizes[name] for name in done.sent):,} bytes; "
+        f"commit {done.commit[:8]}, {'private' if is_private else 'public'}",
     )

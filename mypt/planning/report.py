@@ -11,6 +11,7 @@ from mypt.planning.memory import PHASES
 from mypt.planning.parameters import count_parameters, frozen_parameters, parameter_report
 from mypt.planning.step import Step
 from mypt.planning.verdict import assess, figure, short
+from mypt.terminal import one_line
 
 BAR = 50  # characters of the progress bar
 
@@ -85,11 +86,12 @@ def _tokens_to_view(seen: dict) -> str:
 
 def _source_lines(seen: dict) -> list[str]:
     """A small table of the mixture."""
-    width = max(len(row["name"]) for row in seen["sources"])
+    names = [one_line(row["name"]) for row in seen["sources"]]
+    width = max(map(len, names))
     return [
-        f"    {row['name']:<{width}}  {row['weight']:>6.1%} of the samples, {_about(row, row['tokens'])} tokens, "
+        f"    {name:<{width}}  {row['weight']:>6.1%} of the samples, {_about(row, row['tokens'])} tokens, "
         f"seen {times(row['coverage'])} ({row['band']})"
-        for row in seen["sources"]
+        for name, row in zip(names, seen["sources"], strict=True)
     ]
 
 

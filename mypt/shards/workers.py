@@ -13,6 +13,9 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from mypt.errors import DataError
+from mypt.terminal import show_tracebacks, visible_libraries
+
+_libraries = visible_libraries()  # entered in a worker, for as long as it lives
 
 
 def run_in_order(function: Callable[..., Any], calls: Iterable[tuple], workers: int) -> Iterator[Any]:
@@ -50,9 +53,11 @@ def available_cores() -> int:
 
 
 def _start_worker() -> None:
-    """One thread a worker; Ctrl-C is the parent's; a killed parent takes its workers with it."""
+    """One thread a worker; what it prints is visible, Ctrl-C is the parent's, and a killed parent ends it."""
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    show_tracebacks()
+    _libraries.__enter__()
 
     def follow() -> None:
         multiprocessing.parent_process().join()

@@ -165,7 +165,7 @@ def settle_arguments(
     defaults = default_arguments(recipe, parameters, steps)
     chosen = {name: value for name, value in defaults.items() if name not in given}
     if PartialState().is_main_process:
-        say("\n".join([f"{steps:,} steps: {reason}", *hardware.lines]))
+        say(f"{steps:,} steps: {reason}", *hardware.lines)
         say(
             f"{model.num_parameters():,} parameters ({parameters:,} without embeddings), "
             f"on {args.device}, {recipe.optimizer.name}, learning rate {args.learning_rate:g}"
@@ -175,7 +175,7 @@ def settle_arguments(
             words = (
                 f"lora: {trained:,} of them are trained ({trained / model.num_parameters():.2%}), rank {recipe.lora.r}"
             )
-            say("\n".join([words, *model.lines]))
+            say(words, *model.lines)
         if unused := unused_settings(recipe):
             say(f"without effect on {recipe.optimizer.name}, this schedule or this Trainer: {', '.join(unused)}")
         if (warmup := args.get_warmup_steps(steps)) > steps:

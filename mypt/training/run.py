@@ -60,23 +60,24 @@ def finish(trainer: MyPTTrainer) -> Path:
             trainer.checkpoint and trainer.is_world_process_zero()
         ):  # a kill right after the last save may have left none
             write_ledger(run, done["global_step"], done["stateful_callbacks"]["CoverageCallback"]["attributes"])
-        words = f"already complete: step {done['global_step']} of {trainer.args.max_steps}"
-        if stopped:
-            words += f" ({stopped})"
+        lines = [
+            f"already complete: step {done['global_step']} of {trainer.args.max_steps}"
+            + (f" ({stopped})" if stopped else "")
+        ]
     else:
         started = time.monotonic()
         trainer.train(resume_from_checkpoint=trainer.checkpoint)
         if trainer.state.global_step < trainer.args.max_steps and trainer.signals.stopping:
             _leave(trainer)
         best = vars(trainer.state)
-        words = (
+        lines = [
             f"trained to step {trainer.state.global_step} in {time.monotonic() - started:.0f} s; the model is in {run}"
-        )
+        ]
         if trainer.forgetting:
-            words += f"\n{trainer.forgetting.report()['verdict']}"
+            lines.append(trainer.forgetting.report()["verdict"])
     if trainer.is_world_process_zero():
         run_folder.publish(run, best["best_model_checkpoint"])
-        say(words)
+        say(*lines)
     part(trainer.accelerator)
     # Last, since the other processes would not wait for hours.
     if trainer.upload and trainer.is_world_process_zero():

@@ -168,6 +168,18 @@ def test_a_name_stays_a_name(run_copy):
     assert [len(row) for row in rows(card, "Evaluation and forgetting")] == [6]
 
 
+def test_a_bar_is_escaped_in_tables_only(run_copy):
+    recipe = load_yaml((run_copy / "recipe.yaml").read_text())
+    ledger = json.loads((run_copy / "coverage.json").read_text())
+    recipe["model"]["init_from"] = "/models/a|b"
+    ledger["sources"][0]["name"] = "c|d"
+    for name, content in (("recipe.yaml", recipe), ("coverage.json", ledger)):
+        (run_copy / name).write_text(json.dumps(content))
+    card = model_card(run_copy, "me/e|f")
+    assert re.search(r"trained from `[^`\\]*a\|b`", card) and "\n# e|f\n" in card
+    assert rows(card, "Training")[0][0] == r"c\|d"
+
+
 class Rendered(HTMLParser):
     def __init__(self, page: str):
         super().__init__()

@@ -165,6 +165,14 @@ def test_words_are_added_to_a_tokenizer_and_prepare_takes_it(tokenizer, tmp_path
     assert manifest.vocab_size == size + 2
 
 
+@pytest.mark.parametrize("line", [("--text", "a\udcff"), ("--add-tokens", "a\udcff", "--out", "more")])
+def test_a_text_that_is_not_utf8_is_named(tokenizer, tmp_path, line):
+    save_tokenizer(build_char_tokenizer("abc"), "made")
+    with pytest.raises(TokenizerError, match=rf"{line[0]} 'a\\udcff' is not UTF-8"):
+        tokenizer("made", *line)
+    assert not (tmp_path / "more").exists()
+
+
 def test_words_need_a_tokenizer_and_a_place(tokenizer):
     for line in (("--add-tokens", "a"), ("gpt2", "--add-tokens", "a"), ("--add-tokens", "a", "--out", "more")):
         with pytest.raises(TokenizerError, match="--add-tokens needs a tokenizer to add to and --out"):

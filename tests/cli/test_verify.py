@@ -59,6 +59,14 @@ def test_damage_is_named_and_exit_1(datasets, capsys):
     assert report["directories"][1]["problems"] == [] and report["shared"] == [] and report["ok"] is False
 
 
+def test_a_name_makes_no_line_of_the_report(datasets, capsys):
+    (datasets[0] / "train" / "x.bin\nok: 0.0 MB, 0.0 s\n.bin").touch()
+    assert main(["verify", str(datasets[0])]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if line.startswith(("ok", ".bin"))]
+    assert [line for line in lines if line.startswith("PROBLEM: train/x.bin\\nok: 0.0 MB, 0.0 s\\n.bin: ")]
+
+
 def test_val_text_in_the_others_train_is_exit_1(datasets, capsys):
     assert main(["verify", *map(str, datasets)]) == 1
     out = capsys.readouterr().out

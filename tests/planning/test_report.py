@@ -73,6 +73,13 @@ def test_a_loss_worse_than_guessing_is_not_shown():
     assert "Predicted loss" in report(10**9, 10**5, parameters={"total": 10**8, "non_embedding": 9 * 10**7})
 
 
+def test_a_name_makes_no_line():
+    sources = [{"name": name, "tokens": 1_000_000, "weight": 0.5} for name in ("law\nVerdict: good", "wiki")]
+    lines = report(0, 500, sources=sources).splitlines()
+    assert not [line for line in lines if line.startswith("Verdict")]
+    assert [line for line in lines if line.startswith(r"    law\nVerdict: good  ")]
+
+
 def test_every_line_is_one_line_of_plain_text():
     lines = report(1_000_000_000, 130_000, parameters={"total": 11_000_000, "non_embedding": 9_000_000}).splitlines()
     assert max(map(len, lines)) <= 100

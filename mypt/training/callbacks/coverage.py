@@ -78,7 +78,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
         planned = self.next_sample + (state.max_steps - state.global_step) * self._batch
         refusal = [None]
         if state.is_world_process_zero:
-            say("\n".join(self._report(args, state)))
+            say(*self._report(args, state))
             coverage = self._main(planned).coverage
             refusal = [self._refusal() if coverage is not None and coverage < 1 else None]
         if args.world_size > 1:
