@@ -46,7 +46,7 @@ def load_model(
 
     name, path = str(name_or_path), Path(name_or_path)
     if adapter:
-        return load_adapter(adapter, trust_remote_code=trust_remote_code, device=device).merge_and_unload()
+        return with_adapter(load_adapter(adapter, trust_remote_code=trust_remote_code, device=device), adapter)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     options = {"trust_remote_code": trust_remote_code}
     if quantization is not None:
@@ -120,6 +120,14 @@ def load_adapter(
             f"adapter {folder} lacks {len(missing)} of its weights, {missing[0]} first; save or copy it again"
         )
     return adapted.eval()
+
+
+def with_adapter(adapted: PeftModel, folder: str | Path) -> PreTrainedModel:
+    """The base model with the adapter's change in its weights. Raises CheckpointError for a kind that has no merge."""
+    try:
+        return adapted.merge_and_unload()
+    except Exception as error:  # of peft, for kinds that it cannot merge, such as aLoRA
+        raise CheckpointError(f"adapter {folder} cannot be merged into its base: {_first_line(error)}") from error
 
 
 def _adapter_names(model: PeftModel) -> set[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mypt.checkpoints.adapter import is_adapter, recorded_base
 from mypt.checkpoints.contents import RUN_FILES
 from mypt.checkpoints.interop import cast
-from mypt.checkpoints.load import load_adapter, load_model
+from mypt.checkpoints.load import load_adapter, load_model, with_adapter
 from mypt.errors import CheckFailed, CheckpointError
 from mypt.folders import new_folder, require_free
 from mypt.tokenization.load import model_tokenizer, save_tokenizer
@@ -41,7 +41,7 @@ def merge_adapter(adapter: str | Path, out: str | Path, base: str | None = None)
     dtype = apart.get_base_model().dtype
     cast(apart, "float32")
     expected = _logits(apart)
-    merged = cast(apart.merge_and_unload(), str(dtype).removeprefix("torch."))
+    merged = cast(with_adapter(apart, adapter), str(dtype).removeprefix("torch."))
     report = {
         "adapter": str(adapter),
         "base": base,

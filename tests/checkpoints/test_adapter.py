@@ -143,6 +143,13 @@ def test_a_damaged_config_is_one_line(adapter, content, words):
         load_model(adapter)
 
 
+def test_a_kind_that_peft_cannot_merge_is_one_line(adapter):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"alora_invocation_tokens": [1]}))
+    with pytest.raises(CheckpointError, match="cannot be merged into its base: aLoRA"):
+        load_model(adapter)
+
+
 def test_an_adapter_that_is_its_own_base_is_refused(adapter):
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(adapter)}))
