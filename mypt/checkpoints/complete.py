@@ -23,6 +23,8 @@ from mypt.json_files import LARGER, FileName, read_json
 # Lies in a checkpoint from before its first file until all are on the disk itself; HF's JIT checkpoints use this name.
 SAVING_NAME = "checkpoint-is-incomplete.txt"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Each of these, where it is there, may be what transformers or peft loads, whatever else is.
+LOADABLE = ("model.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS)
 
 
 def checkpoints(run: str | Path) -> list[Path]:
@@ -170,7 +172,9 @@ def holds_model(checkpoint: Path) -> bool:
 
 
 def weight_files(checkpoint: Path) -> list[str]:
-    """The model's file, or the files that the index of a large model names."""
+    """What transformers loads: the model's file, or else the files that the index of a large model names."""
+    if (checkpoint / "model.safetensors").exists():
+        return ["model.safetensors"]
     index = checkpoint / "model.safetensors.index.json"
     if index.exists():
         return indexed_files(index)

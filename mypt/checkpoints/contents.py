@@ -10,7 +10,7 @@ import yaml
 
 from mypt.checkpoints.adapter import ADAPTER_CONFIG, BASE_NAME, is_adapter
 from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file
-from mypt.checkpoints.complete import ADAPTER_WEIGHTS, last_complete_checkpoint, weight_files
+from mypt.checkpoints.complete import ADAPTER_WEIGHTS, LOADABLE, last_complete_checkpoint, weight_files
 from mypt.checkpoints.config import read_config_file
 from mypt.checkpoints.header import read_header
 from mypt.errors import CheckpointError
@@ -60,7 +60,7 @@ def model_files(folder: Path) -> list[Path]:
     for path in files.values():
         if not path.resolve().is_relative_to(folder.resolve()):
             raise CheckpointError(f"{path} is a link that leads out of {folder}; put the file itself there")
-    if fault := changed_file(folder, check_weights(folder), every=False):
+    if fault := changed_file(folder, [*check_weights(folder), *LOADABLE], every=False):
         say(f"{folder}: {fault}; it is sent as it is", error=True)
     if RESOLVED_NAME not in files and (folder.parent / RESOLVED_NAME).is_file():
         files[RESOLVED_NAME] = folder.parent / RESOLVED_NAME

@@ -16,7 +16,7 @@ from mypt.checkpoints.adapter import (
     require_base,
 )
 from mypt.checkpoints.checksums import require_unchanged
-from mypt.checkpoints.complete import ADAPTER_WEIGHTS, checkpoints, weight_files
+from mypt.checkpoints.complete import ADAPTER_WEIGHTS, LOADABLE, checkpoints, weight_files
 from mypt.checkpoints.header import read_header
 from mypt.checkpoints.original import refuse_original
 from mypt.errors import CheckpointError
@@ -52,7 +52,7 @@ def load_model(
     if quantization is not None:
         options |= {"quantization_config": quantization, "device_map": {"": device}}
     if path.is_dir():
-        require_unchanged(path, weight_files(path))
+        require_unchanged(path, [*LOADABLE, *weight_files(path)])
         model = _from_pretrained(name, local=True, **options)
     else:
         model = _from_hub(name, **options)
@@ -95,7 +95,7 @@ def load_adapter(
         tensors, whole = {}, False
     if not whole:
         raise CheckpointError(f"adapter {folder}: {ADAPTER_WEIGHTS} is missing or cut short; save or copy it again")
-    require_unchanged(Path(folder), [ADAPTER_WEIGHTS])
+    require_unchanged(Path(folder), LOADABLE)
     try:
         model = load_model(base, trust_remote_code=trust_remote_code, device=device)
     except CheckpointError as error:

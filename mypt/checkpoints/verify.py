@@ -4,14 +4,14 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from mypt.checkpoints.adapter import is_adapter
 from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file, read_checksums
 from mypt.checkpoints.complete import (
-    ADAPTER_WEIGHTS,
+    LOADABLE,
     SAVING_NAME,
     checkpoints,
     newest_without_fault,
     step_of,
-    weight_files,
     what_is_missing,
 )
 from mypt.checkpoints.header import read_header
@@ -51,7 +51,7 @@ def fault_of(checkpoint: Path) -> str | None:
     step = read_state(checkpoint)["global_step"]
     if checkpoint.name.startswith("checkpoint-") and step != step_of(checkpoint):
         return f"its state is of step {step}"
-    fault = changed_file(checkpoint, _weights(checkpoint))
+    fault = changed_file(checkpoint, [*LOADABLE, "pytorch_model.bin"])  # which Trainer takes before an index
     return fault if fault or (checkpoint / CHECKSUMS_NAME).exists() else _damaged(checkpoint)
 
 
@@ -62,8 +62,12 @@ def verify_model(path: Path) -> list[dict]:
     """
     if (path / STATE_NAME).is_file():
         return [_verified(path, fault_of)]
-    models = [folder for folder in (path, path / "best") if (folder / "config.json").exists()]
-    return [*(_verified(one, fault_of) for one in checkpoints(path)), *(_verified(one, changed_file) for one in models)]
+    models = [folder for folder in (path, path / "best") if (folder / "config.json").exists() or is_adapter(folder)]
+    return [*(_verified(one, fault_of) for one in checkpoints(path)), *(_verified(one, _changed) for one in models)]
+
+
+def _changed(model: Path) -> str | None:
+    return changed_file(model, LOADABLE)
 
 
 def _verified(path: Path, fault_of: Callable[[Path], str | None]) -> dict:
@@ -78,11 +82,6 @@ def _was_interrupted(checkpoint: Path) -> bool:
     return (checkpoint / SAVING_NAME).exists() or not any(checkpoint.iterdir())
 
 
-def _weights(checkpoint: Path) -> list[str]:
-    """What would be loaded: an index that was laid there later may lead to weights that were not saved."""
-    return [ADAPTER_WEIGHTS] if (checkpoint / ADAPTER_WEIGHTS).exists() else weight_files(checkpoint)
-
-
 def _damaged(checkpoint: Path) -> str | None:
     """What a checkpoint that has no checksums tells of damage."""
     for path in sorted(checkpoint.glob("*.safetensors")):
@@ -93,6 +92,8 @@ def _damaged(checkpoint: Path) -> str | None:
         try:
             with zipfile.ZipFile(path) as archive:
                 part = archive.testzip()
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a damaged archive provokes
             return f"{path.name} cannot be read ({type(error).__name__})"
         if part:

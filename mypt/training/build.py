@@ -1,6 +1,7 @@
 """Recipe -> data, model, optimizer, callbacks and Trainer, placed where a resume has to go on."""
 
 import dataclasses
+import functools
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -129,9 +130,9 @@ def _build(
         trainer.add_callback(trainer.early_stopping)
     trainer.checkpoint, trainer.upload = checkpoint, upload
     if PartialState().is_main_process:
-        if checkpoint and not isinstance(resume, bool) and (aside := run_folder.set_aside_later(run, Path(checkpoint))):
-            names = ", ".join(sorted(path.name for path in aside.iterdir()))
-            say(f"{names}: moved to {aside}, since the run resumes from {Path(checkpoint).name}")
+        if checkpoint:
+            chosen = not isinstance(resume, bool)
+            trainer.set_aside = functools.partial(_set_aside, run, Path(checkpoint), chosen)
         run_folder.record(run, identity)
         save_recipe(recipe, run / RESOLVED_NAME)
     # Each process its own dropout masks; a resume restores them from its checkpoint.
@@ -151,9 +152,13 @@ def _model(
     except CheckpointError as error:
         if not (lora and checkpoint):
             raise
-        raise CheckpointError(
-            f"the base of this run's adapters is not there: {error}; if it moved: --model.init_from=PATH"
-        ) from error
+        words = f"the base of this run's adapters is not there: {error}; if it moved: --model.init_from=PATH"
+        if Path(recipe.model.init_from).is_dir():
+            words = (
+                f"the base of this run's adapters cannot be loaded: {str(error).partition(';')[0]}; they go on beside "
+                "the base that they began with alone: restore it, or name a copy of it: --model.init_from=PATH"
+            )
+        raise CheckpointError(words) from error
     if recipe.data.document_mask:
         require_document_mask(model, recipe.model.init_from or recipe.model.preset)
     if lora:
@@ -204,11 +209,20 @@ def _claim(
         if PartialState().is_main_process:
             for line in skipped:
                 say(line)
-            if isinstance(resume, bool):
-                run_folder.set_aside_incomplete(run, checkpoint)
             if checkpoint:
                 say(f"resuming from {checkpoint}")
+            else:
+                run_folder.set_aside_incomplete(run, None)
     return str(checkpoint) if checkpoint else None
+
+
+def _set_aside(run: Path, checkpoint: Path, chosen: bool) -> None:
+    """The checkpoints after the one that the run resumes from, which are damaged or, if it was `chosen`, given up."""
+    if not chosen:
+        run_folder.set_aside_incomplete(run, checkpoint)
+    elif aside := run_folder.set_aside_later(run, checkpoint):
+        names = ", ".join(sorted(path.name for path in aside.iterdir()))
+        say(f"{names}: moved to {aside}, since the run resumes from {checkpoint.name}")
 
 
 def _progress(checkpoint: str | None, streamed: bool) -> tuple[int, dict | None]:

@@ -1,5 +1,6 @@
 """Load a checkpoint into a trainer: whatever its files provoke is one error, in all processes alike."""
 
+import errno
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -8,16 +9,35 @@ import torch
 from accelerate.utils import gather_object
 
 from mypt.errors import UnreadableCheckpoint
+from mypt.training.hardware.out_of_memory import is_out_of_memory
+from mypt.training.optimizers import MuonAdamW
 
-# Of a parameter's optimizer state: tensors of the parameter's own shape.
+# These keep tensors of a parameter's own shape under these names; others (GaLore, APOLLO) may keep smaller ones.
+_SHAPING = (MuonAdamW, torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 _SHAPED = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+# What a system says of files that are not there, or not what they should be.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
+
+
+def is_of_machine(error: BaseException | None) -> bool:
+    """Whether an error, or its cause, tells of this machine and nothing of the files that it was to load.
+
+    No memory, an accelerator or a connection that fails, a package that is not there, a file system that does not read.
+    """
+    if error is None:
+        return False
+    if is_out_of_memory(error) or isinstance(error, ImportError | torch.AcceleratorError):
+        return True
+    number = re.search(r"\(os error (\d+)\)", str(error))  # of a library in Rust
+    code = int(number[1]) if number else getattr(error, "errno", None)
+    return (isinstance(code, int) and code not in _ABSENT) or is_of_machine(error.__cause__)
 
 
 @contextmanager
 def loading(checkpoint: str | None, what: str, processes: int) -> Iterator[None]:
     """Around what loads a part of a checkpoint; all processes call it alike.
 
-    Raises UnreadableCheckpoint in all of them for anything that was raised in one, out of memory apart.
+    Raises UnreadableCheckpoint in all of them for anything that was raised in one, faults of the machine apart.
     """
     if checkpoint is None:
         yield
@@ -25,11 +45,11 @@ def loading(checkpoint: str | None, what: str, processes: int) -> Iterator[None]
     fault = None
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except UnreadableCheckpoint as error:  # of a part of it
         fault = error.reason
     except Exception as error:  # whatever damaged or foreign files provoke
+        if is_of_machine(error):
+            raise
         reason = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())  # torch prints some words bold
         fault = f"{what} cannot be loaded ({type(error).__name__}: {reason[:150]})"
     for found in gather_object([fault]) if processes > 1 else [fault]:
@@ -49,7 +69,7 @@ def require_weights(checkpoint: str, model: torch.nn.Module, saved: Collection[s
 
 def require_optimizer_state(checkpoint: str, optimizer: torch.optim.Optimizer, steps: int) -> None:
     """Raise UnreadableCheckpoint for a loaded state that is empty, has other shapes or is further than `steps`."""
-    expected = 0
+    expected, kind = 0, type(getattr(optimizer, "optimizer", optimizer))  # accelerate wraps it
     for group in optimizer.param_groups:
         keeps = group.get("muon") or "betas" in group or group.get("momentum")
         for parameter in group["params"]:
@@ -57,7 +77,7 @@ def require_optimizer_state(checkpoint: str, optimizer: torch.optim.Optimizer, s
             expected += bool(keeps)
             if not float(state.get("step", 0)) <= steps:
                 raise UnreadableCheckpoint(checkpoint, f"the optimizer state is of step {float(state['step']):g}")
-            for name in _SHAPED:
+            for name in _SHAPED if kind in _SHAPING else ():
                 if name in state and state[name].shape != parameter.shape:
                     shapes = f"{tuple(state[name].shape)} for a parameter of {tuple(parameter.shape)}"
                     raise UnreadableCheckpoint(checkpoint, f"the optimizer state has {shapes}")

@@ -19,6 +19,7 @@ from mypt.tokenization.load import largest_id
 from mypt.training.data import RunData
 from mypt.training.hardware.main_memory import main_memory
 from mypt.training.init_from import continued_model, existing_model
+from mypt.training.loading import is_of_machine
 from mypt.training.request import preset
 
 
@@ -44,6 +45,8 @@ def build_model(
         try:
             model = continued_model(section, checkpoint, block_size)
         except CheckpointError as error:
+            if is_of_machine(error):
+                raise
             raise UnreadableCheckpoint(str(checkpoint), str(error)) from error
     elif section.init_from:
         model = existing_model(section, data, block_size, adapter=adapter, quantization=quantization)

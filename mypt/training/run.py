@@ -55,6 +55,7 @@ def finish(trainer: MyPTTrainer) -> Path:
     done = read_state(Path(trainer.checkpoint)) if trainer.checkpoint else {"global_step": 0}
     stopped = _stopped_before(trainer, done)
     if stopped or done["global_step"] >= trainer.args.max_steps:
+        trainer.settle()
         best = {name: done.get(name) for name in ("best_metric", "best_global_step", "best_model_checkpoint")}
         if (
             trainer.checkpoint and trainer.is_world_process_zero()

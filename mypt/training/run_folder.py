@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file, checksums_of
-from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint, step_of, what_is_missing
+from mypt.checkpoints.complete import LOADABLE, checkpoints, last_complete_checkpoint, step_of, what_is_missing
 from mypt.checkpoints.verify import fault_of, last_good_checkpoint
 from mypt.errors import CheckpointError
 from mypt.files import replace_text, require_file
@@ -258,7 +258,8 @@ def _copy_model(checkpoint: Path, target: Path) -> None:
     left_out = (*_TRAINER_FILES, CHECKSUMS_NAME)
     files = [path for path in checkpoint.iterdir() if path.is_file() and not path.name.startswith(left_out)]
     checksums = checksums_of(checkpoint, [path.name for path in files])
-    if fault := changed_file(checkpoint, json.loads(checksums)["files"] if checksums else (), every=False):
+    recorded = json.loads(checksums)["files"] if checksums else ()
+    if fault := changed_file(checkpoint, [*recorded, *LOADABLE], every=False):
         raise CheckpointError(
             f"the model of {checkpoint} is not copied to {target}: {fault}; restore it and run with --resume again, or "
             f"delete {checkpoint}"

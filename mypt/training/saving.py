@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from accelerate.utils import gather_object
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mypt.checkpoints.checksums import write_checksums
@@ -18,25 +19,24 @@ def complete_save(trainer) -> Iterator[None]:
     """Around Trainer's `_save_checkpoint`, on all processes.
 
     The mark of an unfinished save is on the disk before the first file is, and goes when the last one is, which holds
-    the checksums of the others; only then are older checkpoints removed. A full disk is one clear error and the older
-    checkpoints stay: CheckpointError.
+    the checksums of the others; only then are older checkpoints removed. A full disk is one clear error in all
+    processes and the older checkpoints stay: CheckpointError.
     """
-    args, wait = trainer.args, trainer.accelerator.wait_for_everyone
+    args = trainer.args
     run, step = Path(args.output_dir), trainer.state.global_step
     folder = run / f"{PREFIX_CHECKPOINT_DIR}-{step}"
     limit, args.save_total_limit = args.save_total_limit, None  # Trainer would remove older ones before
     try:
-        if args.should_save:
-            _mark(folder)
-        wait()
-        with system_errors(folder):
+        with _alike(args.world_size):
+            if args.should_save:
+                _mark(folder)
+        with _alike(args.world_size), system_errors(folder):
             yield
-        wait()
-        if args.should_save:
-            write_checksums(folder)
-        if args.local_process_index == 0:
-            flush_folder(folder)
-        wait()
+        with _alike(args.world_size):
+            if args.should_save:
+                write_checksums(folder)
+            if args.local_process_index == 0:
+                flush_folder(folder)
     except OSError as error:
         if not is_disk_full(error):
             raise
@@ -51,6 +51,19 @@ def complete_save(trainer) -> Iterator[None]:
         (folder / SAVING_NAME).unlink()
         flush_names(folder)
         rotate(run, limit, trainer.state.best_model_checkpoint)
+
+
+@contextmanager
+def _alike(processes: int) -> Iterator[None]:
+    """All processes call it, and leave it together. Raises OSError in all of them if one was raised in one."""
+    fault = None
+    try:
+        yield
+    except OSError as error:
+        fault = error
+    for found in gather_object([fault]) if processes > 1 else [fault]:
+        if found:
+            raise found
 
 
 def _mark(folder: Path) -> None:

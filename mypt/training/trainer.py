@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -49,6 +50,7 @@ class MyPTTrainer(WatchedTrainer):
         self.hardware = hardware
         self.compile_layers = compile_layers
         self.throughput = throughput
+        self.set_aside: Callable[[], None] | None = None
         if throughput:
             self.callback_handler.callbacks.insert(0, throughput)  # before TensorBoard's, which gets its numbers
         self._loss: TrainingLoss | None = None
@@ -175,8 +177,16 @@ class MyPTTrainer(WatchedTrainer):
                 require_weights(resume_from_checkpoint, self.model, saved.keys())
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As Trainer's, which loads it last."""
         with loading(checkpoint, "the random state", self.args.world_size):
             super()._load_rng_state(checkpoint)
+        self.settle()
+
+    def settle(self) -> None:
+        """Once the checkpoint is loaded, or known to need no loading: set later ones aside."""
+        set_aside, self.set_aside = self.set_aside, None
+        if set_aside:
+            set_aside()
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         with loading(checkpoint, "the state of the loss scaler", self.args.world_size):

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file, checksums_of, read_checksums, write_checksums
+from mypt.checkpoints.complete import weight_files
 from mypt.checkpoints.load import load_model
+from mypt.checkpoints.verify import verify_model
 from mypt.errors import CheckpointError
 
 STATE = (
@@ -92,6 +94,22 @@ def test_a_model_with_one_changed_bit_is_not_loaded(tmp_path):
         load_model(tmp_path, device="cpu")
     (tmp_path / CHECKSUMS_NAME).unlink()
     load_model(tmp_path, device="cpu")
+
+
+def test_whole_weights_laid_beside_parts_are_not_loaded(tmp_path):
+    from tests.checkpoints.test_complete import tiny_model
+
+    model = tiny_model()
+    model.save_pretrained(tmp_path, max_shard_size="5KB")
+    write_checksums(tmp_path)
+    assert torch.equal(load_model(tmp_path, device="cpu").lm_head.weight, model.lm_head.weight)
+    assert verify_model(tmp_path)[0]["problem"] is None
+    tiny_model().save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    assert weight_files(tmp_path) == ["model.safetensors"], "as transformers"
+    assert verify_model(tmp_path)[0]["problem"] == "model.safetensors was not part of the save"
+    with pytest.raises(CheckpointError, match=r"model\.safetensors was not part of the save"):
+        load_model(tmp_path, device="cpu")
 
 
 def test_weights_saved_over_others_are_new_ones(tmp_path):

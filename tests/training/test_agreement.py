@@ -1,4 +1,4 @@
-"""Two real processes (gloo) decide as one: ignored labels, a NaN step, a signal, a damaged checkpoint, a resume."""
+"""Two real processes (gloo) decide as one: ignored labels, a NaN step, a signal, a damaged checkpoint, a full disk."""
 
 import importlib.util
 import json
@@ -64,6 +64,11 @@ def test_two_processes_decide_as_one(recipe_for, weights, rewind, tmp_path):
                               weights(tmp_path / "skipped" / "checkpoint-12")) < 1e-5  # fmt: skip
     ledgers = [json.loads((tmp_path / name / "coverage.json").read_text()) for name in ("alone", "skipped")]
     assert ledgers[0]["events"] == ledgers[1]["events"] and len(ledgers[0]["events"]) == 1
+
+    # The full disk was rank 0's; both say so, and what was begun is gone.
+    for rank in range(2):
+        assert "no room on the disk to save step 13" in json.loads((tmp_path / f"full_{rank}.json").read_text())
+    assert not (tmp_path / "skipped" / "checkpoint-13").exists()
 
     # The signal was rank 1's; both stopped after the same step, one of them said so.
     exits = [json.loads((tmp_path / f"exit_{rank}.json").read_text()) for rank in range(2)]

@@ -1,5 +1,6 @@
 """A checkpoint that is damaged in any way is passed over with one line, and the one before it gives the same run."""
 
+import errno
 import json
 import os
 import pickle
@@ -16,11 +17,12 @@ from mypt.checkpoints.checksums import CHECKSUMS_NAME
 from mypt.checkpoints.complete import SAVING_NAME
 from mypt.checkpoints.verify import fault_of, last_good_checkpoint
 from mypt.cli.main import main
-from mypt.errors import CheckpointError
+from mypt.errors import CheckpointError, MyPTError
 from mypt.evaluation.verdict import judge
 from mypt.recipe import parse_recipe
 from mypt.training.run import train
 from mypt.training.run_folder import publish
+from mypt.training.trainer import MyPTTrainer
 
 STATES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
@@ -158,6 +160,27 @@ def test_of_before_checksums_the_files_own_checksums_and_dtypes_count(killed):
     integers = {name: tensor.view(torch.int32) for name, tensor in weights.items()}
     save_file(integers, newest / "model.safetensors", {"format": "pt"})
     assert "holds I32, no floating point numbers" in last_good_checkpoint(killed)[1][0]
+
+
+def test_a_fault_of_the_machine_ends_a_resume_and_where_nothing_loads_nothing_is_renamed(
+    killed, tiny_recipe, monkeypatch
+):
+    refused = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."
+    for fault, raised, words in (
+        (RuntimeError(refused), MyPTError, "^out of memory"),
+        (OSError(errno.EIO, "Input/output error"), OSError, "Input/output"),
+        (ImportError("no such package"), ImportError, "no such package"),
+        (torch.AcceleratorError("device-side assert"), torch.AcceleratorError, "device-side"),
+        (ValueError("strange"), CheckpointError, "no checkpoint to resume from .*8: .*strange.*4: .*strange"),
+    ):
+
+        def load(trainer, checkpoint, fault=fault):
+            raise fault
+
+        monkeypatch.setattr(MyPTTrainer, "_load_moments", load)
+        with pytest.raises(raised, match=words):
+            train(parse_recipe(tiny_recipe(killed)), resume=True)
+        assert {path.name for path in killed.glob("*checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}
 
 
 def test_where_all_are_damaged_one_error_says_so_and_nothing_is_touched(killed, tiny_recipe, tmp_path, capsys):

@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from mypt import MyPTConfig, MyPTForCausalLM
+from mypt.checkpoints.checksums import write_checksums
 from mypt.checkpoints.complete import last_complete_checkpoint, what_is_missing
 from mypt.checkpoints.load import load_model
+from mypt.cli.main import main
 from mypt.errors import CheckpointError, RecipeError
 from mypt.recipe import LoraSection, parse_recipe
 from mypt.tokenization.load import largest_id, load_tokenizer
@@ -237,7 +239,13 @@ def test_another_rank_and_another_base_are_another_run(lora_for, base):
     train(parse_recipe(content))
     with pytest.raises(CheckpointError, match=r"holds another run .*lora"):
         train(parse_recipe(content | {"lora": {"r": 4}}), resume=True)
-    mypt(load_model(base).config.vocab_size, initializer_range=0.1).save_pretrained(base)
+    write_checksums(base)
+    vocabulary, weights = load_model(base).config.vocab_size, bytearray((base / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (base / "model.safetensors").write_bytes(weights)
+    with pytest.raises(CheckpointError, match=r"adapters cannot be loaded: .*base: model.* was changed: .*restore it"):
+        train(parse_recipe(content), resume=True)
+    mypt(vocabulary, initializer_range=0.1).save_pretrained(base)
     with pytest.raises(CheckpointError, match=r"holds another run .*lora"):
         train(parse_recipe(content), resume=True)
 
@@ -291,6 +299,17 @@ def test_two_processes_equal_one(recipe_for, corpora, tmp_path):
     assert max(tensor.abs().max().item() for name, tensor in left.items() if "lora_B" in name) > 1e-3
     for first, second in zip(evaluations(one), evaluations(tmp_path / "two"), strict=True):
         assert first == pytest.approx(second, abs=1e-5)
+
+
+def test_verify_reads_adapters(finished, tmp_path, capsys):
+    best = shutil.copytree(finished / "best", tmp_path / "best")
+    assert main(["verify", str(finished)]) == 0 and f"{finished / 'best'}: ok" in capsys.readouterr().out
+    assert main(["verify", str(best)]) == 0 and f"{best}: ok: 1 file" in capsys.readouterr().out
+    for name in ("config.json", "model.safetensors"):  # which transformers would load in its place
+        shutil.copy(finished.parent / "base" / name, best)
+    assert main(["verify", str(best)]) == 1 and "model.safetensors was not part" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=r"model\.safetensors was not part of the save"):
+        load_model(best)
 
 
 def test_a_damaged_adapter_is_skipped(finished, tmp_path):

@@ -1,5 +1,6 @@
 """What test_agreement.py starts with two processes, and calls in its own: `launch ... two_processes.py FOLDER`."""
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,9 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainingArguments
 
 from mypt import MyPTConfig, MyPTForCausalLM
+from mypt.errors import CheckpointError
 from mypt.recipe import load_recipe
+from mypt.training import saving
 from mypt.training.build import build_trainer
 from mypt.training.run import finish
 from mypt.training.trainer import MyPTTrainer
@@ -80,6 +83,23 @@ def poison(trainer) -> None:
     trainer.model.get_input_embeddings().register_forward_hook(hook)
 
 
+def fill_the_disk(trainer) -> str:
+    """What this process says of a save in which the main one finds no room for the checksums."""
+
+    def refuse(folder):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    write_checksums, saving.write_checksums = saving.write_checksums, refuse
+    trainer.state.global_step += 1
+    try:
+        with saving.complete_save(trainer):
+            pass
+    except CheckpointError as error:
+        return str(error)
+    finally:
+        saving.write_checksums = write_checksums
+
+
 class Sender(TrainerCallback):
     """A signal to rank 1 alone."""
 
@@ -98,6 +118,7 @@ def main(folder: Path) -> None:
     trainer = build_trainer(load_recipe(folder / "skipped.yaml"))
     poison(trainer)
     trainer.train()
+    (folder / f"full_{trainer.args.process_index}.json").write_text(json.dumps(fill_the_disk(trainer)))
     trainer = build_trainer(load_recipe(folder / "stopped.yaml"))
     trainer.add_callback(Sender())
     try:

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -192,9 +192,10 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         return metrics
 
     def _ordered(self, entry: dict) -> dict:
-        """A saved measurement with its keys in the order of a new one; trainer_state.json sorts them."""
-        sets = {name: vars(Reading(**entry["sets"][name])) for name in self.eval_sets}
-        return {"step": entry["step"], "sets": sets, "constrained_loss": entry["constrained_loss"]}
+        """A saved measurement with what it has of a new one's keys, in their order; trainer_state.json sorts them."""
+        keys, saved = [field.name for field in fields(Reading)], entry["sets"]
+        sets = {name: {key: saved[name][key] for key in keys if key in saved[name]} for name in self.eval_sets}
+        return {key: entry[key] for key in ("step", "sets", "constrained_loss") if key in entry} | {"sets": sets}
 
     def _read(self, name: str, losses: WindowLosses, baseline: WindowLosses) -> Reading:
         delta, error = losses.delta(baseline)
