@@ -16,6 +16,7 @@ from mypt.checkpoints.complete import (
 )
 from mypt.checkpoints.header import read_header
 from mypt.checkpoints.state import STATE_NAME, read_state
+from mypt.checkpoints.tensors import list_tensors
 from mypt.errors import CheckpointError
 
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
@@ -67,7 +68,13 @@ def verify_model(path: Path) -> list[dict]:
 
 
 def _changed(model: Path) -> str | None:
-    return changed_file(model, LOADABLE)
+    fault = changed_file(model, LOADABLE)
+    if fault or (model / CHECKSUMS_NAME).exists():
+        return fault
+    try:
+        return next(iter(list_tensors(model)[1]), None)
+    except CheckpointError as error:
+        return str(error).removeprefix(f"{model}/")
 
 
 def _verified(path: Path, fault_of: Callable[[Path], str | None]) -> dict:

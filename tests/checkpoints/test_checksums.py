@@ -110,6 +110,10 @@ def test_whole_weights_laid_beside_parts_are_not_loaded(tmp_path):
     assert verify_model(tmp_path)[0]["problem"] == "model.safetensors was not part of the save"
     with pytest.raises(CheckpointError, match=r"model\.safetensors was not part of the save"):
         load_model(tmp_path, device="cpu")
+    (tmp_path / CHECKSUMS_NAME).unlink()
+    assert verify_model(tmp_path)[0]["problem"] is None
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    assert "model.safetensors" in verify_model(tmp_path)[0]["problem"]
 
 
 def test_weights_saved_over_others_are_new_ones(tmp_path):
