@@ -63,8 +63,15 @@ def verify_model(path: Path) -> list[dict]:
     """
     if (path / STATE_NAME).is_file():
         return [_verified(path, fault_of)]
-    models = [folder for folder in (path, path / "best") if (folder / "config.json").exists() or is_adapter(folder)]
+    models = [folder for folder in (path, path / "best") if _is_model(folder)]
     return [*(_verified(one, fault_of) for one in checkpoints(path)), *(_verified(one, _changed) for one in models)]
+
+
+def _is_model(folder: Path) -> bool:
+    """Of a run that has not ended, the folder itself is none yet."""
+    if not ((folder / "config.json").exists() or is_adapter(folder)):
+        return False
+    return not checkpoints(folder) or any((folder / name).exists() for name in LOADABLE)
 
 
 def _changed(model: Path) -> str | None:
