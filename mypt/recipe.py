@@ -205,8 +205,7 @@ CHOICES = {
     ("training", "dataloader_multiprocessing_context"): ("fork", "spawn", "forkserver"),
     ("optimizer", "schedule"): ("wsd", "linear", "cosine", "constant", "rewarm"),
 }
-_ABOVE_0, _BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
-WORKERS_PER_CPU = 16  # a worker that waits for a disk or the hub needs no core; more than this only take memory
+_BELOW_1 = math.nextafter(1, 0)
 RANGES = {
     ("model", "freeze_layers"): (0, math.inf),
     ("model", "initializer_range"): (0, math.inf),
@@ -245,17 +244,19 @@ RANGES = {
     ("training", "max_grad_norm"): (0, math.inf),  # HF's 0: no clipping
     ("training", "neftune_noise_alpha"): (0, math.inf),
     ("training", "torch_empty_cache_steps"): (1, math.inf),
-    ("training", "dataloader_num_workers"): (0, WORKERS_PER_CPU * (os.cpu_count() or 1)),
+    ("training", "dataloader_num_workers"): (0, 2**15),  # as many processes as Linux numbers; fewer where it trains
     ("training", "dataloader_prefetch_factor"): (1, math.inf),
-    ("training", "logging_steps"): (_ABOVE_0, math.inf),  # below 1: a share of all steps
-    ("training", "eval_steps"): (_ABOVE_0, math.inf),
-    ("training", "save_steps"): (_ABOVE_0, math.inf),
+    ("training", "logging_steps"): (0, math.inf),  # below 1: a share of all steps; what 0 means HF says
+    ("training", "eval_steps"): (0, math.inf),
+    ("training", "save_steps"): (0, math.inf),
     ("training", "eval_delay"): (0, math.inf),
-    ("training", "ddp_timeout"): (1, math.inf),
+    ("training", "ddp_timeout"): (0, math.inf),
     ("training", "ddp_bucket_cap_mb"): (1, math.inf),
     ("training", "seed"): (0, 2**32 - 1),
     ("training", "data_seed"): (0, 2**32 - 1),
 }
+# Where infinity means `never`; what is recorded of it is a number that acts as infinity, since JSON has none.
+UNBOUNDED, ENDLESS = ("training.max_grad_norm", "training.eval_delay", "forgetting.tolerance"), 1e300
 
 NAMES = ("forgetting.guard", "lora.target_modules", "training.report_to", "training.optim_target_modules")
 
@@ -283,9 +284,23 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"{path} holds {type(content).__name__}, expected sections such as `model:` and `data:`")
     if folder.is_dir():  # it may have been moved since
         content["training"] = (content.get("training") or {}) | {"output_dir": str(folder)}
+    recorded = dict(content)
     for override in overrides or []:
         _apply_override(content, override)
-    return parse_recipe(content)
+    try:
+        return parse_recipe(content)
+    except RecipeError as error:
+        if folder.is_dir() and _refusal(recorded) == str(error):  # not of an override
+            raise RecipeError(f"{path}: {error}") from None
+        raise
+
+
+def _refusal(content: dict) -> str | None:
+    try:
+        parse_recipe(content)
+    except RecipeError as error:
+        return str(error)
+    return None
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
@@ -335,6 +350,7 @@ def _parse_section(name: str, section_type: type, values: dict):
     for key, value in values.items():
         if key not in known:
             raise RecipeError(_unknown(f"key in recipe section {name!r}:", key, known))
+        value = _recordable(f"{name}.{key}", value)
         checked[key] = _checked(f"{name}.{key}", value, known[key])
         _check_value(name, key, checked[key])
     required = [f.name for f in fields(section_type) if f.default is MISSING and f.default_factory is MISSING]
@@ -372,7 +388,7 @@ def _check_plain(place: str, value) -> None:
         if "\0" in value or (not value.isascii() and re.search("[\ud800-\udfff]", value)):
             what = "a NUL character" if "\0" in value else "half a character (a lone surrogate, or bytes not in UTF-8)"
             raise RecipeError(f"{shown(place) if place else 'the recipe'} holds {what} in {shown(value)}; remove it")
-    elif isinstance(value, float) and not math.isfinite(value):
+    elif isinstance(value, float) and not math.isfinite(value) and not (place in UNBOUNDED and value > 0):
         raise RecipeError(f"{place} is {value}, expected a finite number")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise RecipeError(f"{place} is {shown(value)}, expected a number of at most 64 bits")
@@ -384,6 +400,8 @@ def _check_value(section: str, key: str, value) -> None:
         raise RecipeError(f"{section}.{key} is {shown(value)}, expected one of: {', '.join(choices)}")
     if isinstance(value, int | float) and not low <= value <= high:
         limits = f"{low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}"
+        if high == _BELOW_1:
+            limits = f"{low:g} or more, and below 1"
         raise RecipeError(f"{section}.{key} is {shown(value)}, expected {limits}")
 
 
@@ -413,22 +431,25 @@ def _check_curriculum(curriculum: dict | None) -> None:
         raise RecipeError(f"data.curriculum lacks {missing[0]}, expected {{start_length: tokens, steps: number}}")
 
 
-# What transformers' kinds of rotary positions take beside their names, each a positive number.
+# What transformers' kinds of rotary positions take beside their names, each a positive number; of some null, or 0, too.
 _ROPE_NUMBERS = (
     "rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor", "beta_fast", "beta_slow",
     "attention_factor", "mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor",
 )  # fmt: skip
 _ROPE_LISTS = ("short_factor", "long_factor")
-_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+_ROPE_OPTIONAL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+_ROPE_ZEROS = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")  # 0: as null
 
 
 def _check_rope(place: str, parameters: dict) -> None:
     """Kinds that there are, of positive numbers: transformers warns of others at most, and computes with them."""
     for key, value in parameters.items():
+        if (key in _ROPE_OPTIONAL and value is None) or (key in _ROPE_ZEROS and value == 0 and value is not False):
+            continue
         number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
         if key in ("rope_type", "type"):
-            if value not in _ROPE_TYPES:
-                raise RecipeError(f"{place}.{key} is {shown(value)}, expected one of: {', '.join(_ROPE_TYPES)}")
+            if value not in (kinds := ["default", *_rope_kinds()]):
+                raise RecipeError(f"{place}.{key} is {shown(value)}, expected one of: {', '.join(kinds)}")
         elif key in _ROPE_LISTS:
             for item in value if isinstance(value, list) and value else [None]:
                 if not isinstance(item, int | float) or isinstance(item, bool) or not item > 0:
@@ -480,7 +501,11 @@ def _check_training(values: dict) -> dict:
         if key == "save_strategy" and value != "steps":
             raise RecipeError(f"training.save_strategy is {value!r}, expected steps: a run must resume")
         _check_value("training", key, _checked(f"training.{key}", value, known[key]))
-    return dict(values)
+    return {key: _recordable(f"training.{key}", value) for key, value in values.items()}
+
+
+def _recordable(place: str, value):
+    return ENDLESS if place in UNBOUNDED and isinstance(value, float) and value == math.inf else value
 
 
 def _unknown(what: str, name: str, known) -> str:
@@ -535,11 +560,22 @@ def hf_optimizers() -> list[str]:
     return [node.value.value for node in body if isinstance(node, ast.Assign)]
 
 
+@cache
+def _rope_kinds() -> list[str]:
+    """The names of transformers' ROPE_INIT_FUNCTIONS."""
+    assigned = (node for node in _source("transformers.modeling_rope_utils").body if isinstance(node, ast.AnnAssign))
+    return [key.value for node in assigned if node.target.id == "ROPE_INIT_FUNCTIONS" for key in node.value.keys]
+
+
 def _class_body(module: str, class_name: str) -> list[ast.stmt]:
+    body = _source(module).body
+    return next(node.body for node in body if isinstance(node, ast.ClassDef) and node.name == class_name)
+
+
+def _source(module: str) -> ast.Module:
     package, _, submodule = module.rpartition(".")
     root = Path(importlib.util.find_spec(package).submodule_search_locations[0])
-    tree = ast.parse((root / f"{submodule}.py").read_text(encoding="utf-8"))
-    return next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
+    return ast.parse((root / f"{submodule}.py").read_text(encoding="utf-8"))
 
 
 def _plain_types(annotation: str) -> tuple[type, ...]:

@@ -137,6 +137,8 @@ def test_one_source_is_a_mixture_of_one(recipe):
         ("forgetting: {tolerance: -0.1}", "expected 0 or more"),
         ("forgetting: {tolerance: .nan}", "forgetting.tolerance is nan"),
         ("optimizer: {cooldown: 2}", "expected a number from 0 to 1"),
+        ("training: {adam_beta1: 1}", "adam_beta1 is 1.0, expected 0 or more, and below 1"),
+        ("training: {eval_steps: -1}", "eval_steps is -1.0, expected 0 or more"),
         ("optimizer: {schedule: step}", "wsd, linear, cosine, constant"),
         ("training: {bf16: no}", "training.bf16 is 'no', expected true or false"),
         ("training: {learning_rate: fast}", "training.learning_rate is 'fast', expected a number"),
@@ -156,6 +158,36 @@ def test_what_does_not_fit_is_refused_in_one_line(recipe, text, message):
 def test_limits_are_allowed(recipe):
     assert recipe("forgetting: {tolerance: 0, eval_windows: 1, time_budget: 0}").forgetting.tolerance == 0.0
     assert recipe("optimizer: {cooldown: 1}\ndata: {block_size: 1}").optimizer.cooldown == 1.0
+
+
+def test_values_that_mean_without_a_limit_or_never_are_taken(recipe):
+    given = recipe("training: {max_grad_norm: .inf, eval_delay: .inf}\nforgetting: {tolerance: .inf}")
+    assert given.training["max_grad_norm"] == given.training["eval_delay"] == given.forgetting.tolerance == 1e300
+    for key in ("eval_steps", "save_steps", "logging_steps", "ddp_timeout"):
+        assert recipe(f"training: {{{key}: 0}}").training[key] == 0
+    for kind in ("default", "linear", "proportional", "longrope"):
+        recipe(f"model: {{rope_parameters: {{rope_type: {kind}, factor: 2}}}}")
+    recipe("model: {rope_parameters: {attention_factor: null, mscale: 0, mscale_all_dim: 0.0}}")
+    for text in ("training: {max_grad_norm: .nan}", "training: {max_grad_norm: -.inf}",
+                 "training: {weight_decay: .inf}", "model: {rope_parameters: {mscale: .nan}}",
+                 "model: {rope_parameters: {factor: 0}}",
+                 "model: {rope_parameters: {mscale: false}}"):  # fmt: skip
+        with pytest.raises(RecipeError):
+            recipe(text)
+
+
+def test_the_recipe_of_a_larger_machine_can_be_read(recipe):
+    assert recipe("training: {dataloader_num_workers: 20000}").training["dataloader_num_workers"] == 20_000
+
+
+def test_a_wrong_value_in_a_run_folder_is_named_with_its_file_and_one_of_an_override_is_not(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("training: {weight_decay: -1}")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path, ["--training.max_steps=3"])
+    assert str(caught.value) == f"{tmp_path / 'recipe.yaml'}: training.weight_decay is -1.0, expected 0 or more"
+    with pytest.raises(RecipeError, match=r"^training.weight_decay is -2.0"):
+        load_recipe(tmp_path, ["--training.weight_decay=-2"])
+    assert load_recipe(tmp_path, ["--training.weight_decay=0"]).training["weight_decay"] == 0
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", ".inf", ".nan", "true", "much", "null", "[1]"])

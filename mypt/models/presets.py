@@ -143,3 +143,5 @@ def preset_config(name: str, **overrides: Any) -> "MyPTConfig":
         return MyPTConfig(**preset_dimensions(name, **overrides))
     except StrictDataclassError as error:
         raise ValueError(str(error.__cause__ or error)) from error
+    except KeyError as error:  # of rope_parameters that lack one
+        raise ValueError(error.args[0]) from error

@@ -4,6 +4,7 @@ One forward pass over one window is the unit: exact before the run begins, and t
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mypt.errors import MyPTError
@@ -13,6 +14,7 @@ MOST_WINDOWS = 1_000  # of a set in each evaluation
 # (docs/forgetting.md): with fewer, noise would hide the loss of 0.05 nats that a guard is there to find.
 FEWEST_WINDOWS = 64
 TENTHS = 10  # evaluations after step 0
+AS_SET, RECALLED = "as set", "as when the run began"
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Evaluation:
 
     windows: of each set, or `all`. eval_steps: steps from one evaluation to the next; the last step is evaluated too.
     points: evaluations in all, the one at step 0 included. share: of the compute of the run. capped: the
-    keys of a recipe whose value would be another without the budget. within: whether the budget is kept.
+    keys of a recipe whose value would be another without the budget. within: whether the budget is kept. cause: what
+    leaves no way to keep it, in words.
     """
 
     windows: int | str
@@ -31,17 +34,23 @@ class Evaluation:
     capped: list[str]
     within: bool
     budget: float
+    cause: str = ""
 
     def __str__(self) -> str:
         when = "step 0" if self.points == 1 else "step 0 and the last step"
         if self.points > 2:
             when = f"step 0 and every {self.eval_steps:,} steps, {self.points} times in all"
         many = "all windows" if self.windows == "all" else f"up to {self.windows:,} windows"
-        budget, note = f"forgetting.time_budget {self.budget:g}", "" if self.within else "; above {}, as set"
+        budget, note = f"forgetting.time_budget {self.budget:g}", ""
+        if self.within:
+            note = f"; {budget} has no room for more" if self.capped else ""
+        elif self.cause in (AS_SET, RECALLED):
+            note = f"; above {budget}, {self.cause}"
+        else:
+            note = f"; {self.cause}, though above {budget}" if self.cause else f"; above {budget}"
         if self.capped:
-            why = "{} has no room for more" if self.within else "the fewest that a verdict needs, though above {}"
-            note = f"; {why} (to choose: {', '.join(self.capped)})"
-        return f"evaluation: {when}, {many} of each set, {self.share:.1%} of the compute{note.format(budget)}"
+            note += f" (to choose: {', '.join(self.capped)})"
+        return f"evaluation: {when}, {many} of each set, {self.share:.1%} of the compute{note}"
 
 
 def training_passes(
@@ -68,13 +77,17 @@ def plan_evaluation(
     windows: int | str | None = None,
     eval_steps: float | None = None,
     during_training: bool = True,
+    acting: Sequence[str] = (),
+    recalled: Sequence[str] = (),
 ) -> Evaluation:
     """Windows and interval of evaluations that keep to `budget`, a share of the compute of a whole run.
 
     steps, sequences, block_size: of the run, its global batch and its windows. sets: tokens of each evaluation set,
     None where they are not known: as if it had 1,000 windows. passes: as of `training_passes`. windows, eval_steps: as
     given, which nothing changes; None: chosen, first fewer windows (down to 64) and then fewer evaluations (down to the
-    one at the end). budget: 0 or 1 for no limit. during_training: False if only step 0 is evaluated.
+    one at the end). budget: 0 or 1 for no limit. during_training: False if only step 0 is evaluated. acting: what may
+    end or change the run by its evaluations, and so needs all of them: only the windows are made fewer. recalled: keys
+    whose values are given since the run began with them.
 
     Raises MyPTError for an interval that is no positive number.
     """
@@ -93,7 +106,8 @@ def plan_evaluation(
     if eval_steps:  # below 1 it is a share of the steps, as in HF's TrainingArguments
         intervals = [math.ceil(eval_steps if eval_steps >= 1 else eval_steps * steps)]
     else:  # of tenths, at which checkpoints are saved: only a saved step can be the best
-        intervals = [min(steps, math.ceil(steps / TENTHS) * number) for number in range(1, TENTHS + 1)]
+        most = 1 if acting or not during_training else TENTHS
+        intervals = [min(steps, math.ceil(steps / TENTHS) * number) for number in range(1, most + 1)]
     if windows:
         counts = [math.inf if windows == "all" else windows]
     else:
@@ -113,4 +127,23 @@ def plan_evaluation(
         capped=[key for key, is_lower in lower.items() if is_lower],
         within=spent <= allowed,
         budget=budget,
+        cause=_cause(lower, windows, during_training and eval_steps, acting if during_training else (), recalled),
     )
+
+
+def _cause(lower: dict[str, bool], windows, eval_steps, acting: Sequence[str], recalled: Sequence[str]) -> str:
+    """What keeps evaluations above the budget; empty where all that there is is less than a verdict needs."""
+    given = {"forgetting.eval_windows": windows, "training.eval_steps": eval_steps}
+    why = {key: RECALLED if key in recalled else AS_SET for key, value in given.items() if value}
+    if all(lower.values()):
+        return "the fewest that a verdict needs"
+    if len(why) == 2 and len({*why.values()}) == 1:
+        return why["training.eval_steps"]
+    causes = [f"{key} {words}" for key, words in why.items()]
+    if lower["forgetting.eval_windows"]:
+        causes.insert(0, "the fewest windows that a verdict needs")
+    if lower["training.eval_steps"]:
+        causes.append("the fewest evaluations")
+    elif acting and not eval_steps:
+        causes.append(f"every evaluation that {' or '.join(acting)} may act on")
+    return " and ".join(causes)

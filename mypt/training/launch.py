@@ -3,10 +3,12 @@
 import os
 
 from mypt.errors import MyPTError
+from mypt.terminal import say
 
-# As accelerate reads them: of torchrun and its own launchers, of MPI implementations.
+# As accelerate reads them: of torchrun and its own launchers, of Intel MPI and MPICH, Open MPI, MVAPICH.
 _RANKS = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_ACCELERATE = ("ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION")  # set by each of its launches
 _INSTEAD = (
     "run `accelerate launch --config_file recipes/accelerate/cpu_2.yaml --num_processes N scripts/train.py RECIPE` "
     "(ddp.yaml for GPUs) or `torchrun --nproc_per_node N scripts/train.py RECIPE`"
@@ -17,21 +19,27 @@ def require_processes() -> None:
     """Raise MyPTError where this process would train alone, or wait for others in vain, though several were asked for.
 
     `accelerate launch --num_processes 2` starts one process on a CPU, with or without `--cpu`, unless its config says
-    MULTI_GPU. All that it leaves of the number is MASTER_ADDR.
+    MULTI_GPU. All that it leaves of the number are MASTER_ADDR and MASTER_PORT, behind its own variables; those that
+    were exported before, as clusters do, stand in front of them, and then no more than a line can be said.
     """
-    given = {name: os.environ[name] for name in (*_RANKS, *_SIZES) if name in os.environ}
+    given = {name: os.environ[name] for name in (*_RANKS, *SIZES) if name in os.environ}
     for name, value in given.items():
         if not value.isascii() or not value.removeprefix("-").isdigit():
             raise MyPTError(f"{name} is {value!r}, expected a whole number; unset it, or {_INSTEAD}")
     has_rank = any(name in given for name in _RANKS)
-    size = next((int(given[name]) for name in _SIZES if name in given), 1)
+    size = next((int(given[name]) for name in SIZES if name in given), 1)
     if size > 1 and not has_rank:
         raise MyPTError(
             f"the environment names {size} processes and not which of them this is: unset WORLD_SIZE to train in one, "
             f"or {_INSTEAD}"
         )
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and not has_rank:
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ or "MASTER_ADDR" not in os.environ or has_rank:
+        return
+    names = list(os.environ)  # in the order in which they were set
+    own = min(names.index(name) for name in _ACCELERATE if name in names)
+    if any(name in names[own:] for name in ("MASTER_ADDR", "MASTER_PORT")):
         raise MyPTError(
             "accelerate was asked for several processes and has started one, since without a config it has no way to "
-            f"start more of them on CPUs: {_INSTEAD}; for one process leave --num_processes out and unset MASTER_ADDR"
+            f"start more of them on CPUs: {_INSTEAD}; for one process leave --num_processes out"
         )
+    say(f"MASTER_ADDR is set, and accelerate has started one process, which trains alone; if you want more: {_INSTEAD}")

@@ -17,9 +17,9 @@ from mypt.streams.windows import window_count
 from mypt.tokenization.load import require_same_tokenizer
 from mypt.training import run_folder
 from mypt.training.data import default_sets, is_dataset, text_sources
+from mypt.training.launch import SIZES
 
-# Set for each of several processes by torchrun and accelerate, Open MPI, MPICH and Intel MPI, MVAPICH.
-_LAUNCHED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+WORKERS_PER_CPU = 16  # a worker that waits for a disk or the hub needs no core; more than this only take memory
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def accepted(recipe: Recipe, resume: bool | str) -> Iterator[None]:
     Raises as `check`, and FolderInUse.
     """
     check(recipe, resume)
-    launched = any(name in os.environ for name in _LAUNCHED)
+    launched = any(name in os.environ for name in SIZES)
     give_back = None if launched else run_folder.hold(output_dir(recipe))
     try:
         yield
@@ -50,6 +50,7 @@ def check(recipe: Recipe, resume: bool | str) -> None:
         run_folder.chosen_checkpoint(run, Path(resume), what_is_missing)  # its files are read later, once
     elif checkpoints(run) and not resume and _is_recorded(recipe, run):
         raise run_folder.holds_checkpoints(run)
+    require_workers(recipe)
     _check_model(recipe.model, is_resumed=bool(resume and checkpoints(run)))
     _check_data(recipe)
 
@@ -59,6 +60,16 @@ def output_dir(recipe: Recipe) -> Path:
     if not recipe.training.get("output_dir"):
         raise RecipeError("training.output_dir is missing: say where the run goes, for example runs/first")
     return Path(recipe.training["output_dir"])
+
+
+def require_workers(recipe: Recipe) -> None:
+    """Raise RecipeError for more DataLoader workers than this machine can use; a recipe may be of a larger one."""
+    workers, cpus = recipe.training.get("dataloader_num_workers") or 0, os.cpu_count() or 1
+    if workers > (most := WORKERS_PER_CPU * cpus):
+        raise RecipeError(
+            f"training.dataloader_num_workers is {workers:,}, and this machine has {cpus} CPUs, which {most:,} workers "
+            f"at most can use; give --training.dataloader_num_workers={cpus}"
+        )
 
 
 def preset(section: ModelSection) -> dict:

@@ -112,17 +112,30 @@ def _base(recipe: Recipe, model: PreTrainedModel, recorded: dict) -> dict | str 
 
 
 def settle_evaluation(
-    recipe: Recipe, data: RunData, model: PreTrainedModel, steps: int, sequences: int
+    recipe: Recipe, data: RunData, model: PreTrainedModel, steps: int, sequences: int, recorded: Recipe | None = None
 ) -> Evaluation | None:
-    """How often and on how many windows; frozen into the recipe. sequences: of the global batch. None without sets."""
+    """How often and on how many windows; frozen into the recipe. None without sets.
+
+    sequences: of the global batch. recorded: the recipe of the run that is gone on with, whose interval is kept where
+    the recipe gives none and the run is as long as it was.
+    """
     if not data.eval:
         return None
+    before = recorded.training if recorded else {}
+    if not recipe.training.get("eval_steps") and before.get("max_steps") == steps and before.get("eval_steps"):
+        recipe.training["eval_steps"] = before["eval_steps"]
+    recalled = []
+    if recorded and recipe.forgetting.eval_windows == recorded.forgetting.eval_windows:
+        recalled.append("forgetting.eval_windows")
+    if recipe.training.get("eval_steps") and recipe.training["eval_steps"] == before.get("eval_steps"):
+        recalled.append("training.eval_steps")
     splits = [(data.manifests[path].splits, data.eval_splits.get(name, "val")) for name, path in data.eval.items()]
     chosen = plan_evaluation(
         steps=steps,
         sequences=sequences,
         block_size=recipe.data.block_size,
         sets=[found[split].tokens if split in found else None for found, split in splits],
+        recalled=recalled,
         **evaluation_settings(recipe, getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1)),
     )
     recipe.forgetting = dataclasses.replace(recipe.forgetting, eval_windows=chosen.windows)
@@ -157,7 +170,7 @@ def settle_arguments(
         # The length is in samples; a resume may take the rest of them in larger or smaller steps.
         steps = steps_done + max(0, math.ceil((steps - stream.start_sample) / per_step))
     given["torch_compile"] = settle_compile(recipe, hardware, model, steps)
-    evaluation = settle_evaluation(recipe, data, model, steps, per_step)
+    evaluation = settle_evaluation(recipe, data, model, steps, per_step, hardware.recorded)
     parameters = model.num_parameters(exclude_embeddings=True)
     # The passes are not frozen: on another number of processes others make the same global batch.
     with_passes = dataclasses.replace(recipe, training=given | {"gradient_accumulation_steps": passes})

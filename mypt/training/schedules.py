@@ -87,7 +87,8 @@ class Climbing:
     """A schedule whose first step already learns, and that does not jump up where a resume changes it but climbs.
 
     HF's curves begin at zero, so that the first of `warmup` steps would change no weight: here step n of the warm-up
-    has its n-th part of the peak, as HF's curve has one step later. After the warm-up the curve is HF's.
+    has its n-th part of the peak, as HF's curve has one step later. Its last step has the peak also where HF's curve
+    has not, since nothing is left for the decay. After the warm-up the curve is HF's.
 
     curve: optimizer step, from 0 on -> share of the learning rate, as the recipe has it now. warmup: steps in which
     the curve is read one step ahead. climb: None, or {"step", "share", "steps", "first"}: where the climb began, from
@@ -108,7 +109,10 @@ class Climbing:
         self.first = 1
 
     def __call__(self, step: int) -> float:
-        share = self.curve(step + self.first if step < self.warmup else step)
+        ahead = self.first if step < self.warmup else 0
+        share = self.curve(step + ahead)
+        if ahead and step + 1 == self.warmup and share < 1 - 1e-9:  # the run, or the decay, ends with the warm-up
+            share = 1.0
         if self.climb is None:
             return share
         start, made = self.climb["share"], step - self.climb["step"] + self.climb.get("first", 0)

@@ -192,12 +192,18 @@ def memory_settings(recipe, machine: Machine, block_size: int | None, notes: lis
 def evaluation_settings(recipe, layers: int) -> dict:
     """What a recipe says of `mypt.planning.evaluation.plan_evaluation`; layers: of the model that is trained."""
     section, training = recipe.forgetting, recipe.training
+    acting = {
+        "forgetting.action stop": section.action == "stop",
+        "safety.early_stopping_patience": recipe.safety.early_stopping_patience is not None,
+        "training.lr_scheduler_type reduce_lr_on_plateau": training.get("lr_scheduler_type") == "reduce_lr_on_plateau",
+    }
     frozen = {name: getattr(recipe.model, name) for name in ("freeze_layers", "freeze_embeddings")}
     return {
         "passes": training_passes(layers, lora=recipe.lora is not None, **frozen),
         "budget": section.time_budget,
         "windows": section.eval_windows,
         "eval_steps": training.get("eval_steps") or None,  # 0: none given, as HF takes it
+        "acting": [name for name, is_asked in acting.items() if is_asked],
         "during_training": training.get("eval_strategy", "steps") != "no",
     }
 

@@ -114,7 +114,8 @@ def test_a_wrong_name_is_answered_with_the_nearest():
 
 
 def test_values_that_do_not_fit_are_a_value_error_of_one_line():
-    for overrides in ({"hidden_size": 100}, {"num_hidden_layers": 0}, {"hidden_act": "swish"}):
+    for overrides in ({"hidden_size": 100}, {"num_hidden_layers": 0}, {"hidden_act": "swish"},
+                      {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}):  # fmt: skip
         with pytest.raises(ValueError) as caught:
             preset_config("modern-tiny", **overrides)
         assert "\n" not in str(caught.value)

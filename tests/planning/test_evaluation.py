@@ -9,6 +9,7 @@ from mypt.errors import MyPTError
 from mypt.planning.evaluation import FEWEST_WINDOWS, MOST_WINDOWS, plan_evaluation, training_passes
 
 BLOCK = 32
+KEYS = ["forgetting.eval_windows", "training.eval_steps"]
 
 
 def planned(steps=100, sequences=16, sets=(4_000, 900), **options):
@@ -85,6 +86,41 @@ def test_the_words_name_the_keys_that_choose():
     assert "time_budget 0.1 has no room for more (to choose: forgetting.eval_windows)" in str(planned(300))
     assert str(planned(25, windows=200, eval_steps=5)).endswith("; above forgetting.time_budget 0.1, as set")
     assert str(planned(10**6)).endswith(" of the compute")
+
+
+def test_what_acts_on_evaluations_keeps_all_of_them():
+    for steps in (1, 25, 300, 3_001):
+        free, kept = planned(steps), planned(steps, acting=["forgetting.action stop"])
+        assert kept.points == 1 + math.ceil(steps / math.ceil(steps / 10)) >= free.points
+        assert kept.windows <= free.windows and kept.windows >= FEWEST_WINDOWS
+    assert str(planned(25, acting=["forgetting.action stop", "safety.early_stopping_patience"])).endswith(
+        "; the fewest windows that a verdict needs and every evaluation that forgetting.action stop or "
+        "safety.early_stopping_patience may act on, though above forgetting.time_budget 0.1 (to choose: "
+        "forgetting.eval_windows)"
+    )
+    assert str(planned(300, acting=["forgetting.action stop"])).endswith(
+        "; forgetting.time_budget 0.1 has no room for more (to choose: forgetting.eval_windows)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"during_training": False, "windows": 200}, "; forgetting.eval_windows as set, though above "),
+        ({"windows": 500}, "; forgetting.eval_windows as set and the fewest evaluations, though above "),
+        ({"eval_steps": 5}, "; the fewest windows that a verdict needs and training.eval_steps as set, though above "),
+        ({"windows": 500, "eval_steps": 5, "recalled": KEYS}, "; above forgetting.time_budget 0.1, as when the run "),
+        ({"windows": 500, "recalled": KEYS}, "; forgetting.eval_windows as when the run began and the fewest eval"),
+        ({"windows": 9, "eval_steps": 1, "recalled": KEYS[:1]}, "; forgetting.eval_windows as when the run began and "
+         "training.eval_steps as set, though above "),
+        ({"sets": [3], "steps": 1, "sequences": 1}, "; above forgetting.time_budget 0.1"),
+    ],
+)  # fmt: skip
+def test_the_line_names_what_is_above_the_budget_and_why(options, words):
+    line = str(planned(**({"steps": 25} | options)))
+    assert words in line and line.count("though above") + line.count("; above") == 1
+    if not options.get("during_training", True):
+        assert "eval_steps" not in line and "verdict" not in line
 
 
 def test_passes_of_what_is_frozen():

@@ -14,7 +14,7 @@ from mypt.checkpoints.checksums import CHECKSUMS_NAME
 from mypt.cli.main import main
 from mypt.errors import CheckFailed, CheckpointError, DataError, FolderInUse, MyPTError, RecipeError, TokenizerError
 from mypt.folders import LOCK_NAME
-from mypt.recipe import load_recipe, parse_recipe
+from mypt.recipe import load_recipe, parse_recipe, save_recipe
 from mypt.training.build import build_trainer
 from mypt.training.run import train
 
@@ -436,6 +436,26 @@ def test_a_short_run_is_evaluated_as_planned_and_a_resume_keeps_its_windows(reci
     history = json.loads((run / "forgetting.json").read_text())["history"]
     assert [entry["step"] for entry in history] == [0, 2, 4, 6, 8, 10, 12]
     assert load_recipe(run).forgetting.eval_windows == 1000
+
+
+def test_a_resume_is_evaluated_as_before_while_the_run_is_as_long_and_anew_once_epochs_change_that(recipe_for, capsys):
+    content = recipe_for(forgetting={"eval_windows": 2, "action": "stop", "tolerance": 9.0, "time_budget": 0.001})
+    for key in ("eval_steps", "max_steps"):
+        del content["training"][key]
+    content["training"]["num_train_epochs"] = 0.02
+    run = train(parse_recipe(content))
+    assert load_recipe(run).training["eval_steps"] == 2, "of 12 steps: a stop needs every evaluation"
+    line = "forgetting.eval_windows as set and every evaluation that forgetting.action stop may act on, though above"
+    assert line in capsys.readouterr().out
+    recorded = load_recipe(run)
+    recorded.training["eval_steps"] = 3  # as if another version had chosen
+    save_recipe(recorded, run / "recipe.yaml")
+    train(parse_recipe(content), resume=True)
+    assert load_recipe(run).training["eval_steps"] == 3
+    assert "; above forgetting.time_budget 0.001, as when the run began" in capsys.readouterr().out
+    content["training"]["num_train_epochs"] = 0.022
+    train(parse_recipe(content), resume=True)
+    assert load_recipe(run).training["eval_steps"] == 2, "of 13 steps"
 
 
 def test_a_moved_run_folder_and_moved_data_are_still_that_run(recipe_for, corpora, weights, tmp_path, rewind):

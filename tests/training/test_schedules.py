@@ -77,6 +77,23 @@ def test_the_first_step_of_any_schedule_of_hf_learns_and_the_last_of_the_warm_up
     assert (curve[0], curve[9]) == pytest.approx((first, 1)) and max(curve) <= 1 and min(curve[:100]) > 0
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        *({"schedule": name} for name in ("wsd", "linear", "cosine", "constant", "rewarm")),
+        *({"schedule": name, "floor": 0.3} for name in ("wsd", "linear", "cosine", "rewarm")),
+        *({"kind": kind, "kwargs": {}} for kind in ("linear", "cosine", "cosine_with_restarts", "inverse_sqrt")),
+        {"kind": "warmup_stable_decay", "kwargs": {"num_decay_steps": 4}},
+    ],
+)
+def test_a_run_that_ends_with_its_warm_up_ends_at_the_peak(section):
+    floor = section.get("floor") or (REWARM_FLOOR if section.get("schedule") == "rewarm" else 0)
+    expected = [floor + (1 - floor) * share for share in (0.25, 0.5, 0.75, 1)]
+    assert shares(4, 4, **section)[:4] == pytest.approx(expected)
+    assert shares(1, 1, **section)[0] == 1, "the one step of a run learns"
+    assert shares(3, 4, **section)[:3] == pytest.approx(expected[:3]), "and before the end of a longer warm-up"
+
+
 def test_a_floor_below_a_constant_rate_is_refused():
     with pytest.raises(RecipeError, match=r"optimizer.floor 0.1 has no meaning"):
         schedule_arguments(OptimizerSection(schedule="constant", floor=0.1), 100, 10)

@@ -25,9 +25,6 @@ def recall(recipe: Recipe, recorded: Recipe) -> tuple[Recipe, frozenset[str]]:
                 if (value := _get(recorded, key)) is not None:
                     recipe = with_values(recipe, key.partition(".")[0], **{key.partition(".")[2]: value})
                     recalled.append(key)
-    steps = recorded.training.get("max_steps")
-    if recipe.training.get("max_steps") in (None, steps) and "eval_steps" in recorded.training:
-        recipe = with_values(recipe, "training", **({"eval_steps": recorded.training["eval_steps"]} | recipe.training))
     size, before = recipe.training.get(BATCH[0]), recorded.training.get(BATCH[0])
     if recipe.data.tokens_per_step and before and size in (None, before) and BATCH[1] not in recipe.training:
         recipe = with_values(recipe, "training", **{BATCH[0]: before})

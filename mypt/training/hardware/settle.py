@@ -34,6 +34,7 @@ from mypt.training.hardware.machine import Machine, machine_of
 from mypt.training.hardware.main_memory import main_memory
 from mypt.training.hardware.precision import choose_precision
 from mypt.training.hardware.recall import BATCH, recall, with_values
+from mypt.training.request import require_workers
 from mypt.training.target import memory_settings
 
 RECALLED = "as when the run began"
@@ -46,7 +47,7 @@ class Hardware:
     """The machine of a run, and the keys of its recipe that were recalled from the run's folder.
 
     dimensions, step: what the memory model takes; None for a model that it does not know. matmul_precision: for the
-    time of training. lines: every choice in words.
+    time of training. lines: every choice in words. recorded: the recipe in that folder.
     """
 
     machine: Machine
@@ -55,6 +56,7 @@ class Hardware:
     step: Step | None = None
     matmul_precision: str = "highest"
     lines: list[str] = field(default_factory=list)
+    recorded: Recipe | None = None
 
     def say(self, name: str, choice: Choice) -> None:
         self.lines.append(f"{name}: {choice.value} ({choice.reason})")
@@ -68,11 +70,13 @@ def settle_hardware(recipe: Recipe, model: PreTrainedModel, run: Path | None) ->
 
     Returns the recipe with the choices in it. Raises RecipeError for a given or recalled value that cannot work here.
     """
-    recalled = frozenset()
+    recorded, recalled = None, frozenset()
     if run and (run / RESOLVED_NAME).is_file():
-        recipe, recalled = recall(recipe, load_recipe(run))
+        recorded = load_recipe(run)
+        recipe, recalled = recall(recipe, recorded)
+    require_workers(recipe)
     base = getattr(model, "get_base_model", lambda: model)()  # of adapters
-    hardware = Hardware(_shared_machine(base), recalled, _dimensions(recipe, base))
+    hardware = Hardware(_shared_machine(base), recalled, _dimensions(recipe, base), recorded=recorded)
     for settle in (_dtype, _precision, _attention, _liger, _batch):
         recipe = settle(recipe, hardware, base)
     step = _step(recipe, hardware, passes_per_step(recipe)) if hardware.dimensions else None

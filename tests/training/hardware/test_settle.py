@@ -76,6 +76,13 @@ def test_a_given_value_wins_over_a_recalled_one(model, tmp_path):
     assert settled.hardware.attention == "eager" and settled.training["bf16"] is True
 
 
+def test_workers_are_counted_where_training_starts_on_the_value_that_is_used(model, tmp_path):
+    save_recipe(recipe(training={"dataloader_num_workers": 20_000}), tmp_path / "recipe.yaml")
+    with pytest.raises(RecipeError, match=r"workers is 20,000, and this machine has \d+ CPUs.* give --training.datal"):
+        settle_hardware(load_recipe(tmp_path), model, tmp_path)
+    settle_hardware(load_recipe(tmp_path, ["--training.dataloader_num_workers=1"]), model, tmp_path)
+
+
 def test_a_recalled_micro_batch_that_other_processes_cannot_share_is_chosen_anew(model, tmp_path):
     began = recipe(data={"tokens_per_step": 24 * 32}, training={"per_device_train_batch_size": 16})
     save_recipe(began, tmp_path / "recipe.yaml")  # as if 24 sequences had been 16 and 8 on two kinds of machines
