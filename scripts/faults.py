@@ -1,0 +1,1020 @@
+"""Damage what MyPT reads and stop it while it writes: does each command report it, and is nothing lost?
+
+    python scripts/faults.py [--seed N] [--minutes M] [--tries N] [--kinds KIND ...] [--only KIND:N] [--json]
+
+Makes one tiny world in a temporary folder by real commands (text, dataset, tokenizer, run with checkpoints, adapter,
+export), then draws damages of each kind and runs the commands that read them. Each try is one of
+
+  clear       exit 1 or 2 with one line that names what is wrong
+  right       exit 0 with the result of the undamaged input; where the damage only makes another input (a recipe, an
+              option, a tokenizer), exit 0, finite numbers, and an override that is in the resolved recipe
+  recovered   damaged, killed or out of space, and a resume or the same command again gave the bytes of a whole run
+
+or a fault:
+
+  unclear     exit 1 or 2 with another number of lines, control characters, or without a name of what is wrong
+  traceback   a traceback, an unknown exit code, or the end by a signal
+  silent      exit 0 with another result, or with files left over
+  lost        a file outside of what the command may write was changed or removed, or a result can't be had again
+  ran         code from the input was executed
+  hung        no end within two minutes
+
+A try depends on the seed, its kind and its number: `--only KIND:N` repeats it and shows what was printed. Damage inside
+weights is tried for resumes, which check it; in other places only in the header, since safetensors has no checksum.
+Exits with 1 if there is a fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import pickle
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from pydoc_data.topics import topics
+from urllib.parse import parse_qs, unquote, urlsplit
+
+GOOD = ("clear", "right", "recovered")
+FAULTS = ("unclear", "traceback", "silent", "lost", "ran", "hung")
+LIMIT = 120  # seconds after which a command counts as hanging
+MEMORY = 8 << 30  # bytes a command may allocate
+CANARY = "ran"  # the file that code in a damaged input would make
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+NOT_FINITE = re.compile(r"(?<![\w.])(nan|inf|NaN|Infinity)(?![\w.])")
+TIMES = re.compile(r"time|seconds|MB/s|memory|tokens/s|docs/s")  # lines of a report that differ from run to run
+# Files of a result that hold times or pictures, or are copied from what the user gave.
+UNCOMPARED = re.compile(
+    r"/(environment\.json|metrics\.jsonl|[^/]*\.png|diagnosis\.json|recipe\.yaml|prepare_report\.json|checkpoint-.*"
+    r"|tokenizer_config\.json|generation_config\.json)$"
+)
+READ_KEYS = ("dtype", "vocab_size", "eos_token_id", "tokenizer_hash", "splits")  # of a manifest: how tokens are read
+
+MODEL = {"preset": "modern-nano", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+MODEL |= {"num_key_value_heads": 1, "head_dim": 16, "intermediate_size": 64}
+TRAINING = {"max_steps": 6, "per_device_train_batch_size": 2, "save_steps": 2, "eval_steps": 2, "save_total_limit": 3}
+RECIPE = {
+    "model": MODEL,
+    "data": {"train": "data", "block_size": 32},
+    "coverage": {"confirm": False},
+    "training": {"output_dir": "run", "use_cpu": True, "seed": 1} | TRAINING,
+}
+ADAPTER = RECIPE | {"model": {"init_from": "run"}, "lora": {"r": 2}}
+ADAPTER["training"] = RECIPE["training"] | {"output_dir": "lora", "max_steps": 2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One command: its words, the parts of the world that it reads, and the names that it may write."""
+
+    words: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...] = ()
+    again: tuple[str, ...] = ()  # added when the same command is run once more
+
+    def __str__(self) -> str:
+        return "mypt " + " ".join(self.words)
+
+
+def case(command: str, reads: str, writes: str = "", again: str = "") -> Case:
+    return Case(tuple(command.split()), tuple(reads.split()), tuple(writes.split()), tuple(again.split()))
+
+
+PREPARE = "prepare --source text.txt --out new --vocab-size 384 --document block --tokens-per-shard 8000"
+CASES = {
+    "prepare": case(PREPARE, "text.txt", "new"),
+    "prepare by two": case(PREPARE + " --workers 2", "text.txt", "new"),
+    "prepare again": case("prepare --source more.jsonl --out new --tokenizer data", "more.jsonl data", "new"),
+    "verify": case("verify data", "data"),
+    "append": case("append data --source more.jsonl", "data more.jsonl", "data"),
+    "subset": case("subset data --out new --tokens 4000", "data", "new"),
+    "tokenizer": case("tokenizer data", "data"),
+    "new tokenizer": case("tokenizer --source text.txt --out new --vocab-size 384", "text.txt", "new"),
+    "plan": case("plan recipe.yaml", "recipe.yaml data"),
+    "plan run": case("plan run", "run"),
+    "estimate": case("estimate run", "run"),
+    "train": case("train recipe.yaml --training.output_dir=new", "recipe.yaml data", "new", "--resume"),
+    "resume": case("train run --resume", "half data", "run"),
+    "adapt": case("train lora.yaml --training.output_dir=new", "lora.yaml run data", "new", "--resume"),
+    "evaluate": case("evaluate run --data d=data", "run data"),
+    "generate": case("generate run --prompt The --greedy --max-new-tokens 8", "run"),
+    "inspect": case("inspect run", "run"),
+    "inspect adapter": case("inspect lora", "lora run"),
+    "inspect data": case("inspect data", "data"),
+    "export": case("export run --to qwen3 --out new", "run", "new"),
+    "merge": case("merge lora --out new", "lora run", "new"),
+    "use adapter": case("generate lora --prompt The --greedy --max-new-tokens 8", "lora run"),
+    "convert": case("convert nano --dtype uint16 --out new", "nano", "new"),
+    "download": case("download hf://me/run new", "", "new"),
+    "hub model": case("generate me/run --prompt The --greedy --max-new-tokens 8", ""),
+    "hub text": case("prepare --source hf://me/texts --out new --tokenizer char", "", "new"),
+}
+
+
+# ---- running commands ----
+
+
+@dataclass
+class Ended:
+    """A command that ended. code: minus the signal's number if one ended it, None if its time was over."""
+
+    code: int | None
+    out: str
+    err: str
+
+
+def start(words: Sequence[str], folder: Path, log: Path) -> int:
+    """The pid of a process that runs `mypt WORDS` in `folder` and prints into LOG.out and LOG.err.
+
+    Forked from this one, which has imported the package: a new interpreter would need seconds for that.
+    """
+    if pid := os.fork():
+        return pid
+    code = 70
+    try:
+        os.setpgid(0, 0)
+        os.chdir(folder)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for descriptor, suffix in ((1, ".out"), (2, ".err")):
+            os.dup2(os.open(f"{log}{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        sys.argv = ["mypt", *words]
+        from mypt.cli.main import main
+
+        code = main(list(words))
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(pid: int, log: Path, limit: float = LIMIT, only_parent: bool = False) -> Ended:
+    """Wait for the end, at most `limit` seconds; then it is killed, with all that it started or alone."""
+    end = time.monotonic() + limit
+    code = None
+    while not (found := os.waitpid(pid, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            (os.kill if only_parent else os.killpg)(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            break
+        time.sleep(0.003)
+    else:
+        code = os.waitstatus_to_exitcode(found[1])
+    return Ended(code, *(Path(f"{log}{suffix}").read_text(errors="replace") for suffix in (".out", ".err")))
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """What lies in a folder: a hash for each file, a word for the rest."""
+    found = {}
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            if path.is_symlink():
+                entry = f"-> {os.readlink(path)}"
+            elif path.is_file():
+                entry = hashlib.sha256(path.read_bytes()).hexdigest()
+            else:
+                entry = "folder" if path.is_dir() else "other"
+            found[str(path.relative_to(folder))] = entry
+    return found
+
+
+# ---- the world ----
+
+
+class World:
+    """`pristine`: what real commands made; `here`: the folder in which tries run; `beyond`: what they may not touch."""
+
+    def __init__(self, root: Path):
+        self.root, self.trial, self.pristine, self.hub = root, root / "trial", root / "pristine", root / "hub"
+        self.here, self.beyond, self.log = self.trial / "here", self.trial / "beyond", root / "log"
+        self.wanted: dict[Case, Result] = {}
+        self.seconds: dict[Case, float] = {}
+        self.grown: dict[Case, int] = {}  # bytes
+        self.shown = False
+        self.clear()
+        pages = list(topics.values())
+        (self.here / "text.txt").write_text("\n\n".join(pages)[:60_000])
+        (self.here / "more.jsonl").write_text("".join(json.dumps({"text": page}) + "\n" for page in pages[30:50]))
+        for name, content in {"recipe.yaml": RECIPE, "lora.yaml": ADAPTER}.items():
+            (self.here / name).write_text(json.dumps(content, indent=1))  # which is YAML, too
+        for words in (PREPARE.replace("new", "data"), "train recipe.yaml", "train lora.yaml"):
+            ended = self.run(words.split())
+            assert ended.code == 0, ended.err
+        self._nanogpt()
+        shutil.copytree(self.here / "run", self.here / "half" / "run")
+        half = self.here / "half" / "run"  # killed while it trained step 5
+        for path in (half / "checkpoint-6", half / "best"):
+            shutil.rmtree(path)
+        for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
+            (half / name).unlink()
+        shutil.move(self.here, self.pristine)
+        self._fill_hub()
+
+    def _nanogpt(self) -> None:
+        folder, letters = self.here / "nano", "abcdefgh\n"
+        folder.mkdir()
+        ids = {letter: number for number, letter in enumerate(letters)}
+        state = {"vocab_size": 9, "stoi": ids, "itos": dict(enumerate(letters))}
+        (folder / "meta.pkl").write_bytes(pickle.dumps(state))
+        for split in ("train", "val"):
+            (folder / f"{split}.bin").write_bytes(b"".join((n * n % 9).to_bytes(2, "little") for n in range(1_000)))
+
+    def _fill_hub(self) -> None:
+        for kind, name, files in (
+            ("models", "run", [path for path in (self.pristine / "run").iterdir() if path.is_file()]),
+            ("datasets", "texts", [self.pristine / "more.jsonl"]),
+        ):
+            folder = self.hub / kind / "me" / name
+            (folder / "files").mkdir(parents=True)
+            for path in files:
+                shutil.copy2(path, folder / "files")
+            tree = [hub_entry(path) for path in sorted(files)]
+            info = {"id": f"me/{name}", "sha": "5" * 40, "private": False, "gated": False, "tags": [], "downloads": 0}
+            info["siblings"] = [{"rfilename": entry["path"]} for entry in tree]
+            (folder / "info.json").write_text(json.dumps(info))
+            (folder / "tree.json").write_text(json.dumps(tree))
+        shutil.copytree(self.hub, self.root / "hub.whole")
+
+    def clear(self, reads: Sequence[str] = ()) -> None:
+        """A new trial folder with copies of these parts."""
+        shutil.rmtree(self.trial, ignore_errors=True)
+        self.here.mkdir(parents=True)
+        self.beyond.mkdir()
+        (self.beyond / "kept.txt").write_text("not a command's business")
+        self.fill(reads)
+
+    def fill(self, reads: Sequence[str]) -> None:
+        """Copies of these parts."""
+        for name in reads:
+            path = self.pristine / name
+            if name == "half":
+                shutil.copytree(path / "run", self.here / "run")
+            elif path.is_dir():
+                shutil.copytree(path, self.here / name)
+            else:
+                shutil.copy2(path, self.here)
+
+    def run(self, words: Sequence[str]) -> Ended:
+        ended = wait(start(words, self.here, self.log), self.log)
+        if self.shown:
+            print(f"$ mypt {' '.join(words)}\n{ended.out}{ended.err}exit code {ended.code}")
+        return ended
+
+    def result(self, tried: Case, ended: Ended, before: dict[str, str]) -> Result:
+        """What a command gave: the files that it may write, by their hashes, or the lines of its report."""
+        if not tried.writes:
+            lines = [line for line in ended.out.splitlines() if not TIMES.search(line)]
+            found = {f"line {number}": line for number, line in enumerate(lines)}
+            return Result(found, set(found))
+        after = {name: entry for name, entry in snapshot(self.trial).items() if not UNCOMPARED.search(name)}
+        after = {name: entry for name, entry in after.items() if entry != "folder" and name.startswith("here/")}
+        changed = {name for name in after if after[name] != before.get(name)}
+        for name in after:
+            if name.endswith("dataset_metadata.json"):
+                with contextlib.suppress(ValueError, AttributeError):
+                    content = json.loads((self.trial / name).read_text())
+                    after[name] = json.dumps({key: content.get(key) for key in READ_KEYS}, sort_keys=True)
+        return Result(after, changed)
+
+    def want(self, tried: Case) -> Result:
+        """The result of the undamaged command; it is run once."""
+        if tried not in self.wanted:
+            self.clear(tried.reads)
+            before, size, begin = snapshot(self.trial), bytes_in(self.trial), time.monotonic()
+            ended = self.run(tried.words)
+            assert ended.code == 0, f"{tried}: {ended.err}"
+            self.seconds[tried] = time.monotonic() - begin
+            self.grown[tried] = bytes_in(self.trial) - size
+            self.wanted[tried] = self.result(tried, ended, before)
+        return self.wanted[tried]
+
+
+@dataclass
+class Result:
+    """Files or lines by name, and which of them the command made or changed."""
+
+    entries: dict[str, str]
+    changed: set[str]
+
+    def differs(self, got: Result) -> str:
+        """The first difference in words, empty if there is none."""
+        for name in sorted(self.changed | got.changed):
+            if self.entries.get(name) != got.entries.get(name):
+                wanted, found = self.entries.get(name), got.entries.get(name)
+                return f"{name} should be {str(wanted)[:150]!r}, is {str(found)[:150]!r}"
+        return ""
+
+
+def bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+# ---- damage ----
+
+# Values of options and overrides, of JSON and YAML, and names of files on a hub.
+WORDS = [
+    "", " ", "x", "-1", "0", "1", "2", "0.5", "nan", "inf", "-inf", "1e400", "1e-400", "9" * 30, "4294967296", "0x10",
+    "1_000", "true", "null", "[]", "{}", "[[1]]", "x" * 300, "x" * 5_000, "é", "\x1b[2Jx", "\u202ex", "\x07",
+    "\u009b31m", "a=b", "=", "--", "../beyond/new", "/dev/null", "/proc/self/mem", ".", "..", "nothing/here",
+    "text.txt", "\udcff",
+]  # fmt: skip
+VALUES = [
+    None, True, False, "512", "", "x", "x\0y", "\x1b]0;x\x07", "\u202ex", -1, 0, 1, 1.5, 10**12, 10**400, -(10**30),
+    1e308, float("nan"), float("inf"), [], {}, [[]], [None], {"x": 1}, "../beyond/kept.txt", "/etc/passwd", "x" * 5_000,
+]  # fmt: skip
+NAMES = [
+    "../../beyond/x", "../x", "{beyond}/x", "a/../../../beyond/x", "..\\..\\x", "a\0b", "\x1b[31m.json", "x" * 300, "",
+    ".", "..", "CONFIG.JSON", "~/x", "a//b", ".git/config", "-rf", "model.safetensors/x", "config.json/",
+]  # fmt: skip
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in itertools.pairwise("abcdefghijk")
+)
+TEXTS: dict[str, Callable[[str], str | bytes]] = {
+    "another spacing": lambda text: text + "\n\n",
+    "100,000 brackets": lambda text: "[" * 100_000,
+    "nested 100,000 times": lambda text: '{"a":' * 100_000 + "1" + "}" * 100_000,
+    "5,000 digits": lambda text: re.sub(r"\d+", "9" * 5_000, text, count=1),
+    "a list": lambda text: f"[{text}]",
+    "null": lambda text: "null",
+    "a BOM": lambda text: "\ufeff" + text,
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "bytes that are no UTF-8": lambda text: text.encode().replace(b"e", b"\xff", 1),
+    "NULs": lambda text: "\0" * len(text),
+    "a tag": lambda text: "!!python/object/apply:builtins.open [../beyond/ran, w]",
+    "a bomb": lambda text: BOMB,
+}
+Harm = tuple[str, Sequence[str]]  # what was damaged, and names of which a clear error has one
+
+
+def bent(rng: random.Random, content: object) -> Harm:
+    """Damage one place of a JSON value."""
+    parent, node, place = None, content, []
+    while isinstance(node, (dict, list)) and node and (parent is None or rng.random() < 0.85):
+        place.append(rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node)))
+        parent, node = node, node[place[-1]]
+    key, where = place[-1], ".".join(map(str, place))
+    names = [name for name in place if isinstance(name, str)][-1:]
+    way = rng.choice(("value", "value", "value", "value", "near", "gone", "twice"))
+    if way == "gone":
+        del parent[key]
+        return f"{where} removed", names
+    if way == "twice":
+        parent.append(node) if isinstance(parent, list) else parent.update({"unheard-of": node})
+        return f"{where} twice", [*names, "unheard-of"]
+    is_number = isinstance(node, (int, float)) and not isinstance(node, bool)
+    parent[key] = node + rng.choice((-1, 1, 1_000_000)) if way == "near" and is_number else rng.choice(VALUES)
+    return f"{where}: {str(node)[:40]!r} -> {str(parent[key])[:40]!r}", names
+
+
+def damage_json(rng: random.Random, path: Path) -> Harm:
+    """Damage a JSON file, or a YAML file that holds JSON."""
+    text = path.read_text()
+    if rng.random() < 0.8:
+        content = json.loads(text)
+        what, names = bent(rng, content)
+        path.write_text(json.dumps(content, indent=1))
+    else:
+        what, names = rng.choice(list(TEXTS)), []
+        made = TEXTS[what](text)
+        path.write_bytes(made if isinstance(made, bytes) else made.encode())
+    return f"{path.name}: {what}", (path.name, *names)
+
+
+def damage_bytes(rng: random.Random, path: Path, within: int | None = None) -> Harm:
+    """Damage any file. within: bytes are changed among its first ones only."""
+    data = bytearray(path.read_bytes())
+    ways = "cut cut bit bit bit zeros noise longer empty gone folder pipe loop link"
+    way = rng.choice(ways.split())
+    at = rng.randrange(min(len(data), within or len(data)) or 1)
+    if way in ("gone", "folder", "pipe", "loop", "link"):
+        path.unlink()
+        if way == "folder":
+            path.mkdir()
+        elif way == "pipe":
+            os.mkfifo(path)
+        elif way != "gone":
+            path.symlink_to(path.name if way == "loop" else "/dev/zero")
+        return f"{path.name}: {way}", (path.name,)
+    if way == "bit" and data:
+        data[at] ^= 1 << rng.randrange(8)
+    elif way == "zeros":
+        data[at : at + 64] = bytes(len(data[at : at + 64]))
+    elif way in ("cut", "empty"):
+        del data[at if way == "cut" else 0 :]
+    else:
+        data[at if way == "noise" else len(data) :] = rng.randbytes(64)
+    path.write_bytes(data)
+    return f"{path.name}: {way} at {at}", (path.name,)
+
+
+# ---- the verdict ----
+
+
+@dataclass
+class Outcome:
+    """What one try gave: command and damage in words, its verdict, and what was wrong."""
+
+    tried: str
+    verdict: str
+    why: str = ""
+
+
+@dataclass
+class Try:
+    """One try: its random numbers, what lay in the trial folder before it, whether success means recovered."""
+
+    world: World
+    rng: random.Random
+    before: dict[str, str] = field(default_factory=dict)
+    recovers: bool = False
+
+    def ready(self) -> None:
+        """Note what lies there: to be called when all is prepared."""
+        self.before = snapshot(self.world.trial)
+
+    def lost(self, writes: Sequence[str]) -> str:
+        """What was changed below `beyond`, or below `here` though it had been there and is not to be written."""
+        after = snapshot(self.world.trial)
+        for name in self.before | after:
+            top, _, below = name.partition("/")
+            may = top == "here" and (below.partition("/")[0] in writes or name not in self.before)
+            if self.before.get(name) != after.get(name) and not may:
+                return name
+        return ""
+
+    def judge(self, tried: Case, what: str, ended: Ended, names: Sequence[str], wrong: Callable[[], str]) -> Outcome:
+        """Decide what an ended command is. wrong: what is wrong with its result, empty for nothing."""
+        lines = [line for line in ended.err.splitlines() if line.strip()]
+        errors = [line for line in lines if re.match(r"mypt( \w+)?: ", line)]
+        last = lines[-1] if lines else ""
+        told = ended.out + last if ended.code == 1 else last  # a failed check may be told in the report
+
+        def outcome(verdict: str, why: str = "") -> Outcome:
+            return Outcome(f"{tried}  [{what}]", verdict, why)
+
+        if any(self.world.trial.rglob(CANARY)):
+            return outcome("ran", "code of the input made a file")
+        if lost := self.lost(tried.writes):
+            return outcome("lost", lost)
+        if ended.code is None:
+            return outcome("hung", f"no end in {LIMIT} s: {last[:300]}")
+        if ended.code not in (0, 1, 2) or "Traceback (most recent call last)" in ended.err:
+            return outcome("traceback", f"exit code {ended.code}: {last[:300]}")
+        if CONTROL.search(ended.err):
+            return outcome("unclear", f"control characters: {last[:300]!r}")
+        if ended.code == 0:
+            said = wrong()
+            return outcome("silent", said) if said else outcome("recovered" if self.recovers else "right")
+        if ended.code == 2 and (errors != [last] or len(last) > 10_000):
+            return outcome("unclear", f"{len(errors)} error lines: {ended.err[-300:]!r}")
+        if names and not any(name.casefold() in told.casefold() for name in names if name):
+            return outcome("unclear", f"names none of {', '.join(names)}: {last[:300]}")
+        return outcome("clear")
+
+    def damaged(self, tried: Case, harm: Callable[[], Harm], wrong: Callable[[Ended], str] | None = None) -> Outcome:
+        """Run a command on an input that `harm` damages; by default it must give what the whole input gives."""
+        want = None if wrong else self.world.want(tried)
+        self.world.clear(tried.reads)
+        what, names = harm()
+        self.ready()
+        ended = self.world.run(tried.words)
+        wrong = wrong or (lambda ended: want.differs(self.world.result(tried, ended, self.before)))
+        return self.judge(tried, what, ended, names, lambda: wrong(ended))
+
+    def harm(self, *patterns: str, within: int | None = None) -> Harm:
+        """Damage one of the files that match; all patterns are as likely."""
+        path = self.rng.choice(sorted(self.world.here.glob(self.rng.choice(patterns))))
+        as_json = path.suffix == ".json" and self.rng.random() < 0.75
+        what, names = damage_json(self.rng, path) if as_json else damage_bytes(self.rng, path, within)
+        return f"{path.parent.name}/{what}", (*names, path.stem, path.parent.name)
+
+    def again(self, tried: Case, want: Result, what: str) -> Outcome:
+        """The same command after it was stopped: now it must give a whole result, and leave nothing else."""
+        ended = self.world.run((*tried.words, *tried.again))
+        wrong = want.differs(self.world.result(tried, ended, self.before)) or self.left_over()
+        if ended.code == 2 and not wrong:  # it was done already, and is not done twice
+            ended.code = 0
+        outcome = self.judge(tried, what, ended, (), lambda: wrong)
+        if outcome.verdict == "clear":
+            return replace(outcome, verdict="lost", why=f"the same command is refused: {ended.err[-300:]}")
+        return outcome
+
+    def left_over(self) -> str:
+        here = self.world.here
+        return ", ".join(f"left over: {path.name}" for path in (*here.glob(".*"), *here.rglob(".mypt.lock")))
+
+    def one_of(self, *names: str) -> Case:
+        return CASES[self.rng.choice(names)]
+
+
+def not_finite(ended: Ended) -> str:
+    """The first line of a report that holds NaN or infinity."""
+    return next((line for line in ended.out.splitlines() if NOT_FINITE.search(line)), "")
+
+
+# ---- the kinds ----
+
+
+def manifests(t: Try) -> Outcome:
+    tried = t.one_of("verify", "verify", "append", "subset", "evaluate", "train", "plan", "inspect data")
+    wrong = not_finite if "inspect" in tried.words else None  # shows what it reads
+    return t.damaged(tried, lambda: t.harm(*["data/dataset_metadata.json"] * 6, "data/*/*.bin"), wrong)
+
+
+def recipes(t: Try) -> Outcome:
+    return t.damaged(t.one_of("plan", "train"), lambda: damage_json(t.rng, t.world.here / "recipe.yaml"), not_finite)
+
+
+def overrides(t: Try) -> Outcome:
+    """Absurd values of every key; what is accepted is what the resolved recipe says."""
+    from mypt.recipe import load_recipe
+    from mypt.yaml12 import load_yaml
+
+    key, word = t.rng.choice(override_keys()), t.rng.choice(WORDS)
+    section, _, name = key.partition(".")
+    base = CASES["train"]
+    tried = replace(base, words=(*base.words, "--training.max_steps=1", f"--{key}={word}"))
+
+    def wrong(ended: Ended) -> str:
+        with contextlib.suppress(Exception):  # some values are themselves, some are YAML
+            given = load_yaml(word)
+            used = vars(getattr(load_recipe(t.world.here / "new"), section)).get(name, given)
+            if used not in (given, word) and str(used) != str(given):
+                return f"{key}: {given!r} was given, {used!r} is used"
+        return not_finite(ended)
+
+    return t.damaged(tried, lambda: ("an override", (key, name, word[:100])), wrong)
+
+
+def override_keys() -> list[str]:
+    from mypt.recipe import Recipe, class_fields
+
+    recipe = Recipe()
+    keys = [
+        f"{section}.{key}" for section, values in vars(recipe).items() if is_dataclass(values) for key in vars(values)
+    ]
+    keys += [f"training.{key}" for key in class_fields("transformers.training_args", "TrainingArguments")]
+    return keys + [f"model.{key}" for key in MODEL] + ["x", "model", "training.", ".seed", "training.max_step"]
+
+
+def options(t: Try) -> Outcome:
+    """Absurd values of every option of every command, by its own parser."""
+    from mypt.cli.main import build_parser
+
+    commands = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    base = t.rng.choice([tried for name, tried in CASES.items() if "hub" not in name and name != "download"])
+    action = t.rng.choice([a for a in commands[base.words[0]]._actions if a.dest not in ("help", "debug")])
+    words, word = list(base.words), t.rng.choice(WORDS)
+    if action.option_strings:
+        words += [action.option_strings[0], *([] if action.nargs == 0 else [word])]
+    else:
+        words[1] = word
+    tried = replace(base, words=tuple(words), writes=(*base.writes, "new"))
+    names = (*action.option_strings, action.dest, str(action.metavar), word[:100])
+    return t.damaged(tried, lambda: ("an option", names), not_finite)
+
+
+def checkpoints(t: Try) -> Outcome:
+    """Weights must be those that were written; another config.json is another model."""
+    config = t.one_of(
+        "evaluate", "generate", "export", "adapt", "estimate", "plan run", "inspect", "merge", "use adapter"
+    )
+    weights, adapter = t.one_of("evaluate", "generate", "export", "adapt"), t.one_of("merge", "use adapter")
+    tried, pattern, wrong = t.rng.choice(
+        (
+            (config, "run/*config.json", not_finite),
+            (weights, "run/model.safetensors", None),
+            (adapter, "lora/adapter_config.json", not_finite),
+            (adapter, "lora/adapter_base.json", None),
+            (adapter, "lora/adapter_model.safetensors", None),
+            (CASES["inspect adapter"], "lora/adapter*", not_finite),
+        )
+    )
+    return t.damaged(tried, lambda: t.harm(pattern, within=1_000), wrong)
+
+
+def states(t: Try) -> Outcome:
+    t.recovers, newest = True, "run/checkpoint-4/"
+    files = [f"{newest}{name}" for name in ("*.pt", "*.pth", "*.safetensors", "*.json")]
+    files += [f"{newest}trainer_state.json"] * 4 + ["run/recipe.yaml", "run/*.safetensors", "run/*.json*"]
+    return t.damaged(CASES["resume"], lambda: t.harm(*files))
+
+
+def tokenizers(t: Try) -> Outcome:
+    """Another tokenizer is as good as any, except for a dataset that was made with its own."""
+    tried = t.one_of("tokenizer", "prepare again", "append", "append", "generate", "export")
+    folder = "run" if "run" in tried.reads else "data"
+    files = (f"{folder}/tokenizer.json", f"{folder}/tokenizer.json", f"{folder}/tokenizer_config.json")
+    return t.damaged(tried, lambda: t.harm(*files), None if "append" in tried.words else not_finite)
+
+
+class Canary:
+    """What unpickles by making a file: harmless, and code all the same."""
+
+    def __reduce__(self) -> tuple:
+        return open, (f"../beyond/{CANARY}", "w")
+
+
+def code(t: Try) -> Outcome:
+    """Pickles and Python where a command may meet them, and a shard outside of its dataset."""
+    where = t.rng.choice(list(CODE))
+    names, harm = CODE[where]
+    t.recovers = where == "state"
+
+    def hide() -> Harm:
+        harm(t.world.here, t.rng)
+        return f"code or a path that leads out: {where}", ()
+
+    wrong = (lambda ended: "a file outside of the dataset was taken for its own") if where == "shard" else None
+    wrong = not_finite if where in ("auto_map", "tokenizer") else wrong
+    return t.damaged(t.one_of(*names.split(", ")), hide, wrong)
+
+
+def evil_state(here: Path, rng: random.Random) -> None:
+    import torch
+
+    path = here / "run" / "checkpoint-4" / rng.choice(("optimizer.pt", "scheduler.pt", "rng_state.pth"))
+    torch.save({"state": Canary()}, path) if rng.random() < 0.5 else path.write_bytes(pickle.dumps(Canary()))
+
+
+def evil_weights(folder: Path, name: str) -> None:
+    import torch
+
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    torch.save({"model.embed_tokens.weight": Canary()}, folder / name)
+
+
+def evil_code(path: Path, **more: object) -> None:
+    """Let a JSON file name classes of Python files beside it, and replace those that are there."""
+    names = {"AutoConfig": "evil.MyPTConfig", "AutoModelForCausalLM": "evil.MyPTForCausalLM"}
+    names |= {"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": names} | more))
+    for name in ("evil.py", "modeling_mypt.py", "configuration_mypt.py", "custom_generate/generate.py"):
+        (path.parent / name).parent.mkdir(exist_ok=True)
+        (path.parent / name).write_text(f"open('../beyond/{CANARY}', 'w')\nfrom mypt.models.modeling_mypt import *\n")
+
+
+def shard_outside(here: Path, rng: random.Random) -> None:
+    path, outside = here / "data" / "dataset_metadata.json", here.parent / "beyond" / "shard.bin"
+    content = json.loads(path.read_text())
+    shard = content["splits"]["train"]["shards"][0]
+    shutil.copy2(path.parent / shard["file"], outside)
+    shard["file"] = rng.choice(("../../beyond/shard.bin", str(outside), "train/../../../beyond/shard.bin"))
+    path.write_text(json.dumps(content))
+
+
+# where: (commands that meet it, what puts it into the trial folder)
+CODE: dict[str, tuple[str, Callable[[Path, random.Random], object]]] = {
+    "state": ("resume", evil_state),
+    "weights": (
+        "evaluate, generate, export, adapt, inspect",
+        lambda here, _: evil_weights(here / "run", "pytorch_model.bin"),
+    ),
+    "adapter": (
+        "merge, use adapter, inspect adapter",
+        lambda here, _: evil_weights(here / "lora", "adapter_model.bin"),
+    ),
+    "auto_map": (
+        "evaluate, generate, export, adapt, inspect, plan run",
+        lambda here, rng: evil_code(here / "run/config.json", model_type=rng.choice(("mypt", "evil"))),
+    ),
+    "tokenizer": (
+        "generate, export, tokenizer, append, prepare again",
+        lambda here, _: [evil_code(path, tokenizer_class="Evil") for path in here.glob("*/tokenizer_config.json")],
+    ),
+    "nanoGPT": ("convert", lambda here, _: (here / "nano/meta.pkl").write_bytes(pickle.dumps({"stoi": Canary()}))),
+    "shard": ("verify, train, append, subset, evaluate", shard_outside),
+}
+
+
+def hub_lists(t: Try) -> Outcome:
+    """What a hub says of its files: damaged JSON, names that lead out, other bytes than announced."""
+    from huggingface_hub import constants
+
+    tried = t.one_of("download", "download", "hub model", "hub text")
+    hub, whole, cache = t.world.hub, t.world.root / "hub.whole", Path(constants.HF_HUB_CACHE)
+    folder = hub / ("datasets/me/texts" if "hf://me/texts" in tried.words else "models/me/run")
+
+    def reset() -> None:
+        for path in (hub, cache):
+            shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(whole, hub)
+
+    def harm() -> Harm:
+        reset()
+        way = t.rng.choice(("json", "json", "name", "name", "name", *HUB_WAYS))
+        if way == "json":
+            way, _ = damage_json(t.rng, folder / t.rng.choice(("info.json", "tree.json")))
+        elif way == "name":
+            name, more = t.rng.choice(NAMES).format(beyond=t.world.beyond), t.rng.random() < 0.7
+            way = f"a file named {name[:40]!r}"
+            for listing, key in (("info.json", "rfilename"), ("tree.json", "path")):
+                content = json.loads((folder / listing).read_text())
+                entries = content["siblings"] if listing == "info.json" else content
+                entries[-1:] = [*(entries[-1:] if more else []), entries[-1] | {key: name}]
+                (folder / listing).write_text(json.dumps(content))
+        else:
+            (hub / "way").write_text(way)
+        return f"hub: {way}", ("hub", "me/")
+
+    reset()
+    t.world.want(tried)
+    return t.damaged(tried, harm)
+
+
+def disks(t: Try) -> Outcome:
+    """A disk that fills up; when there is room again, the same command."""
+    tried = t.one_of(
+        "prepare", "prepare by two", "new tokenizer", "train", "adapt", "export", "merge", "append", "subset"
+    )
+    want, here, t.recovers = t.world.want(tried), t.world.here, True
+    t.world.clear()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", here], check=True)
+    try:
+        t.world.fill(tried.reads)
+        disk = os.statvfs(here)
+        used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+        room = t.rng.randrange(0, int(1.1 * t.world.grown[tried]), 4096)
+        subprocess.run(["mount", "-o", f"remount,size={used + room}", here], check=True)
+        t.ready()
+        outcome = t.judge(
+            tried, f"{room:,} bytes of room", t.world.run(tried.words), ("disk", "space", "room"), lambda: ""
+        )
+        if outcome.verdict in FAULTS:
+            return outcome
+        subprocess.run(["mount", "-o", "remount,size=1g", here], check=True)
+        return t.again(tried, want, f"{outcome.verdict} with {room:,} bytes of room, then all")
+    finally:
+        subprocess.run(["umount", "-l", here], check=True)
+
+
+def kills(t: Try) -> Outcome:
+    """SIGKILL at any moment, to the process or to all that it started; then the same command."""
+    tried = t.one_of(
+        "prepare", "prepare by two", "new tokenizer", "train", "resume", "adapt", "export", "merge", "append", "subset"
+    )
+    want, t.recovers = t.world.want(tried), True
+    t.world.clear(tried.reads)
+    t.ready()
+    told = []
+    for _ in range(t.rng.choice((1, 1, 2))):
+        moment, only_parent = t.rng.uniform(0, t.world.seconds[tried]), t.rng.random() < 0.3
+        pid = start((*tried.words, *(tried.again if told else ())), t.world.here, t.world.log)
+        wait(pid, t.world.log, moment, only_parent)
+        told.append(f"killed after {moment:.3f} s")
+    return t.again(tried, want, ", ".join(told))
+
+
+def pairs(t: Try) -> Outcome:
+    """Two commands into one folder at once: one of them has it, and its result is whole."""
+    seed = " --training.seed={}"
+    first, second = t.rng.choice(
+        (
+            [case(" ".join(CASES["train"].words) + seed.format(n), "recipe.yaml data", "new") for n in (1, 2)],
+            [case(f"export {model} --to qwen3 --out new", "run", "new") for model in ("run", "run/checkpoint-2")],
+            [CASES["resume"]] * 2,
+            [CASES["prepare"], CASES["prepare again"]],
+            [case(f"subset data --out new --tokens 4000 --seed {n}", "data", "new") for n in (1, 2)],
+            [CASES["merge"], CASES["export"]],
+        )
+    )
+    wants = [t.world.want(tried) for tried in (first, second)]
+    t.world.clear(sorted({*first.reads, *second.reads}))
+    t.ready()
+    delay = t.rng.choice((0, 0, 0, 0.02, 0.1, 0.3, 0.8, 1.6))
+    logs = [t.world.root / f"log{n}" for n in (1, 2)]
+    pids = [start(first.words, t.world.here, logs[0])]
+    time.sleep(delay)
+    pids.append(start(second.words, t.world.here, logs[1]))
+    ends = [wait(pid, log) for pid, log in zip(pids, logs, strict=True)]
+    told = f"{first}  [{delay} s before {second}]"
+    done = [want for want, ended in zip(wants, ends, strict=True) if ended.code == 0]
+    got = t.world.result(first, ends[0], t.before)
+    for tried, ended in zip((first, second), ends, strict=True):
+        names = ("another process", "new", "run")
+        outcome = t.judge(
+            tried,
+            f"{delay} s apart",
+            ended,
+            names,
+            lambda: "" if not done or any(not want.differs(got) for want in done) else done[0].differs(got),
+        )
+        if outcome.verdict in FAULTS:
+            return Outcome(told, outcome.verdict, outcome.why)
+    if not done:
+        return Outcome(told, "lost", "neither of the two ended with 0")
+    return Outcome(told, "silent", left) if (left := t.left_over()) else Outcome(told, "right")
+
+
+KINDS: dict[str, Callable[[Try], Outcome]] = {
+    "manifests": manifests, "recipes": recipes, "overrides": overrides, "options": options, "checkpoints": checkpoints,
+    "states": states, "tokenizers": tokenizers, "code": code, "hub": hub_lists, "disks": disks, "kills": kills,
+    "pairs": pairs,
+}  # fmt: skip
+
+
+# ---- a hub of the loopback ----
+
+HUB_WAYS = ("half of each file", "other bytes", "500", "404", "a page", "a loop", "file://", "nothing")
+
+
+def hub_entry(path: Path) -> dict:
+    """A file as the hub's listing has it."""
+    data = path.read_bytes()
+    large = path.suffix in (".safetensors", ".png")
+    oid = hashlib.sha256(data).hexdigest() if large else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    entry = {"type": "file", "path": path.name, "size": len(data), "oid": oid}
+    return entry | ({"lfs": {"oid": oid, "size": len(data), "pointerSize": 130}} if large else {})
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Serves what lies in `folder`, as a hub would; the file `way` says what is wrong with it."""
+
+    folder: Path
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = unquote(urlsplit(self.path).path)
+        words = path.removeprefix("/api").strip("/").split("/")
+        kind = words.pop(0) if words[0] in ("models", "datasets") else "models"
+        there, action = self.folder / kind / "/".join(words[:2]), (words[2:] or ["revision"])[0]
+        way = (self.folder / "way").read_text() if (self.folder / "way").exists() else ""
+        if not there.is_dir() or way == "404":
+            self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound" if there.is_dir() else "RepoNotFound"})
+        elif way in ("500", "a page", "a loop", "file://", "nothing"):
+            status = {"500": 500, "a loop": 302, "file://": 302}.get(way, 200)
+            to = self.path if way == "a loop" else "file:///etc/passwd"
+            self.reply(status, b"" if way == "nothing" else b"<html>", {"Location": to} if status == 302 else {})
+        elif not path.startswith("/api/"):
+            self.file(there, "/".join(words[4:]), way)
+        else:
+            content = (there / ("info.json" if action == "revision" else "tree.json")).read_bytes()
+            if action == "paths-info":
+                paths = parse_qs(body.decode()).get("paths", [])
+                with contextlib.suppress(ValueError, TypeError, AttributeError):
+                    content = json.dumps([one for one in json.loads(content) if one.get("path") in paths]).encode()
+            self.reply(200, content, {"Content-Type": "application/json"})
+
+    do_HEAD = do_POST = do_GET
+
+    def file(self, there: Path, name: str, way: str) -> None:
+        path = there / "files" / name.rpartition("/")[2]
+        if not path.is_file() and json.dumps(name) not in (there / "tree.json").read_text(errors="replace"):
+            return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
+        entry = hub_entry(path) if path.is_file() else {"oid": "0" * 40}
+        data = path.read_bytes() if path.is_file() else b"{}"
+        headers = {"X-Repo-Commit": "5" * 40, "ETag": f'"{entry["oid"]}"', "Accept-Ranges": "bytes"}
+        if "lfs" in entry:
+            headers |= {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(data))}
+        data = bytes(len(data)) if way == "other bytes" else data
+        self.reply(200, data, headers, len(data) // 2 if way == "half of each file" else None)
+
+    def reply(self, status: int, data: bytes, headers: dict[str, str], sent: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data[:sent])
+        self.close_connection |= sent is not None
+
+
+def serve_hub(folder: Path) -> tuple[int, dict[str, str]]:
+    """Start a hub of the loopback in a process of its own; its pid, and the variables that lead to it."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Here", (Hub,), {"folder": folder}))
+    url, cache = f"http://127.0.0.1:{server.server_port}", str(folder.parent / "cache")
+    if not (pid := os.fork()):
+        server.serve_forever()
+    return pid, {"HF_ENDPOINT": url, "HF_HOME": cache, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
+# ---- the campaign ----
+
+
+def may_mount(root: Path) -> bool:
+    """Whether small file systems can be made here."""
+    (root / "mount").mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", root / "mount"], capture_output=True).returncode == 0
+    return made and subprocess.run(["umount", root / "mount"]).returncode == 0
+
+
+def campaign(
+    world: World, kinds: Sequence[str], seed: int, minutes: float, tries: int
+) -> Iterator[tuple[str, int, Outcome]]:
+    """Each kind has its share of the time, and what those before it left of theirs."""
+    end = time.monotonic() + 60 * minutes
+    for place, kind in enumerate(kinds):
+        until = time.monotonic() + (end - time.monotonic()) / (len(kinds) - place)
+        for number in range(tries):
+            if time.monotonic() > until and number:
+                break
+            yield kind, number, one(world, kind, number, seed)
+
+
+def one(world: World, kind: str, number: int, seed: int) -> Outcome:
+    return KINDS[kind](Try(world, random.Random(f"{seed} {kind} {number}")))
+
+
+def report(found: dict[str, list[Outcome]], skipped: dict[str, str]) -> None:
+    verdicts = GOOD + FAULTS
+    print("| kind | tried |" + "".join(f" {verdict} |" for verdict in verdicts))
+    print("|---|" + "---:|" * (1 + len(verdicts)))
+    rows = {**found, "all": list(itertools.chain(*found.values()))}
+    for kind, outcomes in rows.items():
+        count = Counter(outcome.verdict for outcome in outcomes)
+        print(f"| {kind} | {len(outcomes):,} |" + "".join(f" {count[verdict]:,} |" for verdict in verdicts))
+    for kind, reason in skipped.items():
+        print(f"{kind}: skipped, {reason}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=30, help="for all kinds together (%(default)s)")
+    parser.add_argument("--tries", type=int, default=10_000, help="of each kind at most")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--only", metavar="KIND:N", help="repeat this try, and show what the commands print")
+    parser.add_argument("--json", action="store_true", help="print every outcome as a line of JSON")
+    options = parser.parse_args(argv)
+    root = Path(tempfile.mkdtemp(prefix="faults-"))
+    hub, variables = serve_hub(root / "hub")
+    os.environ.update(variables, OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DOWNLOAD_TIMEOUT="5")
+    try:
+        import_all()
+        world = World(root)
+        if options.only:
+            world.shown = True
+            kind, number = options.only.split(":")
+            outcome = one(world, kind, int(number), options.seed)
+            print(f"{outcome.verdict}: {outcome.tried}\n{outcome.why}")
+            return outcome.verdict in FAULTS
+        skipped = {} if may_mount(root) else {"disks": "mounting a small file system needs root"}
+        kinds = [kind for kind in options.kinds if kind not in skipped]
+        found: dict[str, list[Outcome]] = {kind: [] for kind in kinds}
+        for kind, number, outcome in campaign(world, kinds, options.seed, options.minutes, options.tries):
+            found[kind].append(outcome)
+            if options.json:
+                print(json.dumps({"kind": kind, "number": number} | vars(outcome)), flush=True)
+            elif outcome.verdict in FAULTS:
+                print(f"{outcome.verdict}: {outcome.tried}\n  {outcome.why}", flush=True)
+                print(f"  python scripts/faults.py --seed {options.seed} --only {kind}:{number}", flush=True)
+        if not options.json:
+            report(found, skipped)
+        return any(outcome.verdict in FAULTS for outcomes in found.values() for outcome in outcomes)
+    finally:
+        os.kill(hub, signal.SIGTERM)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def import_all() -> None:
+    """What commands import, once: a forked process has it. No pictures are drawn, which take a second each."""
+    sys.modules["matplotlib"] = sys.modules["matplotlib.figure"] = None
+    import datasets
+    import torch
+
+    import mypt.checkpoints.export
+    import mypt.checkpoints.merge
+    import mypt.checkpoints.remote
+    import mypt.cli.main
+    import mypt.evaluation.compare
+    import mypt.generation.generate
+    import mypt.shards.prepare
+    import mypt.training.lora
+    import mypt.training.run
+
+    torch.set_num_threads(1)
+    mypt.checkpoints.remote.WAITS = (0, 0, 0)
+    _ = datasets
+
+
+if __name__ == "__main__":
+    sys.exit(main())
