@@ -36,9 +36,14 @@ def find_tokenizer(
         if not state.special_tokens and vocab_size > largest_id(tokenizer) + 1:
             first, last = largest_id(tokenizer) + 1, vocab_size - 1
             notes.append(f"ids {first:,} to {last:,} have no text: its tokenizer names no special tokens")
-    elif add_bytes:
-        return state_tokenizer(state), notes
     else:
+        if state.size < vocab_size:
+            notes.append(
+                f"its tokenizer has {state.size:,} ids and the model {vocab_size:,}: if a character is missing, all "
+                "after it stand for another; look at a text that the model writes"
+            )
+        if add_bytes:
+            return state_tokenizer(state), notes
         tokenizer = exact_tokenizer(state)
         notes.append(
             f"its {len(state.chars)} characters are all it knows, others are left out of a text, and no id ends one: "

@@ -100,6 +100,14 @@ def test_characters_have_the_originals_ids_and_no_others(tmp_path):
     assert len(tokenizer) == 9 and tokenizer("a?b")["input_ids"] == tokenizer("ab")["input_ids"]
 
 
+@pytest.mark.parametrize("add_bytes", [False, True])
+def test_a_character_that_may_be_missing_is_told(tmp_path, add_bytes):
+    state = STATE | {"chars": STATE["chars"][:-1]}
+    write_bundle(tmp_path / "old", OriginalModel(), state=state)
+    report = convert_checkpoint(tmp_path / "old", tmp_path / "new", add_bytes=add_bytes)
+    assert any("8 ids and the model 9: if a character is missing" in note for note in report["notes"])
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_bytes_come_behind_the_characters_and_change_no_logit(tmp_path, tied):
     model = OriginalModel(tie_weights=tied)
