@@ -22,9 +22,9 @@ class Hub(ThreadingHTTPServer):
     A name in `gated` needs TOKEN to read files, one in `private` to see anything; whoever writes needs it, and may
     only below USER. `breaks[path]` says of the next downloads of a path which ones break off in the middle, `drops`
     of how many of the next uploads of a large file the connection is lost, `failing` how many of the next commits
-    answer 500; while `open` is not set, commits wait, and large files while `storing` is not. What `unknown` names is
-    neither answered nor told. `requests` lists (method, path), `commits` (name, revision,
-    message, changed paths).
+    answer 500, `sizes` what listings say of paths in place of their sizes; while `open` is not set, commits wait, and
+    large files while `storing` is not. What `unknown` names is neither answered nor told. `requests` lists (method,
+    path), `commits` (name, revision, message, changed paths).
     """
 
     daemon_threads = True
@@ -37,6 +37,7 @@ class Hub(ThreadingHTTPServer):
         self.gated: set[str] = set()
         self.private: set[str] = set()
         self.breaks: dict[str, list[bool]] = {}
+        self.sizes: dict[str, object] = {}
         self.drops = 0
         self.failing = 0
         self.open = threading.Event()
@@ -156,7 +157,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def metadata(self, name: str, action: str, revision: str, rest: str, files: dict[str, bytes]) -> None:
         def entry(path: str) -> dict:
-            found = {"type": "file", "path": path, "size": len(files[path]), "oid": _blob(path, files[path])}
+            size = self.server.sizes.get(path, len(files[path]))
+            found = {"type": "file", "path": path, "size": size, "oid": _blob(path, files[path])}
             large = {"oid": found["oid"], "size": found["size"], "pointerSize": 130}
             return found | ({"lfs": large} if _is_large(path) else {})
 

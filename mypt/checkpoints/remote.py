@@ -204,14 +204,14 @@ def download(uri: str, folder: str | Path) -> Received:
             for name in wanted:
                 _again(lambda name=name: api.hf_hub_download(place.name, name, revision=commit, local_dir=aside))
         shutil.rmtree(aside / ".cache", ignore_errors=True)  # the library's notes
+        sizes = {name: (aside / name).stat().st_size for name in wanted}
         try:
             check_weights(aside)
             take_place(aside, folder.resolve())
-        except MyPTError:
+        except MyPTError as error:
             empty(aside)
-            raise
-    left_out = sorted(remote.keys() - {*wanted, ".gitattributes"})
-    return Received(commit, {name: remote[name].size for name in wanted}, left_out)
+            raise type(error)(str(error).replace(str(aside), str(place))) from error
+    return Received(commit, sizes, sorted(remote.keys() - {*wanted, ".gitattributes"}))
 
 
 def _was_downloading(folder: Path) -> bool:

@@ -291,16 +291,24 @@ def test_names_never_lead_out_of_the_folder(stored, logged_in, tmp_path, name):
 def test_pickles_alone_and_damaged_weights_are_refused(stored, logged_in, tmp_path):
     files = logged_in.models["me/stored"]["main"]
     without = {name: data for name, data in files.items() if name != "model.safetensors"}
+    cut = files["model.safetensors"][:-4]
     cases = {
         r"no weights in safetensors \(only pytorch_model\.bin\), and pickles are not loaded": without,
         r"is no model that transformers or peft loads": {"model.safetensors": b""},
-        r"model\.safetensors is missing or shorter": files | {"model.safetensors": files["model.safetensors"][:-4]},
+        r"^hf://me/bad2/model\.safetensors is missing or shorter": files
+        | {"model.safetensors": files["model.safetensors"][:-4]},
     }
     for number, (words, content) in enumerate(cases.items()):
         logged_in.models[f"me/bad{number}"] = {"main": content}
         with pytest.raises(CheckpointError, match=words):
             download(f"hf://me/bad{number}", tmp_path / "bad")
         assert not [*tmp_path.glob("*bad*")]
+
+
+def test_sizes_are_those_of_what_came_whatever_the_hub_lists(stored, logged_in, monkeypatch, tmp_path):
+    monkeypatch.setattr(logged_in, "sizes", {"config.json": [None]})
+    received = download("hf://me/stored", tmp_path / "copy")
+    assert received.files == {path.name: path.stat().st_size for path in (tmp_path / "copy").iterdir()}
 
 
 def test_a_download_that_was_broken_off_goes_on_where_it_stopped(
