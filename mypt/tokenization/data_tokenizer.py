@@ -119,12 +119,13 @@ def read_data_tokenizer(directory: Path) -> DataTokenizer | None:
     try:
         files = {path.name: path.read_bytes() for path in paths if path.is_file()}
         found = DataTokenizer(Tokenizer.from_str(files[_FILE].decode()), files)
+        usable = load.is_length(json.loads(files[_CONFIG]).get("model_max_length", _NO_LIMIT))
     except Exception:  # `load_tokenizer` says what is wrong with it
         return None
     backend = found.backend_tokenizer
     eos = backend.get_added_tokens_decoder().get(found.eos_token_id)
     complete = eos is not None and eos.special and found.pad_token and not getattr(backend.model, "dropout", None)
-    return found if complete else None
+    return found if complete and usable else None
 
 
 def _gpt2_from_package() -> DataTokenizer | None:

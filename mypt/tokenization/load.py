@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mypt import terminal
-from mypt.errors import TokenizerError
+from mypt.errors import TokenizerError, shown
 from mypt.files import require_file, system_errors
 
 if TYPE_CHECKING:
@@ -243,12 +243,22 @@ def _gpt2(vocabulary: Path, merges: Path) -> PreTrainedTokenizerFast:
     return read_gpt2(vocabulary, merges, GPT2Tokenizer)
 
 
+def is_length(value: object) -> bool:
+    """Whether a tokenizer can be used with this `model_max_length`."""
+    return type(value) in (int, float) and value > 0  # NaN is not
+
+
 def _completed(tokenizer: PreTrainedTokenizerFast, name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken
 
     for volatile in ("is_local", "local_files_only", "name_or_path"):
         # Where it was loaded from is no part of it: saved again it gives the same files.
         tokenizer.init_kwargs.pop(volatile, None)
+    if not is_length(tokenizer.model_max_length):
+        raise TokenizerError(
+            f"the tokenizer in {name} cannot be used: model_max_length in its tokenizer_config.json is "
+            f"{shown(tokenizer.model_max_length)}; make it a number of tokens, or remove the key"
+        )
     if tokenizer.eos_token is None:
         tokenizer.add_special_tokens({"eos_token": EOS})
     if tokenizer.pad_token is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mypt.errors import TokenizerError
 from mypt.tokenization.bpe import train_bpe, train_bpe_tokenizer
 from mypt.tokenization.char import build_char, build_char_tokenizer
 from mypt.tokenization.data_tokenizer import DataTokenizer, load_data_tokenizer
@@ -55,6 +56,18 @@ def test_a_folder_of_ours_is_read_as_it_is_and_any_other_by_transformers(tmp_pat
     completed = load_data_tokenizer(folder)  # a padding token has to be chosen
     assert not isinstance(completed, DataTokenizer)
     assert completed.pad_token == completed.eos_token
+
+
+@pytest.mark.parametrize("length", ["512", [[]], True, -1, float("nan")])
+def test_a_length_that_no_text_can_be_compared_with_is_refused(tmp_path, length):
+    """In a folder of ours, too, whose tokenizer is read without transformers and would be copied as it is."""
+    folder = tmp_path / "folder"
+    config = json.loads(files(DataTokenizer.made(build_char("abc")), folder)["tokenizer_config.json"])
+    (folder / "dataset_metadata.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": length}))
+    for load in (load_tokenizer, load_data_tokenizer):
+        with pytest.raises(TokenizerError, match=r"model_max_length in its tokenizer_config\.json is .*; make it"):
+            load(folder)
 
 
 def test_the_commands_of_data_import_no_torch(tmp_path):
