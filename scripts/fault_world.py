@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from pydoc_data.topics import topics
+from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LIMIT = 60  # seconds after which a command counts as hanging
@@ -61,7 +62,7 @@ def case(command: str, reads: str, writes: str = "", again: str = "") -> Case:
     return Case(tuple(command.split()), tuple(reads.split()), tuple(writes.split()), tuple(again.split()))
 
 
-PREPARE = "prepare --source text.txt --out new --vocab-size 384 --document block --tokens-per-shard 8000"
+PREPARE = "prepare --source text.txt --out new --vocab-size 384 --document block --tokens-per-shard 3000"
 CASES = {
     "prepare": case(PREPARE, "text.txt", "new"),
     "prepare by two": case(PREPARE + " --workers 2", "text.txt", "new"),
@@ -101,6 +102,7 @@ def import_all() -> None:
     sys.modules["matplotlib"] = sys.modules["matplotlib.figure"] = None
     import datasets
     import torch
+    from huggingface_hub.utils import _http as http
 
     import mypt.checkpoints.export
     import mypt.checkpoints.merge
@@ -115,6 +117,7 @@ def import_all() -> None:
     torch.set_num_threads(1)
     mypt.checkpoints.remote.WAITS = (0, 0, 0)
     datasets.config.STREAMING_READ_RETRY_INTERVAL = 0  # seconds, 20 times
+    http.time = SimpleNamespace(sleep=lambda seconds: None)
 
 
 @dataclass
@@ -203,7 +206,7 @@ class World:
         self.shown = False
         self.clear()
         pages = list(topics.values())
-        (self.here / "text.txt").write_text("\n\n".join(pages)[:60_000])
+        (self.here / "text.txt").write_text("\n\n".join(pages)[:24_000])
         (self.here / "more.jsonl").write_text("".join(json.dumps({"text": page}) + "\n" for page in pages[30:50]))
         for name, content in {"recipe.yaml": RECIPE, "lora.yaml": ADAPTER}.items():
             (self.here / name).write_text(json.dumps(content, indent=1))  # which is YAML, too

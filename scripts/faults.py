@@ -119,7 +119,7 @@ def bent(rng: random.Random, content: object) -> Harm:
         parent.append(node) if isinstance(parent, list) else parent.update({"unheard-of": node})
         return f"{where} twice", [*names, "unheard-of"]
     is_number = isinstance(node, (int, float)) and not isinstance(node, bool)
-    parent[key] = node + rng.choice((-1, 1, 1_000_000)) if way == "near" and is_number else rng.choice(VALUES)
+    parent[key] = node + rng.choice((-1, 1, 1_000)) if way == "near" and is_number else rng.choice(VALUES)
     return f"{where}: {str(node)[:40]!r} -> {str(parent[key])[:40]!r}", [*names, *spelled(str(parent[key]))]
 
 
@@ -131,7 +131,7 @@ def damage_json(rng: random.Random, path: Path) -> Harm:
         what, names = bent(rng, content)
         path.write_text(json.dumps(content, indent=1))
     else:
-        what, names = rng.choice(list(TEXTS)), []
+        what, names = rng.choice(list(TEXTS)), ["9" * 20]
         made = TEXTS[what](text)
         path.write_bytes(made if isinstance(made, bytes) else made.encode())
     return f"{path.name}: {what}", (path.name, *names)
@@ -267,8 +267,8 @@ class Try:
 
 
 def spelled(word: str) -> tuple[str, str]:
-    """A word as a message may have it."""
-    return word[:100], word.encode("unicode_escape", "surrogateescape").decode()[:100]
+    """A word, or the beginning of a long one, as a message may have it."""
+    return word[:20], word.encode("unicode_escape", "surrogateescape").decode()[:20]
 
 
 def not_finite(ended: Ended) -> str:
@@ -338,7 +338,15 @@ def options(t: Try) -> Outcome:
     else:
         words[1 : 1 if words[1].startswith("-") else 2] = [word]  # tokenizer's may be left out
     tried = replace(base, words=tuple(words), writes=(*base.writes, "new"))
-    names = (*action.option_strings, action.dest, str(action.metavar), *spelled(word), "arguments")
+    names = (
+        *action.option_strings,
+        action.dest,
+        str(action.metavar),
+        *spelled(word),
+        "arguments",
+        "current folder",
+        "was not made by",
+    )
     return t.damaged(tried, lambda: ("an option", names), not_finite)
 
 
