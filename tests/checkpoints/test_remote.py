@@ -295,8 +295,7 @@ def test_pickles_alone_and_damaged_weights_are_refused(stored, logged_in, tmp_pa
     cases = {
         r"no weights in safetensors \(only pytorch_model\.bin\), and pickles are not loaded": without,
         r"is no model that transformers or peft loads": {"model.safetensors": b""},
-        r"^hf://me/bad2/model\.safetensors is missing or shorter": files
-        | {"model.safetensors": cut},
+        r"^hf://me/bad2/model\.safetensors is missing or shorter": files | {"model.safetensors": cut},
     }
     for number, (words, content) in enumerate(cases.items()):
         logged_in.models[f"me/bad{number}"] = {"main": content}
