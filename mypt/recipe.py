@@ -227,7 +227,7 @@ RANGES = {
     ("optimizer", "cooldown"): (0, 1),
     ("optimizer", "floor"): (0, 1),
     ("optimizer", "momentum"): (0, 1),
-    ("optimizer", "ns_steps"): (1, math.inf),
+    ("optimizer", "ns_steps"): (1, 100),  # from the sixth on nothing changes
     ("safety", "early_stopping_patience"): (1, math.inf),
     ("lora", "r"): (1, math.inf),
     ("lora", "alpha"): (1e-6, math.inf),
@@ -280,6 +280,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         content = load_yaml(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:  # a read that fails does not name its file
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror or error}") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path} holds {type(content).__name__}, expected sections such as `model:` and `data:`")
     if folder.is_dir():  # it may have been moved since

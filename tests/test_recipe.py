@@ -137,6 +137,7 @@ def test_one_source_is_a_mixture_of_one(recipe):
         ("forgetting: {tolerance: -0.1}", "expected 0 or more"),
         ("forgetting: {tolerance: .nan}", "forgetting.tolerance is nan"),
         ("optimizer: {cooldown: 2}", "expected a number from 0 to 1"),
+        ("optimizer: {ns_steps: 4294967296}", "expected a number from 1 to 100"),
         ("training: {adam_beta1: 1}", "adam_beta1 is 1.0, expected 0 or more, and below 1"),
         ("training: {eval_steps: -1}", "eval_steps is -1.0, expected 0 or more"),
         ("optimizer: {schedule: step}", "wsd, linear, cosine, constant"),
@@ -272,6 +273,9 @@ def test_a_missing_or_unreadable_file(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"model: {preset: \xe9}")
     with pytest.raises(RecipeError, match="not valid YAML"):
         load_recipe(tmp_path / "latin.yaml")
+    if Path("/proc/self/mem").exists():  # a read that fails, as on a broken disk
+        with pytest.raises(RecipeError, match=r"recipe /proc/self/mem cannot be read: Input/output error"):
+            load_recipe("/proc/self/mem")
 
 
 def test_reading_a_recipe_imports_no_framework(tmp_path):
