@@ -280,15 +280,27 @@ def not_finite(ended: Ended) -> str:
 
 
 def manifests(t: Try) -> Outcome:
+    """What is left of the settings, which say how more text is prepared, counts as other settings."""
     tried = t.one_of("verify", "verify", "append", "subset", "evaluate", "train", "plan", "inspect data")
-    wrong = not_finite if "inspect" in tried.words else None  # shows what it reads
-    return t.damaged(tried, lambda: t.harm(*["data/dataset_metadata.json"] * 6, "data/*/*.bin"), wrong)
+    want = t.world.want(tried)
+    t.world.clear(tried.reads)
+    what, names = t.harm(*["data/dataset_metadata.json"] * 6, "data/*/*.bin")
+    t.ready()
+    ended = t.world.run(tried.words)
+    only_shown, got = "inspect" in tried.words or ".json: settings" in what, t.world.result(tried, ended, t.before)
+    return t.judge(tried, what, ended, names, lambda: not_finite(ended) if only_shown else want.differs(got))
 
 
 def recipes(t: Try) -> Outcome:
     def harm() -> Harm:
         what, names = t.harm("recipe.yaml")
-        return what, (*names, "section", "data.train", "out of memory")  # all that can be told of some recipes
+        return what, (
+            *names,
+            "section",
+            "data.train",
+            "out of memory",
+            "training.",
+        )  # all that can be told of some recipes
 
     return t.damaged(t.one_of("plan", "train"), harm, not_finite)
 
@@ -338,16 +350,10 @@ def options(t: Try) -> Outcome:
     else:
         words[1 : 1 if words[1].startswith("-") else 2] = [word]  # tokenizer's may be left out
     tried = replace(base, words=tuple(words), writes=(*base.writes, "new"))
-    names = (
-        *action.option_strings,
-        action.dest,
-        str(action.metavar),
-        *spelled(word),
-        "arguments",
-        "current folder",
-        "was not made by",
-    )
-    return t.damaged(tried, lambda: ("an option", names), not_finite)
+    names = (*action.option_strings, action.dest, str(action.metavar), *spelled(word))
+    names += ("arguments", "current folder", "was not made by", "holds neither")  # of a blank, which no message quotes
+    text = action.type is None  # of a number, NaN in a report is a fault; a path may have that name
+    return t.damaged(tried, lambda: ("an option", names), (lambda ended: "") if text else not_finite)
 
 
 def checkpoints(t: Try) -> Outcome:
