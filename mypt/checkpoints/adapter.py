@@ -18,6 +18,7 @@ INSTALL_PEFT = "LoRA needs the package peft: pip install mypt[lora]"
 
 class _Config(TypedDict, total=False):
     base_model_name_or_path: Annotated[str, Rule(lambda name: "\0" not in name, "a folder or a hub id")] | None
+    target_modules: list[str] | str | None
 
 
 class _Base(TypedDict):
@@ -29,13 +30,18 @@ def is_adapter(folder: str | Path) -> bool:
     return Path(folder, ADAPTER_CONFIG).is_file() and not Path(folder, "config.json").is_file()
 
 
+def read_adapter_config(folder: str | Path) -> dict:
+    """What peft's adapter_config.json holds. Raises CheckpointError if it is damaged."""
+    return read_json(Path(folder, ADAPTER_CONFIG), _Config, CheckpointError, "save or copy the adapter again")
+
+
 def recorded_base(folder: str | Path) -> str:
     """The base model that peft's adapter_config.json names: a folder or a hub id.
 
     Raises CheckpointError if the file is damaged or names none, or if it names a folder that is not there.
     """
     path = Path(folder, ADAPTER_CONFIG)
-    base = read_json(path, _Config, CheckpointError, "save or copy the adapter again").get("base_model_name_or_path")
+    base = read_adapter_config(folder).get("base_model_name_or_path")
     advice = f"name it: mypt merge {folder} --base DIR --out DIR"
     if not base:
         raise CheckpointError(f"{path} does not say which base model the adapter belongs to; {advice}")

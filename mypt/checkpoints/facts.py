@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, TypedDict
 
-from mypt.checkpoints.adapter import ADAPTER_CONFIG, is_adapter
+from mypt.checkpoints.adapter import is_adapter, read_adapter_config
 from mypt.checkpoints.complete import last_complete_checkpoint, read_state
 from mypt.checkpoints.config import CONFIG_NAME, read_config_file
 from mypt.checkpoints.contents import content_to_send, without_places
@@ -32,7 +32,7 @@ class Facts:
             run = folder
         self.folder = folder
         self.config = read_config_file(folder) if (folder / CONFIG_NAME).is_file() else None
-        self.adapter = _json(folder / ADAPTER_CONFIG) if is_adapter(folder) else None
+        self.adapter = read_adapter_config(folder) if is_adapter(folder) else None
         self.recipe_text = _sent_recipe(run / RESOLVED_NAME)
         self.recipe = _section(run / RESOLVED_NAME, load_yaml(self.recipe_text) or {})
         self.coverage = without_places(read_ledger(run) or {})

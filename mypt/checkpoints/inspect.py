@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mypt.checkpoints.adapter import ADAPTER_CONFIG, is_adapter
+from mypt.checkpoints.adapter import ADAPTER_CONFIG, is_adapter, read_adapter_config
 from mypt.checkpoints.checksums import changed_file
 from mypt.checkpoints.complete import checkpoints, what_is_missing
 from mypt.checkpoints.config import CONFIG_NAME, read_config_file
@@ -59,7 +59,7 @@ def inspect_checkpoint(path: Path) -> dict:
     holds_model = (path / "config.json").is_file() or is_adapter(path)
     folder = path if holds_model else saved or [path, *checkpoints(path)][-1]
     config = read_config_file(folder) if (folder / CONFIG_NAME).is_file() else None
-    adapter = read_object(folder / ADAPTER_CONFIG)
+    adapter = read_adapter_config(folder) if (folder / ADAPTER_CONFIG).is_file() else None
     if config is None and adapter is None:
         raise CheckpointError(f"{folder} holds no config.json: name a run folder or a checkpoint folder")
     tensors, problems = list_tensors(folder)

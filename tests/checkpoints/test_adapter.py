@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mypt import MyPTConfig, MyPTForCausalLM
 from mypt.checkpoints.adapter import is_adapter, recorded_base, weights_fingerprint
+from mypt.checkpoints.inspect import inspect_checkpoint
 from mypt.checkpoints.load import load_adapter, load_model
 from mypt.errors import CheckpointError
 from mypt.recipe import LoraSection
@@ -141,6 +142,14 @@ def test_a_damaged_config_is_one_line(adapter, content, words):
     (adapter / "adapter_config.json").write_text(content)
     with pytest.raises(CheckpointError, match=words):
         load_model(adapter)
+
+
+@pytest.mark.parametrize("read", [load_model, inspect_checkpoint])
+def test_names_of_layers_are_words_whoever_reads_them(adapter, read):
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": ["q_proj", float("nan")]}))
+    with pytest.raises(CheckpointError, match="damaged"):
+        read(adapter)
 
 
 def test_a_kind_that_peft_cannot_merge_is_one_line(adapter):
