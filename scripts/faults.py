@@ -124,10 +124,12 @@ def bent(rng: random.Random, content: object) -> Harm:
 
 
 def damage_json(rng: random.Random, path: Path) -> Harm:
-    """Damage a JSON file, or a YAML file that holds JSON."""
+    """Damage a JSON or YAML file; JSON is YAML, too."""
+    from mypt.yaml12 import load_yaml
+
     text = path.read_text()
     if rng.random() < 0.8:
-        content = json.loads(text)
+        content = json.loads(text) if path.suffix == ".json" else load_yaml(text)
         what, names = bent(rng, content)
         path.write_text(json.dumps(content, indent=1))
     else:
