@@ -283,7 +283,7 @@ class World:
         after = {name: entry for name, entry in after.items() if entry != "folder" and name.startswith("here/")}
         changed = {name for name in after if after[name] != before.get(name)}
         for name in after:
-            if name.endswith("dataset_metadata.json"):
+            if name.endswith("dataset_metadata.json") and (self.trial / name).is_file():  # a FIFO would wait
                 with contextlib.suppress(ValueError, AttributeError):
                     content = json.loads((self.trial / name).read_text())
                     after[name] = json.dumps({key: content.get(key) for key in READ_KEYS}, sort_keys=True)
