@@ -284,7 +284,7 @@ class World:
         changed = {name for name in after if after[name] != before.get(name)}
         for name in after:
             if name.endswith("dataset_metadata.json") and (self.trial / name).is_file():  # a FIFO would wait
-                with contextlib.suppress(ValueError, AttributeError):
+                with contextlib.suppress(ValueError, AttributeError, RecursionError):  # damaged, and compared as text
                     content = json.loads((self.trial / name).read_text())
                     after[name] = json.dumps({key: content.get(key) for key in READ_KEYS}, sort_keys=True)
         return Result(after, changed)

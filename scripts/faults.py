@@ -321,7 +321,7 @@ def overrides(t: Try) -> Outcome:
         with contextlib.suppress(Exception):  # some values are themselves, some are YAML
             given = load_yaml(word)
             used = vars(getattr(load_recipe(t.world.here / "new"), section)).get(name, given)
-            if used not in (given, word) and str(used) != str(given):
+            if given is not None and used not in (given, word) and str(used) != str(given):  # null: the default
                 return f"{key}: {given!r} was given, {used!r} is used"
         return not_finite(ended)
 

@@ -118,7 +118,8 @@ def read_data_tokenizer(directory: Path) -> DataTokenizer | None:
         return None
     try:
         files = {path.name: path.read_bytes() for path in paths if path.is_file()}
-        found = DataTokenizer(Tokenizer.from_str(files[_FILE].decode()), files)
+        with load.panics(directory):
+            found = DataTokenizer(Tokenizer.from_str(files[_FILE].decode()), files)
         usable = load.is_length(json.loads(files[_CONFIG]).get("model_max_length", _NO_LIMIT))
     except Exception:  # `load_tokenizer` says what is wrong with it
         return None

