@@ -29,10 +29,10 @@ from torch.nn import functional as F
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from mypt import MyPTForCausalLM, preset_config
-from mypt.generation.decode import LeanDecoder
+from mypt.generation.fast_decoder import LeanDecoder
 from mypt.generation.generate import generate_batch
 from mypt.generation.settings import GenerationSettings
-from mypt.tokenization.char import build_char_tokenizer
+from mypt.tokenization.train import build_char_tokenizer
 
 # preset whose architecture is taken, vocabulary, layers, heads, width
 SHAPES = {

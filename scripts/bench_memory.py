@@ -192,7 +192,7 @@ def _train(folder: Path, model: dict, size: tuple[int, int], optimizer: str, set
 def _prepare(folder: Path) -> None:
     from pydoc_data.topics import topics
 
-    from mypt.shards.prepare import prepare_dataset
+    from mypt.preparation.prepare import prepare_dataset
 
     text = "\n\n".join(topics.values())[:200_000]
     (folder / "text.txt").write_text(text.encode("ascii", "ignore").decode(), encoding="utf-8")
@@ -241,7 +241,7 @@ def _generate(model: dict, sequences: int, prompt: int) -> dict:
 
     from mypt.models.modeling_mypt import MyPTForCausalLM
     from mypt.models.presets import preset_config, preset_dimensions
-    from mypt.planning.generation import generation_memory
+    from mypt.planning.memory import generation_memory
 
     def run(config, rows, length):
         ids = torch.randint(config.vocab_size, (rows, length))

@@ -255,8 +255,8 @@ def run_bare(args, ids) -> dict:
     """What `ours` computes, in a loop of its own."""
     import torch
 
-    from mypt.training.hardware.freed import keep_freed
-    from mypt.training.hardware.precision import matmul_precision
+    from mypt.hardware.main_memory import keep_freed
+    from mypt.hardware.precision import matmul_precision
 
     keep_freed()
     trainer = our_trainer(args)

@@ -104,18 +104,18 @@ def import_all() -> None:
     import torch
     from huggingface_hub.utils import _http as http
 
-    import mypt.checkpoints.export
-    import mypt.checkpoints.merge
-    import mypt.checkpoints.remote
     import mypt.cli.main
+    import mypt.conversion.export
+    import mypt.conversion.merge
     import mypt.evaluation.compare
     import mypt.generation.generate
-    import mypt.shards.prepare
-    import mypt.training.lora
+    import mypt.preparation.prepare
+    import mypt.storage.hub
+    import mypt.training.model.lora
     import mypt.training.run
 
     torch.set_num_threads(1)
-    mypt.checkpoints.remote.WAITS = (0, 0, 0)
+    mypt.storage.hub.WAITS = (0, 0, 0)
     datasets.config.STREAMING_READ_RETRY_INTERVAL = 0  # seconds, 20 times
     http.time = SimpleNamespace(sleep=lambda seconds: None)
 

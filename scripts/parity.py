@@ -32,11 +32,11 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from mypt.checkpoints.export import export_model
-from mypt.checkpoints.families import choose_target
-from mypt.checkpoints.interop import to_mypt
 from mypt.checkpoints.load import load_model
 from mypt.cli.table import print_table
+from mypt.conversion.export import export_model
+from mypt.conversion.families import choose_target
+from mypt.conversion.weights import to_mypt
 from mypt.errors import MyPTError
 
 LENGTH, CHUNK, PADDING, VOCABULARY = 128, 48, 42, 4096
@@ -154,7 +154,7 @@ def measured(reference: PreTrainedModel, model: PreTrainedModel, columns: list[s
 
 def original(folder: Path) -> Iterator[dict]:
     """Every checkpoint of the original, converted, beside the expected logits that are its."""
-    from mypt.checkpoints.legacy import convert_checkpoint
+    from mypt.conversion.original_checkpoint import convert_checkpoint
 
     expected = sorted(folder.glob("expected_*.pt"))
     for path in sorted({*folder.iterdir()} - {*expected}):

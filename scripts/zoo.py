@@ -40,7 +40,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from mypt.cli.main import main as mypt_main
 from mypt.cli.table import print_table
 from mypt.errors import MyPTError
-from mypt.shards.prepare import prepare_dataset
+from mypt.preparation.prepare import prepare_dataset
 from mypt.streams.eval_windows import EvalWindows
 
 BLOCK, CONTEXT, VOCABULARY, STEPS, NEW = 32, 128, 384, 4, 6

@@ -26,7 +26,7 @@ WAIT = 300  # seconds after which a process counts as hanging
 _printed = tempfile.TemporaryDirectory()
 _numbers = itertools.count()
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["mypt.cli.main", "mypt.training.run", "mypt.training.lora", "datasets"])
+_server.set_forkserver_preload(["mypt.cli.main", "mypt.training.run", "mypt.training.model.lora", "datasets"])
 
 
 class Command:

@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 from mypt.errors import DataError
 from mypt.files import is_disk_full, require_file, system_errors
-from mypt.tokenization.char import build_char_tokenizer
 from mypt.tokenization.load import save_tokenizer
+from mypt.tokenization.train import build_char_tokenizer
 
 
 def full(path):

@@ -13,13 +13,14 @@ ROOT = Path(mypt.__file__).parent
 FLOORS = {
     **dict.fromkeys(["errors", "files", "interrupts", "terminal", "yaml12"], 0),
     **dict.fromkeys(["folders", "hub_errors", "json_files", "planning", "models"], 1),
-    **dict.fromkeys(["recipe", "text"], 2),
-    **dict.fromkeys(["tokenization"], 3),
+    **dict.fromkeys(["recipe", "text", "legacy"], 2),
+    **dict.fromkeys(["tokenization", "hardware"], 3),
     **dict.fromkeys(["shards", "checkpoints"], 4),
-    **dict.fromkeys(["streams", "generation", "sweeps", "demo"], 5),
-    **dict.fromkeys(["evaluation"], 6),
-    **dict.fromkeys(["training"], 7),
-    **dict.fromkeys(["cli"], 8),
+    **dict.fromkeys(["preparation", "inspection"], 5),
+    **dict.fromkeys(["streams", "generation", "storage", "sweeps", "demo"], 6),
+    **dict.fromkeys(["conversion", "evaluation"], 7),
+    **dict.fromkeys(["training"], 8),
+    **dict.fromkeys(["cli"], 9),
 }
 MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT or not path.name.startswith("__")]
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from mypt.checkpoints.adapter import ADAPTER_CONFIG
 from mypt.errors import CheckpointError
 from mypt.json_files import Count, Positive, as_kind, read_json
 from mypt.planning.parameters import FORMULAS
@@ -58,3 +59,17 @@ def _config(content: Any) -> Config:
 def read_config_file(folder: Path, advice: str = "restore it") -> Config:
     """The content of a folder's config.json. Raises CheckpointError if it is missing or damaged."""
     return read_json(folder / CONFIG_NAME, _config, CheckpointError, advice)
+
+
+def cached_model(name: str) -> Path | None:
+    """The folder of the hub's cache that holds the model of this id; None if there is none, and nothing is asked."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    for file in (CONFIG_NAME, ADAPTER_CONFIG):
+        try:
+            if isinstance(found := try_to_load_from_cache(name, file), str):
+                return Path(found).parent
+        except HFValidationError:
+            return None
+    return None

@@ -18,8 +18,8 @@ from mypt.checkpoints.adapter import (
 from mypt.checkpoints.checksums import require_unchanged
 from mypt.checkpoints.complete import ADAPTER_WEIGHTS, LOADABLE, checkpoints, weight_files
 from mypt.checkpoints.header import read_header
-from mypt.checkpoints.original import refuse_original
 from mypt.errors import CheckpointError
+from mypt.legacy.checkpoint import refuse_original
 from mypt.terminal import say
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def load_model(
     Code that a model brings along runs only with `trust_remote_code`; MyPT's own models never need it. quantization:
     a quantization config of transformers, by which the weights are made smaller while they are read. Weights that the
     model has no place for (another head) are named on standard error.
-    Whether it is causal is not tried here: `mypt.checkpoints.causality.require_causal` does that.
+    Whether it is causal is not tried here: `mypt.checkpoints.probes.require_causal` does that.
     Raises CheckpointError if there is no such model, it cannot be read, its files lack some of its weights or are not
     those that were saved, it is a model of another kind, or an adapter whose base model is gone or has other weights.
     """

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mypt import hub_errors
-from mypt.checkpoints.config import read_config_file
-from mypt.checkpoints.inspect import cached_model
+from mypt.checkpoints.config import cached_model, read_config_file
 from mypt.checkpoints.tensors import count_by_part
 from mypt.errors import CheckpointError
 

@@ -25,14 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from mypt.shards.append import append_dataset
-    from mypt.shards.inspect import summary
-    from mypt.shards.overlap import overlaps
+    from mypt.inspection.dataset import summary
+    from mypt.preparation.append import append_dataset
+    from mypt.preparation.overlap import overlaps
 
     shared = []
     if hasattr(args, "source"):
-        from mypt.shards.prepare import append_text
-        from mypt.shards.workers import available_cores
+        from mypt.preparation.prepare import append_text
+        from mypt.preparation.workers import available_cores
 
         chosen = {name: getattr(args, name) for name in ("max_documents", "workers") if hasattr(args, name)}
         chosen = {"text_column": args.text_column, "on_error": args.on_error, "workers": available_cores()} | chosen

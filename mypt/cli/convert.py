@@ -68,9 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mypt.checkpoints.legacy import find_all
-    from mypt.checkpoints.original import is_original
+    from mypt.conversion.original_checkpoint import find_all
     from mypt.folders import require_free
+    from mypt.legacy.checkpoint import is_original
     from mypt.shards.legacy import is_foreign
 
     path = Path(args.path)
@@ -95,8 +95,8 @@ def _chosen(args: argparse.Namespace, known: tuple[str, ...], others: tuple[str,
 
 
 def _convert_dataset(args: argparse.Namespace, options: dict) -> int:
-    from mypt.shards.convert import convert_dataset
-    from mypt.shards.inspect import summary
+    from mypt.conversion.original_dataset import convert_dataset
+    from mypt.inspection.dataset import summary
 
     manifest = convert_dataset(args.path, args.out, say=partial(say, error=True), **options)
     if args.json:
@@ -107,7 +107,7 @@ def _convert_dataset(args: argparse.Namespace, options: dict) -> int:
 
 
 def _convert_checkpoint(args: argparse.Namespace, options: dict) -> int:
-    from mypt.checkpoints.legacy import convert_checkpoint
+    from mypt.conversion.original_checkpoint import convert_checkpoint
 
     report = convert_checkpoint(args.path, args.out, **options)
     if args.json:
@@ -137,7 +137,7 @@ def _convert_checkpoint(args: argparse.Namespace, options: dict) -> int:
 
 
 def _convert_all(args: argparse.Namespace, options: dict) -> int:
-    from mypt.checkpoints.legacy import convert_all
+    from mypt.conversion.original_checkpoint import convert_all
 
     outcomes = {}
     good = convert_all(args.path, args.out, lambda name, outcome: outcomes.update({name: outcome}), **options)
@@ -145,7 +145,7 @@ def _convert_all(args: argparse.Namespace, options: dict) -> int:
         told = {name: {"error": str(it)} if isinstance(it, MyPTError) else it for name, it in outcomes.items()}
         say_json(told)
         return 0 if good else 1
-    from mypt.checkpoints.original import NotOriginal
+    from mypt.legacy.checkpoint import NotOriginal
 
     rows, failed = [], []
     for name, outcome in outcomes.items():

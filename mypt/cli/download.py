@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from mypt.checkpoints.card import describe
-    from mypt.checkpoints.remote import download
+    from mypt.storage.card import describe
+    from mypt.storage.hub import download
 
     received = download(args.uri, args.directory)
     facts = describe(Path(args.directory))

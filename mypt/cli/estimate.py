@@ -3,11 +3,11 @@
 import argparse
 from dataclasses import asdict
 
+from mypt.cli.numbers import byte_count, count
 from mypt.errors import MyPTError
-from mypt.planning.numbers import byte_count, count
+from mypt.hardware.machine import other_machine
 from mypt.planning.parameters import with_positions
 from mypt.terminal import print_table, say, say_json
-from mypt.training.hardware.machine import other_machine
 from mypt.training.target import DEFAULT_BLOCK, read_target
 
 HELP = "exact parameters, memory to train and to generate by component, and the largest micro-batch that fits"

@@ -2,8 +2,8 @@
 
 import argparse
 
-from mypt.checkpoints.families import TARGETS
 from mypt.cli.frameworks import load_transformers
+from mypt.conversion.families import TARGETS
 from mypt.terminal import print_table, say, say_json
 
 HELP = "write a model as a stock GPT-2, Llama, Qwen2 or Qwen3 that loads without mypt, and compare the two"
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from mypt.checkpoints.export import export_model, require_export
+    from mypt.conversion.export import export_model, require_export
 
     require_export(args.model, args.out)
 

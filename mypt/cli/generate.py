@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
     require_model(args.model)
 
     load_transformers()
-    from mypt.checkpoints.causality import require_causal
+    from mypt.checkpoints.probes import require_causal
     from mypt.tokenization.load import load_tokenizer
 
     model = load_model(args.model, trust_remote_code=args.trust_remote_code)

@@ -48,8 +48,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _found(name: str) -> Path:
     """The path itself, or the folder of the hub's cache where `name` is the id of a model in it."""
-    from mypt.checkpoints.inspect import cached_model, is_checkpoint
-    from mypt.checkpoints.original import is_original
+    from mypt.checkpoints.config import cached_model
+    from mypt.inspection.checkpoint import is_checkpoint
+    from mypt.legacy.checkpoint import is_original
     from mypt.shards.format import METADATA_NAME
 
     path = Path(name)
@@ -79,11 +80,11 @@ def _diff(args: argparse.Namespace) -> int:
         raise MyPTError(f"{first} and {second}: one is a dataset, the other a model; name two of a kind")
     if args.show or (datasets and args.weights):
         raise MyPTError(f"{'--show' if args.show else '--weights'} has no meaning here; leave it out")
-    from mypt.checkpoints.describe_diff import describe_diff, describe_fields
-    from mypt.checkpoints.diff import diff_checkpoints, differing_fields
+    from mypt.inspection.describe import describe_diff, describe_fields
+    from mypt.inspection.diff import diff_checkpoints, differing_fields
 
     if datasets:
-        from mypt.shards.inspect import inspect_dataset
+        from mypt.inspection.dataset import inspect_dataset
 
         a, b = ({k: v for k, v in inspect_dataset(path).items() if k not in ("path", "files")}
                 for path in (first, second))  # fmt: skip
@@ -102,7 +103,7 @@ def _diff(args: argparse.Namespace) -> int:
 def _dataset_report(path: Path, args: argparse.Namespace) -> dict:
     from dataclasses import asdict
 
-    from mypt.shards.inspect import inspect_dataset
+    from mypt.inspection.dataset import inspect_dataset
 
     report = inspect_dataset(path)
     if args.show:
@@ -115,15 +116,15 @@ def _dataset_report(path: Path, args: argparse.Namespace) -> dict:
 
 
 def _checkpoint_report(path: Path, args: argparse.Namespace) -> dict:
-    from mypt.checkpoints.original import is_original
+    from mypt.legacy.checkpoint import is_original
 
     if args.show:
         raise MyPTError(f"--show prints windows of a dataset, and {path} is a model; name a dataset directory")
     if is_original(path):
-        from mypt.checkpoints.inspect_original import inspect_original
+        from mypt.inspection.original import inspect_original
 
         return inspect_original(path)
-    from mypt.checkpoints.inspect import inspect_checkpoint
+    from mypt.inspection.checkpoint import inspect_checkpoint
     from mypt.streams.show import saved_ledger
 
     report = inspect_checkpoint(path)
@@ -133,13 +134,13 @@ def _checkpoint_report(path: Path, args: argparse.Namespace) -> dict:
 
 
 def _print_checkpoint(report: dict) -> None:
-    from mypt.checkpoints.describe import describe
+    from mypt.inspection.describe import describe
 
     _print_blocks(describe(report))
 
 
 def _print_dataset(report: dict) -> None:
-    from mypt.checkpoints.describe import files, line, pairs, plain
+    from mypt.inspection.describe import files, line, pairs, plain
 
     columns = ["split", "tokens", "documents", "bytes of text", "bytes/token", "shards"]
     rows = [

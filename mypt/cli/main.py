@@ -6,9 +6,9 @@ import sys
 from typing import NoReturn
 
 from mypt import interrupts
+from mypt.cli.numbers import finite, whole
 from mypt.errors import MyPTError, shown
 from mypt.files import is_disk_full
-from mypt.planning.numbers import finite, whole
 from mypt.terminal import flushed_output, one_line, say, show_tracebacks, usable_streams, visible_libraries
 
 # In the order in which a newcomer meets them.

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from mypt.checkpoints.merge import merge_adapter, require_merge
+    from mypt.conversion.merge import merge_adapter, require_merge
 
     require_merge(args.adapter, args.out, getattr(args, "base", None))
 

@@ -3,11 +3,11 @@
 import argparse
 import os
 
+from mypt.cli.numbers import byte_count, count
 from mypt.errors import MyPTError
-from mypt.planning.numbers import byte_count, count
+from mypt.hardware.machine import Machine, other_machine
 from mypt.planning.parameters import with_positions
 from mypt.terminal import print_table, say, say_json
-from mypt.training.hardware.machine import Machine, other_machine
 from mypt.training.target import DEFAULT_BLOCK, Target, read_target
 
 HELP = "coverage, parameters, memory, compute and whether a run is worth it, before it starts"
@@ -150,7 +150,7 @@ def _steps(args: argparse.Namespace, settings: dict, recipe_steps: dict) -> tupl
 
 def _evaluation(target: Target, settings: dict):
     """As training plans it; None where nothing is evaluated."""
-    from mypt.planning.evaluation import plan_evaluation
+    from mypt.planning.evaluation_budget import plan_evaluation
 
     if target.evaluation is None:
         return None

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from mypt.planning.numbers import whole
+from mypt.cli.numbers import whole
 from mypt.terminal import print_table, say, say_json
 
 HELP = "turn text files or HF datasets into a dataset directory of token shards"
@@ -90,9 +90,9 @@ def add_reading(parser: argparse.ArgumentParser, choice: argparse._ActionsContai
 
 
 def run(args: argparse.Namespace) -> None:
-    from mypt.shards.inspect import summary
-    from mypt.shards.prepare import prepare_dataset
-    from mypt.shards.workers import available_cores
+    from mypt.inspection.dataset import summary
+    from mypt.preparation.prepare import prepare_dataset
+    from mypt.preparation.workers import available_cores
 
     optional = ("document", "normalize", "max_documents", "near_dedup", "workers")
     chosen = {name: getattr(args, name) for name in optional if hasattr(args, name)}
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print_report(out: str, manifest) -> None:
-    from mypt.tokenization.round_trip import describe_loss
+    from mypt.tokenization.measure import describe_loss
 
     report = manifest.report
     rows = [[name, s.documents, s.tokens, s.bytes, len(s.shards)] for name, s in manifest.splits.items()]
@@ -165,7 +165,7 @@ def _print_report(out: str, manifest) -> None:
 
 def _print_dropped(out: Path) -> None:
     """The beginnings of what was dropped, by reason, as JSON strings: what is no text must not reach the terminal."""
-    from mypt.shards.report import read_examples
+    from mypt.preparation.report import read_examples
 
     for reason, texts in read_examples(out).items():
         for text in texts:

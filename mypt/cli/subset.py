@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from mypt.shards.inspect import summary
-    from mypt.shards.subset import subset_dataset
+    from mypt.inspection.dataset import summary
+    from mypt.preparation.subset import subset_dataset
 
     size = {name: getattr(args, name) for name in ("samples", "tokens", "fraction") if hasattr(args, name)}
     manifest = subset_dataset(

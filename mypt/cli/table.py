@@ -4,7 +4,7 @@ from mypt.terminal import print_table, say
 
 
 def print_dataset(facts: dict) -> None:
-    """Print what `mypt.shards.inspect.summary` tells: a dataset's splits, and its sources if there are several."""
+    """Print what `mypt.inspection.dataset.summary` tells: a dataset's splits, and its sources if there are several."""
     counts = ["documents", "tokens", "bytes", "shards"]
     rows = [[name, *(f"{split[count]:,}" for count in counts)] for name, split in facts["splits"].items()]
     print_table(facts["path"], ["split", *counts], rows)

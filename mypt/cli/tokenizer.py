@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from mypt.shards.train_tokenizer import training_record
+    from mypt.preparation.train_tokenizer import training_record
     from mypt.tokenization.data_tokenizer import load_data_tokenizer
-    from mypt.tokenization.inspect import inspect_tokenizer, loss_of, tokens_of
+    from mypt.tokenization.measure import inspect_tokenizer, loss_of, tokens_of
 
     adding = hasattr(args, "add_tokens")
     if adding and None in (args.name, args.out):
@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from mypt.shards.train_tokenizer import train_tokenizer
-    from mypt.shards.workers import available_cores
+    from mypt.preparation.train_tokenizer import train_tokenizer
+    from mypt.preparation.workers import available_cores
 
     if not hasattr(args, "source"):
         raise TokenizerError("--out makes a tokenizer of a text; name the text with --source")
@@ -92,7 +92,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _extend(args: argparse.Namespace) -> None:
-    from mypt.tokenization.extend import extend_tokenizer, read_tokens
+    from mypt.tokenization.add_tokens import extend_tokenizer, read_tokens
 
     asked = read_tokens(args.add_tokens)
     for token in asked:
@@ -112,12 +112,12 @@ def _require_utf8(option: str, text: str) -> None:
 def _measured(args: argparse.Namespace, tokenizer) -> dict:
     from itertools import chain
 
+    from mypt.preparation.units import first_documents
     from mypt.shards.settings import PrepareSettings
-    from mypt.shards.units import first_documents
     from mypt.text.clean import Cleaner
     from mypt.text.sources import find_units, read_documents
-    from mypt.tokenization.inspect import measure
-    from mypt.tokenization.vocab_size import choose_vocab_size
+    from mypt.tokenization.measure import measure
+    from mypt.tokenization.train import choose_vocab_size
 
     units = find_units(args.source, text_column=args.text_column, on_error=args.on_error)
     on_fault = PrepareSettings("", on_error=args.on_error).on_fault
@@ -132,7 +132,7 @@ def _measured(args: argparse.Namespace, tokenizer) -> dict:
 
 
 def _print_report(report: dict) -> None:
-    from mypt.tokenization.round_trip import describe_loss
+    from mypt.tokenization.measure import describe_loss
 
     merges = f", {report['merges']:,} merges" if report["merges"] else ""
     say(f"tokenizer     {report['tokenizer']}")
@@ -161,7 +161,7 @@ def _print_report(report: dict) -> None:
 
 
 def _print_measured(report: dict) -> None:
-    from mypt.tokenization.round_trip import describe_loss
+    from mypt.tokenization.measure import describe_loss
 
     found = report["source"]
     ratio = "-" if found["bytes_per_token"] is None else f"{found['bytes_per_token']:.3f}"

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from mypt.checkpoints.remote import connect, outgoing, send
+    from mypt.storage.hub import connect, outgoing, send
 
     files = outgoing(args.directory, args.uri, license=getattr(args, "license", None))
     sizes = {file.name: file.size for file in files}

@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from mypt.checkpoints.inspect import is_checkpoint
     from mypt.checkpoints.verify import verify_model
     from mypt.errors import DataError
-    from mypt.shards.overlap import overlaps
+    from mypt.inspection.checkpoint import is_checkpoint
+    from mypt.preparation.overlap import overlaps
     from mypt.shards.verify import verify_dataset
 
     if args.workers < 1:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mypt.checkpoints.load import load_model, require_model
 from mypt.checkpoints.meta import read_config
 from mypt.errors import MyPTError
-from mypt.evaluation.verdict import judge
+from mypt.evaluation.forgetting import judge
 from mypt.shards.format import read_manifest
 from mypt.shards.reader import check_files
 from mypt.terminal import progress_bar
@@ -57,8 +57,7 @@ def compare(
     documents apart and a loss that is no number.
     """
     require_comparable(models, data, split=split, block_size=block_size, batch_size=batch_size, guard=guard)
-    from mypt.checkpoints.causality import require_causal
-    from mypt.evaluation.documents import require_document_mask
+    from mypt.checkpoints.probes import require_causal, require_document_mask
     from mypt.evaluation.loss import window_losses
     from mypt.streams.eval_windows import EvalWindows
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from mypt.errors import MyPTError, TokenizerError
-from mypt.generation.decode import LeanDecoder, is_covered
-from mypt.generation.row import Completion, Row
+from mypt.generation.fast_decoder import LeanDecoder, is_covered
+from mypt.generation.hf_decoder import ForwardDecoder, TransformersDecoder, beam_search
 from mypt.generation.sampler import Sampler
+from mypt.generation.sequence import Completion, Row
 from mypt.generation.settings import GenerationSettings
-from mypt.generation.through_transformers import ForwardDecoder, TransformersDecoder, beam_search
 from mypt.generation.trials import (
     Say,
     caches_beams,

@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 
 from mypt.errors import MyPTError
+from mypt.generation.hf_decoder import TransformersDecoder, beam_search
 from mypt.generation.sampler import require_finite
 from mypt.generation.settings import GenerationSettings
-from mypt.generation.through_transformers import TransformersDecoder, beam_search
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, replace
 
-from mypt.planning import generation, memory, shape_memory
+from mypt.planning import memory, shape_memory
 from mypt.planning.shapes import is_measured
 from mypt.planning.step import Step
 
@@ -34,7 +34,7 @@ def plan_memory(dimensions: dict, step: Step, available: int | None, flags: dict
 
     flags: as `knobs` takes them.
     """
-    generating = shape_memory if is_measured(dimensions) else generation
+    generating = shape_memory if is_measured(dimensions) else memory
     generated = generating.generation_memory(dimensions, context=step.block_size, dtype=step.weight_dtype)
     training = training_memory(dimensions, step)
     result = {"training": training, "generation": generated}

@@ -54,7 +54,7 @@ def training_memory(d: dict, step: Step) -> dict:
 
 
 def generation_memory(d: dict, *, context: int, batch_size: int = 1, dtype: str = "float32") -> dict[str, int]:
-    """As `mypt.planning.generation.generation_memory`, an estimate from the shapes."""
+    """As `mypt.planning.memory.generation_memory`, an estimate from the shapes."""
     width, tokens = BYTES[dtype], context * batch_size
     widest = max((module["inward"] + module["outward"] for module in d["modules"]), default=0)
     parts = {

@@ -8,9 +8,8 @@ import numpy as np
 import xxhash
 
 from mypt.errors import DataError
-from mypt.shards.fetching import InMemory, Mapped, Pread
+from mypt.shards.fetching import InMemory, Mapped, Pread, choose_reading
 from mypt.shards.format import METADATA_NAME, Manifest, Shard, read_manifest
-from mypt.shards.reading import choose_reading
 
 
 class ShardReader:

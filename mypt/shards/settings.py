@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from mypt.errors import DataError
 from mypt.json_files import Positive, Rule, Wrong
+from mypt.text.bad_records import ON_ERROR, OnFault, ignore, stop
 from mypt.text.clean import Cleaner
-from mypt.text.faults import ON_ERROR, OnFault, ignore, stop
-from mypt.tokenization.bpe import SMALLEST_VOCABULARY
+from mypt.tokenization.train import SMALLEST_VOCABULARY
 
 DOCUMENTS = ("file", "block", "line")
 _BPE_ONLY = ("vocab_size", "min_vocab_size", "max_vocab_size", "tokenizer_train_examples", "seed")

@@ -13,7 +13,7 @@ import numpy as np
 from mypt.errors import CheckFailed, DataError, MyPTError
 from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, Shard, read_manifest
 from mypt.shards.legacy import origin
-from mypt.shards.output import own_tokenizer
+from mypt.shards.publishing import own_tokenizer
 from mypt.shards.scan import Advance, Contents, progress_bar, scan_shard, shard_problem
 
 

@@ -1,4 +1,4 @@
-"""`JitStream`: windows of documents that are cleaned and tokenised as they come; a few integers hold its place."""
+"""`JitStream`: windows of documents that are cleaned and tokenized as they come; `JitLoader` keeps their position."""
 
 import itertools
 import warnings
@@ -10,10 +10,8 @@ import numpy as np
 import torch
 
 from mypt.errors import DataError
-from mypt.streams.estimate import UNKNOWN, EstimatedLedger, Size
-from mypt.streams.lane import Lane, Place, kept_text
-from mypt.streams.packing import GROUP, pack
-from mypt.streams.size import fingerprint
+from mypt.streams.document_reader import GROUP, Lane, Place, kept_text, pack
+from mypt.streams.size import UNKNOWN, EstimatedLedger, Size, fingerprint
 from mypt.streams.windows import document_positions
 from mypt.text.clean import Cleaner
 from mypt.text.sources import Unit, find_units
@@ -26,8 +24,9 @@ DEALING = 2  # of documents to readers, as `Lane` does it: a place from another 
 class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
     """Endless training samples straight from text, without preparing it first.
 
-    Each process and each DataLoader worker of it is a lane, and gets its own documents (`mypt.streams.lane`): each
-    document once per epoch. They are cleaned as `mypt prepare` cleans, tokenised, ended by EOS and packed.
+    Each process and each DataLoader worker of it is a lane, and gets its own documents
+    (`mypt.streams.document_reader`): each document once per epoch. They are cleaned as `mypt prepare` cleans,
+    tokenised, ended by EOS and packed.
     A lane's window begins `stride` tokens after the one before and covers block_size + 1 tokens.
 
     sources: paths, globs or hub datasets, as `mypt prepare --source` takes them, or their units. tokenizer: a loaded
@@ -252,3 +251,30 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
         if self.document_mask:
             batch["position_ids"] = torch.from_numpy(document_positions(inputs, self.tokenizer.eos_token_id))
         return batch
+
+
+class JitLoader(torch.utils.data.DataLoader):
+    """A DataLoader of a JitStream that keeps the stream's state at the last batch handed out.
+
+    Workers read ahead, but each batch brings the place behind it along: what was read and not handed out is read again
+    after a resume. num_workers and other options: as of DataLoader. Raises DataError as `JitStream.begin` does.
+    """
+
+    def __init__(self, stream: JitStream, num_workers: int = 0, **options):
+        super().__init__(_WithPlaces(stream), batch_size=None, num_workers=num_workers, **options)
+        stream.begin(max(1, num_workers))
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch, place in super().__iter__():
+            self.dataset.stream.advance(place)
+            yield batch
+
+
+class _WithPlaces(torch.utils.data.IterableDataset):
+    """A stream's batches with their places."""
+
+    def __init__(self, stream: JitStream):
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Place]]:
+        return self.stream.batches()

@@ -10,7 +10,7 @@ from mypt.errors import DataError
 from mypt.shards.reader import ShardReader
 from mypt.streams.curriculum import cut, length_at
 from mypt.streams.ledger import Ledger
-from mypt.streams.resume import events_since, source_of
+from mypt.streams.timeline import events_since, source_of
 from mypt.streams.windows import document_positions
 
 CHUNK = 16_384  # samples whose places are worked out at once: numpy's cost per call then vanishes

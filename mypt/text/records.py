@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import IO
 
-from mypt.text.faults import OnFault, RecordError
+from mypt.text.bad_records import OnFault, RecordError
 from mypt.text.plain import decoded
 
 _LIST_CHARACTERS = 1 << 20  # or a little more

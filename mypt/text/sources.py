@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,12 +12,13 @@ import xxhash
 
 from mypt.errors import DataError
 from mypt.text import hub, records, tables
+from mypt.text.bad_records import OnFault, RecordError, Stopped, stop
 from mypt.text.document import Document, whole_documents
-from mypt.text.faults import OnFault, RecordError, Stopped, stop
 from mypt.text.files import UNIT_BYTES, dataset_directory, document_of, find_files, pieces
 from mypt.text.formats import Format, detect
-from mypt.text.opening import open_utf8
+from mypt.text.opening import compression, open_utf8
 from mypt.text.plain import BOUNDARIES, LONGEST, RECORD_BOUNDARY, boundary, cut, cut_text, decoded
+from mypt.text.tables import splits_of
 
 BUNDLE_BYTES = 1 << 23  # of small files that go to one unit together
 FEW = 20  # files; from as many documents on val is a share of them (mypt/shards/split.py)
@@ -263,3 +264,64 @@ def _file_digest(unit: Unit, path: str) -> bytes:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; check the file and its permissions") from None
     return content.digest()
+
+
+SAMPLE_BYTES = 1 << 20
+
+
+def document_count(units: Sequence[Unit]) -> int:
+    """Documents of record sources; 0 where nothing is known.
+
+    Exact for Parquet, large Arrow files and dataset directories; what the hub says of its datasets; for lines of JSON
+    or CSV by the mean length of the first ones.
+    """
+    hub_places = {path for unit in units if unit.kind == "hub" for path in unit.paths}
+    counts = [_count(path, unit) for unit in units if unit.kind != "hub" for path in unit.paths]
+    counts += map(hub.documents, hub_places)
+    return round(sum(counts)) if all(counts) else 0
+
+
+def _count(path: str, unit: Unit) -> float:
+    if unit.kind == "arrow":
+        return unit.stop - unit.start
+    if unit.kind == "parquet":
+        from pyarrow.parquet import read_metadata
+
+        metadata = read_metadata(path)
+        groups = range(metadata.num_row_groups)[unit.start : unit.stop]
+        return sum(metadata.row_group(group).num_rows for group in groups)
+    if unit.kind == "ipc" and unit.stop is not None:
+        import pyarrow
+
+        with pyarrow.memory_map(path) as source:
+            reader = pyarrow.ipc.open_file(source)
+            return sum(reader.get_batch(index).num_rows for index in range(unit.start, unit.stop))
+    if unit.kind not in ("jsonl", "csv") or compression(path):
+        return 0
+    with open(path, "rb") as file:
+        sample = file.read(SAMPLE_BYTES)
+    size = Path(path).stat().st_size
+    stop = size if unit.stop is None else min(size, unit.stop)
+    lines = max(1, sample.count(b"\n"))
+    return (stop - unit.start) * lines / max(1, len(sample))
+
+
+NAMES = ("validation", "valid", "val", "dev")
+
+
+def own_validation(source: str) -> str | None:
+    """The source of the validation split that belongs to `source`; None if it has none, or is that split itself.
+
+    Raises DataError for a dataset that cannot be read.
+    """
+    path, _, split = source.partition("#")
+    if source.startswith(hub.PREFIX):
+        names, split = hub.splits(source), hub.split_of(source)
+    elif not Path(source).is_file() and Path(path).is_dir():
+        names = splits_of(Path(path)) or []
+    else:
+        return None
+    if split in NAMES:
+        return None
+    found = next((name for name in NAMES if name in names), None)
+    return found and f"{path}#{found}"

@@ -28,7 +28,7 @@ def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = SAY)
     """A tokenizer with an EOS and a padding token, from a directory (dataset or checkpoint), `gpt2` or a hub id.
 
     Its ids are those of the `tokenizer.json`: where transformers builds another tokenizer from it, that is put right
-    (mypt/tokenization/as_in_file.py). Randomness (BPE dropout) is switched off. `say` is told of both.
+    (mypt/tokenization/hf_tokenizer.py). Randomness (BPE dropout) is switched off. `say` is told of both.
 
     Directories of the original MyPT's and of nanoGPT's are read, too (mypt/tokenization/legacy.py).
     `gpt2` and hub ids come from the hub's cache when it has them. Without the cache `gpt2` comes from the package
@@ -152,7 +152,7 @@ def model_tokenizer(model: str | Path) -> PreTrainedTokenizerFast | None:
 
 
 def _from_directory(directory: Path, say: Callable[[str], object]) -> PreTrainedTokenizerFast:
-    from mypt.tokenization.as_in_file import read_tokenizer
+    from mypt.tokenization.hf_tokenizer import read_tokenizer
     from mypt.tokenization.legacy import find_state, state_tokenizer
 
     if state := find_state(directory):
@@ -188,7 +188,7 @@ def in_cache(name: str) -> bool:
 
 
 def _from_cache(name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFast | None:
-    from mypt.tokenization.as_in_file import read_tokenizer
+    from mypt.tokenization.hf_tokenizer import read_tokenizer
 
     if not in_cache(name):
         return None
@@ -204,7 +204,7 @@ def _from_cache(name: str, say: Callable[[str], object]) -> PreTrainedTokenizerF
 def _from_hub(name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFast:
     from huggingface_hub import HfApi
 
-    from mypt.tokenization.as_in_file import read_tokenizer
+    from mypt.tokenization.hf_tokenizer import read_tokenizer
 
     try:
         # One quick question first: without a network, transformers would retry for most of a minute.

@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mypt.errors import MyPTError, RecipeError, shown
+from mypt.hardware.out_of_memory import is_out_of_memory
 from mypt.recipe import OWN_OPTIMIZERS, OptimizerSection, Recipe
 from mypt.terminal import say
-from mypt.training.hardware.out_of_memory import is_out_of_memory
-from mypt.training.schedules import require_schedule, schedule_arguments, warmup_length
+from mypt.training.optim.schedules import require_schedule, schedule_arguments, warmup_length
 
 LORA_RATE = 2  # times the whole model's; from 7B parameters on it makes QLoRA's 2e-4 (Dettmers et al. 2023)
 MUON_RATE = 2  # times AdamW's, from scratch: docs/optimizers.md has the runs

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Tra
 from transformers import logging as transformers_logging
 
 from mypt.checkpoints.adapter import INSTALL_PEFT
+from mypt.checkpoints.probes import require_document_mask
 from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
-from mypt.evaluation.documents import require_document_mask
 from mypt.recipe import OWN_OPTIMIZERS, RESOLVED_NAME, Recipe, save_recipe
 from mypt.terminal import say
 from mypt.training import run_folder
@@ -29,18 +29,18 @@ from mypt.training.callbacks.metrics import MetricsCallback
 from mypt.training.callbacks.progress import ProgressBarCallback
 from mypt.training.callbacks.throughput import ThroughputCallback
 from mypt.training.callbacks.upload import UploadCallback
-from mypt.training.data import RunData, resolve_data
-from mypt.training.freeze import freeze
-from mypt.training.hardware.settle import settle_hardware
+from mypt.training.data.sources import RunData, resolve_data
+from mypt.training.data.stream import build_eval_sets, build_stream, place_stream
 from mypt.training.launch import require_processes
-from mypt.training.model import build_model
-from mypt.training.optimizers import muon_factory
+from mypt.training.model.build import build_model
+from mypt.training.model.freeze import freeze
+from mypt.training.optim.optimizers import muon_factory
 from mypt.training.request import default_block_size, output_dir
 from mypt.training.resolve import resolve, run_identity, settle_arguments
-from mypt.training.sharded import refuse_flattened
-from mypt.training.stream import build_eval_sets, build_stream, place_stream
+from mypt.training.resolve_hardware import settle_hardware
 from mypt.training.tracking import require_start, require_trackers
-from mypt.training.trainer import MyPTTrainer
+from mypt.training.trainer.sharded import refuse_flattened
+from mypt.training.trainer.trainer import MyPTTrainer
 
 
 @recipe_wording()
@@ -170,9 +170,9 @@ def _model(
 
 
 def _lora():
-    """The module mypt.training.lora, which needs an optional package."""
+    """The module mypt.training.model.lora, which needs an optional package."""
     try:
-        from mypt.training import lora
+        from mypt.training.model import lora
     except ImportError as error:
         raise RecipeError(f"recipe section 'lora': {INSTALL_PEFT}") from error
     return lora

@@ -8,7 +8,7 @@ from pathlib import Path
 from mypt.checkpoints.complete import checkpoints, what_is_missing
 from mypt.checkpoints.load import require_model
 from mypt.errors import RecipeError, recipe_wording
-from mypt.evaluation.verdict import require_sets
+from mypt.evaluation.forgetting import require_sets
 from mypt.models.presets import preset_dimensions
 from mypt.recipe import RESOLVED_NAME, ModelSection, Recipe, load_recipe
 from mypt.shards.format import Manifest, read_manifest
@@ -16,7 +16,7 @@ from mypt.shards.reader import check_files
 from mypt.streams.windows import window_count
 from mypt.tokenization.load import require_same_tokenizer
 from mypt.training import run_folder
-from mypt.training.data import default_sets, is_dataset, text_sources
+from mypt.training.data.sources import default_sets, is_dataset, text_sources
 from mypt.training.launch import SIZES
 
 WORKERS_PER_CPU = 16  # a worker that waits for a disk or the hub needs no core; more than this only take memory

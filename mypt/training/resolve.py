@@ -12,17 +12,17 @@ from mypt.checkpoints.adapter import weights_fingerprint
 from mypt.errors import RecipeError
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.planning.coverage import planned_steps
-from mypt.planning.evaluation import Evaluation, plan_evaluation
+from mypt.planning.evaluation_budget import Evaluation, plan_evaluation
 from mypt.recipe import ModelSection, Recipe
 from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
 from mypt.terminal import say
 from mypt.training.arguments import build_arguments, default_arguments, unused_settings
-from mypt.training.data import RunData
-from mypt.training.hardware.settle import Hardware, passes_per_step, settle_compile
-from mypt.training.stream import data_identity
+from mypt.training.data.sources import RunData
+from mypt.training.data.stream import data_identity
+from mypt.training.data.text import length_follows_from_data, tokenizer_name
+from mypt.training.resolve_hardware import Hardware, passes_per_step, settle_compile
 from mypt.training.target import evaluation_settings
-from mypt.training.text import length_follows_from_data, tokenizer_name
 
 
 def resolve(recipe: Recipe, data: RunData, model: PreTrainedModel, block_size: int) -> Recipe:

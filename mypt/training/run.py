@@ -9,15 +9,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mypt.checkpoints.complete import read_state
 from mypt.errors import CheckFailed, CheckpointError, Interrupted, UnreadableCheckpoint, recipe_wording
-from mypt.evaluation.verdict import INFEASIBLE
+from mypt.evaluation.forgetting import INFEASIBLE
+from mypt.hardware.out_of_memory import explain_out_of_memory_at_start
 from mypt.recipe import Recipe
 from mypt.terminal import say
 from mypt.training import run_folder
 from mypt.training.build import build_trainer
 from mypt.training.callbacks.coverage import write_ledger
-from mypt.training.hardware.out_of_memory import explain_out_of_memory_at_start
 from mypt.training.run_folder import others
-from mypt.training.trainer import MyPTTrainer
+from mypt.training.trainer.trainer import MyPTTrainer
 
 
 @recipe_wording()

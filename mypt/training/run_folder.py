@@ -18,9 +18,9 @@ from mypt.files import replace_text, require_file
 from mypt.folders import WriterLock, contents, require_own
 from mypt.json_files import read_json
 from mypt.shards.format import METADATA_NAME
-from mypt.shards.staging import STAGING
+from mypt.shards.publishing import STAGING
 from mypt.streams.size import SIZE_NAME
-from mypt.training.text import DATA_NAME, EVAL_NAME, HEAD_NAME
+from mypt.training.data.text import DATA_NAME, EVAL_NAME, HEAD_NAME
 
 ENVIRONMENT_NAME = "environment.json"
 _LOGS = (".log", ".out", ".err")  # what a shell or a scheduler writes there before training starts; never a run's own

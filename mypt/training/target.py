@@ -3,17 +3,23 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mypt.checkpoints.inspect import cached_model
+from mypt.checkpoints.config import cached_model
 from mypt.checkpoints.meta import HubError, measured_dimensions, read_config
 from mypt.errors import DataError, MyPTError, recipe_wording
-from mypt.planning.evaluation import training_passes
+from mypt.hardware.choices import (
+    Choice,
+    autocast_dtype,
+    choose_attention,
+    choose_dtype,
+    expected_batch,
+    expected_choices,
+)
+from mypt.hardware.machine import Machine
+from mypt.planning.evaluation_budget import training_passes
 from mypt.planning.fit import OPTIONS, RECIPE_FLAGS
 from mypt.planning.parameters import with_positions
 from mypt.planning.shape_memory import note
 from mypt.planning.shapes import is_measured
-from mypt.training.hardware.choices import Choice, autocast_dtype, choose_attention, choose_dtype
-from mypt.training.hardware.expected import expected_batch, expected_choices
-from mypt.training.hardware.machine import Machine
 
 # Options of a command, by the fields of `Step` that they give, and the keys of a recipe whose place they take.
 _KEYS = {
@@ -76,7 +82,7 @@ def read_target(
 
 
 def _dimensions(target: str, fields: dict) -> dict:
-    from mypt.checkpoints.original import refuse_original
+    from mypt.legacy.checkpoint import refuse_original
     from mypt.models.presets import PRESETS
 
     if target in PRESETS:
@@ -190,7 +196,7 @@ def memory_settings(recipe, machine: Machine, block_size: int | None, notes: lis
 
 
 def evaluation_settings(recipe, layers: int) -> dict:
-    """What a recipe says of `mypt.planning.evaluation.plan_evaluation`; layers: of the model that is trained."""
+    """What a recipe says of `mypt.planning.evaluation_budget.plan_evaluation`; layers: of the model that is trained."""
     section, training = recipe.forgetting, recipe.training
     acting = {
         "forgetting.action stop": section.action == "stop",
@@ -222,7 +228,7 @@ def _optimizer(recipe, notes: list[str]) -> str:
 
 def _trains_mypt(recipe) -> bool:
     """Whether the model will be MyPT's own class and all of it is trained: then Muon is the default."""
-    from mypt.checkpoints.families import obstacles
+    from mypt.conversion.families import obstacles
 
     base = recipe.model.init_from
     if recipe.lora:
@@ -345,7 +351,7 @@ def _text_tokens(name: str, recipe, notes: list[str]) -> tuple[int, bool] | None
 
 def _held_out(name: str, recipe, streamed: bool) -> float:
     """The share of a text source that training leaves for evaluation."""
-    from mypt.text.validation import own_validation
+    from mypt.text.sources import own_validation
 
     sets = recipe.data.eval
     if (streamed and name not in sets.values()) if sets else own_validation(name):

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from mypt import MyPTConfig, MyPTForCausalLM
 from mypt.checkpoints.adapter import is_adapter, recorded_base, weights_fingerprint
-from mypt.checkpoints.inspect import inspect_checkpoint
 from mypt.checkpoints.load import load_adapter, load_model
 from mypt.errors import CheckpointError
+from mypt.inspection.checkpoint import inspect_checkpoint
 from mypt.recipe import LoraSection
-from mypt.training.lora import attach_adapters
+from mypt.training.model.lora import attach_adapters
 
 IDS = torch.arange(16).view(1, 16)
 

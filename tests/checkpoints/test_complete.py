@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from mypt.checkpoints.complete import (
+    FSDP_OPTIMIZER,
+    FSDP_WEIGHTS,
     SAVING_NAME,
     checkpoints,
     last_complete_checkpoint,
+    missing_deepspeed,
     read_state,
     rotate,
     what_is_missing,
 )
-from mypt.checkpoints.sharded import FSDP_OPTIMIZER, FSDP_WEIGHTS, missing_deepspeed
 
 REQUIRED = ["config.json", "model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"]
 CHECKED = [*REQUIRED, "generation_config.json"]

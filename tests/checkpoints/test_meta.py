@@ -16,8 +16,8 @@ from mypt.planning.shape_memory import generation_memory
 from mypt.planning.shapes import lora_parameters
 from mypt.planning.step import Step
 from mypt.recipe import LoraSection
-from mypt.training.flops import flops_per_token as trained_flops
-from mypt.training.lora import attach_adapters
+from mypt.training.model.flops import flops_per_token as trained_flops
+from mypt.training.model.lora import attach_adapters
 
 SIZES = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 128}

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from mypt import MyPTForCausalLM, preset_config
-from mypt.checkpoints.export import TEXT, export_model
-from mypt.tokenization.bpe import train_bpe_tokenizer
+from mypt.conversion.export import TEXT, export_model
 from mypt.tokenization.load import largest_id, save_tokenizer
+from mypt.tokenization.train import train_bpe_tokenizer
 
 SERVE = "import sys; sys.modules['mypt'] = None; from transformers.cli.transformers import main; main()"
 PROMPT = "The committee met on"

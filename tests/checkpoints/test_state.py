@@ -14,7 +14,6 @@ from mypt.cli.main import main
 from mypt.errors import CheckpointError, MyPTError
 from mypt.shards.format import METADATA_NAME, read_manifest
 from mypt.training.run_folder import recorded_identity
-from tests.training.conftest import corpora  # noqa: F401
 
 VALUES = (
     None, True, False, 0, -1, 1.5, "512", "", "a\0b", "\ud800", "../../x", "\x1b[31m", "x" * 5_000, [], {}, [[]],
@@ -50,7 +49,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect", "subset"])
-def test_damaged_metadata_is_one_line_or_changes_nothing(corpora, tmp_path, capsys, command):  # noqa: F811
+def test_damaged_metadata_is_one_line_or_changes_nothing(corpora, tmp_path, capsys, command):
     directory = shutil.copytree(corpora / "domain", tmp_path / "data")
     path, rng = directory / METADATA_NAME, random.Random(command)
     original, manifest = path.read_bytes(), read_manifest(directory)

@@ -16,8 +16,8 @@ def model(tmp_path_factory):
     import torch
 
     from mypt import MyPTConfig, MyPTForCausalLM
-    from mypt.tokenization.char import build_char_tokenizer
     from mypt.tokenization.load import save_tokenizer
+    from mypt.tokenization.train import build_char_tokenizer
 
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)

@@ -17,8 +17,8 @@ TEXT = "the cat sat on the mat; the dog sat on the log.\n" * 60
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """Four steps of a tiny model on two sources, with an evaluation set to keep."""
+    from mypt.preparation.prepare import prepare_dataset
     from mypt.recipe import parse_recipe
-    from mypt.shards.prepare import prepare_dataset
     from mypt.training.run import train
 
     root = tmp_path_factory.mktemp("inspect")

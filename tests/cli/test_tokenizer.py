@@ -8,9 +8,9 @@ import pytest
 from mypt.cli.main import main
 from mypt.cli.tokenizer import add_arguments, run
 from mypt.errors import MyPTError, TokenizerError
-from mypt.shards.prepare import prepare_dataset
-from mypt.tokenization.char import build_char_tokenizer
+from mypt.preparation.prepare import prepare_dataset
 from mypt.tokenization.load import load_tokenizer, save_tokenizer, tokenizer_hash
+from mypt.tokenization.train import build_char_tokenizer
 
 TEXT = "".join(f"The {word} of number {i} is as good as any.\n\n" for i in range(300) for word in ("house", "tree"))
 

@@ -14,7 +14,7 @@ from mypt.yaml12 import dump_yaml
 @pytest.fixture
 def recipe(make_shards, tmp_path):
     """A recipe file for a two-layer model on numbered tokens with a real tokenizer."""
-    from mypt.shards.prepare import prepare_dataset
+    from mypt.preparation.prepare import prepare_dataset
 
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"line {number} of a text that counts its own lines" for number in range(400)))

@@ -13,8 +13,8 @@ def model(tmp_path_factory):
     """A folder with a tiny untrained model and its tokenizer."""
     from mypt.models.modeling_mypt import MyPTForCausalLM
     from mypt.models.presets import preset_config
-    from mypt.tokenization.char import build_char_tokenizer
     from mypt.tokenization.load import save_tokenizer
+    from mypt.tokenization.train import build_char_tokenizer
 
     folder = tmp_path_factory.mktemp("model")
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}

@@ -137,8 +137,8 @@ def test_data_of_more_tokens_than_the_model_knows(save_model, make_shards):
 
 
 def test_a_tokenizer_that_is_not_the_data_s(save_model, data):
-    from mypt.tokenization.char import build_char_tokenizer
     from mypt.tokenization.load import save_tokenizer
+    from mypt.tokenization.train import build_char_tokenizer
 
     path = save_model("model")
     save_tokenizer(build_char_tokenizer(["abc"]), path)

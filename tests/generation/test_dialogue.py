@@ -8,7 +8,7 @@ from mypt.errors import MyPTError
 from mypt.generation.dialogue import DEFAULT_TEMPLATE, Chat, QuestionTemplate
 from mypt.generation.generate import generate
 from mypt.generation.settings import GenerationSettings
-from mypt.tokenization.char import build_char_tokenizer
+from mypt.tokenization.train import build_char_tokenizer
 
 CONTEXT = 64
 CHAT_TEMPLATE = (

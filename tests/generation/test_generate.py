@@ -11,7 +11,7 @@ from mypt import MyPTConfig, MyPTForCausalLM
 from mypt.errors import MyPTError, TokenizerError
 from mypt.generation.generate import generate, generate_batch, prompt_ids
 from mypt.generation.settings import GenerationSettings
-from mypt.tokenization.char import build_char_tokenizer
+from mypt.tokenization.train import build_char_tokenizer
 
 LETTERS = "abcdefgh"
 CONTEXT = 48

@@ -15,7 +15,7 @@ from transformers import (
 from mypt.errors import MyPTError
 from mypt.generation.generate import generate, generate_batch
 from mypt.generation.settings import GenerationSettings
-from mypt.tokenization.char import build_char_tokenizer
+from mypt.tokenization.train import build_char_tokenizer
 
 CONTEXT, VOCABULARY = 64, 320
 PROMPTS = ["abc", "h", "gfedcbaabcgfedcbaabcgfedcbaabc"]

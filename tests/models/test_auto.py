@@ -52,7 +52,7 @@ def test_the_configuration_alone_is_registered_without_the_model():
 def test_label_smoothing_of_a_stock_trainer_is_qwen3s(tmp_path):
     from transformers import Qwen3ForCausalLM, Trainer, TrainingArguments
 
-    from mypt.checkpoints.interop import from_mypt
+    from mypt.conversion.weights import from_mypt
 
     torch.manual_seed(0)
     ours = MyPTForCausalLM(MyPTConfig(**TINY))

@@ -4,7 +4,7 @@ import torch
 
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config
-from mypt.planning.generation import generation_memory
+from mypt.planning.memory import generation_memory
 
 
 def test_the_cache_of_keys_and_values_is_exact():

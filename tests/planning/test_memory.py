@@ -13,8 +13,8 @@ from mypt.planning.memory import COMPONENTS, HOLES, PHASES, training_memory
 from mypt.planning.parameters import dimensions_of
 from mypt.planning.step import Step
 from mypt.recipe import ModelSection
-from mypt.training.freeze import freeze
-from mypt.training.optimizers import build_muon_adamw
+from mypt.training.model.freeze import freeze
+from mypt.training.optim.optimizers import build_muon_adamw
 
 BATCH, BLOCK = 2, 128
 PLAIN = Step(micro_batch_size=BATCH, block_size=BLOCK)

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from mypt.errors import DataError, TokenizerError
-from mypt.shards.append import append_dataset
+from mypt.preparation.append import append_dataset
+from mypt.preparation.prepare import append_text
+from mypt.preparation.subset import subset_dataset
 from mypt.shards.format import METADATA_NAME, read_manifest
-from mypt.shards.prepare import append_text
-from mypt.shards.subset import subset_dataset
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mypt.errors import DataError, TokenizerError
+from mypt.inspection.dataset import inspect_dataset
 from mypt.shards.format import read_manifest
-from mypt.shards.inspect import inspect_dataset
 from mypt.shards.legacy import origin
 from mypt.shards.reader import ShardReader
 from mypt.shards.verify import verify_dataset

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mypt.errors import DataError
+from mypt.shards.fetching import READINGS
 from mypt.shards.format import METADATA_NAME, read_manifest
 from mypt.shards.reader import ShardReader
-from mypt.shards.reading import READINGS
 
 
 @pytest.mark.parametrize("reading", READINGS)

@@ -7,14 +7,14 @@ import subprocess
 import pytest
 
 from mypt.errors import DataError
-from mypt.shards import reading
-from mypt.shards.reading import RAM_LIMIT, available_memory, choose_reading, file_system
+from mypt.shards import fetching
+from mypt.shards.fetching import RAM_LIMIT, available_memory, choose_reading, file_system
 
 LARGE = 20_000_000_000
 
 
 def test_a_small_split_is_read_into_memory_wherever_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "file_system", lambda path: "nfs4")
+    monkeypatch.setattr(fetching, "file_system", lambda path: "nfs4")
     assert choose_reading(tmp_path, 2_500_000) == ("ram", "2.5 MB on nfs4, read into memory, checksums verified")
 
 
@@ -30,13 +30,13 @@ def test_a_small_split_is_read_into_memory_wherever_it_is(tmp_path, monkeypatch)
     ],
 )
 def test_a_large_one_by_its_file_system_and_order(tmp_path, monkeypatch, system, blocks, chosen, how):
-    monkeypatch.setattr(reading, "file_system", lambda path: system)
+    monkeypatch.setattr(fetching, "file_system", lambda path: system)
     assert choose_reading(tmp_path, LARGE, blocks=blocks) == (chosen, how)
 
 
 def test_memory_bounds_what_is_read_into_it(tmp_path, monkeypatch):
     assert choose_reading(tmp_path, RAM_LIMIT + 1)[0] != "ram"
-    monkeypatch.setattr(reading, "available_memory", lambda: 16_000)
+    monkeypatch.setattr(fetching, "available_memory", lambda: 16_000)
     assert choose_reading(tmp_path, 1_000)[0] == "ram"
     assert choose_reading(tmp_path, 1_001)[0] != "ram"
 
@@ -67,7 +67,7 @@ def test_memory_is_a_part_of_what_the_machine_has():
 
 
 def test_more_files_than_a_process_may_map_are_read_call_by_call(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "file_system", lambda path: "ext4")
+    monkeypatch.setattr(fetching, "file_system", lambda path: "ext4")
     assert choose_reading(tmp_path, LARGE, files=5_000)[0] == "readahead"
     assert choose_reading(tmp_path, LARGE, files=10**9)[0] == "pread"
     assert choose_reading(tmp_path, LARGE, "readahead", files=10**9)[0] == "readahead"  # as asked

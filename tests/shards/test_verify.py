@@ -9,8 +9,8 @@ import pytest
 from mypt.errors import CheckFailed, DataError
 from mypt.shards.format import METADATA_NAME, read_manifest, write_manifest
 from mypt.shards.verify import verify_dataset
-from mypt.tokenization.char import build_char_tokenizer
 from mypt.tokenization.load import save_tokenizer
+from mypt.tokenization.train import build_char_tokenizer
 
 DATA = {"train": ["one document " * 9, "another", "", "last of train " * 3], "val": ["held out"]}
 

@@ -15,10 +15,9 @@ import torch
 import xxhash
 
 from mypt.errors import DataError
-from mypt.streams.estimate import Size
-from mypt.streams.jit_loader import JitLoader
-from mypt.streams.jit_stream import JitStream
-from mypt.tokenization.char import build_char_tokenizer
+from mypt.streams.jit_stream import JitLoader, JitStream
+from mypt.streams.size import Size
+from mypt.tokenization.train import build_char_tokenizer
 
 TOKENIZER = build_char_tokenizer(string.ascii_letters + string.digits + " ")
 BLOCK = 16

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from mypt.streams.lane import START, Place
-from mypt.streams.packing import pack
+from mypt.streams.document_reader import START, Place, pack
 
 
 def encode(texts):

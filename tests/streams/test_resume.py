@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mypt.errors import DataError
-from mypt.streams.resume import describe
 from mypt.streams.shard_stream import ShardStream
+from mypt.streams.timeline import describe
 from mypt.streams.windows import window_count
 
 BLOCK = 16

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mypt.errors import DataError
-from mypt.streams.lane import is_held_out
+from mypt.streams.document_reader import is_held_out
 from mypt.streams.size import count_epoch, guess_tokens
 from mypt.text.sources import find_units
 from tests.streams.test_jit_stream import TOKENIZER

@@ -20,7 +20,7 @@ import pytest
 
 from mypt.errors import DataError
 from mypt.text import files, records, sources
-from mypt.text.faults import RecordError
+from mypt.text.bad_records import RecordError
 from mypt.text.formats import binary_name, detect, encoding_of
 from mypt.text.sources import digest, find_units, read_documents
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mypt.text.size import document_count
-from mypt.text.sources import find_units
+from mypt.text.sources import document_count, find_units
 
 TEXTS = [f"{number:04d} " + "word " * 40 for number in range(9_000)]
 

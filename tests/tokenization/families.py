@@ -5,7 +5,7 @@ import json
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mypt.tokenization.bpe import train_bpe_tokenizer
+from mypt.tokenization.train import train_bpe_tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz</>[]|_."
 TEXT = "the cat sat on the mat and the dog ate the cat food, then the cat and the dog sat"

@@ -5,9 +5,9 @@ import random
 import pytest
 from transformers import AutoTokenizer
 
-from mypt.tokenization.char import build_char_tokenizer
 from mypt.tokenization.encode import encode_documents
 from mypt.tokenization.load import EOS, save_tokenizer
+from mypt.tokenization.train import build_char_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from mypt.errors import TokenizerError
-from mypt.tokenization.bpe import train_bpe, train_bpe_tokenizer
-from mypt.tokenization.char import build_char, build_char_tokenizer
 from mypt.tokenization.data_tokenizer import DataTokenizer, load_data_tokenizer
 from mypt.tokenization.load import largest_id, load_tokenizer, tokenizer_hash
+from mypt.tokenization.train import build_char, build_char_tokenizer, train_bpe, train_bpe_tokenizer
 
 TEXT = "A text, and a text again.\n\nAnother café, <|endoftext|> within.\n"
 

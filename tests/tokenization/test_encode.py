@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from mypt.tokenization import encode
-from mypt.tokenization.bpe import train_bpe_tokenizer
-from mypt.tokenization.char import build_char_tokenizer
 from mypt.tokenization.encode import encode_documents
 from mypt.tokenization.load import EOS, load_tokenizer
+from mypt.tokenization.train import build_char_tokenizer, train_bpe_tokenizer
 
 CODE = inspect.getsource(inspect)
 

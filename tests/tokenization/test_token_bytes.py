@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from mypt.tokenization.bpe import train_bpe_tokenizer
-from mypt.tokenization.char import build_char_tokenizer
 from mypt.tokenization.encode import encode_documents
 from mypt.tokenization.load import EOS, wrap
 from mypt.tokenization.token_bytes import TextOf, token_bytes
+from mypt.tokenization.train import build_char_tokenizer, train_bpe_tokenizer
 
 TEXTS = ["plain text, twice: plain text", "ünï 😀 \x00\x7f\xad\t\r\n", EOS + " <0x41>", "", "日本語" * 50]
 

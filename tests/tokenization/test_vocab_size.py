@@ -3,7 +3,7 @@
 import pytest
 
 from mypt.errors import TokenizerError
-from mypt.tokenization.vocab_size import choose_vocab_size, optimal_vocab_size
+from mypt.tokenization.train import choose_vocab_size, optimal_vocab_size
 
 
 def test_the_law_by_hand():

@@ -18,11 +18,11 @@ from mypt.checkpoints.complete import SAVING_NAME
 from mypt.checkpoints.verify import fault_of, last_good_checkpoint
 from mypt.cli.main import main
 from mypt.errors import CheckpointError, MyPTError
-from mypt.evaluation.verdict import judge
+from mypt.evaluation.forgetting import judge
 from mypt.recipe import parse_recipe
 from mypt.training.run import train
 from mypt.training.run_folder import publish
-from mypt.training.trainer import MyPTTrainer
+from mypt.training.trainer.trainer import MyPTTrainer
 
 STATES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
@@ -232,7 +232,7 @@ def test_a_kill_while_the_checksums_are_written(killed, resume, tiny_recipe):
     """Every other file is there then; the mark of the save tells that it never ended."""
     child = os.fork()
     if child == 0:
-        from mypt.training import saving
+        from mypt.training.trainer import saving
 
         saving.write_checksums = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
         train(parse_recipe(tiny_recipe(killed)), resume=True)

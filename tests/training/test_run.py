@@ -283,7 +283,7 @@ def test_bad_input_is_one_clear_error(recipe_for, corpora, tmp_path):
 
 
 def test_another_tokenizer_is_refused(recipe_for, corpora, tmp_path):
-    from mypt.shards.prepare import prepare_dataset
+    from mypt.preparation.prepare import prepare_dataset
 
     other = tmp_path / "other"
     prepare_dataset(

@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 from mypt.errors import MyPTError, RecipeError
 from mypt.recipe import parse_recipe
 from mypt.training.build import build_trainer
-from mypt.training.callbacks.safety import MOST_SKIPS
 from mypt.training.run import finish
+from mypt.training.stability.safety import MOST_SKIPS
 
 
 def poison(trainer, *samples: int) -> None:

@@ -16,8 +16,8 @@ from mypt.checkpoints.complete import what_is_missing
 from mypt.errors import Interrupted
 from mypt.recipe import parse_recipe
 from mypt.training.build import build_trainer
-from mypt.training.callbacks.signals import SIGNALS, SignalCallback, Unread
 from mypt.training.run import finish, train
+from mypt.training.stability.signals import SIGNALS, SignalCallback, Unread
 from tests.processes import Command
 
 

@@ -9,8 +9,8 @@ import torch
 
 from mypt.recipe import parse_recipe
 from mypt.training.build import build_trainer
-from mypt.training.callbacks.spikes import threshold
 from mypt.training.run import finish
+from mypt.training.stability.loss_spikes import threshold
 
 
 def test_the_rule_is_median_and_mad():

@@ -20,10 +20,10 @@ from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config
 from mypt.recipe import load_recipe, parse_recipe
 from mypt.shards.reader import ShardReader
-from mypt.streams.lane import Place
+from mypt.streams.document_reader import Place
 from mypt.tokenization.load import largest_id, load_tokenizer, tokenizer_hash
 from mypt.training.build import build_trainer
-from mypt.training.data import resolve_data
+from mypt.training.data.sources import resolve_data
 from mypt.training.run import train
 from tests.processes import launch
 from tests.training.test_kill import start, twins, wait_for

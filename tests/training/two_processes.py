@@ -15,10 +15,10 @@ from transformers import TrainerCallback, TrainingArguments
 from mypt import MyPTConfig, MyPTForCausalLM
 from mypt.errors import CheckpointError
 from mypt.recipe import load_recipe
-from mypt.training import saving
 from mypt.training.build import build_trainer
 from mypt.training.run import finish
-from mypt.training.trainer import MyPTTrainer
+from mypt.training.trainer import saving
+from mypt.training.trainer.trainer import MyPTTrainer
 
 KEPT = (15, 3, 0, 9)  # targets of each row; the others are ignored
 POISONED = 22  # of samples 20 to 23: rank 1's with two processes

@@ -16,10 +16,10 @@ from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.files import replace_text
 from mypt.planning.report import coverage_report
 from mypt.streams.ledger import Ledger, Seen
-from mypt.streams.resume import describe
 from mypt.streams.show import saved_ledger
+from mypt.streams.timeline import describe
 from mypt.terminal import say
-from mypt.training.schedules import climb_of
+from mypt.training.optim.schedules import climb_of
 
 LEDGER_NAME = "coverage.json"
 RECORDED = ("weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm", "bf16", "fp16")  # of TrainingArguments

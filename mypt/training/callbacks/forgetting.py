@@ -12,14 +12,14 @@ from transformers.trainer_callback import ExportableState
 
 from mypt.checkpoints.state import saved_states
 from mypt.errors import CheckpointError, MyPTError
+from mypt.evaluation.baseline import BASELINE_NAME, load_baseline, save_baseline
+from mypt.evaluation.forgetting import ACTED_ON, INFEASIBLE, TOLERANCE, judge, require_sets, verdict
 from mypt.evaluation.loss import WindowLosses, window_losses
-from mypt.evaluation.verdict import ACTED_ON, INFEASIBLE, TOLERANCE, judge, require_sets, verdict
 from mypt.files import replace_text
 from mypt.streams.eval_windows import EvalWindows
 from mypt.terminal import say
-from mypt.training.callbacks.baseline import BASELINE_NAME, load_baseline, save_baseline
 from mypt.training.callbacks.curves import Pace, plot_forgetting
-from mypt.training.hardware.compiled import eager
+from mypt.training.model.compiled import eager
 
 REPORT_NAME = "forgetting.json"
 ACTIONS = ("warn", "stop")

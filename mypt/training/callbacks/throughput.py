@@ -6,8 +6,8 @@ import time
 import torch
 from transformers import TrainerCallback
 
+from mypt.hardware.peak import Peak, peak_of
 from mypt.terminal import say
-from mypt.training.hardware.peak import Peak, peak_of
 
 DATA, COMPUTE, REST = "data", "compute", "rest"  # of a training step
 OUTSIDE, STARTUP = "outside", "startup"  # evaluating and saving; what happens before the first step

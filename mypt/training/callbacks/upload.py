@@ -10,8 +10,8 @@ from typing import NamedTuple
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from mypt.checkpoints.remote import Outgoing, Sent, connect, outgoing, send
 from mypt.errors import CheckFailed, MyPTError
+from mypt.storage.hub import Outgoing, Sent, connect, outgoing, send
 from mypt.terminal import say
 
 HELD_NAME = ".upload"  # in the run folder

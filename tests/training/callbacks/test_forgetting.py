@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM
 
 from mypt.errors import CheckpointError, MyPTError
+from mypt.evaluation.baseline import BASELINE_NAME, load_baseline
 from mypt.evaluation.loss import window_losses
 from mypt.streams.eval_windows import EvalWindows
-from mypt.training.callbacks.baseline import BASELINE_NAME, load_baseline
 from mypt.training.callbacks.forgetting import ForgettingCallback, Reading, human_line
 
 

@@ -12,7 +12,7 @@ from mypt.training.build import build_trainer
 from mypt.training.callbacks.forgetting import ForgettingCallback
 from mypt.training.callbacks.progress import ProgressBarCallback
 from mypt.training.callbacks.throughput import ThroughputCallback
-from mypt.training.flops import flops_per_token
+from mypt.training.model.flops import flops_per_token
 
 NAP = 0.08  # seconds
 KEYS = {"throughput/tokens_per_second", "throughput/mfu", "throughput/data_ms", "throughput/compute_ms",

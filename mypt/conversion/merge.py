@@ -1,0 +1,91 @@
+"""An adapter and its base model as one ordinary checkpoint, measured against the two apart."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mypt.checkpoints.adapter import is_adapter, recorded_base
+from mypt.checkpoints.load import load_adapter, load_model, with_adapter
+from mypt.conversion.weights import cast
+from mypt.errors import CheckFailed, CheckpointError
+from mypt.folders import new_folder, require_free
+from mypt.storage.upload_files import RUN_FILES
+from mypt.tokenization.load import model_tokenizer, save_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LENGTH = 128  # tokens
+TOLERANCE = 1e-5  # of the largest logit, in float32
+
+
+def merge_adapter(adapter: str | Path, out: str | Path, base: str | None = None) -> dict[str, Any]:
+    """Write the base model with the adapter added to its weights to the folder `out`, in the base's dtype.
+
+    base: folder or hub id of the base model, if it is no longer where the adapter says. The sums are made in float32.
+    The tokenizer, and what a run left beside the adapter (recipe, coverage, forgetting), go along. What was written
+    is read again and compared with the two apart, in float32, on random ids; beyond the tolerance nothing is kept.
+
+    Returns a JSON-ready report: `difference`, the largest of any logit; `largest_logit`; `tolerance`, relative to it.
+    Raises CheckpointError for a folder that is no adapter, an `out` that is not empty, a base that is gone or another;
+    CheckFailed beyond the tolerance.
+    """
+    base = require_merge(adapter, out, base)
+    import torch
+
+    adapter, out = Path(adapter), Path(out)
+    apart = load_adapter(adapter, base=base)
+    dtype = apart.get_base_model().dtype
+    cast(apart, "float32")
+    expected = _logits(apart)
+    merged = cast(with_adapter(apart, adapter), str(dtype).removeprefix("torch."))
+    report = {
+        "adapter": str(adapter),
+        "base": base,
+        "out": str(out),
+        "architecture": type(merged).__name__,
+        "parameters": merged.num_parameters(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "largest_logit": expected.abs().max().item(),
+        "tolerance": max(TOLERANCE, 10 * torch.finfo(dtype).eps),
+    }
+    with new_folder(out) as folder:
+        merged.save_pretrained(folder)
+        tokenizer = model_tokenizer(adapter) or model_tokenizer(base)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, folder)
+        for name in RUN_FILES:
+            if (adapter / name).is_file():
+                shutil.copyfile(adapter / name, folder / name)
+        report["difference"] = (_logits(cast(load_model(folder), "float32")) - expected).abs().max().item()
+        if not report["difference"] <= report["tolerance"] * report["largest_logit"] < math.inf:
+            raise CheckFailed(
+                f"merged, a logit differs by {report['difference']:.1e} from base and adapter apart (the largest is "
+                f"{report['largest_logit']:.1f}); nothing is kept"
+            )
+    return report
+
+
+def require_merge(adapter: str | Path, out: str | Path, base: str | None = None) -> str:
+    """What `merge_adapter` refuses before it imports torch. Returns the base model."""
+    if not is_adapter(adapter):
+        raise CheckpointError(
+            f"{adapter} holds no adapter (adapter_config.json): name the folder of a LoRA run, or of one that "
+            "`mypt download` brought"
+        )
+    require_free(out, CheckpointError)
+    return base or recorded_base(adapter)
+
+
+def _logits(model) -> Tensor:
+    """Of random ids, float32 (2, T, V)."""
+    import torch
+
+    config = model.config.get_text_config()
+    length = min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH)
+    ids = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model(input_ids=ids.to(model.device), use_cache=False).logits

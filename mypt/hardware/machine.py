@@ -1,0 +1,95 @@
+"""What this machine is to a run or a plan: its device, the memory of it, and the dtype that it multiplies fastest.
+
+`this_machine` asks the system, without torch; `machine_of` asks torch for one device. The rules are the same.
+"""
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from os import environ
+from pathlib import Path
+
+from mypt.hardware.main_memory import main_memory
+
+BFLOAT16_FROM, TENSOR_CORES_FROM = 8.0, 7.0  # CUDA compute capabilities: Ampere, Volta
+
+
+@dataclass(frozen=True)
+class Machine:
+    """device: "gpu" (one) or "cpu". memory, free: its bytes in all, and now; None where the system does not tell.
+    dtype: of matrix products under autocast, "float32" for none. why: the reason for it, in words."""
+
+    device: str
+    memory: int | None
+    dtype: str
+    why: str = ""
+    free: int | None = None
+
+    @property
+    def name(self) -> str:
+        return "this machine's GPU" if self.device == "gpu" else "this machine's main memory"
+
+
+def this_machine() -> Machine:
+    """The first GPU that nvidia-smi names, else the CPU and main memory."""
+    return _smi() or _cpu()
+
+
+def other_machine(memory: int | None, device: str | None) -> Machine:
+    """This machine; with `memory` (bytes) one that has so much, all free. device: None for a "gpu" with `memory`."""
+    machine = this_machine()
+    if not memory and device in (None, machine.device):
+        return machine
+    if not memory and device == "cpu":
+        return _cpu()
+    # Without `memory` a GPU that is not here has as much as nobody knows.
+    return Machine(device or "gpu", memory, machine.dtype, "as on this machine", memory)
+
+
+def machine_of(device) -> Machine:
+    """That of a torch.device, as the process that trains on it sees it."""
+    import torch
+
+    if device.type == "cpu":
+        return _cpu()
+    if device.type != "cuda":
+        return Machine("gpu", None, "float32", f"nothing else is known to be faster on {device.type}")
+    free, total = torch.cuda.mem_get_info(device)
+    major, minor = torch.cuda.get_device_capability(device)
+    return _cuda(float(f"{major}.{minor}"), total, free)
+
+
+def _smi() -> Machine | None:
+    if not shutil.which("nvidia-smi") or environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.total,memory.free,compute_cap", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.splitlines()
+        total, free, capability = answer[0].split(",")
+        return _cuda(float(capability), int(total) * 2**20, int(free) * 2**20)
+    except (OSError, subprocess.TimeoutExpired, IndexError, ValueError):
+        return None
+
+
+def _cuda(capability: float, memory: int, free: int) -> Machine:
+    if capability >= BFLOAT16_FROM:
+        return Machine("gpu", memory, "bfloat16", f"compute capability {capability} multiplies it", free)
+    before = f"compute capability {capability} is below {BFLOAT16_FROM}, from which on bfloat16 is multiplied"
+    if capability >= TENSOR_CORES_FROM:
+        return Machine("gpu", memory, "float16", before, free)
+    return Machine("gpu", memory, "float32", f"{before}, and it has no tensor cores for float16", free)
+
+
+def _cpu() -> Machine:
+    total, free = main_memory()
+    if _cpu_multiplies_bfloat16():
+        return Machine("cpu", total, "bfloat16", "this CPU has instructions for it (avx512_bf16)", free)
+    return Machine("cpu", total, "float32", "this CPU has no instructions for bfloat16 (avx512_bf16)", free)
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """The processor's flag that torch asks for, too; False where /proc does not tell."""
+    try:
+        return " avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False

@@ -1,0 +1,69 @@
+"""Out of memory in the middle of a run: one error that names what would have fitted, instead of a traceback."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from mypt.errors import MyPTError
+from mypt.hardware.batch import room
+from mypt.planning.fit import gibibytes, knobs
+from mypt.planning.memory import training_memory
+from mypt.planning.step import FRAMEWORK, Step
+
+# torch's allocator on a CPU, and the one that oneDNN and C++ call, which raise plain RuntimeErrors.
+REFUSED = ("can't allocate memory", "bad_alloc", "could not create a memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is a device or a process without memory, in any of the ways in which torch says so."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in REFUSED)
+
+
+@contextmanager
+def explain_out_of_memory_at_start() -> Iterator[None]:
+    """As `explain_out_of_memory`, before there is a trainer: while the model is built or loaded."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MyPTError(
+            "out of memory before the first step, while model and data were loaded; take a smaller model, or a machine "
+            "with more memory (`mypt estimate` has the figures)"
+        ) from error
+
+
+@contextmanager
+def explain_out_of_memory(trainer) -> Iterator[None]:
+    """Turn running out of memory inside into a MyPTError with the knobs of `trainer.hardware`'s memory model."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        words = f"out of memory at step {trainer.state.global_step}"
+        if not trainer.model.training:
+            words += f" in an evaluation of {trainer.args.per_device_eval_batch_size} sequences at a time"
+        raise MyPTError(f"{words}; {_what_helps(trainer)}") from error
+
+
+def _what_helps(trainer) -> str:
+    again = "and run the same command with --resume to go on"
+    if not trainer.model.training:
+        return f"lower --training.per_device_eval_batch_size, {again}"
+    hardware = trainer.hardware
+    if hardware is None or hardware.step is None:
+        return f"lower --training.per_device_train_batch_size, raise gradient_accumulation_steps as much, {again}"
+    return advice(hardware.dimensions, hardware.step, hardware.machine.free) + f", {again}"
+
+
+def advice(dimensions: dict, step: Step, free: int | None) -> str:
+    """What the step needs by the estimate, and what would fit into less than `free` bytes, or than it needs."""
+    needed = training_memory(dimensions, step)["total"]
+    there = f" and {gibibytes(free)} GiB were free at the start" if free else ""
+    beyond = needed - FRAMEWORK  # which this process had already
+    help_ = ", or ".join(knobs(dimensions, step, room(min(beyond, free or beyond))))
+    return f"a step needs about {gibibytes(needed)} GiB{there}: {help_}"

@@ -1,0 +1,1 @@
+"""Read what the original MyPT wrote, as plain values."""

@@ -1,0 +1,108 @@
+"""A tokenizer alone: the one that `prepare_dataset` would make of the same text, in a directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypedDict
+
+import xxhash
+
+from mypt.errors import TokenizerError
+from mypt.files import replace_text
+from mypt.folders import only_writer, require_own
+from mypt.json_files import read_json
+from mypt.preparation.pipeline import Pipeline
+from mypt.shards.format import METADATA_NAME
+from mypt.shards.publishing import STAGING, UNITS
+from mypt.shards.settings import PrepareSettings
+from mypt.text.sources import find_units, stamp
+
+TRAINING_NAME = "tokenizer_training.json"  # beside tokenizer.json: what it was made of, and the reasons for its size
+
+
+def train_tokenizer(
+    sources: Iterable[str | Path],
+    out: str | Path,
+    tokenizer: str = "bpe",
+    *,
+    retrain: bool = False,
+    workers: int = 1,
+    progress: bool = True,
+    say: Callable[[str], object] = lambda line: None,
+    **settings: Any,
+) -> Path:
+    """Make a `bpe` or `char` tokenizer of `sources` and write it to the directory `out`, which is returned.
+
+    `settings` are fields of PrepareSettings: vocab_size, min_vocab_size, max_vocab_size, tokenizer_train_examples,
+    seed, text_column, lowercase, max_documents. A tokenizer that was made of the same sources with the same settings
+    is left as it is unless `retrain`; a killed call goes on where it was. `say` gets the reasons for the size.
+    Raises TokenizerError if `out` holds anything else, and DataError for the sources and the settings.
+    """
+    out, chosen = Path(out), PrepareSettings.of(tokenizer, **settings)
+    units = find_units(sources, text_column=chosen.text_column, on_error=chosen.on_error)
+    made_of = {
+        "settings": chosen.training(),
+        "sources": list(dict.fromkeys(unit.source for unit in units)),
+        "text": xxhash.xxh3_128_hexdigest(json.dumps([[unit.to_dict(), stamp(unit)] for unit in units]).encode()),
+    }
+    _require_tokenizer_folder(out)
+    notes: list[str] = []
+    pipeline = Pipeline(out / STAGING, chosen, units, workers, notes.append, progress)
+    with only_writer(out):
+        if _already_made(out, made_of, retrain):
+            shutil.rmtree(pipeline.staging, ignore_errors=True)  # of a call that was killed when all was done
+            say(f"{out} already holds the tokenizer of this text with these settings (--retrain: make it again)")
+            return out
+        pipeline.make_tokenizer(retrain=True)  # also one that a killed call made: its notes went with that call
+        (out / TRAINING_NAME).unlink(missing_ok=True)
+        for path in pipeline.staging.glob("tokenizer*.json"):
+            os.replace(path, out / path.name)
+        replace_text(out / TRAINING_NAME, json.dumps(made_of | {"notes": notes}, indent=1, ensure_ascii=False))
+        shutil.rmtree(pipeline.staging)
+    return out
+
+
+class TrainingRecord(TypedDict):
+    """How `train_tokenizer` made a tokenizer."""
+
+    settings: dict[str, Any]
+    sources: list[str]
+    text: str  # a hash of what the sources hold
+    notes: list[str]
+
+
+def training_record(directory: Path) -> TrainingRecord | None:
+    """What `train_tokenizer` wrote beside the tokenizer in `directory`. Raises TokenizerError if it is damaged."""
+    path = directory / TRAINING_NAME
+    return read_json(path, TrainingRecord, TokenizerError, "restore it, or --retrain") if path.is_file() else None
+
+
+def _require_tokenizer_folder(out: Path) -> None:
+    if (out / METADATA_NAME).exists():
+        raise TokenizerError(f"{out} is a dataset, whose tokenizer belongs to its tokens; choose another --out")
+
+    def is_own(folder: Path) -> bool:
+        if (folder / TRAINING_NAME).is_file():
+            return True
+        return (folder / STAGING).is_dir() and not any((folder / STAGING / UNITS).glob("*.ids"))  # of `mypt prepare`
+
+    require_own(out, is_own, "mypt tokenizer", TokenizerError)
+
+
+def _already_made(out: Path, made_of: dict[str, Any], retrain: bool) -> bool:
+    """Raises TokenizerError if `out` holds another tokenizer. One without its record is not finished."""
+    if retrain or not (out / "tokenizer.json").is_file() or not (previous := training_record(out)):
+        return False
+    if {name: previous.get(name) for name in made_of} == made_of:
+        return True
+    differing = [
+        f"{name} {previous['settings'].get(name)} -> {value}"
+        for name, value in made_of["settings"].items()
+        if previous and previous["settings"].get(name) != value
+    ]
+    reason = "; ".join(differing) or "other text"
+    raise TokenizerError(f"{out} holds another tokenizer ({reason}); choose another --out, or --retrain to replace it")

@@ -1,0 +1,242 @@
+"""A model card from a model's folder: what it is, how to use it, what it saw and what it forgot."""
+
+import json
+import re
+from pathlib import Path
+
+from mypt.errors import CheckpointError
+from mypt.inspection.checkpoint import inspect_checkpoint
+from mypt.planning.parameters import count_parameters
+from mypt.recipe import RESOLVED_NAME
+from mypt.storage.run_info import Facts
+from mypt.storage.upload_files import CARD_NAME
+from mypt.terminal import one_line, visible
+
+_STUB = "# Model Card for Model ID"  # the title of the form that peft lays beside every adapter, not filled in
+# What Markdown or HTML acts on: names of texts and models come from files that anybody may have written.
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_MARKUP = re.compile(r"[&<>\\`*\[\]~#$@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", re.IGNORECASE)
+
+
+def card_of(folder: Path, name: str, *, revision: str | None = None, license: str | None = None) -> str:
+    """The card to send: the folder's own README.md if somebody wrote one, else `model_card`."""
+    own = folder / CARD_NAME
+    text = own.read_text(encoding="utf-8") if own.is_file() else _STUB
+    return model_card(folder, name, revision=revision, license=license) if _STUB in text else text
+
+
+def model_card(folder: Path, name: str, *, revision: str | None = None, license: str | None = None) -> str:
+    """Markdown with the hub's metadata on top, made of the folder's files alone: the same files, the same card.
+
+    folder: a run folder, its `best`, a checkpoint or an adapter, as `mypt.storage.upload_files.model_files` takes it.
+    name, revision: what it will be loaded by, such as user/name. license: an identifier such as apache-2.0.
+    Raises CheckpointError for files that are damaged.
+    """
+    facts = Facts(folder)
+    sections = [
+        _metadata(facts, name, license),
+        f"# {_plain(name.rpartition('/')[2])}",
+        _summary(facts),
+        _use(facts, json.dumps(name) + (f", revision={json.dumps(revision)}" if revision else "")),
+        _training(facts),
+        _forgetting(facts),
+        _limitations(facts),
+        _recipe(facts),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _metadata(facts: Facts, name: str, license: str | None) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=one_line(set_name),
+            dataset_name=f"{one_line(set_name)} (held-out split)",
+            metric_type="loss",
+            metric_name="loss, nats per token",
+            metric_value=round(reading["loss"], 4),
+        )
+        for set_name, reading in (facts.last["sets"] if facts.last else {}).items()
+    ]
+    sources = [one_line(source["name"]) for source in facts.coverage.get("sources", [])]
+    data = ModelCardData(
+        library_name="peft" if facts.adapter else "transformers",
+        pipeline_tag="text-generation",
+        license=license,
+        base_model=facts.hub_base,
+        tags=["mypt", *(["lora"] if facts.adapter else [])],
+        datasets=[one_line(re.split("[:@#]", s.removeprefix("hf://"))[0]) for s in sources if s.startswith("hf://")]
+        or None,
+        model_name=name.rpartition("/")[2] if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def describe(folder: Path) -> dict[str, str]:
+    """What kind of model a folder holds, in words: {"architecture": ..., "parameters": ..., ...}."""
+    facts = Facts(folder)
+    if facts.adapter:
+        rank = {"rank": str(facts.adapter["r"])} if "r" in facts.adapter else {}
+        return {"kind": f"{facts.adapter.get('peft_type', 'peft')} adapter", "base model": f"{facts.base}"} | rank
+    report = inspect_checkpoint(folder)
+    model, weights, tokenizer = report["model"], report["weights"], report["tokenizer"]
+    if "heads" not in model:
+        raise CheckpointError(f"{folder / 'config.json'} is damaged: it does not say what model this is; restore it")
+    heads, kv_heads = model["heads"], model["kv_heads"]
+    shared = f" ({kv_heads} for keys and values)" if kv_heads not in (None, heads) else ""
+    return {
+        "architecture": f"{model['architecture']} ({model['model_type']})",
+        "shape": f"{model['layers']} layers, {heads} heads{shared}, width {model['width']}",
+        "parameters": _parameters(facts.config, weights["parameters"]),
+        "context": f"{model['context']:,} tokens" if model["context"] else "not stated",
+        "tokenizer": f"{tokenizer['type']}, {tokenizer['ids']:,} ids" if tokenizer else "none",
+        "weights": f"{', '.join(weights['dtypes'])}, {weights['bytes'] / 1e6:,.1f} MB of safetensors",
+    }
+
+
+def _summary(facts: Facts) -> str:
+    words = "An adapter for a causal language model" if facts.adapter else "A causal language model"
+    if facts.base:
+        link = f"[{facts.hub_base}](https://huggingface.co/{facts.hub_base})" if facts.hub_base else _code(facts.base)
+        words += f", trained from {link}"
+    elif facts.recipe:
+        words += ", trained from scratch"
+    rows = [(f"**{name}**", _plain(value)) for name, value in describe(facts.folder).items()]
+    return f"{words}{' with MyPT' if facts.recipe else ''}.\n\n{_table(('', ''), rows)}"
+
+
+def _parameters(config: dict, stored: int) -> str:
+    if config.get("model_type") != "mypt":
+        return f"{stored:,}"
+    parts = count_parameters(config)
+    named = [f"{part} {count:,}" for part, count in parts.items() if count and part not in ("total", "non_embedding")]
+    return f"{parts['total']:,} ({', '.join(named)})"
+
+
+def _use(facts: Facts, what: str) -> str:
+    """The code that loads it; `what`: its name and revision as arguments."""
+    if facts.adapter:
+        base = facts.hub_base or "the base model's name or folder"
+        lines = (
+            "import mypt", "from peft import PeftModel", "from transformers import AutoModelForCausalLM", "",
+            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+            f"model = PeftModel.from_pretrained(base, {what})",
+        )  # fmt: skip
+        return f"## Use\n\n{_python(lines)}"
+    ours = facts.config.get("model_type") == "mypt"
+    text = f"## Use\n\n{_python((*(['import mypt'] if ours else []), *_generating(what)))}"
+    if ours and facts.config.get("auto_map"):
+        text += "\n\nWithout mypt installed, by the code that lies beside the weights:\n\n"
+        text += _python(_generating(f"{what}, trust_remote_code=True"))
+    return text
+
+
+def _generating(arguments: str) -> tuple[str, ...]:
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
+        f"model = AutoModelForCausalLM.from_pretrained({arguments})",
+        f"tokenizer = AutoTokenizer.from_pretrained({arguments})",
+        'inputs = tokenizer("Once upon a time", return_tensors="pt")',
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))",
+    )  # fmt: skip
+
+
+def _python(lines: tuple[str, ...]) -> str:
+    return _block("python", "\n".join(lines))
+
+
+def _training(facts: Facts) -> str:
+    if not facts.coverage:
+        return ""
+    sources = facts.coverage["sources"]
+    seen = facts.coverage.get("seen") or [{}] * len(sources)  # in the order of the sources
+    rows = []
+    for source, entry in zip(sources, seen, strict=True):
+        size, fingerprint = source.get("tokens"), source.get("fingerprint") or facts.coverage.get("data")
+        passes = entry.get("epochs")
+        rows.append(
+            (_plain(source["name"]), f"{size:,}" if size else "unknown", f"{entry['tokens']:,}" if entry else "",
+             "" if passes is None else f"{passes:.2f}", _code(fingerprint) if fingerprint else "")
+        )  # fmt: skip
+    total = sum(entry.get("tokens", 0) for entry in seen)
+    steps = [] if facts.step is None else [f"{facts.step:,} optimizer steps"]
+    words = ", ".join([*steps, *([f"{total:,} tokens"] if total else [])])
+    table = _table(("data", "tokens in it", "tokens seen", "passes", "fingerprint"), rows)
+    picture = "\n\n![Loss over the steps](loss.png)" if (facts.folder / "loss.png").is_file() else ""
+    return f"## Training\n\n{f'{words}.' if words else 'What it was trained on:'}\n\n{table}{picture}"
+
+
+def _forgetting(facts: Facts) -> str:
+    if not facts.last:
+        return ""
+    guard, target = facts.forgetting.get("guard", []), facts.forgetting.get("target")
+    rows = []
+    for name, reading in facts.last["sets"].items():
+        role = "target" if name == target else "guarded" if name in guard else "other"
+        before = facts.first["sets"].get(name, {}).get("loss")
+        bits = reading.get("bits_per_byte")
+        error = f" +/- {reading['delta_error']:.4f}" if "delta_error" in reading else ""
+        rows.append(
+            (f"{_plain(name)} ({role})", "" if before is None else f"{before:.4f}", f"{reading['loss']:.4f}",
+             f"{reading['delta']:+.4f}{error}", "" if bits is None else f"{bits:.4f}",
+             _plain(reading["state"]))
+        )  # fmt: skip
+    header = ("held-out text", "loss at step 0", f"loss at step {facts.last['step']}", "change", "bits/byte", "state")
+    text = f"## Evaluation and forgetting\n\nLoss in nats per token.\n\n{_table(header, rows)}"
+    if "verdict" in facts.forgetting and facts.forgetting["history"][-1] == facts.last:
+        text += f"\n\nVerdict: {_plain(facts.forgetting['verdict'])}"
+    if (facts.folder / "forgetting.png").is_file():
+        text += "\n\n![Change of the losses since step 0](forgetting.png)"
+    return text
+
+
+def _limitations(facts: Facts) -> str:
+    lines = [
+        "It continues text as its training data would, with their errors and prejudices; what it says may be false.",
+        "It does not follow instructions or refuse harmful requests, unless its data or its base model taught it to.",
+        "The losses above are about the held-out text named there, and nothing else was measured.",
+    ]
+    if not facts.last:
+        lines[-1] = "Nothing was measured on held-out text."
+    return "## Limitations\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _recipe(facts: Facts) -> str:
+    parts = []
+    if packages := facts.environment.get("packages"):
+        versions = ", ".join(f"{name} {version}" for name, version in packages.items())
+        parts.append(f"## Environment\n\nPython {_plain(facts.environment.get('python'))}, {_plain(versions)}.")
+    if facts.recipe:
+        block = _block("yaml", visible(facts.recipe_text.strip()))
+        parts.append(f"## Recipe\n\n<details>\n<summary>{RESOLVED_NAME}</summary>\n\n{block}\n\n</details>")
+    return "\n\n".join(parts)
+
+
+def _table(header: tuple, rows: list[tuple]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _plain(text: object) -> str:
+    """A text as Markdown that shows it as it is, in a line or, by `_table`, in a cell."""
+    return _MARKUP.sub(lambda found: _HTML.get(found[0], f"\\{found[0]}"), one_line(text))
+
+
+def _code(text: object) -> str:
+    """A text as a code span."""
+    text = one_line(text)
+    fence = "`" * _longer_than_backticks(text, 1)
+    blank = " " if "`" in text else ""
+    return f"{fence}{blank}{text}{blank}{fence}"
+
+
+def _block(language: str, text: str) -> str:
+    fence = "`" * _longer_than_backticks(text, 3)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _longer_than_backticks(text: str, least: int) -> int:
+    return max([least, *(len(run) + 1 for run in re.findall("`+", text))])

@@ -1,0 +1,86 @@
+"""What the files of a model's folder tell of its training, at the step that its weights are of."""
+
+import re
+from pathlib import Path
+from typing import Any, TypedDict
+
+from mypt.checkpoints.adapter import is_adapter, read_adapter_config
+from mypt.checkpoints.complete import last_complete_checkpoint, read_state
+from mypt.checkpoints.config import CONFIG_NAME, read_config_file
+from mypt.checkpoints.state import read_forgetting, read_ledger
+from mypt.errors import CheckpointError
+from mypt.json_files import read_json
+from mypt.recipe import RESOLVED_NAME
+from mypt.storage.upload_files import content_to_send, without_places
+from mypt.yaml12 import load_yaml
+
+
+class _Environment(TypedDict, total=False):
+    python: str
+    packages: dict[str, str]
+
+
+class Facts:
+    """What the folder's files say; a part that is not there is None or empty.
+
+    A checkpoint and OUT/best lie in their run's folder; what its files tell counts as far as it is of their step.
+    """
+
+    def __init__(self, folder: Path):
+        run = folder if (folder / RESOLVED_NAME).is_file() else folder.parent
+        if not (run / RESOLVED_NAME).is_file():
+            run = folder
+        self.folder = folder
+        self.config = read_config_file(folder) if (folder / CONFIG_NAME).is_file() else None
+        self.adapter = read_adapter_config(folder) if is_adapter(folder) else None
+        self.recipe_text = _sent_recipe(run / RESOLVED_NAME)
+        self.recipe = _section(run / RESOLVED_NAME, load_yaml(self.recipe_text) or {})
+        self.coverage = without_places(read_ledger(run) or {})
+        self.forgetting = read_forgetting(run) or {}
+        self.environment = _json(run / "environment.json", _Environment) or {}
+        self.step = self._step(run)
+        if self.coverage.get("step") != self.step:
+            self.coverage = {key: self.coverage[key] for key in ("sources", "data") if key in self.coverage}
+        history = [entry for entry in self.forgetting.get("history", []) if entry["step"] <= (self.step or 0)]
+        self.first, self.last = (history[0], history[-1]) if len(history) > 1 else (None, None)
+        base = (self.adapter or {}).get("base_model_name_or_path") or self.recipe.get("model", {}).get("init_from")
+        self.base = without_places(base) if base else None
+        self.hub_base = base if base and _came_from_hub(base) else None
+
+    def _step(self, run: Path) -> int | None:
+        """The optimizer step that these weights are of."""
+        if match := re.fullmatch(r"checkpoint-(\d+)", self.folder.name):
+            return int(match[1])
+        if self.folder == run:
+            return self.coverage.get("step")
+        last, _ = last_complete_checkpoint(run)
+        return read_state(last).get("best_global_step") if last else None
+
+
+def _came_from_hub(base: str) -> bool:
+    """Whether a base model is the hub's; runs/base may as well be a folder that was moved, so the cache is asked."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return not Path(base).exists() and isinstance(try_to_load_from_cache(base, "config.json"), str)
+    except (HFValidationError, ValueError):  # no hub id; no path
+        return False
+
+
+def _sent_recipe(path: Path) -> str:
+    """The run's recipe in the form in which it is sent; empty if there is none."""
+    if not path.is_file():
+        return ""
+    changed = content_to_send(path)
+    return changed.decode() if changed is not None else path.read_text(encoding="utf-8")
+
+
+def _json(path: Path, kind: Any = dict) -> Any:
+    return read_json(path, kind, CheckpointError) if path.is_file() else None
+
+
+def _section(path: Path, content: object) -> dict:
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged ({type(content).__name__} in place of names and values); restore it")
+    return content

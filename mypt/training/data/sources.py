@@ -1,0 +1,168 @@
+"""The recipe's sources as dataset directories of one tokenizer: text prepared first, everything checked."""
+
+import re
+from dataclasses import dataclass, field
+from glob import has_magic
+from pathlib import Path
+
+from mypt.errors import DataError, RecipeError
+from mypt.legacy.checkpoint import refuse_original
+from mypt.preparation.pipeline import TRAINED
+from mypt.recipe import Recipe
+from mypt.shards.format import Manifest, read_manifest
+from mypt.shards.publishing import own_tokenizer
+from mypt.terminal import say
+from mypt.text.files import dataset_directory, holds_records
+from mypt.text.hub import PREFIX, advice_for
+from mypt.text.sources import own_validation
+from mypt.tokenization.load import load_tokenizer, model_tokenizer, require_same_tokenizer
+from mypt.training.data.text import (
+    DATA_NAME,
+    HEAD_NAME,
+    Streamed,
+    base_is_gone,
+    prepare_eval,
+    prepare_train,
+    tokenizer_name,
+)
+
+
+@dataclass
+class RunData:
+    """Where a run reads from: directories by weight and by evaluation set name, and their one tokenizer."""
+
+    train: dict[str, float]
+    eval: dict[str, str]
+    manifests: dict[str, Manifest]  # of every directory in both
+    eval_sources: dict[str, str]  # as a recipe names them: a text source, not the directory that it was prepared into
+    tokenizer: object
+    tokenizer_hash: str
+    streamed: Streamed | None = None  # what is trained on instead of `train`, the directory of its first documents
+    eval_splits: dict[str, str] = field(default_factory=dict)  # of the sets that are not their directory's val split
+    own_validation: bool = False  # the evaluation set is the split that the training source brings along
+
+
+def resolve_data(recipe: Recipe) -> RunData:
+    """Prepare what is not yet a dataset directory into the run folder, check that all share one tokenizer.
+
+    Without `data.eval` the validation split that a hub dataset or a DatasetDict brings along is the evaluation set, or
+    else the val split of every training source that has one, under the source's name. Raises DataError, RecipeError or
+    TokenizerError.
+    """
+    section = recipe.data
+    if recipe.model.init_from:
+        refuse_original(recipe.model.init_from)  # before its tokenizer is used
+    texts = text_sources(section.train)
+    own = {} if section.eval else _own_sets(texts)
+    directories, streamed = _train_directories(recipe, texts, hold_out=not own)
+    first = next(iter(directories.values()))
+    eval_sources, splits = section.eval or own or default_sets(directories, section.dtype), {}
+    named = {}
+    for name, source in eval_sources.items():
+        named[name] = directories.get(source, source)
+        if source not in directories and not is_dataset(source):
+            named[name], splits[name] = prepare_eval(recipe, source, name, tokenizer=first), "train"
+    manifests = {d: read_manifest(d, section.dtype) for d in dict.fromkeys([*directories.values(), *named.values()])}
+    for directory, manifest in manifests.items():
+        require_same_tokenizer(first, manifests[first].tokenizer_hash, directory, manifest.tokenizer_hash)
+    return RunData(
+        train={directories[source]: weight for source, weight in section.train.items()},
+        eval=named,
+        manifests=manifests,
+        eval_sources=eval_sources,
+        tokenizer=own_tokenizer(Path(first), manifests[first], load_tokenizer),
+        tokenizer_hash=manifests[first].tokenizer_hash,
+        streamed=streamed,
+        eval_splits=splits,
+        own_validation=bool(own),
+    )
+
+
+def text_sources(train: dict[str, float]) -> list[str]:
+    """The training sources that are no dataset directories; refused where they cannot be trained on as they are."""
+    if not train:
+        raise RecipeError("data.train is missing: name a dataset directory, a text source or {source: weight}")
+    texts = [source for source in train if not is_dataset(source)]
+    if texts and len(train) > 1:
+        raise DataError(
+            f"{texts[0]} is a text source among several; prepare it first, with the tokenizer of the others: "
+            f"mypt prepare --source {texts[0]} --out data/NAME --tokenizer DIRECTORY"
+        )
+    return texts
+
+
+def _train_directories(recipe: Recipe, texts: list[str], hold_out: bool) -> tuple[dict[str, str], Streamed | None]:
+    """{source: directory}, and what is streamed if the only source is; texts: the sources that are no directories."""
+    section = recipe.data
+    directories, streamed = {source: source for source in section.train}, None
+    for source in texts:
+        _require_one_tokenizer(recipe, source)
+        _announce_tokenizer(recipe)
+        directories[source], streamed = prepare_train(recipe, source, hold_out)
+    if section.stride and not streamed:
+        raise RecipeError("data.stride is for streamed sources (docs/streaming.md); leave it out")
+    if section.max_train_examples and not texts:
+        raise RecipeError("data.max_train_examples counts documents of text; make a smaller directory: mypt subset")
+    return directories, streamed
+
+
+def _require_one_tokenizer(recipe: Recipe, text: str) -> None:
+    """Refuse at once, and not after the text is prepared, a tokenizer that no evaluation set can share."""
+    own = Path(recipe.training["output_dir"], DATA_NAME)
+    others = [s for s in recipe.data.eval.values() if s != text and is_dataset(s) and Path(s) != own]
+    if others and tokenizer_name(recipe) in TRAINED:
+        raise DataError(
+            f"{text} would get a tokenizer made for it, and the evaluation set {others[0]} has one already; set "
+            f"tokenizer.name: {others[0]}"
+        )
+
+
+def _announce_tokenizer(recipe: Recipe) -> None:
+    """One line where the tokenizer is the model's because the recipe names none; refuse a model that has none."""
+    base = recipe.model.init_from
+    if not base or recipe.tokenizer.name or any(base_is_gone(recipe, name) for name in (DATA_NAME, HEAD_NAME)):
+        return
+    if model_tokenizer(base) is None:
+        raise RecipeError(f"model.init_from {base} holds no tokenizer; name the one that it was trained with in "
+                          "tokenizer.name")  # fmt: skip
+    if _is_main_process():
+        say(f"tokenizer: the one of model.init_from {base}; set tokenizer.name to use another")
+
+
+def _own_sets(texts: list[str]) -> dict[str, str]:
+    """The validation split that a text source brings along, by the source's name."""
+    sets = {_name(source): split for source in texts if (split := own_validation(source))}
+    for source in sets.values():
+        if _is_main_process():
+            say(f"evaluation: {source}, the dataset's own validation split; set data.eval to use another")
+    return sets
+
+
+def default_sets(directories: dict[str, str], dtype: str | None) -> dict[str, str]:
+    """The training sources with a val split, by name."""
+    watched = [s for s, d in directories.items() if (val := read_manifest(d, dtype).splits.get("val")) and val.tokens]
+    sets = {_name(source): source for source in watched}
+    if len(sets) < len(watched):
+        raise RecipeError(f"two sources of data.train end in the same name ({', '.join(watched)}); name data.eval")
+    return sets
+
+
+def _name(source: str) -> str:
+    """data/general -> general, notes/a.txt -> a, hf://org/name:config@revision#split -> name."""
+    path = Path(re.split("[:@#]", source.removeprefix(PREFIX))[0] if source.startswith(PREFIX) else source)
+    return path.name if path.is_dir() or source.startswith(PREFIX) else path.stem
+
+
+def _is_main_process() -> bool:
+    from accelerate import PartialState  # which imports torch
+
+    return PartialState().is_main_process
+
+
+def is_dataset(source: str) -> bool:
+    """Whether it is a directory of shards. Raises DataError for a path where nothing is."""
+    path = Path(source)
+    if not (path.exists() or source.startswith(PREFIX) or has_magic(source) or "#" in source):
+        advice = f"name a text source or a directory made by `mypt prepare --out {source}`"
+        raise DataError(f"data source {source} does not exist; {advice_for(source, advice)}")
+    return path.is_dir() and dataset_directory(source) is None and not holds_records(path)

@@ -1,0 +1,1 @@
+"""The model of a run: built or loaded, adapted, frozen, compiled, counted."""

@@ -1,0 +1,1 @@
+"""Signals, NaN or infinite losses, loss spikes."""

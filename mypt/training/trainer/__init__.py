@@ -1,0 +1,1 @@
+"""HF Trainer with MyPT's stream, evaluation and saves."""

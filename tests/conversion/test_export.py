@@ -1,0 +1,142 @@
+"""An exported folder is a stock checkpoint: plain transformers loads it and says the same."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM, Qwen2Tokenizer
+
+from mypt import MyPTForCausalLM, preset_config
+from mypt.conversion import export
+from mypt.conversion.export import export_model
+from mypt.errors import CheckFailed, CheckpointError
+from mypt.tokenization.load import largest_id, load_tokenizer, save_tokenizer, tokenizer_hash
+from mypt.tokenization.train import train_bpe_tokenizer
+
+SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "max_position_embeddings": 96}
+TEXT = "The notice was served on the clerk, and the clerk was told: costs of the appeal are costs."
+# What a machine without mypt does with a folder.
+PLAIN = """
+import sys
+sys.modules["mypt"] = None  # any import of it fails
+from transformers import AutoModelForCausalLM, AutoTokenizer
+for folder in sys.argv[2:]:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = model.generate(**tokenizer(sys.argv[1], return_tensors="pt"), do_sample=False, max_new_tokens=24)
+    print(type(model).__name__, ids[0].tolist())
+"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_bpe_tokenizer([TEXT, export.TEXT] * 3, 320)
+
+
+@pytest.fixture
+def saved(tmp_path, tokenizer):
+    """saved(preset, **changes): the folder of a model with its tokenizer, whose padded ids would win if they could."""
+
+    def save(preset, **changes):
+        torch.manual_seed(0)
+        size, eos = largest_id(tokenizer) + 1, tokenizer.eos_token_id
+        sizes = SIZES | {"vocab_size": size + 20, "unpadded_vocab_size": size, "eos_token_id": eos, "pad_token_id": eos}
+        model = MyPTForCausalLM(preset_config(preset, **sizes | changes))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        folder = tmp_path / "model"
+        model.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
+        return folder
+
+    return save
+
+
+def test_plain_transformers_generates_the_same_text(saved, tmp_path, tokenizer):
+    given = torch.tensor([tokenizer(TEXT)["input_ids"]])
+    expected, folders = [], []
+    for preset, changes, target, name in (
+        ("tiny", {}, "gpt2", "GPT2LMHeadModel"),
+        ("modern-nano", {}, "qwen3", "Qwen3ForCausalLM"),
+        ("modern-nano", {"qk_norm": False, "tie_word_embeddings": False}, "llama", "LlamaForCausalLM"),
+    ):
+        folder = saved(preset, **changes)
+        folders.append(str(tmp_path / target))
+        report = export_model(folder, folders[-1], target)
+        assert report["greedy_equal"] and report["to"] == name
+        assert report["differences"].keys() == {"random ids", "left-padded batch", "text"}
+        assert max(report["differences"].values()) <= report["tolerance"] < 1e-3
+        assert not list(Path(folders[-1]).glob("*.py"))
+        ours = AutoModelForCausalLM.from_pretrained(folder)
+        mask = torch.ones_like(given)
+        ids = ours.generate(given, attention_mask=mask, do_sample=False, max_new_tokens=24)[0].tolist()
+        assert max(ids) <= largest_id(tokenizer)
+        expected.append(f"{name} {ids}")
+    command = [sys.executable, "-c", PLAIN, TEXT, *folders]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == expected
+
+
+def test_auto_is_written_in_the_dtype_that_is_asked_for(saved, tmp_path):
+    report = export_model(saved("modern-nano"), tmp_path / "out", dtype="bfloat16")
+    assert report["target"] == "qwen3" and report["dtype"] == "bfloat16"
+    assert 1e-4 < report["rounding"] < 1
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.dtype == torch.bfloat16
+    assert export_model(tmp_path / "out", tmp_path / "again")["rounding"] is None
+
+
+def test_a_folder_whose_tokenizer_would_be_read_as_another_is_not_made(saved, tmp_path, tokenizer):
+    """AutoTokenizer makes every tokenizer of a qwen2 folder a Qwen2Tokenizer, which splits text in its own way."""
+    folder = saved("modern-nano", qk_norm=False, attention_bias=True)
+    with pytest.raises(CheckpointError, match="tokenizer of every qwen2 folder by qwen2's own rules"):
+        export_model(folder, tmp_path / "out", "qwen2")
+    report = export_model(folder, tmp_path / "out")
+    assert (report["target"], report["added_biases"]) == ("llama", ["attention_output_bias"])
+    assert tokenizer_hash(load_tokenizer(tmp_path / "out")) == tokenizer_hash(tokenizer)
+    own = Qwen2Tokenizer(vocab=tokenizer.get_vocab(), merges=[])
+    save_tokenizer(own, folder)
+    assert export_model(folder, tmp_path / "own")["target"] == "qwen2"
+
+
+def test_a_stock_model_goes_the_same_way(tmp_path):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=24, eos_token_id=0))
+    model.save_pretrained(tmp_path / "gpt2")
+    report = export_model(tmp_path / "gpt2", tmp_path / "out")
+    assert (report["from"], report["to"]) == ("GPT2LMHeadModel", "GPT2LMHeadModel")
+    assert "text" not in report["differences"]  # there is no tokenizer
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(tensor, back[name]) for name, tensor in model.state_dict().items())
+
+
+def test_what_the_target_lacks_is_named_and_nothing_is_written(saved, tmp_path):
+    with pytest.raises(CheckpointError, match="llama cannot express qk_norm True; --to qwen3 can"):
+        export_model(saved("modern-nano"), tmp_path / "out", "llama")
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 1}
+    OPTForCausalLM(OPTConfig(vocab_size=64, num_attention_heads=2, **sizes)).save_pretrained(tmp_path / "opt")
+    with pytest.raises(CheckpointError, match="MyPT cannot express model_type opt"):
+        export_model(tmp_path / "opt", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "opt"]
+
+
+def test_a_folder_with_something_in_it_is_refused(saved, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    folder = saved("tiny")
+    with pytest.raises(CheckpointError, match="is not empty"):
+        export_model(folder, tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").unlink()
+    export_model(folder, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "gpt2"
+
+
+def test_an_export_that_differs_is_not_kept(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(CheckFailed, match=r"differ by 0\.0e\+00 \(random ids\).* nothing is kept"):
+        export_model(saved("tiny"), tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
