@@ -313,12 +313,10 @@ def logged_in(hub, monkeypatch, tmp_path):
     """This process knows only the loopback hub, has its token and an empty cache; what fails is tried again at once."""
     from huggingface_hub import constants
 
-    from mypt.storage import hub
-
     values = {"ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(tmp_path / "cache")}
     values["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     for name, value in values.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(hub, "WAITS", (0, 0, 0))
+    monkeypatch.setattr("mypt.storage.hub.WAITS", (0, 0, 0))
     return hub

@@ -184,7 +184,8 @@ def test_a_killed_finish_is_repeated(corpus, tmp_path, call):
         write_rank(out, rank, RANKS, texts(rank))
     code = f"""
 import os, signal
-from mypt.shards import ranks, staging
+from mypt.preparation import distributed
+from mypt.shards import publishing
 original, calls = os.replace, []
 class System:
     def __getattr__(self, name):
@@ -194,8 +195,8 @@ class System:
         if len(calls) == {call}:
             os.kill(os.getpid(), signal.SIGKILL)
         original(*args)
-staging.os = System()
-ranks.finish({str(out)!r})
+publishing.os = System()
+distributed.finish({str(out)!r})
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     for file in (out / STAGING / "units").glob("*.ids"):
