@@ -8,7 +8,7 @@ from mypt.cli.table import print_dataset
 from mypt.errors import MyPTError
 from mypt.terminal import print_table, say, say_json
 
-HELP = "turn a checkpoint or a dataset of the original MyPT, or a dataset of nanoGPT, into today's format"
+HELP = "convert original MyPT checkpoints and datasets, nanoGPT datasets"
 _OF_DATASETS = ("dtype",)
 _OF_CHECKPOINTS = ("add_bytes", "rotary", "check", "dry_run")
 

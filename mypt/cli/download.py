@@ -4,7 +4,7 @@ import argparse
 
 from mypt.terminal import say, say_json
 
-HELP = "bring a model from the Hugging Face hub into a folder, checked"
+HELP = "download a model from the Hugging Face hub and verify it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

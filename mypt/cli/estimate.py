@@ -10,7 +10,7 @@ from mypt.planning.parameters import with_positions
 from mypt.terminal import print_table, say, say_json
 from mypt.training.target import DEFAULT_BLOCK, read_target
 
-HELP = "exact parameters, memory to train and to generate by component, and the largest micro-batch that fits"
+HELP = "count parameters, estimate memory, find the largest micro-batch"
 
 # Dimensions that options of the same name change; the other switches of an architecture come with the target.
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",

@@ -5,7 +5,7 @@ import argparse
 from mypt.cli.frameworks import load_transformers
 from mypt.terminal import print_table, say_json
 
-HELP = "exact loss, perplexity and bits per byte of one or several models on whole evaluation splits"
+HELP = "measure exact loss, perplexity and bits per byte of models"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from mypt.cli.frameworks import load_transformers
 from mypt.conversion.families import TARGETS
 from mypt.terminal import print_table, say, say_json
 
-HELP = "write a model as a stock GPT-2, Llama, Qwen2 or Qwen3 that loads without mypt, and compare the two"
+HELP = "write a stock GPT-2, Llama, Qwen2 or Qwen3 checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from mypt.generation.settings import (
 )
 from mypt.terminal import is_terminal, progress_bar, say, say_json, write
 
-HELP = "continue prompts with a trained model"
+HELP = "continue prompts, answer questions or chat with a model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from mypt.terminal import print_table, say, say_json
 
 _TOLD = ("of", "from", "samples", "tokens", "fraction", "val", "seed")  # of what made a dataset of another one
 
-HELP = "show what is in a run folder, a checkpoint or a dataset, without loading weights; or what differs between two"
+HELP = "show a run, a checkpoint or a dataset; compare two of them"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,26 +11,14 @@ from mypt.errors import MyPTError, shown
 from mypt.files import is_disk_full
 from mypt.terminal import flushed_output, one_line, say, show_tracebacks, usable_streams, visible_libraries
 
-# In the order in which a newcomer meets them.
-COMMANDS = (
-    "prepare",
-    "verify",
-    "append",
-    "subset",
-    "convert",
-    "tokenizer",
-    "plan",
-    "presets",
-    "estimate",
-    "train",
-    "evaluate",
-    "generate",
-    "inspect",
-    "export",
-    "merge",
-    "upload",
-    "download",
-)
+# What `mypt --help` lists, in the order in which a newcomer meets it.
+GROUPS = {
+    "data": ("prepare", "verify", "append", "subset", "tokenizer"),
+    "model": ("presets", "estimate", "convert", "merge"),
+    "train": ("plan", "train"),
+    "use": ("evaluate", "generate", "inspect", "export", "upload", "download"),
+}
+COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,17 +32,25 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
+    modules = {name: importlib.import_module(f"mypt.cli.{name}") for name in COMMANDS}
     parser = Parser(
         prog="mypt",
-        description="Train GPT models from scratch and adapt them to a domain without losing what they knew.",
+        usage="mypt [-h] COMMAND ...",
+        description="Train GPT models from scratch and adapt them to a domain\nwithout losing what they knew.",
+        epilog="\n".join(
+            f"\n{group}:\n" + "\n".join(f"  {name:<10} {modules[name].HELP}" for name in names)
+            for group, names in GROUPS.items()
+        )
+        + "\n\n`mypt COMMAND --help` shows the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        module = importlib.import_module(f"mypt.cli.{name}")
+    subparsers = parser.add_subparsers(
+        prog="mypt", dest="command", metavar="COMMAND", help=argparse.SUPPRESS, required=True
+    )
+    for name, module in modules.items():
         command = subparsers.add_parser(
             name,
-            help=module.HELP,
-            description=module.HELP,
+            description=module.HELP[0].upper() + module.HELP[1:] + ".",
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             allow_abbrev=False,
         )

@@ -5,7 +5,7 @@ import argparse
 from mypt.cli.frameworks import load_transformers
 from mypt.terminal import say, say_json
 
-HELP = "write a LoRA adapter and its base model as one checkpoint, and compare the two"
+HELP = "merge a LoRA adapter into its base model and compare the two"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

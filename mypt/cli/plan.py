@@ -10,7 +10,7 @@ from mypt.planning.parameters import with_positions
 from mypt.terminal import print_table, say, say_json
 from mypt.training.target import DEFAULT_BLOCK, Target, read_target
 
-HELP = "coverage, parameters, memory, compute and whether a run is worth it, before it starts"
+HELP = "show coverage, memory and compute of a run before it starts"
 
 DEFAULT_BATCH = 8
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from mypt.cli.numbers import whole
 from mypt.terminal import print_table, say, say_json
 
-HELP = "turn text files or HF datasets into a dataset directory of token shards"
+HELP = "tokenize text files or HF datasets into a directory of shards"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

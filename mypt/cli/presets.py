@@ -5,7 +5,7 @@ import argparse
 from mypt.errors import MyPTError
 from mypt.terminal import print_table, say, say_json
 
-HELP = "list model sizes with exact parameter counts and dimensions"
+HELP = "list model sizes with exact parameter counts"
 
 PARTS = ("embedding", "positions", "attention", "mlp", "norms", "head", "total", "non_embedding")
 

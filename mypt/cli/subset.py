@@ -6,7 +6,7 @@ from functools import partial
 from mypt.cli.table import print_dataset
 from mypt.terminal import say, say_json
 
-HELP = "a reproducible part of a dataset that keeps the ratios of its sources"
+HELP = "copy a reproducible sample of a dataset"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

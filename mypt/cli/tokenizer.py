@@ -9,7 +9,7 @@ from mypt.cli.prepare import add_reading, add_training
 from mypt.errors import TokenizerError
 from mypt.terminal import one_line, print_table, say, say_json
 
-HELP = "show what a tokenizer is and how it does on a text, make one of a text, or add tokens to one"
+HELP = "inspect, measure, train or extend a tokenizer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

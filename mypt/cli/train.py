@@ -5,7 +5,7 @@ import argparse
 from mypt.cli.frameworks import quick_imports
 from mypt.errors import RecipeError
 
-HELP = "train a recipe: pretraining, or adapting a model while several evaluation sets are watched"
+HELP = "pretrain, adapt or resume a run described by a recipe"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 
 from mypt.terminal import print_table, say, say_json
 
-HELP = "send a model with its card, tokenizer and code to the Hugging Face hub"
+HELP = "upload a model with its card to the Hugging Face hub"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mypt.terminal import print_table, say, say_json
 
-HELP = "check every shard of a dataset, which text two datasets share, or the files of checkpoints"
+HELP = "check integrity; find text that two datasets share"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mypt.cli.main import COMMANDS, build_parser, main
+from mypt.cli.main import COMMANDS, GROUPS, build_parser, main
 from mypt.errors import CheckFailed, MyPTError
 
 
@@ -116,7 +116,17 @@ def test_every_command_has_help_with_units_and_defaults(capsys):
         assert "default" in printed and "--debug" in printed
     assert exit_code("--help") == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in COMMANDS)
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_help_lists_each_command_once_under_its_group(capsys):
+    assert exit_code("--help") == 0
+    listed = {}
+    for block in capsys.readouterr().out.split("\n\n"):
+        head, *lines = block.splitlines()
+        listed[head.rstrip(":")] = tuple(line.split()[0] for line in lines)
+    assert {group: listed.get(group) for group in GROUPS} == GROUPS
+    assert sorted(COMMANDS) == sorted({name for names in GROUPS.values() for name in names})
 
 
 def test_commands_start_without_waiting():
