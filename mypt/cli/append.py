@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # Without a default, which help would print as None.
     given.add_argument("--from", dest="other", metavar="OTHER_DIR", default=argparse.SUPPRESS, help="dataset to add")
     add_reading(parser, given)
-    add("--no-overlap", action="store_true", help="do not look for documents of --from that DIR has already")
-    add("--json", action="store_true", help="print what the directory then holds as JSON")
+    add("--no-overlap", action="store_true", help="do not look for documents of --from that DIR already has")
+    add("--json", action="store_true", help="print the contents of the directory as JSON")
 
 
 def run(args: argparse.Namespace) -> None:

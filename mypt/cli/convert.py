@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry-run",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="of checkpoints: read and compare everything, print what was found, write nothing",
+        help="checkpoints only: read and compare everything, print the findings, write nothing",
     )
     add(
         "--tokenizer",
@@ -50,19 +50,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rotary",
         choices=("halves", "interleaved"),
         default=argparse.SUPPRESS,
-        help="of checkpoints: which pairs rotary positions turn (default: halves, as the original)",
+        help="checkpoints only: pairs that rotary positions turn (default: halves, as the original)",
     )
     add(
         "--check",
         metavar="FILE",
         default=argparse.SUPPRESS,
-        help="of a checkpoint: a .pt file with input_ids and logits that the new model must give",
+        help="checkpoints only: a .pt file with input_ids and the logits that the new model must give",
     )
     add(
         "--dtype",
         choices=("uint16", "uint32"),
         default=argparse.SUPPRESS,
-        help="of a dataset: what the shards hold (default: what the metadata says, else uint32; nanoGPT's are uint16)",
+        help="datasets only: dtype of the shards (default: that of the metadata, else uint32; nanoGPT's are uint16)",
     )
     add("--json", action="store_true", help="print what was made as JSON")
 

@@ -21,25 +21,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from mypt.planning.step import ATTENTIONS, BYTES, DEVICES, STATES
 
     add = parser.add_argument
-    help_target = "a preset, a recipe, or a folder with a config.json; modern-tiny if left out"
+    help_target = "a preset, a recipe, or a folder with a config.json"
     add("target", nargs="?", default="modern-tiny", help=help_target, metavar="TARGET")
     for name in SIZES:
-        add(f"--{name.replace('_', '-')}", type=count, help="takes the place of the target's")
-    add("--batch-size", type=count, help="sequences per device and pass (micro-batch); None: the recipe's, else 8")
-    add("--block-size", type=count, help="tokens per sequence; None: the recipe's, else the model's")
-    add("--accumulation", type=count, help="passes per step; None: the recipe's, else 1")
-    add("--optimizer", choices=STATES, help="None: the recipe's, else muon, with --lora-r adamw")
-    add("--weights", choices=BYTES, help="dtype of weights, gradients and states; None: the recipe's, else float32")
-    dtype = "of matrix products (autocast); None: the recipe's, else bfloat16 where this machine has it"
+        add(f"--{name.replace('_', '-')}", type=count, help="replaces the target's")
+    add("--batch-size", type=count, help="sequences per device and pass (micro-batch) (default: the recipe's, else 8)")
+    add("--block-size", type=count, help="tokens per sequence (default: the recipe's, else the model's)")
+    add("--accumulation", type=count, help="passes per step (default: the recipe's, else 1)")
+    add("--optimizer", choices=STATES, help="optimizer (default: the recipe's, else muon, with --lora-r adamw)")
+    add("--weights", choices=BYTES, help="dtype of weights, gradients and states (default: the recipe's, else float32)")
+    dtype = "dtype of matrix products, autocast (default: the recipe's, else bfloat16 where this machine has it)"
     add("--dtype", choices=BYTES, help=dtype)
     add("--checkpointing", action="store_true", default=None, help="compute the layers again in the backward pass")
-    add("--attention", choices=ATTENTIONS, help="eager keeps the attention weights; None: as training chooses")
-    add("--lora-r", type=count, help="train adapters of this rank beside frozen weights; None: the recipe's, else none")
-    targets = "linear layers that get adapters; None: the recipe's, else all but the head"
+    add("--attention", choices=ATTENTIONS, help="eager keeps the attention weights (default: as training chooses)")
+    add("--lora-r", type=count, help="train adapters of this rank on frozen weights (default: the recipe's, else none)")
+    targets = "linear layers that get adapters (default: the recipe's, else all but the head)"
     add("--lora-targets", nargs="+", metavar="NAME", help=targets)
-    add("--fsdp", type=count, help="devices that share weights, gradients and states (full shard); None: 1")
-    add("--memory", type=byte_count, help="bytes of one device (24G: GiB); None: this machine's GPU or main memory")
-    add("--device", choices=DEVICES, help="None: gpu with --memory, else this machine's")
+    add("--fsdp", type=count, help="devices that share weights, gradients and states (full shard) (default: 1)")
+    add("--memory", type=byte_count, help="bytes of one device (24G: GiB) (default: this machine's GPU or main memory)")
+    add("--device", choices=DEVICES, help="kind of device (default: gpu with --memory, else this machine's)")
     add("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(overrides=[])
     parser.epilog = "--section.key=value changes one value of the recipe, for example --data.block_size=2048"

@@ -10,13 +10,16 @@ HELP = "measure exact loss, perplexity and bits per byte of models"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="run or checkpoint folder or hub id; changes are against the first"
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="run or checkpoint folders or hub ids; changes are relative to the first",
     )
     parser.add_argument(
         "--data", nargs="+", action="extend", required=True, metavar="NAME=DIR", help="dataset directories by name"
     )
-    parser.add_argument("--split", choices=("val", "train"), default="val", help="which split of each directory")
-    parser.add_argument("--block-size", type=int, help="context in tokens; None: the models' shortest context")
+    parser.add_argument("--split", choices=("val", "train"), default="val", help="split of each directory")
+    parser.add_argument("--block-size", type=int, help="context in tokens (default: the models' shortest context)")
     parser.add_argument("--batch-size", type=int, default=8, help="windows evaluated at once")
     parser.add_argument(
         "--guard", nargs="+", action="extend", default=[], metavar="NAME", help="sets whose change is judged"

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default=argparse.SUPPRESS,
-        help="of the weights (default: as they are)",
+        help="dtype of the weights (default: as they are)",
     )
     add("--json", action="store_true", help="print the report as JSON")
 

@@ -33,12 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-samples", type=int, default=1, metavar="N", help="texts for each prompt, with seeds SEED, SEED + 1, ...")
     add("--seed", type=int, default=argparse.SUPPRESS, help="same seed, same text (default: a new one each time)")
     add("--qa", action="store_true", help="prompts are questions: print the answers alone")
-    add("--template", metavar="TEXT|FILE", help="how a question is put to the model, with {question} in it")
-    add("--batch-size", type=int, default=8, metavar="N", help="texts computed together with --json and --out (8)")
+    add("--template", metavar="TEXT|FILE", help="text around a question, with {question} in it")
+    add("--batch-size", type=int, default=8, metavar="N", help="texts computed together with --json and --out")
     add("--resume", action="store_true", help="continue the file of --out")
     add("--trust-remote-code", action="store_true", help="run model code that comes with a hub model")
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--chat", action="store_true", help="answer each line of standard input, remembering the last")
+    output.add_argument(
+        "--chat", action="store_true", help="answer each line of standard input, remembering earlier ones"
+    )
     output.add_argument("--out", metavar="FILE", help="write a JSON line for each text; nothing is streamed")
     output.add_argument("--json", action="store_true", help="print prompts, texts, token counts and seeds as JSON")
 
@@ -52,7 +54,7 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         shown = "" if isinstance(default, bool) else f" ({told})"
         parser.add_argument(name, default=argparse.SUPPRESS, help=help + shown, **options)
 
-    parser.add_argument("--preset", choices=list(PRESETS), help="settings for a purpose; options beside it win")
+    parser.add_argument("--preset", choices=list(PRESETS), help="settings for a purpose; options given with it win")
     add("--temperature", "below 1: more predictable, above 1: more surprising", type=float, metavar="T")
     add("--top-k", "draw from the K likeliest tokens", type=int, metavar="K")
     add("--top-p", "draw from the likeliest tokens that together have probability P", type=float, metavar="P")
@@ -60,9 +62,9 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     add("--repetition-penalty", "above 1: tokens of prompt and text become less likely", type=float, metavar="R")
     add("--greedy", "take the likeliest token each time; nothing is drawn", action="store_true")
     add("--num-beams", "above 1: search for the likeliest text with N beams", type=int, metavar="N")
-    add("--length-penalty", "of beams; above 0 favours long texts", type=float, metavar="X")
-    add("--early-stopping", "end when as many beams have ended", action="store_true")
-    parser.add_argument("--contrastive", action="store_true", help="refused: transformers no longer has it")
+    add("--length-penalty", "beams only; above 0 favours long texts", type=float, metavar="X")
+    add("--early-stopping", "beams only: end when N texts have ended", action="store_true")
+    parser.add_argument("--contrastive", action="store_true", help="refused: transformers 5 no longer has it")
 
 
 def _add_end(parser: argparse.ArgumentParser) -> None:

@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run folder, checkpoint folder, adapter, checkpoint of the original MyPT, dataset directory, or a hub id "
         "whose files are in the cache",
     )
-    add("other", metavar="OTHER", nargs="?", help="a second one: show what differs")
-    add("--weights", action="store_true", help="of two: compare all weights, too, one pair of tensors at a time")
-    add("--show", type=int, default=0, metavar="N", help="of a dataset: print the first N training windows as text")
+    add("other", metavar="OTHER", nargs="?", help="a second one: show the differences")
+    add("--weights", action="store_true", help="with OTHER: compare all weights, too, one pair of tensors at a time")
+    add("--show", type=int, default=0, metavar="N", help="datasets only: print the first N training windows as text")
     add("--block-size", type=int, default=128, metavar="N", help="tokens in a window of --show")
     add("--json", action="store_true", help="print the report as JSON")
 

@@ -31,6 +31,14 @@ class Parser(argparse.ArgumentParser):
         super().error(one_line(message))
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of each option that has one and does not describe it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        described = action.default is None or "(default" in (action.help or "")
+        return action.help if described else super()._get_help_string(action)
+
+
 def build_parser() -> argparse.ArgumentParser:
     modules = {name: importlib.import_module(f"mypt.cli.{name}") for name in COMMANDS}
     parser = Parser(
@@ -51,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = subparsers.add_parser(
             name,
             description=module.HELP[0].upper() + module.HELP[1:] + ".",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=Help,
             allow_abbrev=False,
         )
         command.register("type", int, whole)  # for every option with type=int

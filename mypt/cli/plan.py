@@ -20,18 +20,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("target", nargs="?", help="a recipe, the name of a preset, or a folder with a config.json; or none")
     add("--tokens", type=count, help="size of the dataset in tokens (500_000_000, 5e8, 500M), instead of the recipe's")
     add("--params", type=count, help="parameters of the model (124M), where no model is named")
-    add("--block-size", type=count, help=f"tokens per sequence; None: the model's, else {DEFAULT_BLOCK}")
-    add("--batch-size", type=count, help=f"sequences per process and pass; None: the recipe's, else {DEFAULT_BATCH}")
-    add("--accumulation", type=count, help="passes per step; None: the recipe's, else 1")
-    add("--processes", type=count, help="processes, one per device; None: WORLD_SIZE, else 1")
-    add("--steps", type=count, help="optimizer steps; None: the recipe's, else 3.5 passes over the data")
-    add("--optimizer", choices=("adamw", "muon"), help="for its memory; None: the recipe's, else muon")
-    dtype = "of matrix products; None: the recipe's, else bfloat16 where this machine has it"
+    add("--block-size", type=count, help=f"tokens per sequence (default: the model's, else {DEFAULT_BLOCK})")
+    add(
+        "--batch-size", type=count, help=f"sequences per process and pass (default: the recipe's, else {DEFAULT_BATCH})"
+    )
+    add("--accumulation", type=count, help="passes per step (default: the recipe's, else 1)")
+    add("--processes", type=count, help="processes, one per device (default: WORLD_SIZE, else 1)")
+    add("--steps", type=count, help="optimizer steps (default: the recipe's, else 3.5 passes over the data)")
+    add("--optimizer", choices=("adamw", "muon"), help="for the memory (default: the recipe's, else muon)")
+    dtype = "dtype of matrix products (default: the recipe's, else bfloat16 where this machine has it)"
     add("--dtype", choices=("float32", "bfloat16", "float16"), help=dtype)
     add("--checkpointing", action="store_true", default=None, help="compute the layers again in the backward pass")
-    add("--lora-r", type=count, help="for its memory: adapters of this rank beside frozen weights; None: the recipe's")
-    add("--fsdp", type=count, help="devices that share weights, gradients and states (full shard); None: 1")
-    memory = "memory of a GPU in bytes (24G: GiB); None: this machine's GPU or main memory"
+    add("--lora-r", type=count, help="for the memory: adapters of this rank on frozen weights (default: the recipe's)")
+    add("--fsdp", type=count, help="devices that share weights, gradients and states (full shard) (default: 1)")
+    memory = "memory of a GPU in bytes (24G: GiB) (default: this machine's GPU or main memory)"
     add("--memory", type=byte_count, help=memory)
     add("--tokens-per-second", type=count, help="a measured rate over all processes, to estimate the time")
     add("--json", action="store_true", help="print the figures as JSON")

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, metavar="DIR", help="dataset directory to make")
     add("--tokenizer", default="bpe", help="bpe (trained on the text), char, gpt2, a directory or a hub id")
     add_training(parser)
-    add("--retrain", action="store_true", help="train the tokenizer and write the shards again even if they are there")
+    add("--retrain", action="store_true", help="train the tokenizer and write the shards again even if they exist")
     add("--tokens-per-shard", type=int, default=10_000_000, metavar="N", help="tokens in a shard file")
     add("--val-fraction", type=float, default=0.1, metavar="F", help="share of the text held out as val; 0 for none")
     add("--val-split", choices=("hash", "tail"), default="hash", help="val documents: by hash, or the end of the text")
@@ -34,9 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="Unicode NFC, line ends, no blanks at line ends (default: yes, but no with --val-split tail)",
     )
-    add("--filter", choices=("document", "line"), default="document", help="what is dropped if it is empty or no text")
+    add(
+        "--filter",
+        choices=("document", "line"),
+        default="document",
+        help="drop documents, or lines, that are empty or not text",
+    )
     add("--no-filter", action="store_true", help="keep what is empty or not text")
-    add("--dedup", choices=("document", "line"), default="document", help="what is dropped if it came before")
+    add("--dedup", choices=("document", "line"), default="document", help="drop documents, or lines, that came before")
     add("--no-dedup", action="store_true", help="keep what occurs more than once")
     add(
         "--near-dedup",

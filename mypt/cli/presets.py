@@ -11,7 +11,7 @@ PARTS = ("embedding", "positions", "attention", "mlp", "norms", "head", "total",
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="show one preset in full; all of them if left out")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="preset to show in full (default: a table of all)")
     parser.add_argument("--json", action="store_true", help="print dimensions and parameter counts as JSON")
 
 

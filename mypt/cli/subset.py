@@ -24,7 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument(
         "--fraction", type=float, metavar="F", default=argparse.SUPPRESS, help="share of the documents of train"
     )
-    add("--val", choices=("whole", "proportional"), default="whole", help="keep all of val, or the same share of it")
+    add(
+        "--val",
+        choices=("whole", "proportional"),
+        default="whole",
+        help="keep all of val, or the same share as of train",
+    )
     add("--seed", type=int, default=42, help="picks the documents")
     add("--json", action="store_true", help="print what was made as JSON")
 

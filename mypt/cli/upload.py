@@ -10,7 +10,7 @@ HELP = "upload a model with its card to the Hugging Face hub"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("directory", metavar="DIR", help="run folder, its best/, a checkpoint-N or an adapter folder")
-    add("uri", metavar="URI", help="hf://user/name, or hf://user/name@branch; what is absent is made")
+    add("uri", metavar="URI", help="hf://user/name, or hf://user/name@branch; created if absent")
     visibility = parser.add_mutually_exclusive_group()
     visibility.add_argument(
         "--private",

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "directories",
         nargs="+",
         metavar="DIR",
-        help="dataset directories, of which two or more are also compared pair by pair; run or checkpoint folders",
+        help="dataset directories (two or more are also compared pair by pair), run or checkpoint folders",
     )
     add("--no-lines", action="store_true", help="compare whole documents only, not lines of 40 characters or more")
     add("--workers", type=int, default=1, metavar="N", help="shards read at once")

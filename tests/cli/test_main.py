@@ -113,7 +113,7 @@ def test_every_command_has_help_with_units_and_defaults(capsys):
     for name in COMMANDS:
         assert exit_code(name, "--help") == 0
         printed = capsys.readouterr().out
-        assert "default" in printed and "--debug" in printed
+        assert "default" in printed and "--debug" in printed and "None" not in printed
     assert exit_code("--help") == 0
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
