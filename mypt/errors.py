@@ -99,10 +99,22 @@ class FolderInUse(MyPTError):
     """A folder that another process is writing; the message names the host and the process."""
 
 
+class Diverged(MyPTError):
+    """A loss, a gradient or weights that are NaN or infinite."""
+
+
 class CheckFailed(MyPTError):
-    """The input was fine and the answer is no: a declined question, a check that did not pass."""
+    """The input was fine and the answer is no: a declined question, a check that did not pass.
+
+    Attributes:
+        reason: One word for programs, as `result.json` has it.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: object, reason: str = "check"):
+        super().__init__(message)
+        self.reason = reason
 
 
 class Interrupted(MyPTError):

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from accelerate.utils import set_seed as set_rank_seed
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerState
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from transformers import logging as transformers_logging
 
 from mypt.checkpoints.adapter import INSTALL_PEFT
@@ -18,6 +18,7 @@ from mypt.checkpoints.probes import require_document_mask
 from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
 from mypt.recipe import OWN_OPTIMIZERS, RESOLVED_NAME, Recipe, save_recipe
+from mypt.streams.eval_windows import EvalWindows
 from mypt.terminal import say
 from mypt.training import run_folder
 from mypt.training.arguments import hf_optimizer, refused_values
@@ -36,8 +37,8 @@ from mypt.training.model.build import build_model
 from mypt.training.model.freeze import freeze
 from mypt.training.optim.optimizers import muon_factory
 from mypt.training.request import default_block_size, output_dir
-from mypt.training.resolve import resolve, run_identity, settle_arguments
-from mypt.training.resolve_hardware import settle_hardware
+from mypt.training.resolve import resolve, resolve_arguments, run_identity
+from mypt.training.resolve_hardware import resolve_hardware
 from mypt.training.tracking import require_start, require_trackers
 from mypt.training.trainer.sharded import refuse_flattened
 from mypt.training.trainer.trainer import MyPTTrainer
@@ -46,6 +47,7 @@ from mypt.training.trainer.trainer import MyPTTrainer
 @recipe_wording()
 def build_trainer(
     recipe: Recipe,
+    callbacks: Iterable[TrainerCallback] = (),
     *,
     resume: bool | str | Path = False,
     assume_yes: bool = False,
@@ -53,13 +55,20 @@ def build_trainer(
 ) -> MyPTTrainer:
     """Everything that `recipe` describes, ready for `trainer.train(resume_from_checkpoint=trainer.checkpoint)`.
 
-    resume: True: resume from the last good checkpoint in training.output_dir, or start if there is none; a
-    checkpoint's name there, or its path: resume from that one, and move later ones aside. assume_yes: do not ask below
-    one pass over the data. unreadable: checkpoints to pass over, and why. Text sources are prepared, the run folder is
-    claimed and the resolved recipe written. The folder is locked until `trainer.give_back()` is called, the trainer is
-    no longer used, or the process ends.
-    Raises MyPTError subclasses as the parts do: FolderInUse if another process trains in the folder;
-    UnreadableCheckpoint, as does `trainer.train`, if the checkpoint cannot be loaded.
+    Text sources are prepared, the run folder is claimed and the resolved recipe written. The folder is locked until
+    `trainer.give_back()` is called, the trainer is no longer used, or the process ends.
+
+    Args:
+        callbacks: More TrainerCallbacks; they come after MyPT's own, whose numbers they see.
+        resume: True: resume from the last good checkpoint in training.output_dir, or start if there is none. A
+            checkpoint's name there, or its path: resume from that one, and move later ones aside.
+        assume_yes: Do not ask below one pass over the data.
+        unreadable: Checkpoints to pass over, and why.
+
+    Raises:
+        FolderInUse: Another process trains in the folder.
+        UnreadableCheckpoint: The checkpoint cannot be loaded; `trainer.train` raises it too.
+        MyPTError: As the parts do.
     """
     run = output_dir(recipe)
     require_processes()
@@ -68,43 +77,53 @@ def build_trainer(
     require_trackers(recipe.training.get("report_to"))
     give_back = _on_main(lambda: run_folder.hold(run)) or (lambda: None)
     try:
-        trainer = _build(recipe, run, resume, assume_yes, unreadable)
+        trainer = _build(recipe, run, resume, assume_yes, unreadable, give_back)
+        for callback in callbacks:
+            trainer.add_callback(callback)
     except BaseException:
         give_back()
         raise
-    trainer.give_back = give_back
     weakref.finalize(trainer, give_back)
     return trainer
 
 
 def _build(
-    recipe: Recipe, run: Path, resume: bool | str | Path, assume_yes: bool, unreadable: dict[Path, str] | None
+    recipe: Recipe,
+    run: Path,
+    resume: bool | str | Path,
+    assume_yes: bool,
+    unreadable: dict[Path, str] | None,
+    give_back: Callable[[], None],
 ) -> MyPTTrainer:
-    upload = _upload(recipe)
-    seed = recipe.training.get("seed", 42)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    upload, seed = _upload(recipe), recipe.training.get("seed", 42)
+
     data = resolve_data(recipe)
-    block_size = recipe.data.block_size or default_block_size(recipe.model)
     recorded = run_folder.recorded_identity(run)
     # The main process decides: all have to resume from the same checkpoint.
-    chosen = [_on_main(lambda: run_folder.choose(run, resume, unreadable))]
-    found, skipped = broadcast_object_list(chosen)[0]
-    model = _model(recipe, data, block_size, seed, found)
-    limit = getattr(model.config, "max_position_embeddings", None) or 0
-    if not block_size and limit <= 0:
-        raise RecipeError(f"model.init_from {recipe.model.init_from} names no longest context; give data.block_size")
-    recipe = resolve(recipe, data, model, block_size or limit)
-    identity = run_identity(recipe, data, model, recorded)
-    checkpoint = _claim(run, identity, resume, found, skipped)
-    steps_done, saved = _progress(checkpoint, bool(data.streamed))
-    recipe, hardware = settle_hardware(recipe, model, run if checkpoint else None)
-    stream = build_stream(recipe, data, saved)
-    args = settle_arguments(recipe, data, model, stream, steps_done, hardware)
-    eval_sets = build_eval_sets(recipe, data, going_on=bool(checkpoint))
-    place_stream(stream, recipe, args)
+    checkpoint, skipped = broadcast_object_list([_on_main(lambda: run_folder.choose(run, resume, unreadable))])[0]
+    block_size = recipe.data.block_size or default_block_size(recipe.model)
+    model = _model(recipe, data, block_size, seed, checkpoint)
 
-    callbacks, forgetting = _callbacks(recipe, model, stream, eval_sets, args, assume_yes)
+    recipe = resolve(recipe, data, model, block_size or _longest_context(recipe, model))
+    identity = run_identity(recipe, data, model, recorded)
+    _claim(run, identity, resume, checkpoint, skipped)
+    steps_done, stream_state = _progress(checkpoint, bool(data.streamed))
+    recipe, hardware = resolve_hardware(recipe, model, run if checkpoint else None)
+    stream = build_stream(recipe, data, stream_state)
+    recipe, args = resolve_arguments(recipe, data, model, stream, steps_done, hardware)
+    place_stream(stream, recipe, args)
+    eval_sets = build_eval_sets(recipe, data, going_on=bool(checkpoint))
+
+    coverage = _coverage(recipe, model, stream, assume_yes)
+    forgetting = _forgetting(recipe, eval_sets)
+    diagnosis = DiagnosisCallback(coverage, forgetting and forgetting.target)
+    ours = [coverage, forgetting, MetricsCallback(), ProgressBarCallback(), diagnosis]
+    stopping = early_stopping(forgetting, recipe.safety.early_stopping_patience)
+    set_aside = None
+    if checkpoint and PartialState().is_main_process:
+        set_aside = functools.partial(_set_aside, run, checkpoint, not isinstance(resume, bool))
     with refused_values(recipe, "HF's Trainer"):
         trainer = MyPTTrainer(
             model=model,
@@ -112,32 +131,38 @@ def _build(
             train_dataset=stream,
             eval_dataset=eval_sets or None,
             processing_class=data.tokenizer,
-            callbacks=callbacks,
+            callbacks=[callback for callback in ours if callback],
             optimizer_cls_and_kwargs=_optimizer(recipe, args, model),
             forgetting=forgetting,
+            early_stopping=stopping,
+            upload=upload,
+            throughput=ThroughputCallback(stream.block_size),
             hardware=hardware,
             compile_layers=recipe.training["torch_compile"],
             on_nan=recipe.safety.on_nan,
-            throughput=ThroughputCallback(stream.block_size),
+            checkpoint=str(checkpoint) if checkpoint else None,
+            set_aside=set_aside,
+            give_back=give_back,
         )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     require_start(trainer.callback_handler.callbacks)
-    if upload:  # after those whose files it reads
-        trainer.add_callback(upload)
-    trainer.early_stopping = early_stopping(forgetting, recipe.safety.early_stopping_patience)
-    if trainer.early_stopping:
-        trainer.add_callback(trainer.early_stopping)
-    trainer.checkpoint, trainer.upload = checkpoint, upload
+    for last in (upload, stopping):  # upload: after those whose files it reads
+        if last:
+            trainer.add_callback(last)
     if PartialState().is_main_process:
-        if checkpoint:
-            chosen = not isinstance(resume, bool)
-            trainer.set_aside = functools.partial(_set_aside, run, Path(checkpoint), chosen)
         run_folder.record(run, identity)
         save_recipe(recipe, run / RESOLVED_NAME)
     # Each process its own dropout masks; a resume restores them from its checkpoint.
     set_rank_seed(seed, device_specific=True)
     return trainer
+
+
+def _longest_context(recipe: Recipe, model: PreTrainedModel) -> int:
+    limit = getattr(model.config, "max_position_embeddings", None) or 0
+    if limit <= 0:
+        raise RecipeError(f"model.init_from {recipe.model.init_from} names no longest context; give data.block_size")
+    return limit
 
 
 def _model(
@@ -201,9 +226,8 @@ def _on_main(action: Callable):
     return result
 
 
-def _claim(
-    run: Path, identity: dict, resume: bool | str | Path, checkpoint: Path | None, skipped: list[str]
-) -> str | None:
+def _claim(run: Path, identity: dict, resume: bool | str | Path, checkpoint: Path | None, skipped: list[str]) -> None:
+    """Refuse a folder of another run, and report from where this one starts."""
     with PartialState().main_process_first():
         run_folder.claim(run, identity, bool(resume))
         if PartialState().is_main_process:
@@ -213,7 +237,6 @@ def _claim(
                 say(f"resuming from {checkpoint}")
             else:
                 run_folder.set_aside_incomplete(run, None)
-    return str(checkpoint) if checkpoint else None
 
 
 def _set_aside(run: Path, checkpoint: Path, chosen: bool) -> None:
@@ -225,50 +248,47 @@ def _set_aside(run: Path, checkpoint: Path, chosen: bool) -> None:
         say(f"{names}: moved to {aside}, since the run resumes from {checkpoint.name}")
 
 
-def _progress(checkpoint: str | None, streamed: bool) -> tuple[int, dict | None]:
+def _progress(checkpoint: Path | None, streamed: bool) -> tuple[int, dict | None]:
     """Steps done and the saved state of the stream. Raises CheckpointError for a state that nothing can resume from."""
     if not checkpoint:
         return 0, None
-    state = read_state(Path(checkpoint))
+    state = read_state(checkpoint)
     if "CoverageCallback" not in state.get("stateful_callbacks", {}):
-        raise UnreadableCheckpoint(checkpoint, f"{STATE_NAME} does not say how far the data was read")
+        raise UnreadableCheckpoint(str(checkpoint), f"{STATE_NAME} does not say how far the data was read")
     saved = state["stateful_callbacks"]["CoverageCallback"]["attributes"]
     unknown = state.keys() - {field.name for field in dataclasses.fields(TrainerState)}
     if unknown or ("lanes" if streamed else "weights") not in saved:
         fault = f"has {', '.join(sorted(unknown))}" if unknown else "does not say where the data stream was"
         raise CheckpointError(
-            f"{Path(checkpoint) / STATE_NAME} {fault}, which this version of mypt and transformers cannot resume from; "
+            f"{checkpoint / STATE_NAME} {fault}, which this version of mypt and transformers cannot resume from; "
             "resume with the version that saved it, or start a new run"
         )
     return state["global_step"], saved
 
 
-def _callbacks(recipe, model, stream, eval_sets, args, assume_yes):
+def _coverage(recipe: Recipe, model: PreTrainedModel, stream, assume_yes: bool) -> CoverageCallback:
     parameters = {"total": model.num_parameters(), "non_embedding": model.num_parameters(exclude_embeddings=True)}
     if recipe.lora:
         adapters = model.num_parameters(only_trainable=True)
         parameters = {"total": parameters["total"] - adapters, "adapters": adapters}
-    coverage = CoverageCallback(
-        stream,
-        parameters=parameters,
-        confirm=recipe.coverage.confirm,
-        strict=recipe.coverage.strict,
-        assume_yes=assume_yes,
+    section = recipe.coverage
+    return CoverageCallback(
+        stream, parameters=parameters, confirm=section.confirm, strict=section.strict, assume_yes=assume_yes
     )
-    forgetting = None
-    if eval_sets:
-        section = recipe.forgetting
-        forgetting = ForgettingCallback(
-            eval_sets,
-            target=section.target,
-            guard=section.guard,
-            tolerance=section.tolerance,
-            action=section.action,
-            time_budget=section.time_budget,
-        )
-    diagnosis = DiagnosisCallback(coverage, forgetting and forgetting.target)
-    callbacks = (coverage, forgetting, MetricsCallback(), ProgressBarCallback(), diagnosis)
-    return [c for c in callbacks if c is not None], forgetting
+
+
+def _forgetting(recipe: Recipe, eval_sets: dict[str, EvalWindows]) -> ForgettingCallback | None:
+    if not eval_sets:
+        return None
+    section = recipe.forgetting
+    return ForgettingCallback(
+        eval_sets,
+        target=section.target,
+        guard=section.guard,
+        tolerance=section.tolerance,
+        action=section.action,
+        time_budget=section.time_budget,
+    )
 
 
 def _optimizer(recipe: Recipe, args, model):

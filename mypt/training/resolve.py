@@ -21,7 +21,7 @@ from mypt.training.arguments import build_arguments, default_arguments, unused_s
 from mypt.training.data.sources import RunData
 from mypt.training.data.stream import data_identity
 from mypt.training.data.text import length_follows_from_data, tokenizer_name
-from mypt.training.resolve_hardware import Hardware, passes_per_step, settle_compile
+from mypt.training.resolve_hardware import Hardware, passes_per_step, resolve_compile, with_values
 from mypt.training.target import evaluation_settings
 
 
@@ -111,23 +111,26 @@ def _base(recipe: Recipe, model: PreTrainedModel, recorded: dict) -> dict | str 
     return {"weights": found[0]}
 
 
-def settle_evaluation(
-    recipe: Recipe, data: RunData, model: PreTrainedModel, steps: int, sequences: int, recorded: Recipe | None = None
-) -> Evaluation | None:
-    """How often and on how many windows; frozen into the recipe. None without sets.
+def resolve_evaluation(
+    recipe: Recipe, data: RunData, model: PreTrainedModel, steps: int, sequences: int, recorded: Recipe | None
+) -> tuple[Recipe, Evaluation | None]:
+    """The recipe with how often and on how many windows it evaluates, and the reason; None without evaluation sets.
 
-    sequences: of the global batch. recorded: the recipe of the run that is gone on with, whose interval is kept where
-    the recipe gives none and the run is as long as it was.
+    Args:
+        steps: Optimizer steps of the run.
+        sequences: Sequences of the global batch.
+        recorded: The recipe of the run that is resumed. Its interval is kept where the recipe gives none and the run is
+            as long as it was.
     """
     if not data.eval:
-        return None
-    before = recorded.training if recorded else {}
-    if not recipe.training.get("eval_steps") and before.get("max_steps") == steps and before.get("eval_steps"):
-        recipe.training["eval_steps"] = before["eval_steps"]
-    recalled = []
+        return recipe, None
+    given, before = dict(recipe.training), recorded.training if recorded else {}
+    if not given.get("eval_steps") and before.get("max_steps") == steps and before.get("eval_steps"):
+        given["eval_steps"] = before["eval_steps"]
+    recipe, recalled = dataclasses.replace(recipe, training=given), []
     if recorded and recipe.forgetting.eval_windows == recorded.forgetting.eval_windows:
         recalled.append("forgetting.eval_windows")
-    if recipe.training.get("eval_steps") and recipe.training["eval_steps"] == before.get("eval_steps"):
+    if given.get("eval_steps") and given["eval_steps"] == before.get("eval_steps"):
         recalled.append("training.eval_steps")
     splits = [(data.manifests[path].splits, data.eval_splits.get(name, "val")) for name, path in data.eval.items()]
     chosen = plan_evaluation(
@@ -138,22 +141,49 @@ def settle_evaluation(
         recalled=recalled,
         **evaluation_settings(recipe, getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 1)),
     )
-    recipe.forgetting = dataclasses.replace(recipe.forgetting, eval_windows=chosen.windows)
-    recipe.training["eval_steps"] = chosen.eval_steps
-    return chosen
+    recipe = with_values(recipe, "forgetting", eval_windows=chosen.windows)
+    return with_values(recipe, "training", eval_steps=chosen.eval_steps), chosen
 
 
-def settle_arguments(
+def resolve_arguments(
     recipe: Recipe,
     data: RunData,
     model: PreTrainedModel,
     stream: ShardStream | JitStream,
     steps_done: int,
     hardware: Hardware,
-) -> TrainingArguments:
-    """TrainingArguments with the number of steps; every choice made here is then frozen into the recipe."""
-    given, passes = recipe.training, passes_per_step(recipe)
-    per_step = given.get("per_device_train_batch_size", 8) * passes * PartialState().num_processes
+) -> tuple[Recipe, TrainingArguments]:
+    """The recipe with every choice frozen into it, and its TrainingArguments; the choices are printed.
+
+    Args:
+        stream: The training stream, whose size decides the number of steps that the recipe leaves open.
+        steps_done: Optimizer steps of the checkpoint that the run resumes from.
+    """
+    passes = passes_per_step(recipe)
+    per_step = recipe.training.get("per_device_train_batch_size", 8) * passes * PartialState().num_processes
+    steps, reason = _steps(recipe, stream, steps_done, per_step)
+    compiled, compile_choice = resolve_compile(recipe, hardware, model, steps)
+    recipe = with_values(recipe, "training", torch_compile=compiled)
+    recipe, evaluation = resolve_evaluation(recipe, data, model, steps, per_step, hardware.recorded)
+    parameters = model.num_parameters(exclude_embeddings=True)
+    # The passes are not frozen: on another number of processes others make the same global batch.
+    args = build_arguments(with_values(recipe, "training", gradient_accumulation_steps=passes), parameters, steps)
+    defaults = default_arguments(recipe, parameters, steps)
+    chosen = {name: value for name, value in defaults.items() if name not in recipe.training}
+    if PartialState().is_main_process:
+        say(f"{steps:,} steps: {reason}", *hardware.lines, compile_choice)
+        say(*_model_lines(recipe, model, args, parameters, steps))
+        say(f"defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
+        if evaluation:
+            say(evaluation)
+    training = recipe.training | chosen | {"max_steps": steps}
+    training.pop("num_train_epochs", None)
+    return dataclasses.replace(recipe, training=training), args
+
+
+def _steps(recipe: Recipe, stream: ShardStream | JitStream, steps_done: int, per_step: int) -> tuple[int, str]:
+    """Optimizer steps of the run and the reason; per_step: sequences of the global batch."""
+    given = recipe.training
     steps, reason = planned_steps(
         max_steps=given.get("max_steps"),
         num_train_epochs=given.get("num_train_epochs"),
@@ -163,39 +193,26 @@ def settle_arguments(
         global_batch=1,
         block_size=stream.block_size,
     )
-    if length_follows_from_data(recipe):
-        if isinstance(stream, JitStream):
-            # The schedule is laid out over the length, so it does not change when the stream has counted an epoch.
-            reason += ", counted" if stream.expected.exact else "; an estimate, which decides the length for good"
-        # The length is in samples; a resume may take the rest of them in larger or smaller steps.
-        steps = steps_done + max(0, math.ceil((steps - stream.start_sample) / per_step))
-    given["torch_compile"] = settle_compile(recipe, hardware, model, steps)
-    evaluation = settle_evaluation(recipe, data, model, steps, per_step, hardware.recorded)
-    parameters = model.num_parameters(exclude_embeddings=True)
-    # The passes are not frozen: on another number of processes others make the same global batch.
-    with_passes = dataclasses.replace(recipe, training=given | {"gradient_accumulation_steps": passes})
-    args = build_arguments(with_passes, parameters, steps)
-    defaults = default_arguments(recipe, parameters, steps)
-    chosen = {name: value for name, value in defaults.items() if name not in given}
-    if PartialState().is_main_process:
-        say(f"{steps:,} steps: {reason}", *hardware.lines)
-        say(
-            f"{model.num_parameters():,} parameters ({parameters:,} without embeddings), "
-            f"on {args.device}, {recipe.optimizer.name}, learning rate {args.learning_rate:g}"
-        )
-        if recipe.lora:
-            trained = model.num_parameters(only_trainable=True)
-            words = (
-                f"lora: {trained:,} of them are trained ({trained / model.num_parameters():.2%}), rank {recipe.lora.r}"
-            )
-            say(words, *model.lines)
-        if unused := unused_settings(recipe):
-            say(f"without effect on {recipe.optimizer.name}, this schedule or this Trainer: {', '.join(unused)}")
-        if (warmup := args.get_warmup_steps(steps)) > steps:
-            say(f"warm-up of {warmup:,} steps: the run ends in it, at {steps / warmup:.1%} of the learning rate")
-        say(f"defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
-        if evaluation:
-            say(evaluation)
-    recipe.training |= chosen | {"max_steps": steps}
-    recipe.training.pop("num_train_epochs", None)
-    return args
+    if not length_follows_from_data(recipe):
+        return steps, reason
+    if isinstance(stream, JitStream):
+        # The schedule is laid out over the length, so it does not change when the stream has counted an epoch.
+        reason += ", counted" if stream.expected.exact else "; an estimate, which decides the length for good"
+    # The length is in samples; a resume may take the rest of them in larger or smaller steps.
+    return steps_done + max(0, math.ceil((steps - stream.start_sample) / per_step)), reason
+
+
+def _model_lines(recipe: Recipe, model: PreTrainedModel, args: TrainingArguments, parameters: int, steps: int):
+    """Lines about the model, its optimizer and settings that have no effect; parameters: without embeddings."""
+    yield (
+        f"{model.num_parameters():,} parameters ({parameters:,} without embeddings), "
+        f"on {args.device}, {recipe.optimizer.name}, learning rate {args.learning_rate:g}"
+    )
+    if recipe.lora:
+        trained = model.num_parameters(only_trainable=True)
+        yield f"lora: {trained:,} of them are trained ({trained / model.num_parameters():.2%}), rank {recipe.lora.r}"
+        yield from model.lines
+    if unused := unused_settings(recipe):
+        yield f"without effect on {recipe.optimizer.name}, this schedule or this Trainer: {', '.join(unused)}"
+    if (warmup := args.get_warmup_steps(steps)) > steps:
+        yield f"warm-up of {warmup:,} steps: the run ends in it, at {steps / warmup:.1%} of the learning rate"

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -33,55 +33,66 @@ from mypt.training.model.compiled import obstacle
 from mypt.training.request import require_workers
 from mypt.training.target import memory_settings
 
-RECALLED = "as when the run began"
+REUSED = "as when the run began"
 IDS = 16  # bytes of a token in a batch: an input and a target of int64
 LEAST = 0.5  # measured steps needed 0.6 to 1.2 times the estimate (docs/estimate.md)
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """The machine of a run, and the keys of its recipe that were recalled from the run's folder.
+    """The machine of a run, and what was chosen for it.
 
-    dimensions, step: what the memory model takes; None for a model that it does not know. matmul_precision: for the
-    time of training. lines: every choice in words. recorded: the recipe in that folder.
+    Attributes:
+        machine: The device, with the least free memory that any process has.
+        reused: Keys of the recipe whose values come from the run's folder.
+        dimensions, step: Input of the memory model; None for a model that it does not know.
+        matmul_precision: Precision of float32 products while the run trains.
+        lines: One line for each choice, with its reason.
+        recorded: The recipe in the run's folder.
     """
 
     machine: Machine
-    recalled: frozenset[str]
+    reused: frozenset[str]
     dimensions: dict | None = None
     step: Step | None = None
     matmul_precision: str = "highest"
-    lines: list[str] = field(default_factory=list)
+    lines: tuple[str, ...] = ()
     recorded: Recipe | None = None
 
-    def say(self, name: str, choice: Choice) -> None:
-        self.lines.append(f"{name}: {choice.value} ({choice.reason})")
-
     def why(self, key: str) -> str:
-        return RECALLED if key in self.recalled else GIVEN
+        return REUSED if key in self.reused else GIVEN
 
 
-def settle_hardware(recipe: Recipe, model: PreTrainedModel, run: Path | None) -> tuple[Recipe, Hardware]:
-    """Everything but compiling, which depends on the number of steps; run: the folder of a run that is gone on with.
+def resolve_hardware(recipe: Recipe, model: PreTrainedModel, run: Path | None) -> tuple[Recipe, Hardware]:
+    """The recipe with every choice that the machine decides, but compiling, which depends on the number of steps.
 
-    Returns the recipe with the choices in it. Raises RecipeError for a given or recalled value that cannot work here.
+    Sets the model's attention implementation.
+
+    Args:
+        run: The folder of a run that is resumed; None for a new one.
+
+    Raises:
+        RecipeError: A given or reused value cannot work here.
     """
-    recorded, recalled = None, frozenset()
+    recorded, reused = None, frozenset()
     if run and (run / RESOLVED_NAME).is_file():
         recorded = load_recipe(run)
-        recipe, recalled = recall(recipe, recorded)
+        recipe, reused = reuse_saved_choices(recipe, recorded)
     require_workers(recipe)
     base = getattr(model, "get_base_model", lambda: model)()  # of adapters
-    hardware = Hardware(_shared_machine(base), recalled, _dimensions(recipe, base), recorded=recorded)
-    for settle in (_dtype, _precision, _attention, _liger, _batch):
-        recipe = settle(recipe, hardware, base)
+    hardware = Hardware(_shared_machine(base), reused, _dimensions(recipe, base), recorded=recorded)
+    lines = []
+    for name, choose in _CHOICES.items():
+        recipe, choice = choose(recipe, hardware, base)
+        if choice:
+            lines.append(f"{name}: {choice.value} ({choice.reason})")
     step = _step(recipe, hardware, passes_per_step(recipe)) if hardware.dimensions else None
     _require_memory(recipe, hardware.machine, hardware.dimensions, step)
-    return recipe, replace(hardware, step=step, matmul_precision=recipe.hardware.matmul_precision)
+    return recipe, replace(hardware, step=step, matmul_precision=recipe.hardware.matmul_precision, lines=tuple(lines))
 
 
-def settle_compile(recipe: Recipe, hardware: Hardware, model: PreTrainedModel, steps: int) -> bool:
-    """`training.torch_compile`. Raises RecipeError for a given or recalled one that cannot work here."""
+def resolve_compile(recipe: Recipe, hardware: Hardware, model: PreTrainedModel, steps: int) -> tuple[bool, str]:
+    """`training.torch_compile` and a line with the reason. Raises RecipeError for a given one that cannot work."""
     given, why = recipe.training.get("torch_compile"), hardware.why("training.torch_compile")
     in_the_way = _agreed(obstacle(model, hardware.machine.device))
     if given and in_the_way:
@@ -99,8 +110,7 @@ def settle_compile(recipe: Recipe, hardware: Hardware, model: PreTrainedModel, s
             special=next((name for name, there in special.items() if there), None),
             obstacle=in_the_way,
         )
-    hardware.say("compile", choice._replace(value="on" if choice.value else "off"))
-    return choice.value
+    return choice.value, f"compile: {'on' if choice.value else 'off'} ({choice.reason})"
 
 
 def passes_per_step(recipe: Recipe) -> int:
@@ -179,7 +189,7 @@ def _compute(recipe: Recipe) -> str:
     return autocast if autocast not in (None, "float32") else recipe.model.dtype or "float32"
 
 
-def _dtype(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> Recipe:
+def _dtype(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> tuple[Recipe, Choice]:
     machine, given, weights = hardware.machine, recipe.training, recipe.model.dtype or "float32"
     if given.get("fp16") and given.get("bf16"):
         raise RecipeError("training.fp16 and training.bf16 are both true: keep one of them")
@@ -199,14 +209,13 @@ def _dtype(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> Recipe
     elif given.get("fp16") is False and choice.value == "float16":
         choice = Choice("float32", f"training.fp16 is false, and {machine.why}")
     words = "no autocast" if choice.value == "float32" else f"{choice.value} autocast"
-    hardware.say("dtype", choice._replace(value=f"{words} of {weights} weights"))
     chosen = {"bf16": choice.value == "bfloat16"} | ({"fp16": True} if choice.value == "float16" else {})
-    return with_values(recipe, "training", **chosen)
+    return with_values(recipe, "training", **chosen), choice._replace(value=f"{words} of {weights} weights")
 
 
-def _precision(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> Recipe:
+def _precision(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> tuple[Recipe, Choice]:
     given, tf32 = recipe.hardware.matmul_precision, recipe.training.get("tf32")
-    measured = given is None or (given == "medium" and "hardware.matmul_precision" in hardware.recalled)
+    measured = given is None or (given == "medium" and "hardware.matmul_precision" in hardware.reused)
     choice = _agreed(choose_precision(model, hardware.machine, _compute(recipe)) if measured and tf32 is None else None)
     if tf32 is not None:
         by_tf32 = "high" if tf32 else "highest"
@@ -218,11 +227,10 @@ def _precision(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> Re
         if choice and choice.value != given:
             why += f"; but {choice.reason}: --hardware.matmul_precision={choice.value}"
         choice = Choice(given, why)
-    hardware.say("matmul precision", choice)
-    return with_values(recipe, "hardware", matmul_precision=choice.value)
+    return with_values(recipe, "hardware", matmul_precision=choice.value), choice
 
 
-def _attention(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> Recipe:
+def _attention(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> tuple[Recipe, Choice]:
     section, compute, given = recipe.data, _compute(recipe), recipe.hardware.attention
     if given:
         candidates = [Choice(given, hardware.why("hardware.attention"))]
@@ -235,11 +243,10 @@ def _attention(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> Re
     choice = _agreed(own)
     if choice.value != own.value:
         model.set_attn_implementation(choice.value)
-    hardware.say("attention", choice)
-    return with_values(recipe, "hardware", attention=choice.value)
+    return with_values(recipe, "hardware", attention=choice.value), choice
 
 
-def _liger(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> Recipe:
+def _liger(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> tuple[Recipe, Choice]:
     given, known = recipe.training.get("use_liger_kernel"), None
     if importlib.util.find_spec("liger_kernel") and hardware.machine.device == "gpu":
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
@@ -251,15 +258,15 @@ def _liger(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> Recipe
         raise RecipeError(f"training.use_liger_kernel ({why}): {choice.reason}; give --training.use_liger_kernel=false")
     if given is not None:
         choice = Choice(given, hardware.why("training.use_liger_kernel"))
-    hardware.say("Liger kernels", choice._replace(value="on" if choice.value else "off"))
-    return with_values(recipe, "training", use_liger_kernel=choice.value)
+    recipe = with_values(recipe, "training", use_liger_kernel=choice.value)
+    return recipe, choice._replace(value="on" if choice.value else "off")
 
 
-def _batch(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> Recipe:
+def _batch(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> tuple[Recipe, Choice | None]:
     """The micro-batch of the global batch that the recipe asks for, if it does."""
     asked, given = recipe.data.tokens_per_step, recipe.training
     if not asked:
-        return recipe
+        return recipe, None
     options = {"device": hardware.machine.device}
     if hardware.dimensions and hardware.machine.free:
         step, available = _step(recipe, hardware), room(hardware.machine.free)
@@ -271,13 +278,22 @@ def _batch(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> Recipe
     try:
         batch = settle_batch(*layout, **sizes, **options)
     except RecipeError:
-        if f"training.{BATCH[0]}" not in hardware.recalled:
+        if f"training.{BATCH[0]}" not in hardware.reused:
             raise
         batch = settle_batch(*layout, **options)  # another number of processes than the run began with
     is_given = given.get(BATCH[0]) == batch.micro_batch_size
     reason = f"micro-batch: {hardware.why(f'training.{BATCH[0]}')}" if is_given else batch.reason
-    hardware.say("batch", Choice(batch.words, reason))
-    return with_values(recipe, "training", **{BATCH[0]: batch.micro_batch_size})
+    return with_values(recipe, "training", **{BATCH[0]: batch.micro_batch_size}), Choice(batch.words, reason)
+
+
+# By the names that the lines at the start of a run give them, in the order in which each may need the ones before.
+_CHOICES = {
+    "dtype": _dtype,
+    "matmul precision": _precision,
+    "attention": _attention,
+    "Liger kernels": _liger,
+    "batch": _batch,
+}
 
 
 def _step(recipe: Recipe, hardware: Hardware, passes: int = 1) -> Step:
@@ -305,20 +321,20 @@ _TOGETHER = (
 )
 
 
-def recall(recipe: Recipe, recorded: Recipe) -> tuple[Recipe, frozenset[str]]:
-    """The recipe with what the run began with where it leaves that open, and the keys that this holds for."""
-    recalled = []
+def reuse_saved_choices(recipe: Recipe, recorded: Recipe) -> tuple[Recipe, frozenset[str]]:
+    """The recipe with the values that the run began with where it leaves them open, and the keys of these values."""
+    reused = []
     for keys in _TOGETHER:
         if all(_get(recipe, key) is None for key in keys):
             for key in keys:
                 if (value := _get(recorded, key)) is not None:
                     recipe = with_values(recipe, key.partition(".")[0], **{key.partition(".")[2]: value})
-                    recalled.append(key)
+                    reused.append(key)
     size, before = recipe.training.get(BATCH[0]), recorded.training.get(BATCH[0])
     if recipe.data.tokens_per_step and before and size in (None, before) and BATCH[1] not in recipe.training:
         recipe = with_values(recipe, "training", **{BATCH[0]: before})
-        recalled.append(f"training.{BATCH[0]}")
-    return recipe, frozenset(recalled)
+        reused.append(f"training.{BATCH[0]}")
+    return recipe, frozenset(reused)
 
 
 def with_values(recipe: Recipe, section: str, **values) -> Recipe:

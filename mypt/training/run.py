@@ -1,15 +1,28 @@
-"""A whole run: build, train what is left, publish the final and the best model."""
+"""A whole run: build, train what is left, publish the final and the best model, record how it ended."""
 
+import contextlib
+import json
+import math
 import signal
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mypt.checkpoints.complete import read_state
-from mypt.errors import CheckFailed, CheckpointError, Interrupted, UnreadableCheckpoint, recipe_wording
+from mypt.errors import (
+    CheckFailed,
+    CheckpointError,
+    Diverged,
+    Interrupted,
+    MyPTError,
+    UnreadableCheckpoint,
+    recipe_wording,
+)
 from mypt.evaluation.forgetting import INFEASIBLE
+from mypt.files import replace_text
 from mypt.hardware.out_of_memory import explain_out_of_memory_at_start
 from mypt.recipe import Recipe
 from mypt.terminal import say
@@ -19,20 +32,63 @@ from mypt.training.callbacks.coverage import write_ledger
 from mypt.training.run_folder import others
 from mypt.training.trainer.trainer import MyPTTrainer
 
+RESULT_NAME = "result.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended, as `OUT/result.json` has it. A killed process (`kill -9`) leaves that of the call before it.
+
+    Attributes:
+        state: `completed` (at max_steps), `stopped` (earlier, by a rule), `interrupted` (by a signal) or `failed`.
+        reason: `max_steps`; `infeasible` (no saved step kept every guarded set), `upload` (completed but not sent);
+            `forgetting`, `early_stopping`, `declined` (stopped); the signal's name; `diverged` (NaN or infinite) or
+            `error` (failed).
+        exit_code: Of the command.
+        step: Optimizer steps that are trained; max_steps: that the recipe asks for.
+        objective: `eval_constrained_loss` of the best saved step, in nats; None without evaluation sets.
+        best_step: That step.
+        seconds: Wall time of training in this call.
+        message: What the command printed last.
+    """
+
+    state: str
+    reason: str
+    exit_code: int
+    step: int
+    max_steps: int
+    objective: float | None
+    best_step: int | None
+    seconds: float
+    message: str
+
 
 @recipe_wording()
 def train(recipe: Recipe, *, resume: bool | str | Path = False, assume_yes: bool = False) -> Path:
     """Build, train (or find that nothing is left to train) and publish the final and the best model.
 
-    resume: as of `build_trainer`; True passes over a checkpoint that cannot be loaded. Returns the run folder. Raises
-    MyPTError subclasses: Interrupted after a signal, when the checkpoint is saved; CheckFailed, after everything is
-    published, if the upload that the recipe asks for failed, or no saved step kept every guarded set within the
-    tolerance.
+    Args:
+        resume: As of `build_trainer`; True passes over a checkpoint that cannot be loaded.
+        assume_yes: Do not ask below one pass over the data.
+
+    Returns:
+        The run folder, with `result.json` (`Result`).
+
+    Raises:
+        Interrupted: After a signal, when the checkpoint is saved.
+        CheckFailed: After everything is published, if the upload that the recipe asks for failed, or no saved step
+            kept every guarded set within the tolerance.
+        MyPTError: As `build_trainer`.
     """
     unreadable: dict[Path, str] = {}
     while True:
         try:
-            return _train(recipe, resume, assume_yes, unreadable)
+            with explain_out_of_memory_at_start():
+                trainer = build_trainer(recipe, resume=resume, assume_yes=assume_yes, unreadable=unreadable)
+            try:
+                return finish(trainer)
+            finally:
+                trainer.give_back()
         except UnreadableCheckpoint as error:
             if resume is not True:
                 advice = others(Path(recipe.training["output_dir"]), Path(error.checkpoint))
@@ -40,64 +96,78 @@ def train(recipe: Recipe, *, resume: bool | str | Path = False, assume_yes: bool
             unreadable[Path(error.checkpoint)] = error.reason
 
 
-def _train(recipe: Recipe, resume: bool | str | Path, assume_yes: bool, unreadable: dict[Path, str]) -> Path:
-    with explain_out_of_memory_at_start():
-        trainer = build_trainer(recipe, resume=resume, assume_yes=assume_yes, unreadable=unreadable)
-    try:
-        return finish(trainer)
-    finally:
-        trainer.give_back()
-
-
 def finish(trainer: MyPTTrainer) -> Path:
-    """Train what is left of a built run and publish it, as `train` does."""
-    run = Path(trainer.args.output_dir)
-    done = read_state(Path(trainer.checkpoint)) if trainer.checkpoint else {"global_step": 0}
-    stopped = _stopped_before(trainer, done)
-    if stopped or done["global_step"] >= trainer.args.max_steps:
-        trainer.settle()
-        best = {name: done.get(name) for name in ("best_metric", "best_global_step", "best_model_checkpoint")}
-        if (
-            trainer.checkpoint and trainer.is_world_process_zero()
-        ):  # a kill right after the last save may have left none
-            write_ledger(run, done["global_step"], done["stateful_callbacks"]["CoverageCallback"]["attributes"])
-        lines = [
-            f"already complete: step {done['global_step']} of {trainer.args.max_steps}"
-            + (f" ({stopped})" if stopped else "")
-        ]
-    else:
-        started = time.monotonic()
-        trainer.train(resume_from_checkpoint=trainer.checkpoint)
-        if trainer.state.global_step < trainer.args.max_steps and trainer.signals.stopping:
-            _leave(trainer)
-        best = vars(trainer.state)
-        lines = [
-            f"trained to step {trainer.state.global_step} in {time.monotonic() - started:.0f} s; the model is in {run}"
-        ]
-        if trainer.forgetting:
-            lines.append(trainer.forgetting.report()["verdict"])
-    if trainer.is_world_process_zero():
-        run_folder.publish(run, best["best_model_checkpoint"])
-        say(*lines)
-    part(trainer.accelerator)
-    # Last, since the other processes would not wait for hours.
-    if trainer.upload and trainer.is_world_process_zero():
-        trainer.upload.finish(run)
-    if best["best_metric"] is not None and not best["best_metric"] < INFEASIBLE:
-        raise CheckFailed(
-            f"no saved step kept every guarded set within the tolerance; {run / run_folder.BEST_NAME} is the one that "
-            f"lost least (step {best['best_global_step']})"
-        )
+    """Train what is left of a built run, publish it as `train` does and write `result.json`."""
+    run, done = Path(trainer.args.output_dir), {"global_step": 0}
+    if trainer.checkpoint:
+        done = read_state(Path(trainer.checkpoint))
+    early, began = _stopped_before(trainer, done), time.monotonic()
+    is_complete = bool(early) or done["global_step"] >= trainer.args.max_steps
+    try:
+        if is_complete:
+            lines = _complete(trainer, done, early)
+        else:
+            lines = _train(trainer, began)
+            done, early = vars(trainer.state), _stopped_now(trainer)
+        if trainer.is_world_process_zero():
+            run_folder.publish(run, done.get("best_model_checkpoint"))
+            say(*lines)
+        part(trainer.accelerator)
+        # Last, since the other processes would not wait for hours.
+        if trainer.upload and trainer.is_world_process_zero():
+            trainer.upload.finish(run)
+        _require_feasible(run, done)
+    except UnreadableCheckpoint:
+        raise  # another one may do
+    except BaseException as error:
+        _record(trainer, done if is_complete else vars(trainer.state), began, *_ending(error, early), error)
+        raise
+    state, reason = ("stopped", early) if early else ("completed", "max_steps")
+    if not (is_complete and _recorded_ending(run) == [state, reason, 0]):  # which has the seconds of training
+        _record(trainer, done, began, state, reason, 0, lines[0])
     return run
 
 
+def _complete(trainer: MyPTTrainer, done: dict, early: str | None) -> list[str]:
+    """What is left of a run that has no step left."""
+    trainer.settle()
+    if trainer.checkpoint and trainer.is_world_process_zero():  # a kill right after the last save may have left none
+        ledger = done["stateful_callbacks"]["CoverageCallback"]["attributes"]
+        write_ledger(Path(trainer.args.output_dir), done["global_step"], ledger)
+    why = f" ({_CURES[early]})" if early else ""
+    return [f"already complete: step {done['global_step']} of {trainer.args.max_steps}{why}"]
+
+
+def _train(trainer: MyPTTrainer, began: float) -> list[str]:
+    """Train to the last step. Raises Interrupted after a signal, in the other processes SystemExit."""
+    trainer.train(resume_from_checkpoint=trainer.checkpoint)
+    if trainer.state.global_step < trainer.args.max_steps and trainer.signals.stopping:
+        _leave(trainer)
+    seconds, run = time.monotonic() - began, trainer.args.output_dir
+    lines = [f"trained to step {trainer.state.global_step} in {seconds:.0f} s; the model is in {Path(run)}"]
+    return [*lines, trainer.forgetting.report()["verdict"]] if trainer.forgetting else lines
+
+
+_CURES = {
+    "forgetting": "stopped by the forgetting guard; another forgetting.tolerance or action: warn goes on",
+    "early_stopping": "stopped early; a larger safety.early_stopping_patience, or null, goes on",
+}
+
+
 def _stopped_before(trainer: MyPTTrainer, done: dict) -> str | None:
-    """Why a run that ended before its last step would end there again, and what lets it go on."""
+    """The rule by which a run that ended before its last step would end there again."""
     if trainer.forgetting and trainer.forgetting.stopped_before(done):
-        return "stopped by the forgetting guard; another forgetting.tolerance or action: warn goes on"
+        return "forgetting"
     if trainer.early_stopping and trainer.early_stopping.stopped_before(done):
-        return "stopped early; a larger safety.early_stopping_patience, or null, goes on"
+        return "early_stopping"
     return None
+
+
+def _stopped_now(trainer: MyPTTrainer) -> str | None:
+    """The rule by which the run that was just trained ended before its last step."""
+    if trainer.state.global_step >= trainer.args.max_steps:
+        return None
+    return "forgetting" if trainer.forgetting and trainer.forgetting.stopped_at is not None else "early_stopping"
 
 
 def _leave(trainer: MyPTTrainer) -> None:
@@ -112,6 +182,59 @@ def _leave(trainer: MyPTTrainer) -> None:
         f"everything is in {checkpoint}: the same command with --resume goes on from there",
         number,
     )
+
+
+def _require_feasible(run: Path, done: dict) -> None:
+    """Raise CheckFailed if no saved step kept every guarded set within the tolerance."""
+    best = done.get("best_metric")
+    if best is not None and not best < INFEASIBLE:
+        raise CheckFailed(
+            f"no saved step kept every guarded set within the tolerance; {run / run_folder.BEST_NAME} is the one that "
+            f"lost least (step {done['best_global_step']})",
+            "infeasible",
+        )
+
+
+def _ending(error: BaseException, early: str | None) -> tuple[str, str, int]:
+    """State, reason and exit code of a run that an error ends."""
+    if isinstance(error, Interrupted):
+        return "interrupted", signal.Signals(error.exit_code - 128).name, error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", signal.SIGINT.name, 128 + signal.SIGINT
+    if isinstance(error, CheckFailed):
+        return "stopped" if early or error.reason == "declined" else "completed", error.reason, error.exit_code
+    code = error.exit_code if isinstance(error, MyPTError) else 2 if isinstance(error, OSError) else 1
+    return "failed", "diverged" if isinstance(error, Diverged) else "error", code
+
+
+def _recorded_ending(run: Path) -> list | None:
+    """State, reason and exit code in `result.json`; None without a readable one."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found = json.loads((run / RESULT_NAME).read_text(encoding="utf-8"))
+        return [found.get(name) for name in ("state", "reason", "exit_code")]
+    return None
+
+
+def _record(trainer, done: dict, began: float, state: str, reason: str, code: int, message: object) -> None:
+    """Write `result.json` from the main process; a disk that is full keeps nobody from reading the first error."""
+    if not trainer.is_world_process_zero():
+        return
+    best = done.get("best_metric")
+    result = Result(
+        state,
+        reason,
+        code,
+        step=done["global_step"],
+        max_steps=trainer.args.max_steps,
+        objective=best if best is not None and math.isfinite(best) else None,
+        best_step=done.get("best_global_step"),
+        seconds=round(time.monotonic() - began, 3),
+        message=str(message) or type(message).__name__,
+    )
+    try:
+        replace_text(Path(trainer.args.output_dir, RESULT_NAME), json.dumps(asdict(result), indent=1) + "\n")
+    except OSError as error:
+        say(f"{RESULT_NAME} could not be written: {error.strerror or error}", error=True)
 
 
 def part(accelerator: Accelerator) -> None:

@@ -1,4 +1,4 @@
-"""What is left to the machine is settled once, said, frozen into the run's recipe, and taken again by a resume."""
+"""What is left to the machine is resolved once, said, frozen into the run's recipe, and taken again by a resume."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from mypt.hardware.machine import Machine, this_machine
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config
 from mypt.recipe import load_recipe, parse_recipe, save_recipe
-from mypt.training import resolve_hardware
-from mypt.training.resolve_hardware import Hardware, passes_per_step, settle_compile, settle_hardware
+from mypt.training import resolve_hardware as module
+from mypt.training.resolve_hardware import Hardware, passes_per_step, resolve_compile, resolve_hardware
 from mypt.training.run import train
 
 
@@ -63,39 +63,39 @@ def test_a_run_freezes_its_choices_and_a_resume_takes_them_again(recipe_for, wei
     assert load_recipe(run).hardware.attention == "sdpa"
 
 
-def test_a_given_value_wins_over_a_recalled_one(model, tmp_path):
+def test_a_given_value_wins_over_a_reused_one(model, tmp_path):
     began = recipe(hardware={"attention": "sdpa", "matmul_precision": "highest"}, training={"bf16": True})
     save_recipe(began, tmp_path / "recipe.yaml")
-    settled, hardware = settle_hardware(recipe(training={"bf16": False}), model, tmp_path)
-    assert settled.training["bf16"] is False
+    resolved, hardware = resolve_hardware(recipe(training={"bf16": False}), model, tmp_path)
+    assert resolved.training["bf16"] is False
     assert hardware.lines[0] == "dtype: no autocast of float32 weights (as the recipe says)"
-    assert settled.hardware.attention == model.config._attn_implementation == "sdpa"
-    assert hardware.recalled == {"hardware.attention", "hardware.matmul_precision"}
+    assert resolved.hardware.attention == model.config._attn_implementation == "sdpa"
+    assert hardware.reused == {"hardware.attention", "hardware.matmul_precision"}
     assert hardware.matmul_precision == "highest" and hardware.step.compute_dtype == "float32"
-    settled, _ = settle_hardware(recipe(hardware={"attention": "eager"}), model, tmp_path)
-    assert settled.hardware.attention == "eager" and settled.training["bf16"] is True
+    resolved, _ = resolve_hardware(recipe(hardware={"attention": "eager"}), model, tmp_path)
+    assert resolved.hardware.attention == "eager" and resolved.training["bf16"] is True
 
 
 def test_workers_are_counted_where_training_starts_on_the_value_that_is_used(model, tmp_path):
     save_recipe(recipe(training={"dataloader_num_workers": 20_000}), tmp_path / "recipe.yaml")
     with pytest.raises(RecipeError, match=r"workers is 20,000, and this machine has \d+ CPUs.* give --training.datal"):
-        settle_hardware(load_recipe(tmp_path), model, tmp_path)
-    settle_hardware(load_recipe(tmp_path, ["--training.dataloader_num_workers=1"]), model, tmp_path)
+        resolve_hardware(load_recipe(tmp_path), model, tmp_path)
+    resolve_hardware(load_recipe(tmp_path, ["--training.dataloader_num_workers=1"]), model, tmp_path)
 
 
-def test_a_recalled_micro_batch_that_other_processes_cannot_share_is_chosen_anew(model, tmp_path):
+def test_a_reused_micro_batch_that_other_processes_cannot_share_is_chosen_anew(model, tmp_path):
     began = recipe(data={"tokens_per_step": 24 * 32}, training={"per_device_train_batch_size": 16})
     save_recipe(began, tmp_path / "recipe.yaml")  # as if 24 sequences had been 16 and 8 on two kinds of machines
     again = recipe(data={"tokens_per_step": 24 * 32})
-    settled, _ = settle_hardware(again, model, tmp_path)
-    assert settled.training["per_device_train_batch_size"] == 24 and passes_per_step(settled) == 1
+    resolved, _ = resolve_hardware(again, model, tmp_path)
+    assert resolved.training["per_device_train_batch_size"] == 24 and passes_per_step(resolved) == 1
     with pytest.raises(RecipeError, match="per_device_train_batch_size 16 makes others"):
-        settle_hardware(began, model, None)
+        resolve_hardware(began, model, None)
     save_recipe(
         recipe(data={"tokens_per_step": 768}, training={"per_device_train_batch_size": 6}), tmp_path / "recipe.yaml"
     )
-    settled, hardware = settle_hardware(again, model, tmp_path)
-    assert settled.training["per_device_train_batch_size"] == 6 and passes_per_step(settled) == 4
+    resolved, hardware = resolve_hardware(again, model, tmp_path)
+    assert resolved.training["per_device_train_batch_size"] == 6 and passes_per_step(resolved) == 4
     assert (hardware.step.micro_batch_size, hardware.step.accumulation) == (6, 4)
 
 
@@ -112,22 +112,22 @@ def test_a_recalled_micro_batch_that_other_processes_cannot_share_is_chosen_anew
 )
 def test_what_this_machine_cannot_do_is_an_error_that_names_the_key(model, sections, words):
     with pytest.raises(RecipeError, match=words):
-        settle_hardware(recipe(**sections), model, None)
+        resolve_hardware(recipe(**sections), model, None)
 
 
 def test_compiling_that_cannot_work_is_refused_if_asked_for_and_else_left_out(model, monkeypatch):
     hardware = Hardware(Machine("cpu", None, "float32"), frozenset())
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert settle_compile(recipe(), hardware, model, 10**6) is False
-    assert hardware.lines == ["compile: off (it needs the compiler no-such-compiler, and there is none)"]
+    line = "compile: off (it needs the compiler no-such-compiler, and there is none)"
+    assert resolve_compile(recipe(), hardware, model, 10**6) == (False, line)
     with pytest.raises(RecipeError, match=r"as the recipe says.*no-such-compiler.*--training.torch_compile=false"):
-        settle_compile(recipe(training={"torch_compile": True}), hardware, model, 10)
-    assert settle_compile(recipe(training={"torch_compile": False}), hardware, model, 10) is False
+        resolve_compile(recipe(training={"torch_compile": True}), hardware, model, 10)
+    assert resolve_compile(recipe(training={"torch_compile": False}), hardware, model, 10)[0] is False
 
 
 def test_tf32_is_another_name_of_the_precision(model):
-    settled, _ = settle_hardware(recipe(training={"tf32": False}), model, None)
-    assert settled.hardware.matmul_precision == "highest"
+    resolved, _ = resolve_hardware(recipe(training={"tf32": False}), model, None)
+    assert resolved.hardware.matmul_precision == "highest"
 
 
 @pytest.mark.slow
@@ -156,8 +156,8 @@ def test_a_compiled_run_resumes_to_the_same_weights_under_clean_names(recipe_for
 
 
 def test_what_is_free_is_what_was_before_the_model_was_loaded(model, monkeypatch):
-    monkeypatch.setattr(resolve_hardware, "machine_of", lambda device: Machine("cpu", 10**9, "float32", free=10**8))
-    _, hardware = settle_hardware(recipe(), model, None)
+    monkeypatch.setattr(module, "machine_of", lambda device: Machine("cpu", 10**9, "float32", free=10**8))
+    _, hardware = resolve_hardware(recipe(), model, None)
     assert hardware.machine.free == 10**8 + 4 * model.num_parameters()
 
 
@@ -165,7 +165,7 @@ def test_adapters_of_a_stock_model_by_its_own_names_do_without_the_memory_model(
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2))
     for lora, known in (({"target_modules": ["c_attn"]}, False), ({}, True)):
         settings = recipe(model={"init_from": "gpt2"}, lora=lora, data={"tokens_per_step": 256})
-        _, hardware = settle_hardware(settings, model, None)
+        _, hardware = resolve_hardware(settings, model, None)
         assert bool(hardware.dimensions) == known
         assert any(line.startswith("batch: 256 tokens") for line in hardware.lines)
 

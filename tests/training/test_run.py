@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from mypt.checkpoints.checksums import CHECKSUMS_NAME
 from mypt.cli.main import main
@@ -16,7 +17,7 @@ from mypt.errors import CheckFailed, CheckpointError, DataError, FolderInUse, My
 from mypt.folders import LOCK_NAME
 from mypt.recipe import load_recipe, parse_recipe, save_recipe
 from mypt.training.build import build_trainer
-from mypt.training.run import train
+from mypt.training.run import finish, train
 
 
 def equal(left: dict, right: dict) -> bool:
@@ -27,6 +28,33 @@ def losses(run: Path) -> list[dict]:
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     # the last entry holds Trainer's mean over the steps of its own session
     return [{key: entry[key] for key in entry if key.endswith("loss")} for entry in entries[:-1]]
+
+
+def result(run) -> dict:
+    return json.loads(Path(run, "result.json").read_text())
+
+
+def ending(run) -> tuple:
+    return tuple(result(run)[name] for name in ("state", "reason", "exit_code"))
+
+
+class CountsSteps(TrainerCallback):
+    """Counts steps, and reads what MyPT's own callbacks have logged before it is asked."""
+
+    def __init__(self):
+        self.steps, self.speeds = 0, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps += 1
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.speeds += ["throughput/tokens_per_second" in logs] * ("loss" in logs)
+
+
+def test_callbacks_of_the_user_come_after_mypt_s_own(recipe_for):
+    own = CountsSteps()
+    finish(build_trainer(parse_recipe(recipe_for(training={"max_steps": 2})), callbacks=[own]))
+    assert own.steps == 2 and own.speeds and all(own.speeds)
 
 
 @pytest.mark.plots
@@ -48,6 +76,14 @@ def test_the_run_folder_holds_what_the_contract_names(recipe_for):
     best = min(history[1:], key=lambda entry: entry["constrained_loss"])
     state = json.loads((run / "checkpoint-12" / "trainer_state.json").read_text())
     assert state["best_global_step"] == best["step"]
+    found = result(run)
+    assert [found[name] for name in ("state", "reason", "exit_code", "step", "max_steps", "best_step")] == [
+        "completed", "max_steps", 0, 12, 12, best["step"]
+    ]  # fmt: skip
+    assert found["objective"] == best["constrained_loss"] and found["seconds"] > 0
+    assert found["message"].startswith("trained to step 12 in")
+    train(parse_recipe(recipe_for()), resume=True)
+    assert result(run) == found, "nothing was left to train"
 
 
 def test_two_runs_of_one_recipe_are_equal(recipe_for, weights, tmp_path):
@@ -206,6 +242,7 @@ def test_when_no_step_kept_the_guards_the_least_bad_one_is_best_and_the_exit_say
     content["training"] |= {"output_dir": str(tmp_path / "adapted"), "learning_rate": 0.1}
     with pytest.raises(CheckFailed, match="no saved step kept every guarded set"):
         train(parse_recipe(content))
+    assert ending(tmp_path / "adapted") == ("completed", "infeasible", 1)
     history = json.loads((tmp_path / "adapted" / "forgetting.json").read_text())["history"]
     least = min(history[1:], key=lambda entry: entry["sets"]["general"]["delta"])
     best = (tmp_path / "adapted" / "best" / "model.safetensors").read_bytes()
@@ -253,6 +290,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(recipe_for):
     with pytest.raises(MyPTError, match=r"became (nan|inf).*--resume|the model is broken"):
         train(parse_recipe(content))
     assert not list(Path(content["training"]["output_dir"]).glob("checkpoint-*"))
+    assert ending(content["training"]["output_dir"]) == ("failed", "diverged", 2)
 
 
 def test_bad_input_is_one_clear_error(recipe_for, corpora, tmp_path):
@@ -482,6 +520,7 @@ def test_a_stopped_run_stays_stopped_until_the_recipe_changes(recipe_for, corpor
         with pytest.raises(CheckFailed):
             train(parse_recipe(content), resume=True)
         assert [path.name for path in (tmp_path / "adapted").glob("checkpoint-*")] == ["checkpoint-4"]
+        assert ending(tmp_path / "adapted") == ("stopped", "infeasible", 1)
     assert "stopped by the forgetting guard" in capsys.readouterr().out
     content["forgetting"]["action"] = "warn"
     with pytest.raises(CheckFailed):
@@ -560,3 +599,4 @@ def test_a_resume_below_one_pass_that_is_not_wanted_is_one_clear_error(recipe_fo
     with pytest.raises(CheckFailed, match=r"coverage\.strict is true"):
         train(parse_recipe(content), resume=True)
     assert (run / "forgetting.json").read_text() == before
+    assert ending(run) == ("stopped", "declined", 1) and result(run)["step"] == 4

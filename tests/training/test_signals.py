@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +45,10 @@ def interrupted(content: dict, sender: Sender) -> Interrupted:
     trainer.add_callback(sender)
     with pytest.raises(Interrupted) as raised:
         finish(trainer)
+    result = json.loads(Path(trainer.args.output_dir, "result.json").read_text())
+    name = signal.Signals(raised.value.exit_code - 128).name
+    assert (result["state"], result["reason"]) == ("interrupted", name)
+    assert (result["exit_code"], result["step"]) == (raised.value.exit_code, trainer.state.global_step)
     return raised.value
 
 

@@ -84,7 +84,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
         if args.world_size > 1:
             broadcast_object_list(refusal)
         if refusal[0]:
-            raise CheckFailed(refusal[0])
+            raise CheckFailed(refusal[0], "declined")
 
     def on_step_end(self, args, state, control, **kwargs):
         self.next_sample += self._batch

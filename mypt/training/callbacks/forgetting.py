@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from mypt.checkpoints.state import saved_states
-from mypt.errors import CheckpointError, MyPTError
+from mypt.errors import CheckpointError, Diverged, MyPTError
 from mypt.evaluation.baseline import BASELINE_NAME, load_baseline, save_baseline
 from mypt.evaluation.forgetting import ACTED_ON, INFEASIBLE, TOLERANCE, judge, require_sets, verdict
 from mypt.evaluation.loss import WindowLosses, window_losses
@@ -167,7 +167,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
                     model, windows, args.per_device_eval_batch_size, args.process_index, args.world_size
                 )
             if not math.isfinite(losses.loss):
-                raise MyPTError(
+                raise Diverged(
                     f"the loss on {name} is {losses.loss} at step {state.global_step}: the model is broken; "
                     "lower training.learning_rate and go on from the last checkpoint with --resume"
                 )

@@ -75,7 +75,8 @@ class UploadCallback(TrainerCallback):
         except (MyPTError, OSError) as error:
             visibility = "--private" if self.private else "--public"
             command = f"mypt upload {shlex.quote(str(run))} {self.uri} {visibility}"
-            raise CheckFailed(f"the model is in {run} but not on the hub ({error}); run `{command}`") from error
+            words = f"the model is in {run} but not on the hub ({error}); run `{command}`"
+            raise CheckFailed(words, "upload") from error
         say(f"uploaded {run} to {self.uri} (commit {commit[:8]})")
 
     def _hold(self, checkpoint: Path) -> _Save:

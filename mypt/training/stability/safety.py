@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState
 
 from mypt.checkpoints.complete import last_complete_checkpoint, newest_without_fault
 from mypt.checkpoints.verify import fault_of
-from mypt.errors import MyPTError, RecipeError
+from mypt.errors import Diverged, MyPTError, RecipeError
 from mypt.terminal import say
 from mypt.training.stability.loss_spikes import describe, worst_sample
 from mypt.training.stability.step_monitor import Beat
@@ -74,7 +74,7 @@ class SafetyCallback(TrainerCallback, ExportableState):
         advice = f"lower training.learning_rate (now {trainer.args.learning_rate * self.rate_factor:g})"
         if self.on_nan == "stop":
             advice += " or set safety.on_nan to skip or rollback"
-        raise MyPTError(
+        raise Diverged(
             f"{_what(beat)} in {beat}; {worst}; {tried}"
             + (f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was saved before")
             + f": {advice}, and run again with --resume"

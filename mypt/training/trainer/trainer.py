@@ -39,17 +39,32 @@ class MyPTTrainer(WatchedTrainer):
 
     forgetting: the ForgettingCallback that measures the evaluation sets, or None when there are none. throughput: the
     ThroughputCallback, to be the first of all callbacks. hardware: the `Hardware` that was settled for the run.
-    compile_layers: whether decoder layers are compiled while it trains.
+    compile_layers: whether decoder layers are compiled while it trains. early_stopping, upload: callbacks that `finish`
+    asks when the run ends. checkpoint: that the run resumes from. set_aside: moves later checkpoints out of the way,
+    once this one is loaded. give_back: unlocks the run folder.
     Other arguments: as of `WatchedTrainer`.
     """
 
-    def __init__(self, *args, forgetting=None, throughput=None, hardware=None, compile_layers=False, **kwargs):
+    def __init__(
+        self,
+        *args,
+        forgetting=None,
+        early_stopping=None,
+        upload=None,
+        throughput=None,
+        hardware=None,
+        compile_layers=False,
+        checkpoint: str | None = None,
+        set_aside: Callable[[], None] | None = None,
+        give_back: Callable[[], None] | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        self.forgetting = forgetting
+        self.forgetting, self.early_stopping, self.upload = forgetting, early_stopping, upload
+        self.checkpoint, self.set_aside, self.give_back = checkpoint, set_aside, give_back
         self.hardware = hardware
         self.compile_layers = compile_layers
         self.throughput = throughput
-        self.set_aside: Callable[[], None] | None = None
         if throughput:
             self.callback_handler.callbacks.insert(0, throughput)  # before TensorBoard's, which gets its numbers
         self._loss: TrainingLoss | None = None

@@ -1,11 +1,13 @@
 """Training with `upload:` ends on the hub, whatever the hub does meanwhile; and nothing waits for it."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -71,6 +73,7 @@ def test_a_failing_hub_stops_no_training_and_a_failed_end_names_the_command(reci
         "checkpoint-4 was not uploaded" in printed and "training goes on" in printed and "trained to step 12" in printed
     )
     run = content["training"]["output_dir"]
+    assert json.loads(Path(run, "result.json").read_text())["reason"] == "upload"
     assert weights(run) and not any(place == "me/fails" for place, *_ in logged_in.commits)
     train(parse_recipe(content), resume=True)  # the same as the command that was named
     assert {*logged_in.models["me/fails"]["main"]} >= {"model.safetensors", "forgetting.json", "loss.png"}
