@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from mypt.hardware.precision import matmul_precision, product_error
 from mypt.models.modeling_mypt import MyPTForCausalLM, eager_attention_forward
 from mypt.models.presets import preset_config
+from mypt.training.model.precision import matmul_precision, product_error
 
 TOKENS, HEADS = 2_048, 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

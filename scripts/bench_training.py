@@ -256,7 +256,7 @@ def run_bare(args, ids) -> dict:
     import torch
 
     from mypt.hardware.main_memory import keep_freed
-    from mypt.hardware.precision import matmul_precision
+    from mypt.training.model.precision import matmul_precision
 
     keep_freed()
     trainer = our_trainer(args)

@@ -88,9 +88,12 @@ def test_the_walk_sees_imports_of_every_kind(tmp_path, monkeypatch):
         "import mypt, mypt.cli.main as m; m.build_parser()",
         "from mypt.cli.main import main; main(['--help'])",
         "from mypt.cli.main import main; main(['plan', '--help'])",
+        "import mypt.recipe, "
+        + ", ".join(f"mypt.hardware.{path.stem}" for path in (ROOT / "hardware").glob("[a-z]*.py")),
     ],
+    ids=["import", "parser", "help", "help of plan", "recipe and hardware"],
 )
-def test_help_imports_no_framework(code):
+def test_what_starts_at_once_imports_no_framework(code):
     probe = (
         "import sys, atexit\n"
         "frameworks = {'torch', 'transformers', 'numpy', 'datasets', 'peft'}\n"

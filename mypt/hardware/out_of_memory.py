@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from mypt.errors import MyPTError
 from mypt.hardware.batch import room
 from mypt.planning.fit import gibibytes, knobs
@@ -17,6 +15,8 @@ REFUSED = ("can't allocate memory", "bad_alloc", "could not create a memory")
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is a device or a process without memory, in any of the ways in which torch says so."""
+    import torch
+
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in REFUSED)

@@ -1,14 +1,18 @@
 """What a device can do at most: the FLOP/s that MFU is a share of."""
 
+from __future__ import annotations
+
 import math
 import re
 import time
 from dataclasses import dataclass
 from functools import cache
-
-import torch
+from typing import TYPE_CHECKING
 
 from mypt.planning.verdict import short
+
+if TYPE_CHECKING:
+    import torch
 
 # Dense TFLOP/s of the matrix units in bfloat16 and float16, as the vendors publish them (half of what they print "with
 # sparsity"; of GeForce with float32 accumulation). Written from memory: check the sheet before quoting a figure. The
@@ -50,6 +54,8 @@ class Peak:
 
 def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
     """From the data sheet of a known GPU in a 16-bit dtype, else measured once in this process, in about 0.2 s."""
+    import torch
+
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         if known := data_sheet(name, dtype):
@@ -59,7 +65,7 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
 
 def data_sheet(name: str, dtype: torch.dtype) -> float | None:
     """FLOP/s of the GPU of this name, None if it is not known for this dtype."""
-    if dtype not in (torch.bfloat16, torch.float16) or ANOTHER_DEVICE.search(name):
+    if str(dtype) not in ("torch.bfloat16", "torch.float16") or ANOTHER_DEVICE.search(name):
         return None
     return next((teraflops * 1e12 for pattern, teraflops in DATA_SHEETS if re.search(pattern, name)), None)
 
@@ -67,6 +73,8 @@ def data_sheet(name: str, dtype: torch.dtype) -> float | None:
 @cache
 def _measured(device: torch.device, dtype: torch.dtype, threads: int, precision: str) -> Peak:
     """The fastest of many products of two square matrices; no random numbers, so that a run stays the run it is."""
+    import torch
+
     on_cpu = device.type == "cpu"
     size = 512 * math.ceil(math.sqrt(threads)) if on_cpu else 4096
     matrix = torch.ones(size, size, device=device, dtype=dtype)

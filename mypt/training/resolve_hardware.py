@@ -22,7 +22,6 @@ from mypt.hardware.choices import (
 )
 from mypt.hardware.machine import Machine, machine_of
 from mypt.hardware.main_memory import main_memory
-from mypt.hardware.precision import choose_precision
 from mypt.planning.evaluation_budget import MOST_WINDOWS
 from mypt.planning.fit import fits, gibibytes, knobs, training_memory
 from mypt.planning.parameters import adapted, dimensions_of
@@ -30,6 +29,7 @@ from mypt.planning.step import Step
 from mypt.recipe import RESOLVED_NAME, Recipe, load_recipe
 from mypt.training.model.attention import settle_attention
 from mypt.training.model.compiled import obstacle
+from mypt.training.model.precision import choose_precision
 from mypt.training.request import require_workers
 from mypt.training.target import memory_settings
 

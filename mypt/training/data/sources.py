@@ -27,7 +27,7 @@ from mypt.training.data.text import (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunData:
     """Where a run reads from: directories by weight and by evaluation set name, and their one tokenizer."""
 

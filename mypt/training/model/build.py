@@ -11,7 +11,7 @@ from mypt.errors import CheckpointError, RecipeError, UnreadableCheckpoint
 from mypt.hardware.main_memory import main_memory
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.models.modeling_mypt import MyPTForCausalLM
-from mypt.models.presets import preset_config
+from mypt.models.presets import preset_config, preset_dimensions
 from mypt.planning.fit import gibibytes
 from mypt.planning.parameters import count_parameters
 from mypt.planning.step import BYTES
@@ -20,7 +20,6 @@ from mypt.tokenization.load import largest_id
 from mypt.training.data.sources import RunData
 from mypt.training.model.init_from import continued_model, existing_model
 from mypt.training.model.loading import is_of_machine
-from mypt.training.request import preset
 
 
 def build_model(
@@ -84,7 +83,7 @@ def _config(section: ModelSection, data: RunData, block_size: int | None):
         raise RecipeError(
             f"model.vocab_size {overrides['vocab_size']} is below the tokenizer's {vocabulary}; remove it"
         )
-    if block_size and block_size > preset(section)["max_position_embeddings"]:
+    if block_size and block_size > preset_dimensions(section.preset)["max_position_embeddings"]:
         overrides.setdefault("max_position_embeddings", block_size)
     eos = data.tokenizer.eos_token_id
     overrides |= {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}

@@ -18,7 +18,6 @@ from mypt.checkpoints.tensors import list_tensors
 from mypt.errors import MyPTError
 from mypt.hardware.main_memory import keep_freed
 from mypt.hardware.out_of_memory import explain_out_of_memory
-from mypt.hardware.precision import matmul_precision
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.streams.jit_stream import JitLoader, JitStream
 from mypt.streams.shard_stream import ShardStream
@@ -28,6 +27,7 @@ from mypt.training.model.compiled import compiled_layers
 from mypt.training.model.flops import flops_per_token
 from mypt.training.model.loading import loading, require_optimizer_state, require_weights
 from mypt.training.model.objective import TrainingLoss, next_tokens, training_loss
+from mypt.training.model.precision import matmul_precision
 from mypt.training.optim.optimizers import decayed_parameters
 from mypt.training.optim.schedules import climbing, set_rates
 from mypt.training.stability.signals import outlast_signals

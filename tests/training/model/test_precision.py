@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mypt.hardware.machine import Machine
-from mypt.hardware.precision import AS_GOOD, choose_precision, matmul_precision, product_error
+from mypt.training.model.precision import AS_GOOD, choose_precision, matmul_precision, product_error
 
 CPU, GPU = Machine("cpu", 2**34, "bfloat16"), Machine("gpu", 2**34, "bfloat16")
 
