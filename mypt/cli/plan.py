@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> tuple[dict, dict, list[str]]:
     """Arguments of `plan` but the steps, what the recipe says of the steps, and what had to be assumed or left out."""
-    notes, dimensions = target.notes, target.dimensions
+    notes, dimensions = [*target.notes], target.dimensions
     if args.params and dimensions:
         raise MyPTError(f"--params {args.params:,}: {args.target} has a number of parameters already; leave one out")
     step = {"accumulation": 1} | target.settings | _given(args)

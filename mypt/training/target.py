@@ -30,7 +30,7 @@ _KEYS = {
 DEFAULT_BLOCK = 1024  # tokens per sequence where nothing names a context
 
 
-@dataclass
+@dataclass(frozen=True)
 class Target:
     """What a target says of a run; what it leaves open is None or absent.
 
@@ -142,26 +142,31 @@ def _from_recipe(
     """by_machine: the dtype is the machine's, whatever the recipe says."""
     from mypt.recipe import load_recipe
 
-    recipe = load_recipe(path, overrides)
+    recipe, notes = load_recipe(path, overrides), []
     if by_machine:
-        recipe.training = {key: value for key, value in recipe.training.items() if key not in ("bf16", "fp16")}
-    flags = {name: flag for name, flag in RECIPE_FLAGS.items() if name != "lora_r" or recipe.model.init_from}
-    result = Target(flags=flags)
-    result.sources, sets, vocabulary = _sources(recipe, result.notes)
-    result.dimensions = _recipe_dimensions(recipe, vocabulary, result.notes, fields)
-    block_size = recipe.data.block_size or (result.dimensions and result.dimensions["max_position_embeddings"])
-    result.settings = memory_settings(recipe, machine, block_size, result.notes)
+        training = {key: value for key, value in recipe.training.items() if key not in ("bf16", "fp16")}
+        recipe = replace(recipe, training=training)
+    sources, sets, vocabulary = _sources(recipe, notes)
+    dimensions = _recipe_dimensions(recipe, vocabulary, notes, fields)
+    block_size = recipe.data.block_size or (dimensions and dimensions["max_position_embeddings"])
+    settings = memory_settings(recipe, machine, block_size, notes)
     if block_size:
-        result.settings["block_size"] = block_size
-    result.choices = expected_choices(machine, result.settings, recipe)
-    result.settings, batch = expected_batch(machine, result.settings, recipe, result.dimensions, processes)
-    result.choices |= {"batch": batch} if batch else {}
+        settings["block_size"] = block_size
+    choices = expected_choices(machine, settings, recipe)
+    settings, batch = expected_batch(machine, settings, recipe, dimensions, processes)
     steps = {name: recipe.training.get(name) for name in ("max_steps", "num_train_epochs")}
-    result.steps = steps | {"coverage_target": recipe.coverage.target}
-    if sets:
-        layers = (result.dimensions or {}).get("num_hidden_layers", 1)
-        result.evaluation = evaluation_settings(recipe, layers) | {"sets": sets}
-    return result
+    return Target(
+        dimensions,
+        settings,
+        sources,
+        steps=steps | {"coverage_target": recipe.coverage.target},
+        evaluation=evaluation_settings(recipe, (dimensions or {}).get("num_hidden_layers", 1)) | {"sets": sets}
+        if sets
+        else None,
+        choices=choices | ({"batch": batch} if batch else {}),
+        flags={name: flag for name, flag in RECIPE_FLAGS.items() if name != "lora_r" or recipe.model.init_from},
+        notes=notes,
+    )
 
 
 def kept_as(attention: str | None) -> str:
