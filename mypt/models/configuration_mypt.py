@@ -94,12 +94,12 @@ class MyPTConfig(PreTrainedConfig):
                     f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                     f"{self.num_attention_heads}; change one of them or give head_dim"
                 )
+        self.base_model_tp_plan = self._tp_plan()  # transformers 5.17 adds to it, and no version writes it to a file
         super().__post_init__(**kwargs)
         if self.position_embedding_type == "learned":
             self.rope_parameters = None  # the base class fills it for every config that declares the field
 
-    @property
-    def base_model_tp_plan(self) -> dict[str, str]:
+    def _tp_plan(self) -> dict[str, str]:
         """How `MyPTModel` is split over the processes of tensor parallelism; names only modules that it has."""
         attention, mlp = "layers.*.self_attn", "layers.*.mlp"
         inputs = [f"{attention}.{name}_proj" for name in "qkv"] + [f"{mlp}.up_proj"]
