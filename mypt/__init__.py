@@ -41,9 +41,9 @@ __all__ = ["__version__", *_MODULE_OF]
 
 def __getattr__(name: str):
     if name == "__version__":
-        from importlib.metadata import version
+        from .versions import version_of
 
-        return version("mypt")
+        return version_of("mypt")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'mypt' has no attribute {name!r}; it offers {', '.join(__all__)}")
     with terminal.usable_streams():  # transformers' import fails on a standard error that cannot flush

@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from importlib.metadata import version
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +19,7 @@ from mypt.text.dedup import text_hash
 from mypt.text.document import Document
 from mypt.text.sources import digest, stamp
 from mypt.tokenization.fast import Encoder
+from mypt.versions import version_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,7 +31,7 @@ def finish_unit(work: Work, piece: Piece) -> Finished:
     """Encode a unit, unless that was done before with the same input and settings."""
     before = stamp(piece.unit)
     content = [piece.unit.to_dict(), before, work.settings.reading(), work.tokenizer_hash, work.dtype, piece.limit]
-    key = xxhash.xxh3_128(json.dumps([version("mypt"), *content], sort_keys=True).encode())
+    key = xxhash.xxh3_128(json.dumps([version_of("mypt"), *content], sort_keys=True).encode())
     if piece.lines is not None:
         key.update(piece.lines.tobytes())
     record = work.folder / f"{piece.number:05d}.json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from mypt.preparation.units import Piece, checksums, kept_lines, read_record
 from mypt.shards.scan import read_chunks
 from mypt.shards.settings import PrepareSettings
 from mypt.tokenization.train import TextSample
+from mypt.versions import version_of
 
 
 @dataclass
@@ -43,8 +43,8 @@ class Survey:
 
 def survey_unit(survey: Survey, piece: Piece, below: int = 2**64) -> Surveyed:
     """Read a unit once, unless that was done before. Of the sample only hashes under `below` can still win."""
-    settings, index = survey.settings, piece.number
-    content = [version("mypt"), survey.corpus, index, settings.reading(), settings.training(), survey.make, piece.limit]
+    settings, index, own = survey.settings, piece.number, version_of("mypt")
+    content = [own, survey.corpus, index, settings.reading(), settings.training(), survey.make, piece.limit]
     key = xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
     record = survey.folder / f"{index:05d}.survey.json"
     if (found := read_record(Surveyed, record, key)) is not None:

@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,6 +20,7 @@ from mypt.shards.format import METADATA_NAME
 from mypt.shards.publishing import STAGING
 from mypt.streams.size import SIZE_NAME
 from mypt.training.data.text import DATA_NAME, EVAL_NAME, HEAD_NAME
+from mypt.versions import version_of
 
 ENVIRONMENT_NAME = "environment.json"
 _LOGS = (".log", ".out", ".err")  # what a shell or a scheduler writes there before training starts; never a run's own
@@ -194,7 +194,7 @@ def record(run: Path, identity: dict) -> None:
         "run": run_hash(identity),
         "identity": identity,
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in names},
+        "packages": {name: version_of(name) for name in names},
         "machine": {"platform": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
     }
     path = run / ENVIRONMENT_NAME
