@@ -493,6 +493,10 @@ def _check_lora(recipe: Recipe) -> None:
 
 def _check_training(values: dict) -> dict:
     known = class_fields("transformers.training_args", "TrainingArguments")
+    # transformers 5.17 has these under an older name, by which `build_arguments` hands them on.
+    known = {
+        key.replace("gradient_checkpointing", "activation_checkpointing"): kind for key, kind in known.items()
+    } | known
     for key, value in values.items():
         if key not in known:
             raise RecipeError(_unknown("key in recipe section 'training':", key, known))

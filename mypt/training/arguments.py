@@ -104,6 +104,8 @@ def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArgu
                 f"{recipe.optimizer.schedule} the settings are optimizer.cooldown and optimizer.floor"
             )
         values |= schedule_arguments(recipe.optimizer, steps, warmup)
+    if "activation_checkpointing" not in TrainingArguments.__dataclass_fields__:  # its name before transformers 5.23
+        values = {key.replace("activation_checkpointing", "gradient_checkpointing"): values[key] for key in values}
     fixed = {
         "remove_unused_columns": False,
         "ignore_data_skip": True,
