@@ -68,15 +68,19 @@ class Watch:
         return {"ms": milliseconds, "seconds": self.marks[-1], "val": self.val, "parameters": parameters}
 
 
-def exact_loss(logits, val) -> float:
-    """Mean nats over all predictions of `val`, ids (n,); logits: ids (n, T) -> (n, T, V)."""
+def exact_loss(logits, val, block: int = BLOCK, rows: int = 256) -> float:
+    """Mean nats over all predictions of `val`, ids (n,), in windows of `block`, `rows` at a time.
+
+    logits: ids (n, T) -> (n, T, V).
+    """
     import torch
     from torch.nn.functional import cross_entropy
 
     predictions = len(val) - 1
-    whole = predictions // BLOCK * BLOCK
+    whole = predictions // block * block
     inputs, targets = val[:-1], val[1:]
-    pairs = [*zip(inputs[:whole].view(-1, BLOCK).split(256), targets[:whole].view(-1, BLOCK).split(256), strict=True)]
+    windows = (ids[:whole].view(-1, block).split(rows) for ids in (inputs, targets))
+    pairs = [*zip(*windows, strict=True)]
     if whole < predictions:
         pairs.append((inputs[None, whole:], targets[None, whole:]))
     with torch.no_grad():
@@ -94,8 +98,8 @@ def evaluate_hf(model, val, autocast: bool) -> float:
     return loss
 
 
-def read_ids(data: Path) -> dict:
-    """Token ids of both splits without the end of text that closes each document, int64."""
+def read_ids(data: Path, keep_eos: bool = False) -> dict:
+    """Token ids of both splits, int64; without the end of text that closes each document, unless it is kept."""
     import torch
 
     from mypt.shards.format import read_manifest
@@ -105,7 +109,7 @@ def read_ids(data: Path) -> dict:
     for split in ("train", "val"):
         reader = ShardReader(data, split)
         ids = torch.from_numpy(reader.gather([0], len(reader))[0].astype("int64"))
-        splits[split] = ids[ids != eos]
+        splits[split] = ids if keep_eos else ids[ids != eos]
     return splits
 
 
