@@ -129,7 +129,9 @@ class WatchedTrainer(ShardedTrainer):
     def forget_log_window(self, in_step: bool) -> None:
         """Begin the mean of the next log line anew: what was summed up is no number."""
         last = self.state.global_step + in_step
-        self._initial_global_step += last - self._globalstep_last_logged  # the run's mean is without these steps, too
+        # The run's mean is without these steps, too; transformers 5.17 keeps no such number, and means over all steps.
+        if hasattr(self, "_initial_global_step"):
+            self._initial_global_step += last - self._globalstep_last_logged
         self._globalstep_last_logged = last
         self._tr_loss.zero_()
 
