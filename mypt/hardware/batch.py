@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     reason: str
 
 
-def settle_batch(
+def divide_batch(
     tokens_per_step: int,
     block_size: int,
     processes: int = 1,

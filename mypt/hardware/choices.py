@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import NamedTuple
 
-from mypt.hardware.batch import room, settle_batch
+from mypt.hardware.batch import divide_batch, room
 from mypt.hardware.machine import Machine
 from mypt.planning.fit import fits
 from mypt.planning.parameters import with_positions
@@ -33,7 +33,7 @@ def autocast_dtype(training: dict) -> str | None:
 
 
 def choose_dtype(machine: Machine, weights: str = "float32") -> Choice:
-    """Of matrix products under autocast, "float32" for none; weights: the dtype that the model is held in."""
+    """The dtype of matrix products under autocast, "float32" for none; weights: the dtype that the model is held in."""
     if machine.dtype == "float16" and weights != "float32":
         return Choice("float32", f"float16 needs float32 weights, and model.dtype is {weights}")
     return Choice(machine.dtype, machine.why)
@@ -90,7 +90,7 @@ def choose_liger(machine: Machine, model_type: str, known: frozenset[str] | None
 def expected_choices(machine: Machine, settings: dict, recipe: Recipe | None = None) -> dict[str, Choice]:
     """By the names under which training prints them. settings: fields of `Step`; recipe: None for a preset.
 
-    Compiling, Liger kernels and the precision of matrix products are settled where torch is.
+    Compiling, Liger kernels and the precision of matrix products are chosen in training, with torch.
     """
     weights = settings.get("weight_dtype", "float32")
     given = autocast_dtype(recipe.training) if recipe else None
@@ -123,6 +123,6 @@ def expected_batch(
             model, replace(step, micro_batch_size=size, accumulation=passes), available
         )
     given = {name: settings.get(name) for name in ("micro_batch_size", "accumulation")}
-    batch = settle_batch(tokens, settings["block_size"], processes, **given, **options)
+    batch = divide_batch(tokens, settings["block_size"], processes, **given, **options)
     sizes = {"micro_batch_size": batch.micro_batch_size, "accumulation": batch.accumulation}
     return settings | sizes, Choice(batch.words, batch.reason)

@@ -1,4 +1,4 @@
-"""What this machine is to a run or a plan: its device, the memory of it, and the dtype that it multiplies fastest.
+"""The machine of a run or a plan: its device, memory, and the dtype that it multiplies fastest.
 
 `this_machine` asks the system, without torch; `machine_of` asks torch for one device. The rules are the same.
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 from mypt.planning.memory import GIVEN_BACK
 
 GROUPS = Path("/sys/fs/cgroup")
-# Of a control group: its folder below GROUPS, the files of its limit and of its use. Version 2, then 1.
+# Control groups: the folder below GROUPS, the files of the limit and of the use. Version 2, then 1.
 _VERSIONS = (("", "memory.max", "memory.current"), ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"))
 _UNLIMITED = 2**60  # version 1 writes a number near 2**63
 

@@ -51,7 +51,7 @@ def explain_out_of_memory(trainer) -> Iterator[None]:
 
 
 def _what_helps(trainer) -> str:
-    again = "and run the same command with --resume to go on"
+    again = "and run the same command with --resume to continue"
     if not trainer.model.training:
         return f"lower --training.per_device_eval_batch_size, {again}"
     hardware = trainer.hardware

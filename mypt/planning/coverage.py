@@ -102,7 +102,7 @@ def planned_steps(
     samples: windows in one epoch. total_tokens: tokens of the dataset; of a mixture those of its main source divided
     by its share. global_batch: sequences per step over all processes.
 
-    Raises MyPTError that names a value which is no number, or too small.
+    Raises MyPTError with the name of a value that is NaN, infinite or too small.
     """
     # HF's default is -1: not given.
     if max_steps is not None and not (isinstance(max_steps, int) and max_steps <= 0):

@@ -1,4 +1,4 @@
-"""How much of a run's compute its evaluations take, and how few and how small they are made to keep to a share of it.
+"""Plan the evaluations of a run: how often and on how many windows, to keep to a share of its compute.
 
 One forward pass over one window is the unit: exact before the run begins, and the same on every machine.
 """

@@ -101,7 +101,7 @@ def knobs(dimensions: dict, step: Step, available: int, flags: dict[str, str] = 
         adapters = _least(step, lora_r=8, optimizer="adamw", freeze_layers=0, freeze_embeddings=False)
         if fits(dimensions, adapters, available):
             words = _written(step, adapters, flags)
-            found.append(f"train adapters beside the frozen model (a section `lora:`): {words}")
+            found.append(f"train adapters of the frozen model (a section `lora:`): {words}")
     sharded = (_least(step, fsdp=devices) for devices in (2, 4, 8, 16, 32, 64) if devices > step.fsdp)
     if most := next((candidate for candidate in sharded if fits(dimensions, candidate, available)), None):
         found.append(f"shard it over {most.fsdp} devices (FSDP): {_written(step, most, flags)}")

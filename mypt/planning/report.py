@@ -134,7 +134,7 @@ def _worth_lines(seen: dict) -> list[str]:
         )
         lines.append(_line("Repetition", f"{worth} fresh ones ({figures['worth']:.0%})"))
     if adapters := seen.get("adapters"):
-        sizes = f"{short(adapters)} parameters of adapters are trained beside {short(seen['frozen'])} that are frozen"
+        sizes = f"{short(adapters)} parameters of adapters are trained, {short(seen['frozen'])} are frozen"
         lines.append(_line("LoRA", f"{sizes}; rules about tokens per parameter are of training from scratch"))
     if "tokens_per_parameter" in figures:
         inner = figures.get("tokens_per_non_embedding_parameter")

@@ -22,7 +22,7 @@ FRAMEWORK = 550 * 2**20  # Python, torch, transformers and their kernels after a
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What beside the model decides the memory of a training step on one device.
+    """Everything but the model that decides the memory of a training step on one device.
 
     micro_batch_size: sequences per device and pass, of block_size tokens. accumulation: passes per step.
     weight_dtype: of weights, gradients and optimizer states. compute_dtype: of matrix products; if it is another,
@@ -56,9 +56,9 @@ class Step:
             if getattr(self, name) not in known:
                 raise MyPTError(f"{name} is {getattr(self, name)!r}, expected one of: {', '.join(known)}")
         if self.lora and (self.freeze_layers or self.freeze_embeddings):
-            raise MyPTError("freeze_layers and freeze_embeddings are refused beside LoRA, which freezes it all")
+            raise MyPTError("freeze_layers and freeze_embeddings are refused with LoRA, which freezes everything")
         if self.lora and self.optimizer == "muon":
-            raise MyPTError("optimizer muon is refused beside LoRA, in training too; expected adamw, the default there")
+            raise MyPTError("optimizer muon is refused with LoRA, in training too; expected adamw, its default")
 
     @property
     def widths(self) -> tuple[int, int]:

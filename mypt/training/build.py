@@ -1,4 +1,4 @@
-"""Recipe -> data, model, optimizer, callbacks and Trainer, placed where a resume has to go on."""
+"""Recipe -> data, model, optimizer, callbacks and Trainer, at the position where a resume continues."""
 
 import dataclasses
 import functools
@@ -168,7 +168,7 @@ def _longest_context(recipe: Recipe, model: PreTrainedModel) -> int:
 def _model(
     recipe: Recipe, data: RunData, block_size: int | None, seed: int, checkpoint: Path | None
 ) -> PreTrainedModel:
-    """The model with the adapters beside it, or the frozen parts in it, that the recipe asks for."""
+    """The model, with the adapters or the frozen parts that the recipe asks for."""
     lora = _lora() if recipe.lora else None
     quantization = lora and lora.quantization(recipe.lora)
     options = {"adapter": bool(lora), "quantization": quantization, "checkpoint": checkpoint}

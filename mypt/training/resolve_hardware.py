@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from transformers import PreTrainedModel
 
 from mypt.errors import MyPTError, RecipeError
-from mypt.hardware.batch import room, settle_batch
+from mypt.hardware.batch import divide_batch, room
 from mypt.hardware.choices import (
     GIVEN,
     Choice,
@@ -27,7 +27,7 @@ from mypt.planning.fit import fits, gibibytes, knobs, training_memory
 from mypt.planning.parameters import adapted, dimensions_of
 from mypt.planning.step import Step
 from mypt.recipe import RESOLVED_NAME, Recipe, load_recipe
-from mypt.training.model.attention import settle_attention
+from mypt.training.model.attention import choose_working_attention
 from mypt.training.model.compiled import obstacle
 from mypt.training.model.precision import choose_precision
 from mypt.training.request import require_workers
@@ -119,7 +119,7 @@ def passes_per_step(recipe: Recipe) -> int:
     if not tokens:
         return given.get(BATCH[1], 1)
     processes = PartialState().num_processes
-    return settle_batch(tokens, recipe.data.block_size, processes, micro_batch_size=given[BATCH[0]]).accumulation
+    return divide_batch(tokens, recipe.data.block_size, processes, micro_batch_size=given[BATCH[0]]).accumulation
 
 
 def _require_memory(recipe: Recipe, machine: Machine, dimensions: dict | None, step: Step | None) -> None:
@@ -239,7 +239,7 @@ def _attention(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> tu
         candidates = choose_attention(hardware.machine, section.block_size, compute, section.document_mask, flash)
         if _sharded():  # a whole model may not fit where one would be tried
             candidates = [choice for choice in candidates if choice.value in ("sdpa", "eager")]
-    own = settle_attention(model, candidates, compute, section.document_mask, automatic=not given)
+    own = choose_working_attention(model, candidates, compute, section.document_mask, automatic=not given)
     choice = _agreed(own)
     if choice.value != own.value:
         model.set_attn_implementation(choice.value)
@@ -276,11 +276,11 @@ def _batch(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> tuple[
     sizes = {"micro_batch_size": given.get(BATCH[0]), "accumulation": given.get(BATCH[1])}
     layout = (asked, recipe.data.block_size, PartialState().num_processes)
     try:
-        batch = settle_batch(*layout, **sizes, **options)
+        batch = divide_batch(*layout, **sizes, **options)
     except RecipeError:
         if f"training.{BATCH[0]}" not in hardware.reused:
             raise
-        batch = settle_batch(*layout, **options)  # another number of processes than the run began with
+        batch = divide_batch(*layout, **options)  # another number of processes than the run began with
     is_given = given.get(BATCH[0]) == batch.micro_batch_size
     reason = f"micro-batch: {hardware.why(f'training.{BATCH[0]}')}" if is_given else batch.reason
     return with_values(recipe, "training", **{BATCH[0]: batch.micro_batch_size}), Choice(batch.words, reason)

@@ -149,8 +149,8 @@ def _train(trainer: MyPTTrainer, began: float) -> list[str]:
 
 
 _CURES = {
-    "forgetting": "stopped by the forgetting guard; another forgetting.tolerance or action: warn goes on",
-    "early_stopping": "stopped early; a larger safety.early_stopping_patience, or null, goes on",
+    "forgetting": "stopped by the forgetting guard; set another forgetting.tolerance, or action: warn, to continue",
+    "early_stopping": "stopped early; raise safety.early_stopping_patience, or set it to null, to continue",
 }
 
 
@@ -171,7 +171,7 @@ def _stopped_now(trainer: MyPTTrainer) -> str | None:
 
 
 def _leave(trainer: MyPTTrainer) -> None:
-    """End after a signal: all processes together, one of them with a word."""
+    """End all processes together after a signal; the main one reports it."""
     part(trainer.accelerator)
     number, state = trainer.signals.number, trainer.state
     if not trainer.is_world_process_zero():
@@ -179,7 +179,7 @@ def _leave(trainer: MyPTTrainer) -> None:
     checkpoint = Path(trainer.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
     raise Interrupted(
         f"stopped by {signal.Signals(number).name} after step {state.global_step} of {state.max_steps}; "
-        f"everything is in {checkpoint}: the same command with --resume goes on from there",
+        f"everything is in {checkpoint}: run the same command with --resume to continue",
         number,
     )
 

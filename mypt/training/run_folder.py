@@ -66,7 +66,7 @@ def require_run(run: Path) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a run was recorded there (`claim` compares it), or nothing stands there but prepared text and logs."""
+    """Whether a run was recorded there (`claim` compares it), or it holds only prepared text and logs."""
     if (folder / ENVIRONMENT_NAME).is_file():
         return True
     names = {name for name in contents(folder) if not (name.endswith(_LOGS) and (folder / name).is_file())}
@@ -111,7 +111,7 @@ def claim(run: Path, identity: dict, resume: bool) -> None:
 def holds_checkpoints(run: Path) -> CheckpointError:
     """The refusal of a run that was begun there, without `--resume`."""
     return CheckpointError(
-        f"{run} already holds checkpoints of this run; add --resume to go on, or choose another training.output_dir"
+        f"{run} already holds checkpoints of this run; add --resume to continue, or choose another training.output_dir"
     )
 
 

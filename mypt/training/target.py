@@ -313,7 +313,7 @@ def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, list[int | No
 
 
 def _set_tokens(name: str, recipe) -> int | None:
-    """Of an evaluation set; None if it is text."""
+    """Tokens of an evaluation set; None if it is text."""
     from mypt.shards.format import read_manifest
     from mypt.shards.reader import check_files
 

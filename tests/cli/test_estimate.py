@@ -99,7 +99,7 @@ def test_a_recipe_that_freezes(estimate, tmp_path, capsys):
     main(["estimate", str(tmp_path / "frozen.yaml")])
     assert "2 layers frozen, embeddings frozen" in capsys.readouterr().out
     assert main(["estimate", str(tmp_path / "frozen.yaml"), "--lora-r", "4"]) == 2
-    assert "refused beside LoRA" in capsys.readouterr().err
+    assert "refused with LoRA" in capsys.readouterr().err
 
 
 def test_the_tables_and_the_largest_micro_batch(capsys):

@@ -57,7 +57,7 @@ def test_a_run_out_of_memory_says_what_would_fit_and_goes_on_with_it(recipe_for,
     message = next(
         line for line in done.stdout.splitlines() if line.startswith("out of memory at step 0; a step needs")
     )
-    assert message.endswith("and run the same command with --resume to go on")
+    assert message.endswith("and run the same command with --resume to continue")
     size, passes = advised(message)
     assert size * passes == 128 and size < 128
     assert "again: None" in done.stdout

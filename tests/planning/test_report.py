@@ -144,4 +144,4 @@ def test_a_plan_with_adapters_leaves_out_what_is_about_training_from_scratch():
     assert lora["compute"]["flops"] < whole["compute"]["flops"]
     words = "\n".join(coverage_report(sources=sources, batch_size=8, block_size=256, steps=1_000,
                                       parameters=lora["parameters"]))  # fmt: skip
-    assert "parameters of adapters are trained beside" in words and "Tokens per parameter" not in words
+    assert "parameters of adapters are trained, " in words and "Tokens per parameter" not in words

@@ -69,7 +69,7 @@ def test_wherever_a_signal_comes_the_run_goes_on_as_if_it_had_not(recipe_for, we
         error = interrupted(content, Sender(event, sent_at, number))
         assert error.exit_code == 128 + number
         assert f"stopped by {number.name} after step {saved_at} of 12" in str(error)
-        assert f"checkpoint-{saved_at}: the same command with --resume" in str(error)
+        assert f"checkpoint-{saved_at}: run the same command with --resume" in str(error)
         assert what_is_missing(run / f"checkpoint-{saved_at}") is None
         assert not (run / "model.safetensors").exists(), "a run that is not over publishes nothing"
         assert handlers() == before

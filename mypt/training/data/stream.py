@@ -1,4 +1,4 @@
-"""What a run is fed with: the training stream, placed where it starts or goes on, and the pinned evaluation sets."""
+"""The training stream, at the position where the run starts or resumes, and the evaluation sets."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from mypt.training.data.sources import RunData
 
 
 def build_stream(recipe: Recipe, data: RunData, saved: dict | None) -> ShardStream | JitStream:
-    """The recipe's training sources as one stream; saved: its state in the checkpoint that the run goes on from.
+    """The recipe's training sources as one stream; saved: its state in the checkpoint that the run resumes from.
 
     Raises DataError as `ShardStream` or `JitStream` does.
     """

@@ -14,7 +14,7 @@ from mypt.hardware.choices import Choice
 TRIED = ("flash_attention_2", "flex_attention")
 
 
-def settle_attention(
+def choose_working_attention(
     model: PreTrainedModel, candidates: list[Choice], compute: str, document_mask: bool, automatic: bool
 ) -> Choice:
     """Set the first candidate that works, for this process's model only: a saved config does not record it.

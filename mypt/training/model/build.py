@@ -83,7 +83,11 @@ def _config(section: ModelSection, data: RunData, block_size: int | None):
         raise RecipeError(
             f"model.vocab_size {overrides['vocab_size']} is below the tokenizer's {vocabulary}; remove it"
         )
-    if block_size and block_size > preset_dimensions(section.preset)["max_position_embeddings"]:
+    try:
+        longest = preset_dimensions(section.preset)["max_position_embeddings"]
+    except ValueError as error:
+        raise RecipeError(f"model.preset: {error}") from None
+    if block_size and block_size > longest:
         overrides.setdefault("max_position_embeddings", block_size)
     eos = data.tokenizer.eos_token_id
     overrides |= {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}

@@ -1,4 +1,4 @@
-"""FLOPs of training on one token, of any causal LM as it stands: what is frozen costs less."""
+"""FLOPs of training any causal LM on one token; frozen parts cost less."""
 
 from torch import nn
 from transformers import PreTrainedModel

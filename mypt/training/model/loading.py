@@ -20,7 +20,7 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
 
 def is_of_machine(error: BaseException | None) -> bool:
-    """Whether an error, or its cause, tells of this machine and nothing of the files that it was to load.
+    """Whether an error, or its cause, is about this machine and not about the files to load.
 
     No memory, an accelerator or a connection that fails, a package that is not there, a file system that does not read.
     """

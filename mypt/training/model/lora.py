@@ -1,4 +1,4 @@
-"""LoRA: small trained matrices beside the frozen linear layers of an existing model."""
+"""LoRA: small trained matrices added to the frozen linear layers of an existing model."""
 
 import importlib.util
 import warnings
@@ -41,7 +41,7 @@ class AdaptedModel(PeftModelForCausalLM):
 
 
 def attach_adapters(model: PreTrainedModel, section: LoraSection, base: str, seed: int) -> AdaptedModel:
-    """Freeze `model`, which was loaded from `base`, and put adapters beside its linear layers; at first they add 0.
+    """Freeze `model`, which was loaded from `base`, and add adapters to its linear layers; at first they add 0.
 
     Raises RecipeError for target_modules that name no layer that can be adapted, and for a base that is an adapter.
     """

@@ -11,7 +11,7 @@ from mypt.errors import RecipeError
 from mypt.hardware.choices import Choice
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config
-from mypt.training.model.attention import settle_attention
+from mypt.training.model.attention import choose_working_attention
 
 SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
          "num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}  # fmt: skip
@@ -26,7 +26,7 @@ def llama(**changes):
 
 
 def settle(model, *names, masked=False, automatic=True, compute="float32"):
-    return settle_attention(model, [Choice(name, "why") for name in names], compute, masked, automatic)
+    return choose_working_attention(model, [Choice(name, "why") for name in names], compute, masked, automatic)
 
 
 @pytest.mark.parametrize("build", [mypt, llama])
