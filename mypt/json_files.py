@@ -1,7 +1,8 @@
 """Read JSON files. What a file holds is checked once, against a type, before anything uses it.
 
 A type is written as for a type checker: `int`, `float`, `str`, `bool`, `None`, `Any`, `Literal`, unions, `list`,
-`tuple`, `dict`, NamedTuple (a list in the file), TypedDict and dataclass (objects), and `Annotated` with a `Rule`.
+`tuple`, `dict`, NamedTuple (a list in the file), TypedDict and dataclass (objects), and `Annotated` with a `Rule`, or
+with a type that converts the value.
 Nothing is converted: "512" is not an int, and neither is true. A float is finite, an int fits in 64 bits. Keys that a
 type does not name are kept in a dict and dropped by a dataclass. A dataclass that has a method `check_fields` is asked
 whether its fields fit together; it raises `Wrong`. `object` is not looked at, for what is checked later.
@@ -15,9 +16,10 @@ import os
 import stat
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import (
     Annotated,
@@ -38,10 +40,7 @@ from mypt.errors import MyPTError
 LARGEST = 64 << 20  # bytes of a file
 LARGER = 512 << 20  # where a format allows more: of a tokenizer, or a million entries of a training log
 DEEPEST = 50  # levels of lists and objects in a value of any type
-_MARKS = (Required, NotRequired)
 _SHOWN = 60  # characters of a value in a message
-
-Check = Callable[[Any], Any]
 
 
 class Wrong(Exception):
@@ -50,6 +49,14 @@ class Wrong(Exception):
     def __init__(self, reason: str, *place: str | int):
         super().__init__(reason)
         self.place = list(place)
+
+
+class Unfit(Wrong):
+    """A value of another type, or one that breaks a rule. `expected` says what the value should be."""
+
+    def __init__(self, value: Any, expected: str):
+        super().__init__(f"found {found(value)}, expected {expected}")
+        self.value, self.expected = value, expected
 
 
 class Rule(NamedTuple):
@@ -134,7 +141,7 @@ def _parsed(data: bytes | str, name: object, error: type[MyPTError], advice: str
 
 def as_kind(content: Any, kind: Any) -> Any:
     """What `json.loads` gave as a value of the type `kind`. Raises Wrong."""
-    return _check_of(kind)(content)
+    return _check_of(kind).fit(content)
 
 
 def at(place: list[str | int]) -> str:
@@ -179,46 +186,57 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 # ---- types ----
 
 
-def _refuse(value: Any, expected: str) -> Wrong:
-    return Wrong(f"found {found(value)}, expected {expected}")
+class _Check(NamedTuple):
+    """The check of one type. fit: returns a value of the type, or raises Wrong. expected: the type in words."""
+
+    fit: Callable[[Any], Any]
+    expected: str
 
 
 @cache
-def _check_of(kind: Any) -> Check:
-    """The function that checks a value of a type and returns it; made once."""
+def _check_of(kind: Any) -> _Check:
     origin, inner = get_origin(kind), get_args(kind)
+    if kind in _SIMPLE:
+        return _SIMPLE[kind]
     if origin is Annotated:
-        return _annotated(inner[0], inner[1:])
+        return _annotated(*inner)
     if origin in (Union, types.UnionType):
-        return _union(inner)
+        return _union([_check_of(part) for part in inner])
     if origin is Literal:
-        return _literal(inner)
+        is_one = lambda value: any(type(value) is type(one) and value == one for one in inner)  # noqa: E731
+        return _simple(is_one, " or ".join(map(found, inner)))
     if isinstance(kind, types.FunctionType):
-        return kind
-    if kind is list or origin is list:
-        return _list(_check_of(inner[0] if inner else Any))
+        return _Check(kind, "another value")
+    if list in (kind, origin):
+        return _list(_check_of(*inner or (Any,)).fit, list)
     if origin is tuple:
-        return _tuple(inner)
-    if kind is dict or origin is dict:
-        return _dict(*map(_check_of, inner or (str, Any)))
+        return (
+            _tuple([_check_of(part).fit for part in inner], tuple)
+            if ... not in inner
+            else _list(_check_of(inner[0]).fit, tuple)
+        )
+    if dict in (kind, origin):
+        return _dict(*(_check_of(part).fit for part in inner or (str, Any)))
+    hints = _hints(kind)
     if is_typeddict(kind):
-        return _typed_dict(kind)
+        return _Check(_object(hints, sorted(kind.__required_keys__), _anything), "an object")
     if is_dataclass(kind):
-        return _dataclass(kind)
-    if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        hints = get_type_hints(kind, include_extras=True)
-        return _tuple(tuple(hints[name] for name in kind._fields), kind._make)
-    return _SIMPLE[kind]
+        return _dataclass(kind, hints)
+    return _tuple([_check_of(hints[name]).fit for name in kind._fields], kind._make)  # a NamedTuple
 
 
-def _one(holds: Callable[[Any], bool], expected: str) -> Check:
-    def check(value: Any) -> Any:
+def _hints(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind, include_extras=True).items()
+    return {name: get_args(hint)[0] if get_origin(hint) in (Required, NotRequired) else hint for name, hint in hints}
+
+
+def _simple(holds: Callable[[Any], bool], expected: str) -> _Check:
+    def fit(value: Any) -> Any:
         if not holds(value):
-            raise _refuse(value, expected)
+            raise Unfit(value, expected)
         return value
 
-    check.expected = expected
-    return check
+    return _Check(fit, expected)
 
 
 def _anything(value: Any, depth: int = 0) -> Any:
@@ -230,172 +248,130 @@ def _anything(value: Any, depth: int = 0) -> Any:
     return value
 
 
-_anything.expected = "any value"
 _FLOAT = sys.float_info.max
-_SIMPLE: dict[Any, Check] = {
-    Any: _anything,
-    object: _one(lambda value: True, "any value"),
-    int: _one(lambda value: type(value) is int and -(2**63) <= value < 2**63, "a whole number"),
+_NULL = _simple(lambda value: value is None, "null")
+_SIMPLE: dict[Any, _Check] = {
+    Any: _Check(_anything, "any value"),
+    object: _Check(lambda value: value, "any value"),
+    int: _simple(lambda value: type(value) is int and -(2**63) <= value < 2**63, "a whole number"),
     # Two comparisons that NaN fails.
-    float: _one(lambda value: type(value) in (int, float) and -_FLOAT <= value <= _FLOAT, "a finite number"),
-    str: _one(lambda value: type(value) is str, "text"),
-    bool: _one(lambda value: type(value) is bool, "true or false"),
-    type(None): _one(lambda value: value is None, "null"),
-    None: _one(lambda value: value is None, "null"),
+    float: _simple(lambda value: type(value) in (int, float) and -_FLOAT <= value <= _FLOAT, "a finite number"),
+    str: _simple(lambda value: type(value) is str, "text"),
+    bool: _simple(lambda value: type(value) is bool, "true or false"),
+    type(None): _NULL,
+    None: _NULL,
 }
 
 
-def _annotated(base: Any, notes: tuple) -> Check:
+def _annotated(base: Any, *notes: Any) -> _Check:
     check = _check_of(base)
     for note in notes:
         if isinstance(note, PartOf):
-            return _part_of(note.kind)
-        if isinstance(note, Rule):
-            check = _ruled(check, note)
+            check = _Check(_object(_hints(note.kind), (), _anything), "an object")
+        elif isinstance(note, Rule):
+            check = _both(check.fit, _simple(*note).fit, note.expected)
+        elif isinstance(note, type):
+            check = _both(check.fit, note, check.expected)
     return check
 
 
-def _ruled(inner: Check, rule: Rule) -> Check:
-    holds, expected = rule
-
-    def check(value: Any) -> Any:
-        result = inner(value)
-        if not holds(result):
-            raise _refuse(value, expected)
-        return result
-
-    check.expected = expected
-    return check
+def _both(first: Callable[[Any], Any], second: Callable[[Any], Any], expected: str) -> _Check:
+    return _Check(lambda value: second(first(value)), expected)
 
 
-def _union(kinds: tuple) -> Check:
-    checks = [_check_of(kind) for kind in kinds]
+def _union(checks: list[_Check]) -> _Check:
     expected = " or ".join(check.expected for check in checks)
 
-    def check(value: Any) -> Any:
+    def fit(value: Any) -> Any:
         deepest = None
-        for one in checks:
+        for check in checks:
             try:
-                return one(value)
+                return check.fit(value)
             except Wrong as problem:
                 if problem.place:
-                    deepest = problem  # of the only kind that goes so far
-        raise deepest or _refuse(value, expected)
+                    deepest = problem  # of the only type that goes so far
+        raise deepest or Unfit(value, expected)
 
-    check.expected = expected
-    return check
-
-
-def _literal(values: tuple) -> Check:
-    return _one(
-        lambda value: any(type(value) is type(one) and value == one for one in values), " or ".join(map(found, values))
-    )
+    return _Check(fit, expected)
 
 
-def _list(inner: Check) -> Check:
-    def check(value: Any) -> list:
+def _list(inner: Callable[[Any], Any], make: Callable) -> _Check:
+    def fit(value: Any) -> Any:
         if type(value) is not list:
-            raise _refuse(value, "a list")
-        result = []
+            raise Unfit(value, "a list")
+        return make(_each(value, repeat(inner)))
+
+    return _Check(fit, "a list")
+
+
+def _tuple(checks: list[Callable[[Any], Any]], make: Callable) -> _Check:
+    expected = f"a list of {len(checks)}"
+
+    def fit(value: Any) -> Any:
+        if type(value) is not list or len(value) != len(checks):
+            raise Unfit(value, expected)
+        return make(_each(value, checks))
+
+    return _Check(fit, expected)
+
+
+def _each(parts: list, checks: Iterable[Callable[[Any], Any]]) -> list:
+    results = []
+    try:
+        for part, fit in zip(parts, checks, strict=False):  # as many as there are parts
+            results.append(fit(part))
+    except Wrong as problem:
+        problem.place.insert(0, len(results))
+        raise
+    return results
+
+
+def _dict(fit_key: Callable[[Any], Any], inner: Callable[[Any], Any]) -> _Check:
+    members = _object({}, (), inner)
+
+    def fit(value: Any) -> dict:
+        result = members(value)
+        for key in result:
+            fit_key(key)
+        return result
+
+    return _Check(fit, "an object")
+
+
+def _object(
+    hints: dict[str, Any], required: Iterable[str], other: Callable[[Any], Any] | None
+) -> Callable[[Any], dict]:
+    """The check of an object. other: checks the keys that `hints` does not name; None: they are dropped."""
+    checks = {name: _check_of(hint).fit for name, hint in hints.items()}
+
+    def fit(value: Any) -> dict:
+        if type(value) is not dict:
+            raise Unfit(value, "an object")
+        for name in required:
+            if name not in value:
+                raise Wrong(f"the key {found(name)} is missing")
+        result, name = {}, ""
         try:
-            for part in value:
-                result.append(inner(part))
+            for name, part in value.items():
+                if check := checks.get(name, other):
+                    result[name] = check(part)
         except Wrong as problem:
-            problem.place.insert(0, len(result))
+            problem.place.insert(0, name)
             raise
         return result
 
-    check.expected = "a list"
-    return check
+    return fit
 
 
-def _tuple(kinds: tuple, make: Callable = tuple) -> Check:
-    if len(kinds) == 2 and kinds[1] is Ellipsis:
-        many = _list(_check_of(kinds[0]))
-        check = lambda value: tuple(many(value))  # noqa: E731
-        check.expected = "a list"
-        return check
-    checks = [_check_of(kind) for kind in kinds]
-
-    def check(value: Any) -> Any:
-        if type(value) is not list or len(value) != len(checks):
-            raise _refuse(value, f"a list of {len(checks)}")
-        return make([_inside(index, one, part) for index, (one, part) in enumerate(zip(checks, value, strict=True))])
-
-    check.expected = f"a list of {len(checks)}"
-    return check
-
-
-def _inside(step: str | int, check: Check, value: Any) -> Any:
-    try:
-        return check(value)
-    except Wrong as problem:
-        problem.place.insert(0, step)
-        raise
-
-
-def _dict(key_check: Check, inner: Check) -> Check:
-    def check(value: Any) -> dict:
-        if type(value) is not dict:
-            raise _refuse(value, "an object")
-        for key in value:
-            key_check(key)
-        return {key: _inside(key, inner, part) for key, part in value.items()}
-
-    check.expected = "an object"
-    return check
-
-
-def _members(hints: dict[str, Any], required: set[str], extras: bool) -> Callable[[Any], dict]:
-    checks = [(name, _check_of(hint), name in required) for name, hint in hints.items()]
-
-    def check(value: Any) -> dict:
-        if type(value) is not dict:
-            raise _refuse(value, "an object")
-        result = {**value} if extras else {}
-        for name, one, needed in checks:
-            if name in value:
-                try:
-                    result[name] = one(value[name])
-                except Wrong as problem:
-                    problem.place.insert(0, name)
-                    raise
-            elif needed:
-                raise Wrong(f"the key {found(name)} is missing")
-        if extras and len(value) > len(checks):
-            for name in value.keys() - hints.keys():
-                _inside(name, _anything, value[name])
-        return result
-
-    check.expected = "an object"
-    return check
-
-
-def _typed_dict(kind: Any) -> Check:
-    hints = get_type_hints(kind, include_extras=True)
-    return _members(_plain(hints), set(kind.__required_keys__), extras=True)
-
-
-def _part_of(kind: type) -> Check:
-    return _members(_plain(get_type_hints(kind, include_extras=True)), set(), extras=True)
-
-
-def _dataclass(kind: type) -> Check:
-    hints = get_type_hints(kind, include_extras=True)
+def _dataclass(kind: type, hints: dict[str, Any]) -> _Check:
     given = [field for field in fields(kind) if field.init]
-    needed = {f.name for f in given if f.default is MISSING and f.default_factory is MISSING}
-    members = _members({field.name: hints[field.name] for field in given}, needed, extras=False)
+    required = [f.name for f in given if f.default is MISSING and f.default_factory is MISSING]
+    members = _object({field.name: hints[field.name] for field in given}, required, None)
 
-    def check(value: Any) -> Any:
+    def fit(value: Any) -> Any:
         made = kind(**members(value))
         if hasattr(made, "check_fields"):
             made.check_fields()
         return made
 
-    check.expected = "an object"
-    return check
-
-
-def _plain(hints: dict[str, Any]) -> dict[str, Any]:
-    """Hints without Required and NotRequired."""
-    return {name: get_args(hint)[0] if get_origin(hint) in _MARKS else hint for name, hint in hints.items()}
+    return _Check(fit, "an object")

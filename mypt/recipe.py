@@ -6,21 +6,25 @@ import importlib.util
 import math
 import os
 import re
-import types
 import typing
+from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
+from typing import Annotated, Any, Union
 
 import yaml
 
 from mypt.errors import RecipeError, shown
 from mypt.files import replace_text
+from mypt.json_files import Rule, Unfit, Wrong, as_kind
 from mypt.yaml12 import dump_yaml, load_yaml
 
 RESOLVED_NAME = "recipe.yaml"
 _PATHS = ("data.train", "data.eval", "model.init_from", "tokenizer.name", "training.output_dir")  # of overrides
 OWN_OPTIMIZERS = ("muon", "adamw")  # any other name is one of HF's `optim`
+# Keys where infinity means "never". JSON has no infinity, so a number that acts as one is recorded instead.
+UNBOUNDED, ENDLESS = ("training.max_grad_norm", "training.eval_delay", "forgetting.tolerance"), 1e300
 
 # TrainingArguments that would break a promise of this package, with the way that keeps it.
 REFUSED_TRAINING_KEYS = {
@@ -47,14 +51,47 @@ REFUSED_TRAINING_KEYS = {
 }
 
 
+# Rules for the annotations below. A rule sees values of every annotated type, and accepts those it says nothing about.
+
+
+def between(low: float, high: float) -> Rule:
+    """A number from `low` to `high`."""
+    words = f"{low:g} or more, and below 1" if high == BELOW_1 else f"a number from {low:g} to {high:g}"
+    return Rule(lambda value: not _is_number(value) or low <= value <= high, words)
+
+
+def at_least(low: float) -> Rule:
+    """A number of `low` or more."""
+    return Rule(lambda value: not _is_number(value) or low <= value, f"{low:g} or more")
+
+
+def one_of(*words: str) -> Rule:
+    """One of these words."""
+    return Rule(lambda value: not isinstance(value, str) or value in words, f"one of: {', '.join(words)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_names(value: Any) -> bool:
+    return not isinstance(value, list) or all(isinstance(item, str) and item for item in value)
+
+
+BELOW_1 = math.nextafter(1, 0)
+NAMES = Rule(_are_names, "a list of names")
+Number = Annotated[float, float]  # a whole number becomes a float
+Mapping = dict[object, object]
+
+
 @dataclass
 class ModelSection:
     """What is trained: a preset (with any MyPTConfig field changed) or an existing model."""
 
     preset: str | None = "modern-tiny"  # None beside init_from
     init_from: str | None = None
-    dtype: str | None = None
-    freeze_layers: int = 0
+    dtype: Annotated[str | None, one_of("float32", "bfloat16", "float16")] = None
+    freeze_layers: Annotated[int, at_least(0)] = 0
     freeze_embeddings: bool = False
     config: dict = field(default_factory=dict)  # MyPTConfig fields given beside the keys above
 
@@ -64,10 +101,10 @@ class TokenizerSection:
     """The tokenizer of a text source; dataset directories bring their own."""
 
     name: str | None = None  # that of model.init_from, else bpe
-    vocab_size: int | str = "auto"
-    min_vocab_size: int = 5_000
-    max_vocab_size: int = 50_000
-    train_examples: int = 10_000
+    vocab_size: Annotated[int | str, between(1, 2**32), one_of("auto")] = "auto"  # ids on disk have 32 bits
+    min_vocab_size: Annotated[int, between(1, 2**32)] = 5_000
+    max_vocab_size: Annotated[int, between(1, 2**32)] = 50_000
+    train_examples: Annotated[int, at_least(1)] = 10_000
     retrain: bool = False
 
 
@@ -75,30 +112,30 @@ class TokenizerSection:
 class DataSection:
     """What is trained on and what is evaluated; `train` is {source: weight}, `eval` {name: source}."""
 
-    train: dict = field(default_factory=dict)
-    eval: dict = field(default_factory=dict)
-    block_size: int | None = None
-    tokens_per_step: int | None = None
-    val_fraction: float = 0.1
-    val_split: str = "tail"
+    train: dict[str, float] = field(default_factory=dict)
+    eval: dict[str, str] = field(default_factory=dict)
+    block_size: Annotated[int | None, at_least(1)] = None
+    tokens_per_step: Annotated[int | None, at_least(1)] = None
+    val_fraction: Annotated[Number, between(0, 0.999)] = 0.1
+    val_split: Annotated[str, one_of("hash", "tail")] = "tail"
     document_mask: bool = False
-    order: str = "full"
-    curriculum: dict | None = None
-    reading: str = "auto"
-    dtype: str | None = None
+    order: Annotated[str, one_of("full", "blocks")] = "full"
+    curriculum: Mapping | None = None
+    reading: Annotated[str, one_of("auto", "ram", "readahead", "pread")] = "auto"
+    dtype: Annotated[str | None, one_of("uint16", "uint32")] = None
     text_column: str = "text"
     streaming: bool = True
-    shuffle_buffer: int = 10_000
-    stride: int | None = None
-    max_train_examples: int | None = None
-    max_eval_examples: int = 1_000
+    shuffle_buffer: Annotated[int, at_least(1)] = 10_000
+    stride: Annotated[int | None, at_least(1)] = None
+    max_train_examples: Annotated[int | None, at_least(1)] = None
+    max_eval_examples: Annotated[int, at_least(1)] = 1_000
 
 
 @dataclass
 class CoverageSection:
     """How often the data is seen: a target in passes, and what happens below one pass."""
 
-    target: float | None = None
+    target: Number | None = None
     confirm: bool = True
     strict: bool = False
 
@@ -108,11 +145,12 @@ class ForgettingSection:
     """Which evaluation set is being learned, which are guarded, and what a loss on a guarded one triggers."""
 
     target: str | None = None
-    guard: list | None = None
-    tolerance: float = 0.05
-    action: str = "warn"
-    eval_windows: int | str | None = None  # chosen when the run starts, and recorded
-    time_budget: float = 0.1
+    guard: Annotated[list | None, NAMES] = None
+    tolerance: Annotated[Number, at_least(0)] = 0.05
+    action: Annotated[str, one_of("warn", "stop")] = "warn"
+    # Chosen when the run starts, and recorded.
+    eval_windows: Annotated[int | str | None, at_least(1), one_of("all")] = None
+    time_budget: Annotated[Number, between(0, 1)] = 0.1
 
 
 @dataclass
@@ -120,29 +158,29 @@ class OptimizerSection:
     """The optimizer and the shape of the learning rate over the run."""
 
     name: str | None = None
-    schedule: str = "wsd"
-    cooldown: float = 0.2
-    floor: float | None = None
-    momentum: float = 0.95
-    ns_steps: int = 3
+    schedule: Annotated[str, one_of("wsd", "linear", "cosine", "constant", "rewarm")] = "wsd"
+    cooldown: Annotated[Number, between(0, 1)] = 0.2
+    floor: Annotated[Number | None, between(0, 1)] = None
+    momentum: Annotated[Number, between(0, 1)] = 0.95
+    ns_steps: Annotated[int, between(1, 100)] = 3  # from the sixth on nothing changes
 
 
 @dataclass
 class HardwareSection:
     """What the machine decides where a recipe does not; None: chosen when the run starts, and recorded."""
 
-    matmul_precision: str | None = None
-    attention: str | None = None
+    matmul_precision: Annotated[str | None, one_of("highest", "high", "medium")] = None
+    attention: Annotated[str | None, one_of("eager", "sdpa", "flash_attention_2", "flex_attention")] = None
 
 
 @dataclass
 class LoraSection:
     """Low-rank adapters (Hu 2021, 2106.09685) beside frozen weights; present in a recipe: on."""
 
-    r: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    target_modules: list | str = "all-linear"
+    r: Annotated[int, at_least(1)] = 8
+    alpha: Annotated[Number, at_least(1e-6)] = 16.0
+    dropout: Annotated[Number, between(0, 0.99)] = 0.0
+    target_modules: Annotated[list | str, NAMES] = "all-linear"
     load_in_4bit: bool = False
 
 
@@ -150,8 +188,8 @@ class LoraSection:
 class SafetySection:
     """What is done when a step has no finite loss, and when the target stops improving."""
 
-    on_nan: str = "stop"
-    early_stopping_patience: int | None = None
+    on_nan: Annotated[str, one_of("stop", "skip", "rollback")] = "stop"
+    early_stopping_patience: Annotated[int | None, at_least(1)] = None
 
 
 @dataclass
@@ -186,83 +224,28 @@ class Recipe:
         return content
 
 
-# Words that a key may hold, and the smallest and largest number.
-_LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
-CHOICES = {
-    ("model", "dtype"): ("float32", "bfloat16", "float16"),
-    ("tokenizer", "vocab_size"): ("auto",),
-    ("data", "val_split"): ("hash", "tail"),
-    ("data", "order"): ("full", "blocks"),
-    ("data", "reading"): ("auto", "ram", "readahead", "pread"),
-    ("data", "dtype"): ("uint16", "uint32"),
-    ("hardware", "matmul_precision"): ("highest", "high", "medium"),
-    ("hardware", "attention"): ("eager", "sdpa", "flash_attention_2", "flex_attention"),
-    ("forgetting", "action"): ("warn", "stop"),
-    ("forgetting", "eval_windows"): ("all",),
-    ("safety", "on_nan"): ("stop", "skip", "rollback"),
-    ("training", "log_level"): _LOG_LEVELS,
-    ("training", "log_level_replica"): _LOG_LEVELS,
-    ("training", "dataloader_multiprocessing_context"): ("fork", "spawn", "forkserver"),
-    ("optimizer", "schedule"): ("wsd", "linear", "cosine", "constant", "rewarm"),
-}
-_BELOW_1 = math.nextafter(1, 0)
-RANGES = {
-    ("model", "freeze_layers"): (0, math.inf),
-    ("model", "initializer_range"): (0, math.inf),
-    ("model", "norm_eps"): (0, math.inf),
-    ("tokenizer", "vocab_size"): (1, 2**32),  # ids on disk have 32 bits
-    ("tokenizer", "min_vocab_size"): (1, 2**32),
-    ("tokenizer", "max_vocab_size"): (1, 2**32),
-    ("tokenizer", "train_examples"): (1, math.inf),
-    ("data", "block_size"): (1, math.inf),
-    ("data", "val_fraction"): (0, 0.999),
-    ("data", "tokens_per_step"): (1, math.inf),
-    ("data", "shuffle_buffer"): (1, math.inf),
-    ("data", "stride"): (1, math.inf),
-    ("data", "max_train_examples"): (1, math.inf),
-    ("data", "max_eval_examples"): (1, math.inf),
-    ("forgetting", "tolerance"): (0, math.inf),
-    ("forgetting", "eval_windows"): (1, math.inf),
-    ("forgetting", "time_budget"): (0, 1),
-    ("optimizer", "cooldown"): (0, 1),
-    ("optimizer", "floor"): (0, 1),
-    ("optimizer", "momentum"): (0, 1),
-    ("optimizer", "ns_steps"): (1, 100),  # from the sixth on nothing changes
-    ("safety", "early_stopping_patience"): (1, math.inf),
-    ("lora", "r"): (1, math.inf),
-    ("lora", "alpha"): (1e-6, math.inf),
-    ("lora", "dropout"): (0, 0.99),
-    ("training", "per_device_train_batch_size"): (1, math.inf),
-    ("training", "per_device_eval_batch_size"): (1, math.inf),
-    ("training", "gradient_accumulation_steps"): (1, math.inf),
-    ("training", "save_total_limit"): (2, math.inf),  # with 1, Trainer keeps the best checkpoint and drops the last
-    ("training", "learning_rate"): (0, math.inf),
-    ("training", "weight_decay"): (0, math.inf),
-    ("training", "adam_beta1"): (0, _BELOW_1),
-    ("training", "adam_beta2"): (0, _BELOW_1),
-    ("training", "adam_epsilon"): (0, math.inf),
-    ("training", "max_grad_norm"): (0, math.inf),  # HF's 0: no clipping
-    ("training", "neftune_noise_alpha"): (0, math.inf),
-    ("training", "torch_empty_cache_steps"): (1, math.inf),
-    ("training", "dataloader_num_workers"): (0, 2**15),  # as many processes as Linux numbers; fewer where it trains
-    ("training", "dataloader_prefetch_factor"): (1, math.inf),
-    ("training", "logging_steps"): (0, math.inf),  # below 1: a share of all steps; what 0 means HF says
-    ("training", "eval_steps"): (0, math.inf),
-    ("training", "save_steps"): (0, math.inf),
-    ("training", "eval_delay"): (0, math.inf),
-    ("training", "ddp_timeout"): (0, math.inf),
-    ("training", "ddp_bucket_cap_mb"): (1, math.inf),
-    ("training", "seed"): (0, 2**32 - 1),
-    ("training", "data_seed"): (0, 2**32 - 1),
-}
-# Where infinity means `never`; what is recorded of it is a number that acts as infinity, since JSON has none.
-UNBOUNDED, ENDLESS = ("training.max_grad_norm", "training.eval_delay", "forgetting.tolerance"), 1e300
-
-NAMES = ("forgetting.guard", "lora.target_modules", "training.report_to", "training.optim_target_modules")
-
-_TYPES = {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "list": list, "None": types.NoneType}
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping",
-          list: "a list", types.NoneType: "null"}  # fmt: skip
+# Rules for keys whose names and types are those of TrainingArguments and MyPTConfig.
+_RULES = {
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+         "torch_empty_cache_steps", "dataloader_prefetch_factor", "ddp_bucket_cap_mb"), at_least(1)
+    ),
+    **dict.fromkeys(
+        ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha", "logging_steps",
+         "eval_steps", "save_steps", "eval_delay", "ddp_timeout", "initializer_range", "norm_eps"), at_least(0)
+    ),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), between(0, BELOW_1)),
+    **dict.fromkeys(("seed", "data_seed"), between(0, 2**32 - 1)),
+    **dict.fromkeys(
+        ("log_level", "log_level_replica"),
+        one_of("detail", "debug", "info", "warning", "error", "critical", "passive"),
+    ),
+    **dict.fromkeys(("report_to", "optim_target_modules"), NAMES),
+    "save_total_limit": at_least(2),  # with 1, Trainer keeps the best checkpoint and drops the last
+    "dataloader_num_workers": between(0, 2**15),  # the processes that Linux allows; fewer where it trains
+    "dataloader_multiprocessing_context": one_of("fork", "spawn", "forkserver"),
+}  # fmt: skip
+_CURRICULUM = {"start_length": Annotated[int, at_least(1)], "steps": Annotated[int, at_least(1)]}
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -279,7 +262,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     try:
         content = load_yaml(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{path} is not valid YAML: {error}") from None
     except OSError as error:  # a read that fails does not name its file
         raise RecipeError(f"recipe {path} cannot be read: {error.strerror or error}") from None
     if not isinstance(content, dict):
@@ -312,25 +295,21 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 
 def parse_recipe(content: dict) -> Recipe:
     """Plain sections -> Recipe. Raises RecipeError as `load_recipe` does."""
-    sections = {name: (typing.get_args(hint) or (hint,))[0] for name, hint in typing.get_type_hints(Recipe).items()}
+    kinds = {name: (typing.get_args(hint) or (hint,))[0] for name, hint in typing.get_type_hints(Recipe).items()}
     for name in content:
-        if name not in sections:
-            raise RecipeError(_unknown("recipe section", name, sections))
-    recipe = Recipe()
-    for name, section_type in sections.items():
-        if getattr(recipe, name) is None and name not in content:
-            continue
-        values = {} if content.get(name) is None else content[name]
+        if name not in kinds:
+            raise RecipeError(_unknown("recipe section", name, kinds))
+    sections = {}
+    for name, values in content.items():
+        values = {} if values is None else values
         if not isinstance(values, dict):
             raise RecipeError(f"recipe section {name!r} is {shown(values)}, expected keys and values below it")
-        if name == "training":
-            recipe.training = _check_training(values)
-        else:
-            setattr(recipe, name, _parse_section(name, section_type, values))
-    _check_sources(recipe.data)
-    _check_plain("", content)
-    _check_curriculum(recipe.data.curriculum)
-    _check_rope("model.rope_parameters", recipe.model.config.get("rope_parameters") or {})
+        sections[name] = _parse_training(values) if name == "training" else _parse_section(name, kinds[name], values)
+    recipe = Recipe(**sections)
+    if recipe.data.curriculum is not None:
+        _checked_keys("data.curriculum", recipe.data.curriculum, _CURRICULUM, required=_CURRICULUM)
+    if rope := recipe.model.config.get("rope_parameters"):
+        _checked_keys("model.rope_parameters", rope, _rope_kinds())
     for key, name in (("optimizer.name", recipe.optimizer.name), ("training.optim", recipe.training.get("optim"))):
         if name and name not in OWN_OPTIMIZERS and name not in (known := hf_optimizers()):
             raise RecipeError(_unknown(key, name, [*OWN_OPTIMIZERS, *known]))
@@ -339,40 +318,70 @@ def parse_recipe(content: dict) -> Recipe:
     return recipe
 
 
-def _parse_section(name: str, section_type: type, values: dict):
-    known = {key: typing.get_args(hint) or (hint,) for key, hint in typing.get_type_hints(section_type).items()}
-    config_fields = {}
+def _parse_section(name: str, section: type, values: dict) -> Any:
+    kinds, config_kinds = typing.get_type_hints(section, include_extras=True), {}
     if name == "model":
-        del known["config"]
-        config_fields = class_fields("mypt.models.configuration_mypt", "MyPTConfig")
-        known = config_fields | known
-    if name == "data" and isinstance(values.get("train"), str):
-        values = values | {"train": {values["train"]: 1.0}}
-    checked = {}
-    for key, value in values.items():
-        if key not in known:
-            raise RecipeError(_unknown(f"key in recipe section {name!r}:", key, known))
-        value = _recordable(f"{name}.{key}", value)
-        checked[key] = _checked(f"{name}.{key}", value, known[key])
-        _check_value(name, key, checked[key])
-    required = [f.name for f in fields(section_type) if f.default is MISSING and f.default_factory is MISSING]
-    if missing := [key for key in required if key not in checked]:
-        raise RecipeError(f"recipe section {name!r} lacks {missing[0]}")
-    config = {key: checked.pop(key) for key in [*checked] if key in config_fields}
+        del kinds["config"]
+        config_kinds = class_fields("mypt.models.configuration_mypt", "MyPTConfig")
+    if name == "data":
+        values = _with_weights(values)
+    required = [f.name for f in fields(section) if f.default is MISSING and f.default_factory is MISSING]
+    checked = _checked_keys(name, values, config_kinds | kinds, required)
+    if name != "model":
+        return section(**checked)
     if checked.get("init_from"):
         checked["preset"] = None  # the existing model decides
-    return section_type(**checked, config=config) if name == "model" else section_type(**checked)
+    config = {key: value for key, value in checked.items() if key in config_kinds}
+    return section(**{key: value for key, value in checked.items() if key not in config_kinds}, config=config)
 
 
-def _checked(key: str, value, options: tuple[type, ...]):
-    """`value` if it is of one of the types (a whole number also serves as a float)."""
-    if isinstance(value, int) and not isinstance(value, bool) and float in options and int not in options:
-        return float(value) if abs(value) < 2**63 else value  # which `_check_plain` refuses
-    if not any(isinstance(value, option) and not (option is int and isinstance(value, bool)) for option in options):
-        raise RecipeError(f"{key} is {shown(value)}, expected {' or '.join(_WORDS[option] for option in options)}")
-    if isinstance(value, list) and key in NAMES and not all(isinstance(item, str) and item for item in value):
-        raise RecipeError(f"{key} is {shown(value)}, expected a list of names")
-    return value
+def _parse_training(values: dict) -> dict:
+    known = class_fields("transformers.training_args", "TrainingArguments")
+    # transformers 5.17 has these under an older name, by which `build_arguments` hands them on.
+    known = {
+        key.replace("gradient_checkpointing", "activation_checkpointing"): kind for key, kind in known.items()
+    } | known
+    for key, value in values.items():
+        if key in REFUSED_TRAINING_KEYS:
+            raise RecipeError(f"training.{key} is refused: {REFUSED_TRAINING_KEYS[key]}")
+        if str(key).endswith("_strategy") and value == "epoch":
+            raise RecipeError(f"training.{key}: epoch is refused: a token stream has no epoch end; use steps")
+        if key == "save_strategy" and value != "steps":
+            raise RecipeError(f"training.save_strategy is {value!r}, expected steps: a run must resume")
+    checked = _checked_keys("training", values, known)
+    return values | {key: checked[key] for key in checked if checked[key] == ENDLESS}
+
+
+def _checked_keys(place: str, values: dict, kinds: dict[str, Any], required: Iterable[str] = ()) -> dict[str, Any]:
+    """The values of a section, or of a mapping in one, as the types of their keys."""
+    where = place if "." in place else f"recipe section {place!r}"
+    checked = {}
+    for key, value in values.items():
+        if key not in kinds:
+            raise RecipeError(_unknown(f"key in {where}:", key, kinds))
+        checked[key] = _checked(f"{place}.{key}", value, kinds[key])
+    for key in required:
+        if key not in checked:
+            raise RecipeError(f"{where} lacks {key}")
+    return checked
+
+
+def _checked(place: str, value: Any, kind: Any) -> Any:
+    """The value as the type `kind`."""
+    if place in UNBOUNDED and value == math.inf:
+        value = ENDLESS
+    try:
+        result = as_kind(value, kind)
+    except Unfit as problem:
+        if _is_number(value) and "number" in problem.expected:
+            _check_plain(place, value)
+        # A number that is not finite has been refused by now; JSON's objects are YAML's mappings.
+        expected = problem.expected.replace("a finite number", "a number").replace("an object", "a mapping")
+        raise RecipeError(f"{place} is {shown(problem.value)}, expected {expected}") from None
+    except Wrong as problem:
+        raise RecipeError(f"{place} is {problem}") from None
+    _check_plain(place, value)
+    return result
 
 
 def _check_plain(place: str, value) -> None:
@@ -390,80 +399,53 @@ def _check_plain(place: str, value) -> None:
         if "\0" in value or (not value.isascii() and re.search("[\ud800-\udfff]", value)):
             what = "a NUL character" if "\0" in value else "half a character (a lone surrogate, or bytes not in UTF-8)"
             raise RecipeError(f"{shown(place) if place else 'the recipe'} holds {what} in {shown(value)}; remove it")
-    elif isinstance(value, float) and not math.isfinite(value) and not (place in UNBOUNDED and value > 0):
+    elif isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(f"{place} is {value}, expected a finite number")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise RecipeError(f"{place} is {shown(value)}, expected a number of at most 64 bits")
 
 
-def _check_value(section: str, key: str, value) -> None:
-    choices, (low, high) = CHOICES.get((section, key)), RANGES.get((section, key), (-math.inf, math.inf))
-    if choices and isinstance(value, str) and value not in choices:
-        raise RecipeError(f"{section}.{key} is {shown(value)}, expected one of: {', '.join(choices)}")
-    if isinstance(value, int | float) and not low <= value <= high:
-        limits = f"{low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}"
-        if high == _BELOW_1:
-            limits = f"{low:g} or more, and below 1"
-        raise RecipeError(f"{section}.{key} is {shown(value)}, expected {limits}")
-
-
-def _check_sources(data: DataSection) -> None:
-    """Sources are paths or names, weights positive numbers."""
-    for source, weight in data.train.items():
+def _with_weights(data: dict) -> dict:
+    """The data section with its sources as {source: weight}. Refuses other sources, weights and evaluation sets."""
+    train, sets = data.get("train"), data.get("eval")
+    if isinstance(train, str):
+        return _with_weights(data | {"train": {train: 1.0}})
+    for source, weight in train.items() if isinstance(train, dict) else ():
         if not isinstance(source, str):
             raise RecipeError(f"data.train names the source {shown(source)}, expected {{path: weight}}")
-        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < math.inf:
+        if not _is_number(weight) or not 0 < weight < math.inf:
             raise RecipeError(f"data.train weight of {shown(source)} is {shown(weight)}, expected a positive number")
-    for name, source in data.eval.items():
+    for name, source in sets.items() if isinstance(sets, dict) else ():
         if not isinstance(name, str) or not isinstance(source, str):
             raise RecipeError(f"data.eval holds {shown(name)}: {shown(source)}, expected {{name: path}}")
+    return data
 
 
-def _check_curriculum(curriculum: dict | None) -> None:
-    """Both of its keys, each a whole number; whether they suit the block size is known when it is."""
-    if curriculum is None:
-        return
-    keys = ("start_length", "steps")
-    for key, value in curriculum.items():
-        if key not in keys:
-            raise RecipeError(_unknown("key in data.curriculum:", key, keys))
-        if _checked(f"data.curriculum.{key}", value, (int,)) < 1:
-            raise RecipeError(f"data.curriculum.{key} is {value}, expected 1 or more")
-    if missing := [key for key in keys if key not in curriculum]:
-        raise RecipeError(f"data.curriculum lacks {missing[0]}, expected {{start_length: tokens, steps: number}}")
+def _rope_kinds() -> dict[str, Any]:
+    """Parameters of transformers' rotary positions, which warns of others at most, and computes with them."""
+    types = ["default", *_rope_types()]
+    numbers = (
+        "rope_theta factor original_max_position_embeddings partial_rotary_factor low_freq_factor high_freq_factor"
+    )
+    positive = Rule(_is_positive, "a positive number")
+    optional = Rule(lambda value: value is None or _is_positive(value), "a positive number or null")
+    or_zero = Rule(lambda value: value is None or (_is_number(value) and value >= 0), "a number of 0 or more or null")
+    several = Rule(
+        lambda value: isinstance(value, list) and value and all(map(_is_positive, value)), "a list of positive numbers"
+    )
+    known_type = Rule(lambda value: value in types, f"one of: {', '.join(types)}")
+    return {
+        **dict.fromkeys(numbers.split(), Annotated[object, positive]),
+        "attention_factor": Annotated[object, optional],
+        **dict.fromkeys(("beta_fast", "beta_slow", "mscale", "mscale_all_dim"), Annotated[object, or_zero]),
+        **dict.fromkeys(("short_factor", "long_factor"), Annotated[object, several]),
+        **dict.fromkeys(("rope_type", "type"), Annotated[object, known_type]),
+        "truncate": bool,
+    }
 
 
-# What transformers' kinds of rotary positions take beside their names, each a positive number; of some null, or 0, too.
-_ROPE_NUMBERS = (
-    "rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor", "beta_fast", "beta_slow",
-    "attention_factor", "mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor",
-)  # fmt: skip
-_ROPE_LISTS = ("short_factor", "long_factor")
-_ROPE_OPTIONAL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
-_ROPE_ZEROS = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")  # 0: as null
-
-
-def _check_rope(place: str, parameters: dict) -> None:
-    """Kinds that there are, of positive numbers: transformers warns of others at most, and computes with them."""
-    for key, value in parameters.items():
-        if (key in _ROPE_OPTIONAL and value is None) or (key in _ROPE_ZEROS and value == 0 and value is not False):
-            continue
-        number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-        if key in ("rope_type", "type"):
-            if value not in (kinds := ["default", *_rope_kinds()]):
-                raise RecipeError(f"{place}.{key} is {shown(value)}, expected one of: {', '.join(kinds)}")
-        elif key in _ROPE_LISTS:
-            for item in value if isinstance(value, list) and value else [None]:
-                if not isinstance(item, int | float) or isinstance(item, bool) or not item > 0:
-                    raise RecipeError(f"{place}.{key} is {shown(value)}, expected a list of positive numbers")
-        elif key == "truncate":
-            _checked(f"{place}.{key}", value, (bool,))
-        elif key not in _ROPE_NUMBERS:
-            raise RecipeError(
-                _unknown(f"key in {place}:", key, [*_ROPE_NUMBERS, *_ROPE_LISTS, "rope_type", "truncate"])
-            )
-        elif not number:
-            raise RecipeError(f"{place}.{key} is {shown(value)}, expected a positive number")
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
 
 
 def _check_lora(recipe: Recipe) -> None:
@@ -481,37 +463,13 @@ def _check_lora(recipe: Recipe) -> None:
             "optimizer.name muon is refused beside lora: it evens out the update of a matrix, and an adapter is the "
             "product of two; use adamw, the default there"
         )
-    if not targets or not all(isinstance(name, str) and name for name in targets):
-        words = "expected names of modules or one regular expression"
-        raise RecipeError(f"lora.target_modules is {shown(targets)}, {words}")
+    if not targets:
+        raise RecipeError(f"lora.target_modules is {targets}, expected names of modules or one regular expression")
     if isinstance(targets, str):
         try:
             re.compile(targets)
         except re.error as error:
             raise RecipeError(f"lora.target_modules {shown(targets)} is no regular expression ({error})") from None
-
-
-def _check_training(values: dict) -> dict:
-    known = class_fields("transformers.training_args", "TrainingArguments")
-    # transformers 5.17 has these under an older name, by which `build_arguments` hands them on.
-    known = {
-        key.replace("gradient_checkpointing", "activation_checkpointing"): kind for key, kind in known.items()
-    } | known
-    for key, value in values.items():
-        if key not in known:
-            raise RecipeError(_unknown("key in recipe section 'training':", key, known))
-        if key in REFUSED_TRAINING_KEYS:
-            raise RecipeError(f"training.{key} is refused: {REFUSED_TRAINING_KEYS[key]}")
-        if key.endswith("_strategy") and value == "epoch":
-            raise RecipeError(f"training.{key}: epoch is refused: a token stream has no epoch end; use steps")
-        if key == "save_strategy" and value != "steps":
-            raise RecipeError(f"training.save_strategy is {value!r}, expected steps: a run must resume")
-        _check_value("training", key, _checked(f"training.{key}", value, known[key]))
-    return {key: _recordable(f"training.{key}", value) for key, value in values.items()}
-
-
-def _recordable(place: str, value):
-    return ENDLESS if place in UNBOUNDED and isinstance(value, float) and value == math.inf else value
 
 
 def _unknown(what: str, name: str, known) -> str:
@@ -530,7 +488,7 @@ def _apply_override(content: dict, override: str) -> None:
     try:
         content[section] = (content[section] or {}) | {key: _override_value(name, value)}
     except yaml.YAMLError as error:
-        raise RecipeError(f"override {shown(override)} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"override {shown(override)} is not valid YAML: {error}") from None
 
 
 def _override_value(name: str, value: str):
@@ -550,14 +508,15 @@ def _override_value(name: str, value: str):
 
 
 @cache
-def class_fields(module: str, class_name: str) -> dict[str, tuple[type, ...]]:
+def class_fields(module: str, class_name: str) -> dict[str, Any]:
     """Annotated fields of a class and their types, read from its source: importing transformers would take seconds.
 
-    `dict[str, Any] | None` gives (dict, NoneType); enums and classes, which YAML cannot hold, are left out.
+    Types that YAML cannot hold, such as enums, are left out.
     """
     body = _class_body(module, class_name)
     annotations = {node.target.id: ast.unparse(node.annotation) for node in body if isinstance(node, ast.AnnAssign)}
-    return {name: _plain_types(text) for name, text in annotations.items() if not text.startswith("ClassVar")}
+    kinds = {name: _kind(text) for name, text in annotations.items() if not text.startswith("ClassVar")}
+    return {name: Annotated[kind, _RULES[name]] if name in _RULES else kind for name, kind in kinds.items()}
 
 
 def hf_optimizers() -> list[str]:
@@ -567,7 +526,7 @@ def hf_optimizers() -> list[str]:
 
 
 @cache
-def _rope_kinds() -> list[str]:
+def _rope_types() -> list[str]:
     """The names of transformers' ROPE_INIT_FUNCTIONS."""
     assigned = (node for node in _source("transformers.modeling_rope_utils").body if isinstance(node, ast.AnnAssign))
     return [key.value for node in assigned if node.target.id == "ROPE_INIT_FUNCTIONS" for key in node.value.keys]
@@ -584,7 +543,8 @@ def _source(module: str) -> ast.Module:
     return ast.parse((root / f"{submodule}.py").read_text(encoding="utf-8"))
 
 
-def _plain_types(annotation: str) -> tuple[type, ...]:
-    names = re.sub(r"\bLiteral\[.*?\]", "str", annotation)
-    names = re.sub(r"\[.*?\]", "", names).split(" | ")
-    return tuple(_TYPES[name] for name in names if name in _TYPES)
+def _kind(annotation: str) -> Any:
+    names = re.sub(r"\[.*?\]", "", re.sub(r"\bLiteral\[.*?\]", "str", annotation)).split(" | ")
+    number = float if "int" in names else Number  # a whole number stays one where both may stand
+    kinds = {"int": int, "float": number, "str": str, "bool": bool, "dict": Mapping, "list": list, "None": None}
+    return Union[tuple(kinds[name] for name in names if name in kinds)]  # noqa: UP007 - of as many as there are
