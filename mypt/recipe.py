@@ -54,19 +54,16 @@ REFUSED_TRAINING_KEYS = {
 # Rules for the annotations below. A rule sees values of every annotated type, and accepts those it says nothing about.
 
 
-def between(low: float, high: float) -> Rule:
-    """A number from `low` to `high`."""
-    words = f"{low:g} or more, and below 1" if high == BELOW_1 else f"a number from {low:g} to {high:g}"
+def between(low: float, high: float, words: str = "") -> Rule:
+    words = words or f"a number from {low:g} to {high:g}"
     return Rule(lambda value: not _is_number(value) or low <= value <= high, words)
 
 
 def at_least(low: float) -> Rule:
-    """A number of `low` or more."""
-    return Rule(lambda value: not _is_number(value) or low <= value, f"{low:g} or more")
+    return between(low, math.inf, f"{low:g} or more")
 
 
 def one_of(*words: str) -> Rule:
-    """One of these words."""
     return Rule(lambda value: not isinstance(value, str) or value in words, f"one of: {', '.join(words)}")
 
 
@@ -78,7 +75,6 @@ def _are_names(value: Any) -> bool:
     return not isinstance(value, list) or all(isinstance(item, str) and item for item in value)
 
 
-BELOW_1 = math.nextafter(1, 0)
 NAMES = Rule(_are_names, "a list of names")
 Number = Annotated[float, float]  # a whole number becomes a float
 Mapping = dict[object, object]
@@ -234,7 +230,7 @@ _RULES = {
         ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha", "logging_steps",
          "eval_steps", "save_steps", "eval_delay", "ddp_timeout", "initializer_range", "norm_eps"), at_least(0)
     ),
-    **dict.fromkeys(("adam_beta1", "adam_beta2"), between(0, BELOW_1)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), between(0, math.nextafter(1, 0), "0 or more, and below 1")),
     **dict.fromkeys(("seed", "data_seed"), between(0, 2**32 - 1)),
     **dict.fromkeys(
         ("log_level", "log_level_replica"),
@@ -349,7 +345,8 @@ def _parse_training(values: dict) -> dict:
         if key == "save_strategy" and value != "steps":
             raise RecipeError(f"training.save_strategy is {value!r}, expected steps: a run must resume")
     checked = _checked_keys("training", values, known)
-    return values | {key: checked[key] for key in checked if checked[key] == ENDLESS}
+    # The other values stay as they were given: `save_steps: 100` is recorded as a whole number.
+    return values | {key: value for key, value in checked.items() if value == ENDLESS}
 
 
 def _checked_keys(place: str, values: dict, kinds: dict[str, Any], required: Iterable[str] = ()) -> dict[str, Any]:
@@ -367,7 +364,7 @@ def _checked_keys(place: str, values: dict, kinds: dict[str, Any], required: Ite
 
 
 def _checked(place: str, value: Any, kind: Any) -> Any:
-    """The value as the type `kind`."""
+    """The value as the type `kind`. Raises RecipeError that names `place`."""
     if place in UNBOUNDED and value == math.inf:
         value = ENDLESS
     try:
@@ -385,20 +382,18 @@ def _checked(place: str, value: Any, kind: Any) -> Any:
 
 
 def _check_plain(place: str, value) -> None:
-    """Refuse what no setting can be, wherever it stands: numbers beyond 64 bits, NaN or infinite, text that no file
-    holds. Raises RecipeError that names the key.
-    """
+    """Refuse, at any depth, NaN, infinity, integers beyond 64 bits, and text that no file can hold."""
     if isinstance(value, dict):
         for key, inner in value.items():
             _check_plain(place, key)
-            _check_plain(f"{place}.{key}" if place else str(key), inner)
-    elif isinstance(value, list | tuple):
+            _check_plain(f"{place}.{key}", inner)
+    elif isinstance(value, list):
         for inner in value:
             _check_plain(place, inner)
     elif isinstance(value, str):
         if "\0" in value or (not value.isascii() and re.search("[\ud800-\udfff]", value)):
             what = "a NUL character" if "\0" in value else "half a character (a lone surrogate, or bytes not in UTF-8)"
-            raise RecipeError(f"{shown(place) if place else 'the recipe'} holds {what} in {shown(value)}; remove it")
+            raise RecipeError(f"{shown(place)} holds {what} in {shown(value)}; remove it")
     elif isinstance(value, float) and not math.isfinite(value):
         raise RecipeError(f"{place} is {value}, expected a finite number")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -422,11 +417,10 @@ def _with_weights(data: dict) -> dict:
 
 
 def _rope_kinds() -> dict[str, Any]:
-    """Parameters of transformers' rotary positions, which warns of others at most, and computes with them."""
+    """The parameters of rotary positions and their types. transformers itself warns of wrong ones, and uses them."""
     types = ["default", *_rope_types()]
-    numbers = (
-        "rope_theta factor original_max_position_embeddings partial_rotary_factor low_freq_factor high_freq_factor"
-    )
+    numbers = ("rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor", "low_freq_factor",
+               "high_freq_factor")  # fmt: skip
     positive = Rule(_is_positive, "a positive number")
     optional = Rule(lambda value: value is None or _is_positive(value), "a positive number or null")
     or_zero = Rule(lambda value: value is None or (_is_number(value) and value >= 0), "a number of 0 or more or null")
@@ -435,7 +429,7 @@ def _rope_kinds() -> dict[str, Any]:
     )
     known_type = Rule(lambda value: value in types, f"one of: {', '.join(types)}")
     return {
-        **dict.fromkeys(numbers.split(), Annotated[object, positive]),
+        **dict.fromkeys(numbers, Annotated[object, positive]),
         "attention_factor": Annotated[object, optional],
         **dict.fromkeys(("beta_fast", "beta_slow", "mscale", "mscale_all_dim"), Annotated[object, or_zero]),
         **dict.fromkeys(("short_factor", "long_factor"), Annotated[object, several]),
@@ -449,7 +443,7 @@ def _is_positive(value: Any) -> bool:
 
 
 def _check_lora(recipe: Recipe) -> None:
-    """What the adapters stand beside, what moves them, and names or one regular expression of where they are."""
+    """Refuse what LoRA cannot be combined with, and targets that are neither names nor a regular expression."""
     targets = recipe.lora.target_modules
     if recipe.model.freeze_layers or recipe.model.freeze_embeddings:
         raise RecipeError(
