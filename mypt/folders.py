@@ -1,4 +1,4 @@
-"""Folders that commands write: held by one process, never one that is not ours, there as a whole or not at all."""
+"""Folders that commands write: locked by one process, never a folder of others, published whole or not at all."""
 
 import errno
 import json
@@ -20,15 +20,15 @@ from mypt.terminal import say
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is lost but the protection
+except ImportError:  # Windows: folders are not locked
     fcntl = None
 
-# In the folder itself: every process that sees the folder sees it, by whatever path, mount or host.
+# The lock is in the folder, so that every process sees it, whatever path, mount or host it comes by.
 LOCK_NAME = ".mypt.lock"
-BEAT = 5.0  # seconds between two signs of life of a lock's holder
-SILENCE = 60.0  # seconds without one, after which a holder that cannot be looked up is gone
-SETTLE = 1.0  # seconds after which two that took a lock at once, where the system does not decide, see who has it
-_REFUSED = 100  # times that a folder may be gone between two calls of one `acquire`
+BEAT = 5.0  # seconds between two updates of the lock file by its holder
+SILENCE = 60.0  # seconds without an update, after which a holder that cannot be looked up counts as ended
+SETTLE = 1.0  # seconds to wait without system locks, until two processes that took the lock at once see who has it
+_REFUSED = 100  # times that a folder may disappear during one `acquire`
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 
@@ -36,9 +36,9 @@ _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 class WriterLock:
     """The lock of a folder: `acquire` makes the folder if it is absent, `release` leaves no file behind.
 
-    The lock is the system's (flock) on the file `LOCK_NAME`, so that the end of the process, however it comes, ends it.
-    The file says who holds it and is touched every `BEAT` seconds: where a file system has no locks, or its locks do
-    not reach other hosts, this tells a holder from the file that a killed one left.
+    It is the system's lock (flock) on the file `LOCK_NAME`, which ends with the process, even with a killed one. The
+    file names its holder and is touched every `BEAT` seconds. This shows whether the holder still runs where a file
+    system has no locks, or where its locks do not reach other hosts.
     """
 
     def __init__(self, folder: str | Path):
@@ -49,18 +49,18 @@ class WriterLock:
         self._token = ""
 
     def acquire(self) -> None:
-        """Raises FolderInUse if another process holds it, MyPTError if it is a file, OSError if it cannot be written"""
+        """Raises FolderInUse if another process holds it, MyPTError for a file, OSError if it cannot be written."""
         if fcntl is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             return
         taken, refused = False, 0
-        while not taken:  # a folder or a file that was removed on the way is made again
+        while not taken:  # a folder or a file that another process removed is made again
             try:
                 self._open()
                 taken = self._take()
             except FileNotFoundError:
                 refused += 1
-                if refused == _REFUSED:  # nobody removes it: nothing can be made there, as in /proc
+                if refused == _REFUSED:  # nothing can be made there, as in /proc
                     raise
             finally:
                 if not taken:
@@ -71,7 +71,7 @@ class WriterLock:
         self._thread.start()
 
     def release(self) -> None:
-        """Nothing happens if it is not held, as in a forked process. An empty folder that `acquire` made is removed."""
+        """Remove the lock file, and the folder if `acquire` made it and it is empty. Without the lock: do nothing."""
         if self._file is None:
             return
         self._ended.set()
@@ -135,17 +135,17 @@ class WriterLock:
         here = _this_process()
         local = not is_network(file_system(self.folder))
         copied = holder.get("file") != self._number()
-        # FUSE, 9p and some SMB mounts number a file differently on each host: there only silence tells.
+        # FUSE, 9p and some SMB mounts number a file differently on each host; only the waiting below decides there.
         if copied and local:
             return True
         if all(holder.get(name) == here[name] for name in ("host", "boot")):
             if holder.get("pid_namespace") == here["pid_namespace"]:
-                # Without a start time a number proves nothing, since it may be another process's; the lock does.
+                # Without a start time the pid may belong to another process; then the lock decides.
                 known = bool(here["process_started"]) or not granted
                 if not copied and known and _is_alive(holder.get("pid"), holder.get("process_started")):
                     raise self._in_use(holder)
                 return True
-            if granted:  # a container on this machine, whose locks the same system keeps
+            if granted:  # a container on this machine, whose locks are kept by the same kernel
                 return True
         who = _describe(holder)
         say(f"{self.name} is held by {who}: watching it for {SILENCE:.0f} s", error=True)
@@ -161,7 +161,7 @@ class WriterLock:
         return True
 
     def _sign(self) -> tuple[int, bytes] | None:
-        """Time and content of the lock file, opened anew: so, and only so, a network file system asks its server."""
+        """Time and content of the lock file. Opening it again makes a network file system ask its server."""
         try:
             file = os.open(LOCK_NAME, os.O_RDONLY, dir_fd=self._directory)
         except FileNotFoundError:
@@ -172,7 +172,7 @@ class WriterLock:
             os.close(file)
 
     def _number(self) -> int:
-        """Of the lock file in its file system: another for a copy and, on some network mounts, on another host."""
+        """The lock file's inode number, which differs for a copy and, on some network mounts, between hosts."""
         return os.fstat(self._file).st_ino
 
     def _is_there(self) -> bool:
@@ -236,7 +236,7 @@ def _flock(file: int) -> bool | None:
 
 
 def _this_process() -> dict:
-    """What a lock file says of its holder. Host and boot are the machine; pids have a meaning in their namespace."""
+    """The content of a lock file: its holder. `host` and `boot` name the machine; a pid is valid in its namespace."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -263,7 +263,7 @@ def _describe(holder: dict) -> str:
 
 
 def _is_alive(pid: object, started: object) -> bool:
-    """Whether the process `pid` that began at `started` runs; another process may have got the number since."""
+    """Whether the process `pid` that began at `started` runs; the pid may have been given to another process since."""
     try:
         os.kill(int(pid), 0)
     except (ProcessLookupError, TypeError, ValueError, OverflowError):
@@ -275,7 +275,7 @@ def _is_alive(pid: object, started: object) -> bool:
 
 
 def _state(pid: int) -> tuple[str, str]:
-    """State and start (ticks since boot) of a process; two empty words where the system does not tell."""
+    """State and start (ticks since boot) of a process; two empty strings where the system has no /proc."""
     words = _first_line(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return (words[0], words[19]) if len(words) > 19 else ("", "")
 
@@ -288,11 +288,11 @@ def _first_line(path: str) -> str:
         return ""
 
 
-# ---- whose folder it is ----
+# ---- the owner of a folder ----
 
 
 def contents(folder: str | Path) -> list[str]:
-    """Names in a folder, sorted, without the lock; none if it is absent."""
+    """The sorted names in a folder without the lock; empty if the folder is absent."""
     folder = Path(folder)
     return sorted(path.name for path in folder.iterdir() if path.name != LOCK_NAME) if folder.is_dir() else []
 
@@ -300,8 +300,7 @@ def contents(folder: str | Path) -> list[str]:
 def require_own(
     folder: str | Path, is_own: Callable[[Path], bool], made_by: str, error: type[MyPTError] = MyPTError
 ) -> None:
-    """Raise `error` unless a command may write in `folder`: it is absent or empty, or `is_own` finds there what the
-    command itself leaves. `made_by` is the command, for the message."""
+    """Raise `error` unless `folder` is absent or empty, or `is_own` recognizes it as made by the command `made_by`."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise error(f"{folder} is a file; give a directory")
@@ -313,7 +312,7 @@ def require_own(
 
 
 def is_free(path: str | Path) -> bool:
-    """Whether a folder can be made there: there is nothing, or an empty folder in which nobody stands now."""
+    """Whether a folder can be made at `path`: nothing is there, or an empty folder that is not the current one."""
     path = Path(path)
     if not path.is_dir():
         return not path.exists()
@@ -331,10 +330,10 @@ def require_free(path: str | Path, error: type[MyPTError] = MyPTError) -> None:
 
 @contextmanager
 def beside(path: Path, suffix: str, is_own: Callable[[Path], bool] = lambda folder: False) -> Iterator[Path]:
-    """Hold the hidden folder `.NAME.SUFFIX` beside `path`, in which what shall be `path` is made (`take_place`).
+    """Lock the hidden folder `.NAME.SUFFIX` next to `path`, to be filled and then renamed to `path` (`take_place`).
 
-    It may hold what a killed process left. Raises FolderInUse if another process is making `path`, MyPTError if `path`
-    is not free, or the hidden folder is not ours: it holds no lock, and `is_own` does not find what was left there.
+    It may hold files that a killed process left. Raises FolderInUse if another process is making `path`, and MyPTError
+    if `path` is not free, or if the hidden folder has no lock file and `is_own` does not recognize it.
     """
     temporary = path.with_name(f".{path.name}.{suffix}")
     require_own(temporary, lambda folder: (folder / LOCK_NAME).exists() or is_own(folder), "mypt")
@@ -356,7 +355,7 @@ def beside(path: Path, suffix: str, is_own: Callable[[Path], bool] = lambda fold
 def take_place(temporary: Path, path: Path) -> None:
     """Rename a folder to `path`, which must be free. Raises FolderInUse if another process writes there."""
     if path.is_dir():
-        with only_writer(path):  # removes the lock that a killed process left: a folder replaces an empty one only
+        with only_writer(path):  # removes the lock of a killed process: a rename replaces empty folders only
             pass
     try:
         temporary.replace(path)
@@ -381,7 +380,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def empty(folder: Path) -> None:
-    """Remove all that a folder of our own holds, but its lock."""
+    """Remove everything in a folder of our own except its lock."""
     for name in contents(folder):
         path = folder / name
         if path.is_dir() and not path.is_symlink():

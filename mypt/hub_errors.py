@@ -1,4 +1,4 @@
-"""What went wrong with the Hugging Face hub, in one line that says what to do and holds no secret."""
+"""Explain an error of the Hugging Face hub in one line that says what to do and holds no secret."""
 
 import re
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 from mypt.errors import CheckFailed, MyPTError
 
-_STUMBLES = {408, 412, 429, 500, 502, 503, 504}  # 412: another commit came first
+_TEMPORARY = {408, 412, 429, 500, 502, 503, 504}  # 412: another commit came first
 
 
 @contextmanager
 def explained(place: str) -> Iterator[None]:
-    """Turns the library's errors into MyPTError (the request is wrong) or CheckFailed (the hub, or the way to it)."""
+    """Turn the library's errors into MyPTError (the request is wrong) or CheckFailed (the hub, or the way to it)."""
     try:
         yield
     except MyPTError:
@@ -26,11 +26,11 @@ def may_pass(error: BaseException) -> bool:
 
     if any(isinstance(item, OfflineModeIsEnabled) for item in chain(error)):
         return False
-    return bool(statuses(error) & _STUMBLES) or any(map(connection_lost, chain(error)))
+    return bool(statuses(error) & _TEMPORARY) or any(map(connection_lost, chain(error)))
 
 
 def chain(error: BaseException) -> list[BaseException]:
-    """An error and those that it came from."""
+    """An error and the errors that caused it."""
     found = [error]
     while following := found[-1].__cause__ or found[-1].__context__:
         found.append(following)
@@ -39,12 +39,11 @@ def chain(error: BaseException) -> list[BaseException]:
 
 def statuses(error: BaseException) -> set[int]:
     """The HTTP statuses that the hub answered with."""
-    found = {getattr(getattr(item, "response", None), "status_code", None) for item in chain(error)}
-    return {status for status in found if status is not None}
+    return {getattr(getattr(item, "response", None), "status_code", None) for item in chain(error)} - {None}
 
 
 def connection_lost(error: BaseException) -> bool:
-    """Whether it is one of the http library's own errors, which come without an answer."""
+    """Whether the error is one of the HTTP library itself: the hub did not answer."""
     if getattr(error, "response", None) is not None:
         return False
     return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(("httpx", "httpcore"))
@@ -58,7 +57,7 @@ def endpoint() -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first two lines that say something."""
+    """The first two lines of the message that are not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return without_secrets(" ".join(lines[:2]) if lines else type(error).__name__).rstrip(".")[:300]
 
@@ -78,9 +77,8 @@ def _explanation(place: str, error: Exception) -> MyPTError:
     if any(map(connection_lost, chain(error))):
         return CheckFailed(f"{place}: the hub at {endpoint()} can't be reached ({reason(error)}); try again")
     if may_pass(error):
-        return CheckFailed(
-            f"{place}: the hub fails with status {max(statuses(error))} ({reason(error)}); try again later"
-        )
+        status = max(statuses(error))
+        return CheckFailed(f"{place}: the hub fails with status {status} ({reason(error)}); try again later")
     if has(errors.GatedRepoError):
         return MyPTError(f"{place} is gated: ask for access on its page, then run `hf auth login`")
     if has(errors.RevisionNotFoundError):
