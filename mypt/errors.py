@@ -1,4 +1,4 @@
-"""Errors that a user can act on: every message says what was given, what was expected and what to do next."""
+"""Errors for the user: each message says what was given, what was expected and what to do next."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ RECIPE_KEYS = {
     "--retrain": "tokenizer.retrain",
     "--out": "training.output_dir",
 }
-# Those that a recipe has no key for: the text must be prepared by the command.
+# Options without a recipe key: the text must be prepared by the command.
 PREPARE_ONLY = (
     "--document", "--normalize", "--no-normalize", "--filter", "--no-filter", "--dedup", "--no-dedup", "--near-dedup",
     "--lowercase", "--on-error", "--tokens-per-shard", "--seed", "--workers", "--show-dropped",
@@ -33,7 +33,7 @@ _IN_A_RECIPE: ContextVar[bool] = ContextVar("in_a_recipe", default=False)
 
 @contextmanager
 def recipe_wording() -> Iterator[None]:
-    """While it is open, messages name the keys of a recipe instead of the options of `mypt prepare`."""
+    """Inside the block, messages name the keys of a recipe instead of the options of `mypt prepare`."""
     token = _IN_A_RECIPE.set(True)
     try:
         yield
@@ -118,7 +118,7 @@ class CheckFailed(MyPTError):
 
 
 class Interrupted(MyPTError):
-    """Training that a signal ended, with everything saved; exits with 128 + the signal's number, as shells do."""
+    """Training that a signal ended after saving a checkpoint; exits with 128 + the signal's number, as shells do."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)

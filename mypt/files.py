@@ -1,4 +1,4 @@
-"""Write a file in one step, make it survive a power cut, and tell which file system it is on."""
+"""Replace a file in one step, flush it to the disk, and find the type of its file system."""
 
 import errno
 import os
@@ -12,10 +12,10 @@ _NETWORK = {
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "lustre", "ceph", "gpfs", "beegfs", "9p", "afs", "glusterfs",
 }  # fmt: skip
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# A full disk in the words of numpy's writers (OSError without a number) and of torch.save (RuntimeError).
+# The messages for a full disk of numpy (OSError without a number) and of torch.save (RuntimeError).
 _NUMPY_FULL = re.compile(r"\d+ requested and \d+ written")
 _TORCH_FULL = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+|iostream error")
-_SYSTEM_NUMBER = re.compile(r"\(os error (\d+)\)")  # in the words of libraries in Rust
+_SYSTEM_NUMBER = re.compile(r"\(os error (\d+)\)")  # in messages of libraries in Rust
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -27,7 +27,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 @contextmanager
 def system_errors(path: str | Path) -> Iterator[None]:
-    """Around what writes below `path`: where the system refuses, OSError with the name of a file, or else of `path`.
+    """Turn every system error of the block, which writes below `path`, into an OSError that names a file or `path`.
 
     Libraries in Rust (tokenizers, safetensors) and torch.save raise errors of other types, numpy's writers give no
     number, Python's no name.
@@ -48,9 +48,9 @@ def system_errors(path: str | Path) -> Iterator[None]:
 
 
 def require_file(path: str | Path) -> None:
-    """Raise OSError for a FIFO, a socket or a device: a read may wait for ever, or never end.
+    """Raise OSError for a FIFO, a socket or a device, whose reading may never end.
 
-    What the system calls standard input or an open pipe (/dev/stdin, /dev/fd/63 of a shell's `<(command)`) passes.
+    Standard input and open pipes (/dev/stdin, or /dev/fd/63 of a shell's `<(command)`) are accepted.
     """
     mode = os.stat(path).st_mode
     opened = str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")) or str(path) == os.devnull
@@ -59,10 +59,10 @@ def require_file(path: str | Path) -> None:
 
 
 def replace_text(path: str | Path, text: str) -> None:
-    r"""Write `text` to `path` so that a reader, or a kill -9, meets the old file or the new one, never half of it.
+    r"""Replace the content of `path` by `text`. A reader sees the old file or the new one, even after a kill -9.
 
-    A lone surrogate, which is how Python spells a byte of a file's name that is not UTF-8, becomes `\udce9` and the
-    like: in JSON the same text again.
+    A lone surrogate, with which Python spells a byte of a file's name that is not UTF-8, is written as `\udce9`,
+    which JSON reads as the same text.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
@@ -74,7 +74,7 @@ def replace_text(path: str | Path, text: str) -> None:
 
 
 def flush_folder(folder: str | Path) -> None:
-    """Wait until every file below `folder`, and the folder itself, would survive a power cut. Raises OSError."""
+    """Flush a folder and every file below it, so that they survive a power cut. Raises OSError."""
     folders = []
     for root, _, names in os.walk(folder):
         folders.append(root)
@@ -85,7 +85,7 @@ def flush_folder(folder: str | Path) -> None:
 
 
 def flush_names(folder: str | Path) -> None:
-    """Make the names in a folder (new, renamed, removed files) survive a power cut, where its file system can."""
+    """Flush the names in a folder (new, renamed and removed files), if its file system can."""
     with suppress(OSError):  # some network file systems, and Windows, cannot flush a folder
         _flush(folder)
 
@@ -99,7 +99,7 @@ def _flush(path: str | Path) -> None:
 
 
 def file_system(path: str | Path) -> str:
-    """The type of file system that a path is on, such as ext4; "an unknown file system" where Linux does not tell."""
+    """The type of file system that a path is on, such as ext4; "an unknown file system" without /proc."""
     with suppress(OSError):
         found, place = "", "an unknown file system"
         real = os.path.realpath(path)

@@ -1,4 +1,4 @@
-"""Standard output and error as they are found: a terminal, a pipe, an object that only writes, or nothing at all.
+"""Print to standard output and error, which may be a terminal, a pipe, an object that only writes, or absent.
 
 Services, notebooks and windowed programs set `sys.stdout` and `sys.stderr` to None or to objects without `isatty` and
 `flush`. All of mypt asks, prints lines and shows progress bars through this module, which escapes the characters that a
@@ -28,7 +28,7 @@ _UNSEEN = re.compile(
 
 
 def visible(text: str) -> str:
-    r"""`text` with what a terminal would obey or hide as Python's escapes: `\x1b`, `\u202e`, `\udce9`.
+    r"""`text` with characters that a terminal obeys or hides as Python's escapes: `\x1b`, `\u202e`, `\udce9`.
 
     Tabs and line ends stay.
     """
@@ -36,7 +36,7 @@ def visible(text: str) -> str:
 
 
 def one_line(text: object) -> str:
-    """`visible`, with line ends and tabs as escapes, too: for a cell of a table, a label, an error."""
+    """`visible` text with line ends and tabs as escapes too: for a cell of a table, a label, an error."""
     return visible(str(text)).replace("\n", "\\n").replace("\t", "\\t")
 
 
@@ -66,7 +66,7 @@ def say(*lines: object, error: bool = False) -> None:
 
 
 def say_json(value: object) -> None:
-    """Print a value as JSON, readable where the encoding of standard output allows, with the escapes of JSON."""
+    """Print a value as JSON. Characters that standard output cannot encode are written as JSON's escapes."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
     text = _UNSEEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
     if _encodable(text, sys.stdout) != text:
@@ -75,7 +75,7 @@ def say_json(value: object) -> None:
 
 
 def write(text: str) -> None:
-    """Write text of a model to standard output as it comes: `visible` on a terminal, else exactly as it is."""
+    """Write a model's text to standard output at once: `visible` on a terminal, unchanged elsewhere."""
     _write_output(visible(text) if is_terminal(sys.stdout) else text)
 
 
@@ -118,7 +118,7 @@ def print_table(title: str, columns: list[str], rows: list[list[object]]) -> Non
 
 
 def show_tracebacks() -> None:
-    """From now on Python's own tracebacks are `visible`: of this thread, of others and of what it ignores."""
+    """Make Python's own tracebacks `visible` from now on: of all threads, and of errors that Python ignores."""
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _print_traceback
     if threading.excepthook is threading.__excepthook__:
@@ -144,8 +144,8 @@ def _print_ignored(found) -> None:
 
 
 def discard(stream: object) -> None:
-    """Drop what a standard stream still holds and all that is written to it or to its descriptor from now on."""
-    with suppress(AttributeError, OSError, ValueError):  # an object that is no file
+    """Discard the buffer of a standard stream, and everything written to it or to its descriptor from now on."""
+    with suppress(AttributeError, OSError, ValueError):  # an object that is not a file
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
@@ -153,7 +153,7 @@ def discard(stream: object) -> None:
 
 @contextmanager
 def flushed_output() -> Iterator[None]:
-    """Standard output is flushed at the end. What it does not take is dropped: Python would try again when it exits.
+    """Flush standard output at the end of the block. Text that it refuses is dropped, or Python would retry at exit.
 
     Raises OSError if it cannot be written.
     """
@@ -170,7 +170,7 @@ def flushed_output() -> Iterator[None]:
 
 @contextmanager
 def usable_streams() -> Iterator[None]:
-    """`sys.stdout` and `sys.stderr` inside have what libraries call: `write`, `flush` and `isatty`."""
+    """Give `sys.stdout` and `sys.stderr` the methods that libraries call: `write`, `flush` and `isatty`."""
     given = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     for name, stream in given.items():
         complete = all(hasattr(stream, method) for method in ("write", "flush", "isatty"))
@@ -185,7 +185,7 @@ def usable_streams() -> Iterator[None]:
 
 @contextmanager
 def visible_libraries() -> Iterator[None]:
-    """Inside, what warnings and loggers of all libraries print is `visible`."""
+    """Make the warnings and log messages of all libraries `visible` inside the block."""
     form, factory = warnings.formatwarning, logging.getLogRecordFactory()
 
     class Record(factory if isinstance(factory, type) else logging.LogRecord):
@@ -237,7 +237,7 @@ def _encodable(text: str, stream: object) -> str:
 
 
 class _Stream(io.TextIOBase):
-    """Passes text on to an object that has at least `write`, or drops it."""
+    """A stream that forwards text to an object with at least `write`, or drops it."""
 
     encoding = "utf-8"
 
