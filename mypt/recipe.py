@@ -359,7 +359,7 @@ def _checked_keys(place: str, values: dict, kinds: dict[str, Any], required: Ite
         checked[key] = _checked(f"{place}.{key}", value, kinds[key])
     for key in required:
         if key not in checked:
-            raise RecipeError(f"{where} lacks {key}")
+            raise RecipeError(f"{where} lacks {key}; it must hold {', '.join(required)}")
     return checked
 
 
@@ -370,7 +370,8 @@ def _checked(place: str, value: Any, kind: Any) -> Any:
     try:
         result = as_kind(value, kind)
     except Unfit as problem:
-        if _is_number(value) and "number" in problem.expected:
+        is_too_large = isinstance(value, int) and "whole number" in problem.expected
+        if _is_number(value) and (is_too_large or "finite number" in problem.expected):
             _check_plain(place, value)
         # A number that is not finite has been refused by now; JSON's objects are YAML's mappings.
         expected = problem.expected.replace("a finite number", "a number").replace("an object", "a mapping")
