@@ -52,6 +52,23 @@ def test_imports_go_down(path):
         assert package == own or FLOORS[package] < FLOORS[own], f"{path} on floor {FLOORS[own]} imports {name}"
 
 
+# Inside training: a folder imports folders to its left; the modules beside them put all together.
+TRAINING = ("optim", "data", "model", "stability", "callbacks", "trainer", "")
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if package_of(path) == "training"], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_imports_inside_training_go_one_way(path):
+    def room(parts: tuple[str, ...]) -> str:
+        return parts[0] if parts and parts[0] in TRAINING else ""
+
+    own = room(path.relative_to(ROOT / "training").parts)
+    for name in imported(path):
+        if name.startswith("mypt.training."):
+            assert TRAINING.index(room(tuple(name.split(".")[2:]))) <= TRAINING.index(own), f"{path} imports {name}"
+
+
 def test_models_need_nothing_else_of_mypt():
     """save_pretrained ships these files to places where mypt is not installed."""
     for path in MODULES:

@@ -18,6 +18,17 @@ LORA_RATE = 2  # times the whole model's; from 7B parameters on it makes QLoRA's
 MUON_RATE = 2  # times AdamW's, from scratch: docs/optimizers.md has the runs
 
 
+class RunArguments(TrainingArguments):
+    """TrainingArguments of one device per process.
+
+    With several, Trainer splits each micro-batch in threads (DataParallel): slower, and not the recipe's batch.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        return min(super().n_gpu, 1)
+
+
 def default_learning_rate(recipe: Recipe, parameters: int) -> float:
     """AdamW's for a model of `parameters` non-embedding parameters (Kaplan et al. 2020, eq. D.1).
 
@@ -113,16 +124,14 @@ def build_arguments(recipe: Recipe, parameters: int, steps: int) -> TrainingArgu
         "greater_is_better": False if recipe.data.eval else None,
     }
     try:
-        args = TrainingArguments(**values, **fixed)
+        args = RunArguments(**values, **fixed)
     except Exception as error:
         key = next((key for key in given if _accepts({k: v for k, v in values.items() if k != key} | fixed)), None)
         named = f"training: {key} {shown(given[key])}" if key else "training: what is given"
         raise RecipeError(f"{named} is refused by TrainingArguments: {_words(error)}") from error
     require_schedule(args, steps)
-    if args.n_gpu > 1:
-        # Trainer would split each micro-batch in threads (DataParallel): slower, and another batch than the recipe's.
-        say(f"{args.n_gpu} GPUs are visible and one is used; `accelerate launch scripts/train.py` uses all")
-        args._n_gpu = 1
+    if (visible := super(RunArguments, args).n_gpu) > 1:
+        say(f"{visible} GPUs are visible and one is used; `accelerate launch scripts/train.py` uses all")
     return args
 
 

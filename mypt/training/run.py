@@ -130,7 +130,7 @@ def finish(trainer: MyPTTrainer) -> Path:
 
 def _complete(trainer: MyPTTrainer, done: dict, early: str | None) -> list[str]:
     """What is left of a run that has no step left."""
-    trainer.settle()
+    trainer.release_later_checkpoints()
     if trainer.checkpoint and trainer.is_world_process_zero():  # a kill right after the last save may have left none
         ledger = done["stateful_callbacks"]["CoverageCallback"]["attributes"]
         write_ledger(Path(trainer.args.output_dir), done["global_step"], ledger)

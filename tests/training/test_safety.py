@@ -130,7 +130,7 @@ def test_as_on_a_gpu_a_step_late_or_at_the_next_log(recipe_for, weights, tmp_pat
     trainer = build_trainer(parse_recipe(content))
     poison(trainer, 22)
     trainer.add_callback(seen)
-    trainer.pulse.late = True
+    trainer.monitor.late = True
     whole = finish(trainer)
     (event,) = events(whole)
     assert event["sample"] == found_before and event["rollback"]["samples"] == [20, 23]
@@ -212,7 +212,7 @@ def test_early_stopping_saves_stops_and_stays_stopped(recipe_for, tmp_path, caps
     assert (folder / "model.safetensors").is_file()
     assert "domain has not been below" in capsys.readouterr().out
     run(content, resume=True)
-    assert "already complete: step 6 of 12 (stopped early; a larger safety." in capsys.readouterr().out
+    assert "already complete: step 6 of 12 (stopped early; raise safety." in capsys.readouterr().out
     content["safety"]["early_stopping_patience"] = 4
     trainer, folder = run(content, resume=True)
     assert trainer.state.global_step == 12

@@ -83,17 +83,23 @@ def poison(trainer) -> None:
     trainer.model.get_input_embeddings().register_forward_hook(hook)
 
 
-def fill_the_disk(trainer) -> str:
-    """What this process says of a save in which the main one finds no room for the checksums."""
+def fill_the_disk(trainer, where: str) -> str:
+    """What this process raises when the main one finds no room: for the checksums, or for the states before them."""
 
     def refuse(folder):
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
-    write_checksums, saving.write_checksums = saving.write_checksums, refuse
-    trainer.state.global_step += 1
+    write_checksums, save = saving.write_checksums, trainer.complete_save
+    folder = Path(trainer.args.output_dir, f"checkpoint-{trainer.state.global_step + 1}")
+    if where == "checksums":
+        saving.write_checksums = refuse
     try:
-        with saving.complete_save(trainer):
-            pass
+        with save:
+            with save.model_of(folder):
+                pass
+            if where == "states" and trainer.is_world_process_zero():
+                refuse(folder)
+            save.finish(None)
     except CheckpointError as error:
         return str(error)
     finally:
@@ -118,7 +124,9 @@ def main(folder: Path) -> None:
     trainer = build_trainer(load_recipe(folder / "skipped.yaml"))
     poison(trainer)
     trainer.train()
-    (folder / f"full_{trainer.args.process_index}.json").write_text(json.dumps(fill_the_disk(trainer)))
+    (folder / f"full_{trainer.args.process_index}.json").write_text(
+        json.dumps([fill_the_disk(trainer, where) for where in ("checksums", "states")])
+    )
     trainer = build_trainer(load_recipe(folder / "stopped.yaml"))
     trainer.add_callback(Sender())
     try:

@@ -1,12 +1,16 @@
 """Load a checkpoint into a trainer: whatever its files provoke is one error, in all processes alike."""
 
 import errno
+import random
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
+from transformers.trainer_pt_utils import safe_globals
 
 from mypt.errors import UnreadableCheckpoint
 from mypt.hardware.out_of_memory import is_out_of_memory
@@ -83,3 +87,14 @@ def require_optimizer_state(checkpoint: str, optimizer: torch.optim.Optimizer, s
                     raise UnreadableCheckpoint(checkpoint, f"the optimizer state has {shapes}")
     if expected and not optimizer.state:
         raise UnreadableCheckpoint(checkpoint, f"the optimizer state is empty, for {expected} parameters")
+
+
+def require_rng_state(checkpoint: str, process: int, processes: int) -> None:
+    """Restore the random states of a checkpoint, as Trainer does later; raise whatever a damaged file provokes."""
+    path = Path(checkpoint, "rng_state.pth" if processes == 1 else f"rng_state_{process}.pth")
+    if path.is_file():
+        with safe_globals():
+            state = torch.load(path, weights_only=True)
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.random.set_rng_state(state["cpu"])

@@ -15,7 +15,7 @@ from transformers.trainer_callback import ExportableState
 from mypt.terminal import say
 from mypt.training.model.compiled import eager
 from mypt.training.model.objective import next_tokens
-from mypt.training.stability.step_monitor import Beat
+from mypt.training.stability.step_monitor import StepStats
 
 TEXT = 100  # characters of the sample that are shown
 
@@ -35,17 +35,17 @@ def row_losses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.
     return losses.sum(dim=1) / labels.ne(-100).sum(dim=1).clamp(min=1)
 
 
-def worst_sample(trainer, beat: Beat) -> dict | None:
-    """The sample of a step with the highest loss by the weights as they are now, or the first that is no number.
+def worst_sample(trainer, stats: StepStats) -> dict | None:
+    """The sample of a step with the highest loss by the weights as they are now, or the first that is NaN or infinite.
 
-    {"sample", "loss", "place", "text"}; None if every row is no number: then it is the weights. One forward pass over
-    the step's batch, so for rare steps only. All processes call it alike.
+    {"sample", "loss", "place", "text"}; None if every row is NaN or infinite: then it is the weights. One
+    forward pass over the step's batch, so for rare steps only. All processes call it alike.
     """
     args, found = trainer.args, []
-    for index, batch in enumerate(beat.batches):
+    for index, batch in enumerate(stats.batches):
         losses = row_losses(trainer.model, batch).cpu()
         row = int(losses.nan_to_num(nan=math.inf).argmax())
-        first = beat.samples[0] + (index * args.world_size + args.process_index) * args.train_batch_size
+        first = stats.samples[0] + (index * args.world_size + args.process_index) * args.train_batch_size
         per_sample = max(1, len(losses) // args.train_batch_size)  # rows, in a curriculum
         healthy = bool(losses.isfinite().any())
         found.append((first + row // per_sample, losses[row].item(), healthy, batch["input_ids"][row].tolist()))
@@ -92,7 +92,7 @@ LEAST = 0.1  # nats per token
 class SpikeCallback(TrainerCallback, ExportableState):
     """Writes spikes.jsonl: steps whose loss is above median + max(6 x 1.4826 x MAD, 0.1 nats) of the 100 before.
 
-    Of the loss of single steps, before they are averaged for the log. The trainer tells each to `see`. Losses and
+    Of the loss of single steps, before they are averaged for the log. The trainer calls `see` for each. Losses and
     spikes live in trainer_state.json, so that a resumed run finds the same ones.
     """
 
@@ -112,25 +112,25 @@ class SpikeCallback(TrainerCallback, ExportableState):
             # Steps that are trained again will be written again.
             path.write_text("".join(map(_line, self.spikes)), encoding="utf-8")
 
-    def see(self, trainer, beat: Beat) -> None:
+    def see(self, trainer, stats: StepStats) -> None:
         """Judge one step. All processes call it alike."""
-        limit = threshold(self.losses, beat.loss)
-        self.losses = [*self.losses[-WINDOW + 1 :], beat.loss]
+        limit = threshold(self.losses, stats.loss)
+        self.losses = [*self.losses[-WINDOW + 1 :], stats.loss]
         if limit is None:
             return
-        worst = worst_sample(trainer, beat)
-        in_a_row = bool(self.spikes) and self.spikes[-1]["step"] == beat.step - 1
-        figures = {"step": beat.step, "loss": beat.loss, "limit": limit, "grad_norm": beat.grad_norm}
-        self.spikes.append({**figures, "samples": list(beat.samples), "worst": worst})
+        worst = worst_sample(trainer, stats)
+        in_a_row = bool(self.spikes) and self.spikes[-1]["step"] == stats.step - 1
+        figures = {"step": stats.step, "loss": stats.loss, "limit": limit, "grad_norm": stats.grad_norm}
+        self.spikes.append({**figures, "samples": list(stats.samples), "worst": worst})
         if trainer.is_world_process_zero():
             with open(Path(trainer.args.output_dir) / SPIKES_NAME, "a", encoding="utf-8") as file:
                 file.write(_line(self.spikes[-1]))
             if not in_a_row:
-                say(f"loss spike at {beat}, above {limit:.4g}: {describe(worst)}")
+                say(f"loss spike at {stats}, above {limit:.4g}: {describe(worst)}")
 
 
 def threshold(before: list[float], loss: float) -> float | None:
-    """What `loss` is above if it is a spike after these losses, else None."""
+    """The limit that `loss` exceeds if it is a spike after these losses, else None."""
     if len(before) < ENOUGH or loss <= min(before) + LEAST:  # the median is not below the minimum
         return None
     median = statistics.median(before)

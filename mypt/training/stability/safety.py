@@ -1,4 +1,4 @@
-"""What is done about a step whose loss or gradient is no number: stop, leave its update out, or go back."""
+"""Handle NaN or infinite losses and gradients: stop, skip or roll back."""
 
 import copy
 import math
@@ -14,8 +14,7 @@ from mypt.checkpoints.verify import fault_of
 from mypt.errors import Diverged, MyPTError, RecipeError
 from mypt.terminal import say
 from mypt.training.stability.loss_spikes import describe, worst_sample
-from mypt.training.stability.step_monitor import Beat
-from mypt.training.trainer.sharded import ShardedTrainer
+from mypt.training.stability.step_monitor import StepStats
 
 ACTIONS = ("stop", "skip", "rollback")
 MOST_SKIPS = 5  # steps in a row
@@ -58,51 +57,50 @@ class SafetyCallback(TrainerCallback, ExportableState):
             rate = args.learning_rate * self.rate_factor
             say(f"learning rate {rate:g}: halved by {self.rollbacks} of {MOST_ROLLBACKS} rollbacks so far")
 
-    def act(self, trainer, beat: Beat, in_step: bool) -> None:
+    def act(self, trainer, stats: StepStats, in_step: bool) -> None:
         """in_step: the gradient of a step is there and its update is not yet made. Raises MyPTError to stop."""
-        worst = describe(worst_sample(trainer, beat))
+        worst = describe(worst_sample(trainer, stats))
         if self.on_nan == "skip" and in_step:
-            self._skip(trainer, beat, worst)
+            self._skip(trainer, stats, worst)
         elif self.on_nan == "rollback":
-            self._roll_back(trainer, beat, worst, in_step)
+            self._roll_back(trainer, stats, worst, in_step)
         else:
-            self._stop(trainer, beat, worst)
-        trainer.forget_log_window(in_step)
+            self._stop(trainer, stats, worst)
 
-    def _stop(self, trainer, beat: Beat, worst: str, tried: str = "") -> None:
+    def _stop(self, trainer, stats: StepStats, worst: str, tried: str = "") -> None:
         checkpoint, _ = last_complete_checkpoint(trainer.args.output_dir)
         advice = f"lower training.learning_rate (now {trainer.args.learning_rate * self.rate_factor:g})"
         if self.on_nan == "stop":
             advice += " or set safety.on_nan to skip or rollback"
         raise Diverged(
-            f"{_what(beat)} in {beat}; {worst}; {tried}"
+            f"{_what(stats)} in {stats}; {worst}; {tried}"
             + (f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was saved before")
             + f": {advice}, and run again with --resume"
         )
 
-    def _skip(self, trainer, beat: Beat, worst: str) -> None:
+    def _skip(self, trainer, stats: StepStats, worst: str) -> None:
         self.skipped += 1
         if self.skipped > MOST_SKIPS:
-            self._stop(trainer, beat, worst, f"{MOST_SKIPS} steps before it were skipped; ")
+            self._stop(trainer, stats, worst, f"{MOST_SKIPS} steps before it were skipped; ")
         trainer.model.zero_grad()  # to None, and no optimizer touches a parameter without a gradient
-        trainer.note_event(beat.samples[0], {"skipped": _figures(beat)}, f"no update in {beat}; {worst}")
+        trainer.note_event(stats.samples[0], {"skipped": _figures(stats)}, f"no update in {stats}; {worst}")
 
-    def _roll_back(self, trainer, beat: Beat, worst: str, in_step: bool) -> None:
+    def _roll_back(self, trainer, stats: StepStats, worst: str, in_step: bool) -> None:
         if self.rollbacks == MOST_ROLLBACKS:
-            self._stop(trainer, beat, worst, f"{MOST_ROLLBACKS} rollbacks did not help; ")
+            self._stop(trainer, stats, worst, f"{MOST_ROLLBACKS} rollbacks did not help; ")
         run, first = trainer.args.output_dir, trainer.is_world_process_zero()
         found = [newest_without_fault(run, fault_of)[0] if first else None]
         checkpoint: Path | None = broadcast_object_list(found)[0]
         if checkpoint is None:
-            self._stop(trainer, beat, worst, "there is nothing to go back to; ")
+            self._stop(trainer, stats, worst, "there is nothing to go back to; ")
         before = trainer.args.learning_rate * self.rate_factor
         self.rollbacks += 1
         restore_weights(trainer, checkpoint, CUT)
         trainer.model.zero_grad()
-        trainer.pulse.forget()
+        trainer.monitor.forget()
         rate = trainer.args.learning_rate * self.rate_factor
-        event = {"changes": {"learning_rate": [before, rate]}, "rollback": {"to": checkpoint.name, **_figures(beat)}}
-        line = f"back to the weights of {checkpoint} with learning rate {rate:g} after {beat}; {worst}"
+        event = {"changes": {"learning_rate": [before, rate]}, "rollback": {"to": checkpoint.name, **_figures(stats)}}
+        line = f"back to the weights of {checkpoint} with learning rate {rate:g} after {stats}; {worst}"
         trainer.note_event(trainer.next_sample(in_step), event, line)
 
 
@@ -123,8 +121,8 @@ def restore_weights(trainer, checkpoint: Path, cut: float) -> None:
     scheduler = trainer.lr_scheduler
     place = copy.deepcopy(scheduler.state_dict())
     settings = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
-    trainer._load_from_checkpoint(str(checkpoint))
-    ShardedTrainer._load_optimizer_and_scheduler(trainer, str(checkpoint))
+    trainer.load_weights(str(checkpoint))
+    trainer.load_states(str(checkpoint))
     scheduler.load_state_dict(place)
     scheduler.base_lrs = [rate * cut for rate in scheduler.base_lrs]
     for group, now in zip(trainer.optimizer.param_groups, settings, strict=True):
@@ -132,14 +130,14 @@ def restore_weights(trainer, checkpoint: Path, cut: float) -> None:
     scheduler._last_lr = [group["lr"] for group in trainer.optimizer.param_groups]
 
 
-def _what(beat: Beat) -> str:
-    if not beat.batches:
+def _what(stats: StepStats) -> str:
+    if not stats.batches:
         return "the weights became nan or infinite by the update"
-    if math.isfinite(beat.loss):
-        return f"the gradient became {beat.grad_norm}"
-    return f"the training loss became {beat.loss}"
+    if math.isfinite(stats.loss):
+        return f"the gradient became {stats.grad_norm}"
+    return f"the training loss became {stats.loss}"
 
 
-def _figures(beat: Beat) -> dict:
-    """For JSON, which has no word for what is no number."""
-    return {"samples": list(beat.samples), "loss": str(beat.loss), "grad_norm": str(beat.grad_norm)}
+def _figures(stats: StepStats) -> dict:
+    """For JSON, which has no NaN and no infinity."""
+    return {"samples": list(stats.samples), "loss": str(stats.loss), "grad_norm": str(stats.grad_norm)}

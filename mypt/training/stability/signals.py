@@ -53,7 +53,7 @@ class SignalCallback(TrainerCallback):
     As a context manager it holds the handlers: installed in the main thread only, and as they were afterwards. One that
     is ignored, as SIGINT of a shell's background job and SIGHUP under nohup, stays
     ignored.
-    stopping: whether training ends; set for all processes alike when one of them got a signal (`Pulse`).
+    stopping: whether training ends; set for all processes alike when one of them got a signal (`StepMonitor`).
     """
 
     def __init__(self):

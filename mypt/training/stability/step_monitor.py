@@ -1,21 +1,33 @@
 """Loss, gradient norm and stop signals of every step, known to all processes alike, without a wait for the GPU."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 
 @dataclass(frozen=True)
-class Beat:
-    """One optimizer step. loss, grad_norm: over all processes, nats per token; stop: a process was asked to stop."""
+class StepStats:
+    """One optimizer step, over all processes.
 
-    step: int  # counted from 1
-    samples: tuple[int, int]  # the first and the last global sample
+    Attributes:
+        step: Counted from 1.
+        samples: The first and the last global sample.
+        loss: What was trained on, in nats per token.
+        cross_entropy: The part of it that is logged, in nats per token.
+        grad_norm: Before clipping.
+        stop: Whether a process was asked to stop.
+        batches: This process's micro-batches; empty for weights that an update broke.
+    """
+
+    step: int
+    samples: tuple[int, int]
     loss: float
+    cross_entropy: float
     grad_norm: float
-    stop: bool
-    batches: list[dict[str, torch.Tensor]] = field(repr=False)  # this process's micro-batches
+    stop: bool = False
+    batches: Sequence[dict[str, torch.Tensor]] = field(default=(), repr=False)
 
     @property
     def finite(self) -> bool:
@@ -26,36 +38,70 @@ class Beat:
         return f"step {self.step} (loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}, samples {first} to {last})"
 
 
-class Pulse:
+class LossWindow:
+    """The mean loss of the sound steps since the last log entry, and that of all logged and open windows."""
+
+    def __init__(self):
+        self.steps = 0  # in the open window
+        self._sum = 0.0
+        self._run_sum, self._run_steps = 0.0, 0  # of the windows before
+
+    def add(self, stats: StepStats) -> None:
+        self.steps += 1
+        self._sum += stats.cross_entropy
+
+    def clear(self) -> None:
+        """Begin anew, as after a step that is not sound."""
+        self.steps, self._sum = 0, 0.0
+
+    def take_mean(self) -> float:
+        """The mean of the open window, in nats per token; a new one begins."""
+        mean = self._sum / self.steps
+        self._run_sum, self._run_steps = self._run_sum + self._sum, self._run_steps + self.steps
+        self.clear()
+        return mean
+
+    @property
+    def run_mean(self) -> float:
+        return (self._run_sum + self._sum) / max(1, self._run_steps + self.steps)
+
+
+class StepMonitor:
     """Adds up each step's loss where it is computed, and reads one small vector per step.
 
-    late: read each step's vector when the next one is sent off. The copy from a GPU has long arrived by then, so that
-    nothing waits; without it `beat` waits for the step's gradients. world_size: processes of the default group, which
-    share the vector by one all-reduce of three numbers.
+    Args:
+        world_size: Processes of the default group, which share the vector by one all-reduce of four numbers.
+        late: Read each step's vector when the next one is sent off. The copy from a GPU has long arrived by then, so
+            that nothing waits; without it `step` waits for the step's gradients.
     """
 
     def __init__(self, world_size: int, late: bool):
         self.world_size = world_size
         self.late = late
-        self._loss: torch.Tensor | None = None
+        self._losses: torch.Tensor | None = None
         self._sent: tuple[dict, torch.Tensor, torch.cuda.Event | None] | None = None
 
-    def add(self, loss: torch.Tensor) -> None:
-        """The share of a micro-batch, detached."""
-        self._loss = loss if self._loss is None else self._loss + loss
+    def add(self, loss: torch.Tensor, cross_entropy: torch.Tensor | None = None) -> None:
+        """The share of a micro-batch, detached; cross_entropy: the part of it that is logged, all of it if None."""
+        losses = torch.stack([loss, loss if cross_entropy is None else cross_entropy.to(loss)]).float()
+        self._losses = losses if self._losses is None else self._losses + losses
 
-    def beat(self, grad_norm: torch.Tensor | float | None, stop: bool, **about) -> Beat | None:
-        """A step's gradient is complete. Returns the newest step that can be told: this one, or (late) the one before.
+    def step(self, grad_norm: torch.Tensor | float | None, stop: bool, **about) -> StepStats | None:
+        """A step's gradient is complete. Returns the newest step that is known: this one, or (late) the one before.
 
-        grad_norm: the same on all processes; None where there is none to look at. about: `Beat`'s step, samples and
-        batches. All processes call it alike.
+        All processes call it alike.
+
+        Args:
+            grad_norm: The same on all processes; None where there is none to look at.
+            stop: Whether this process was asked to stop.
+            about: `step`, `samples` and `batches` of `StepStats`.
         """
         before = self.flush()
-        loss = self._loss.float()
-        norm = grad_norm if isinstance(grad_norm, torch.Tensor) else loss.new_full((), grad_norm or 0.0)
+        losses = self._losses
+        norm = grad_norm if isinstance(grad_norm, torch.Tensor) else losses.new_full((), grad_norm or 0.0)
         if hasattr(norm, "full_tensor"):  # FSDP2's is spread over the processes
             norm = norm.full_tensor()
-        vector = torch.stack([loss, norm.to(loss), loss.new_full((), float(stop))])
+        vector = torch.cat([losses, torch.stack([norm.to(losses), losses.new_full((), float(stop))])])
         if self.world_size > 1:
             torch.distributed.all_reduce(vector)
         arrived = None
@@ -63,19 +109,20 @@ class Pulse:
             vector = vector.to("cpu", non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
-        self._loss, self._sent = None, (about, vector, arrived)
+        self._losses, self._sent = None, (about, vector, arrived)
         return before if self.late else self.flush()
 
-    def flush(self) -> Beat | None:
-        """The step that was sent off and not yet told, if there is one; waits for it."""
+    def flush(self) -> StepStats | None:
+        """The step that was sent off and not yet returned, if there is one; waits for it."""
         if self._sent is None:
             return None
         (about, vector, arrived), self._sent = self._sent, None
         if arrived:
             arrived.synchronize()
-        loss, norm, stop = vector.tolist()
-        return Beat(loss=loss / self.world_size, grad_norm=norm / self.world_size, stop=stop > 0, **about)
+        *means, stop = vector.tolist()
+        loss, cross_entropy, norm = (mean / self.world_size for mean in means)
+        return StepStats(loss=loss, cross_entropy=cross_entropy, grad_norm=norm, stop=stop > 0, **about)
 
     def forget(self) -> None:
         """Drop what is under way: its step no longer counts."""
-        self._loss = self._sent = None
+        self._losses = self._sent = None

@@ -1,49 +1,82 @@
-"""HF Trainer, changed where a promise needs it: the stream as loader, the exact evaluator, honest checkpoints."""
+"""HF Trainer, changed where a promise needs it: the stream, the exact evaluator, checked steps, whole checkpoints."""
 
+import dataclasses
 import functools
+import itertools
+import math
 import os
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mypt.checkpoints.load import load_model
 from mypt.checkpoints.tensors import list_tensors
-from mypt.errors import MyPTError
+from mypt.errors import MyPTError, RecipeError
 from mypt.hardware.main_memory import keep_freed
 from mypt.hardware.out_of_memory import explain_out_of_memory
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.streams.jit_stream import JitLoader, JitStream
 from mypt.streams.shard_stream import ShardStream
+from mypt.terminal import say
+from mypt.training.callbacks.coverage import CoverageCallback
 from mypt.training.callbacks.curves import draw_what_ends_it
-from mypt.training.callbacks.progress import say
 from mypt.training.model.compiled import compiled_layers
 from mypt.training.model.flops import flops_per_token
-from mypt.training.model.loading import loading, require_optimizer_state, require_weights
+from mypt.training.model.loading import loading, require_optimizer_state, require_rng_state, require_weights
 from mypt.training.model.objective import TrainingLoss, next_tokens, training_loss
 from mypt.training.model.precision import matmul_precision
 from mypt.training.optim.optimizers import decayed_parameters
 from mypt.training.optim.schedules import climbing, set_rates
-from mypt.training.stability.signals import outlast_signals
-from mypt.training.trainer.watched import WatchedTrainer
+from mypt.training.stability.loss_spikes import SpikeCallback
+from mypt.training.stability.safety import SafetyCallback, require_lambda_schedule
+from mypt.training.stability.signals import SignalCallback, outlast_signals
+from mypt.training.stability.step_monitor import LossWindow, StepMonitor, StepStats
+from mypt.training.trainer import sharded
+from mypt.training.trainer.saving import CompleteSave
 
 
-class MyPTTrainer(WatchedTrainer):
-    """Trains on a `ShardStream` or a `JitStream` that yields this rank's ready micro-batches.
+class MyPTTrainer(Trainer):
+    """Trains a causal LM on a `ShardStream` or a `JitStream` that yields this process's ready micro-batches.
 
-    forgetting: the ForgettingCallback that measures the evaluation sets, or None when there are none. throughput: the
-    ThroughputCallback, to be the first of all callbacks. hardware: the `Hardware` that was settled for the run.
-    compile_layers: whether decoder layers are compiled while it trains. early_stopping, upload: callbacks that `finish`
-    asks when the run ends. checkpoint: that the run resumes from. set_aside: moves later checkpoints out of the way,
-    once this one is loaded. give_back: unlocks the run folder.
-    Other arguments: as of `WatchedTrainer`.
+    A signal ends `train` with a checkpoint (`SignalCallback`), a step without a finite loss and gradient is handled
+    (`SafetyCallback`), spikes.jsonl has the steps whose loss stands out (`SpikeCallback`). Checkpoints under FSDP2 hold
+    `model.safetensors` and `optimizer.pt` as all others do.
+
+    Three private methods of HF's Trainer are overridden, since no public event comes at their moment; all else goes
+    through public methods and callbacks. `tests/training/trainer/test_surface.py` pins their signatures:
+
+    - `_load_from_checkpoint`: the weights are loaded inside `train`, by it alone.
+    - `_load_optimizer_and_scheduler`: the settings of the recipe have to win over those that were saved.
+    - `_save_optimizer_and_scheduler`: under FSDP2 Trainer would write a folder of shards.
+
+    Args:
+        forgetting: The ForgettingCallback that measures the evaluation sets, or None when there are none.
+        early_stopping, upload: Callbacks that `mypt.training.run.finish` asks when the run ends.
+        throughput: The ThroughputCallback, to be the first of all callbacks.
+        hardware: The `Hardware` that was resolved for the run.
+        compile_layers: Whether decoder layers are compiled while it trains.
+        on_nan: `stop`, `skip` or `rollback`; see `SafetyCallback`.
+        checkpoint: The checkpoint that the run resumes from.
+        set_aside: Moves later checkpoints out of the way, once this one is loaded.
+        give_back: Unlocks the run folder.
+        args, kwargs: As of HF's Trainer.
+
+    Raises:
+        RecipeError: A launch with FSDP 1, which knows no single matrices, or `on_nan` that DeepSpeed cannot do.
     """
+
+    grad_norm: torch.Tensor | float | None = None  # of the step under way, before clipping
 
     def __init__(
         self,
@@ -53,7 +86,8 @@ class MyPTTrainer(WatchedTrainer):
         upload=None,
         throughput=None,
         hardware=None,
-        compile_layers=False,
+        compile_layers: bool = False,
+        on_nan: str = "stop",
         checkpoint: str | None = None,
         set_aside: Callable[[], None] | None = None,
         give_back: Callable[[], None] | None = None,
@@ -62,26 +96,69 @@ class MyPTTrainer(WatchedTrainer):
         super().__init__(*args, **kwargs)
         self.forgetting, self.early_stopping, self.upload = forgetting, early_stopping, upload
         self.checkpoint, self.set_aside, self.give_back = checkpoint, set_aside, give_back
-        self.hardware = hardware
-        self.compile_layers = compile_layers
-        self.throughput = throughput
-        if throughput:
-            self.callback_handler.callbacks.insert(0, throughput)  # before TensorBoard's, which gets its numbers
-        self._loss: TrainingLoss | None = None
+        self.hardware, self.compile_layers, self.throughput = hardware, compile_layers, throughput
+        if self.is_deepspeed_enabled and on_nan != "stop":
+            raise RecipeError(f"safety.on_nan is {on_nan}, and DeepSpeed updates the weights by itself; use stop")
+        self.safety, self.spikes, self.signals = SafetyCallback(on_nan), SpikeCallback(), SignalCallback()
+        for callback in (self.safety, self.spikes, self.signals):
+            self.add_callback(callback)
+        # First the throughput: TensorBoard's callback gets its numbers. The save is complete before others see it.
+        first = [throughput] if throughput else []
+        self.callback_handler.callbacks[:0] = [*first, _Events(weakref.proxy(self))]
+        # A step whose update may be left out must be known before it: then, and only then, the GPU is waited for.
+        late = self.args.device.type == "cuda" and on_nan != "skip"
+        self.monitor, self.window = StepMonitor(self.args.world_size, late), LossWindow()
+        self.batches: list[dict[str, torch.Tensor]] = []  # of the step under way
+        self.complete_save = CompleteSave(self.args)
+        self.loss_parts: TrainingLoss | None = None
         if self.compute_loss_func is None and not isinstance(self.model, MyPTForCausalLM):
-            self._loss = self.compute_loss_func = training_loss(self.model, self.model_accepts_loss_kwargs)
-        if self._loss and self._loss.note and self.is_world_process_zero():
-            say(self._loss.note)
-        self._flops_per_token = functools.cache(functools.partial(flops_per_token, self.model))
+            self.loss_parts = self.compute_loss_func = training_loss(self.model, self.model_accepts_loss_kwargs)
+        if self.loss_parts and self.loss_parts.note and self.is_world_process_zero():
+            say(self.loss_parts.note)
+        self.flops_per_token = functools.cache(functools.partial(flops_per_token, self.model))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As Trainer's; FSDP2 also on CPUs, with exact reductions; the norm of each step's gradient is kept."""
+        state = PartialState()
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            sharded.require_second(int(os.environ.get("FSDP_VERSION", 1)))
+            if state.distributed_type == DistributedType.MULTI_CPU:
+                # accelerate 1.15 knows FSDP for all kinds of processes but this one, for which it silently takes DDP.
+                state.distributed_type = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin:
+            sharded.require_second(plugin.fsdp_version)
+        if plugin and plugin.mixed_precision_policy:
+            # accelerate would also add up gradients in bfloat16, and round the loss to it.
+            exact = {"reduce_dtype": torch.float32, "output_dtype": torch.float32}
+            plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, **exact)
+        clip = self.accelerator.clip_grad_norm_
+
+        def clip_and_keep(*args, **kwargs):
+            """Trainer calls it once for each step, with or without clipping; no event is given what it returns."""
+            self.grad_norm = clip(*args, **kwargs)
+            return self.grad_norm
+
+        self.accelerator.clip_grad_norm_ = clip_and_keep
+
+    # ---- training ----
 
     def train(self, *args, **kwargs):
-        """With the precision of matrix products that was settled; out of memory says what would have fitted."""
+        """As Trainer's, with the precision of matrix products that was chosen.
+
+        While it runs, SIGTERM, SIGHUP, SIGINT and SIGUSR1 end it with a checkpoint. Out of memory reports what would
+        have fitted, a full disk that earlier checkpoints are whole.
+        """
         if self.args.device.type == "cpu":
             keep_freed()
         precision = matmul_precision(self.hardware.matmul_precision) if self.hardware else nullcontext()
         layers = compiled_layers(self.model, self.compile_layers)
-        with precision, layers, draw_what_ends_it(self), explain_out_of_memory(self):
-            return super().train(*args, **kwargs)
+        with precision, layers, draw_what_ends_it(self), explain_out_of_memory(self), self.signals, self.complete_save:
+            self.window = LossWindow()
+            self.monitor.forget()
+            output = super().train(*args, **kwargs)
+        return output._replace(training_loss=self.window.run_mean)
 
     def get_train_dataloader(self) -> DataLoader:
         """The stream as it is: sharded over ranks and workers, placed at its start sample.
@@ -100,12 +177,118 @@ class MyPTTrainer(WatchedTrainer):
             return JitLoader(self.train_dataset, **options)
         return DataLoader(self.train_dataset, batch_size=None, **options)
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int:
-        """Targets in the global batch: of our streams, whose windows are full, a constant; else counted and summed."""
-        if type(self.train_dataset) not in (ShardStream, JitStream) or not self.model.training:
-            return super()._get_num_items_in_batch(batch_samples, device)
-        processes = self.args.world_size if self.args.average_tokens_across_devices else 1
-        return sum(batch["shift_labels"].numel() for batch in batch_samples) * processes
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """The micro-batches of a step, kept for a look at a spike, and the number of targets in the global batch.
+
+        That is a constant for our streams, whose windows are full; of other data Trainer counts and sums it.
+        """
+        self.release_later_checkpoints()
+        if self.throughput:
+            self.throughput.before_batches(self.state)
+        if type(self.train_dataset) in (ShardStream, JitStream) and self.model.training:
+            self.batches = list(itertools.islice(epoch_iterator, num_batches))
+            processes = self.args.world_size if self.args.average_tokens_across_devices else 1
+            return self.batches, sum(batch["shift_labels"].numel() for batch in self.batches) * processes
+        self.batches, targets = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return self.batches, targets
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """Never with a cache: stock models look for the documents of a packed window only without one."""
+        if self.loss_parts:
+            labels = next_tokens(inputs)
+            inputs = {name: tensor for name, tensor in inputs.items() if "labels" not in name} | {"labels": labels}
+        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        """The cross-entropy; what the model adds (`TrainingLoss`) is trained on, too, and logged as `aux_loss`."""
+        loss = super().training_step(*args, **kwargs)
+        shown = self.loss_parts.cross_entropy_of(loss) if self.loss_parts else loss
+        self.monitor.add(loss, shown)
+        return shown
+
+    def check_step(self) -> None:
+        """The step's gradient is complete and nothing is updated yet: the moment to look at both."""
+        stats = self.monitor.step(
+            # With fp16 an infinite norm is how the scaler finds its scale; it leaves out such an update itself.
+            self.grad_norm if getattr(self.accelerator, "scaler", None) is None else None,
+            stop=self.signals.received is not None,
+            step=self.state.global_step + 1,
+            samples=(self.next_sample(), self.next_sample(in_step=True) - 1),
+            batches=self.batches,
+        )
+        self._look_at(stats, in_step=True)
+
+    def _look_at(self, stats: StepStats | None, in_step: bool) -> None:
+        if stats is None:
+            return
+        self.signals.stopping |= stats.stop
+        if stats.finite:
+            self.safety.skipped = 0
+            self.window.add(stats)
+            self.spikes.see(self, stats)
+            return
+        self.safety.act(self, stats, in_step)
+        self.window.clear()
+        if self.loss_parts:
+            self.loss_parts.take_added()
+
+    def require_sound(self) -> None:
+        """Whatever is measured or saved is of sound weights.
+
+        An update may break what a finite gradient did not; the next loss would only show it one step later.
+        """
+        self._look_at(self.monitor.flush(), in_step=False)
+        own = (p.to_local() if isinstance(p, DTensor) else p for p in self.model.parameters() if p.requires_grad)
+        sound = torch.stack([torch.isfinite(p).all().to(self.args.device) for p in own]).all().int()
+        if self.args.world_size > 1:  # under FSDP2 each process has its part
+            torch.distributed.all_reduce(sound, torch.distributed.ReduceOp.MIN)
+        if not sound:
+            samples = (2 * self.next_sample() - self.next_sample(in_step=True), self.next_sample() - 1)
+            self._look_at(StepStats(self.state.global_step, samples, math.nan, math.nan, math.nan), in_step=False)
+
+    def next_sample(self, in_step: bool = False) -> int:
+        """The first global sample that is not trained on yet; in_step: the first one after the step under way."""
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        coverage = self._coverage()
+        done = coverage.next_sample if coverage else self.state.global_step * batch
+        return done + batch * in_step
+
+    def note_event(self, sample: int, event: dict, line: str) -> None:
+        """Record in the ledger what was done to this run, and report it."""
+        event = {"sample": sample, "step": self.state.global_step, "changes": {}} | event
+        if coverage := self._coverage():
+            coverage.changes.append(event)
+        if self.is_world_process_zero():
+            say(line)
+
+    def _coverage(self) -> CoverageCallback | None:
+        return next((one for one in self.callback_handler.callbacks if isinstance(one, CoverageCallback)), None)
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """The loss is the mean of the sound steps since the last entry (`LossWindow`); without one there is no entry.
+
+        `aux_loss` is the mean of what was added to the cross-entropy meanwhile.
+        """
+        if "loss" in logs:
+            self._look_at(self.monitor.flush(), in_step=False)
+            if not self.window.steps:
+                return
+            if self.loss_parts and self.loss_parts.coefficient:
+                added = self.loss_parts.take_added().to(self.args.device)
+                if self.args.world_size > 1:
+                    torch.distributed.all_reduce(added)
+                logs["aux_loss"] = added.item() * self.args.gradient_accumulation_steps / self.args.world_size
+            logs["loss"] = self.window.take_mean()
+        if "train_loss" in logs:
+            logs["train_loss"] = self.window.run_mean
+        super().log(logs, *args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict) -> int:
+        """By `mypt.training.model.flops`, counted once for each length of sequence."""
+        ids = inputs["input_ids"]
+        return ids.numel() * self.flops_per_token(ids.shape[-1])
+
+    # ---- evaluation ----
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Loss of every evaluation set by the exact evaluator, one log entry and one `on_evaluate` for all of them.
@@ -116,73 +299,80 @@ class MyPTTrainer(WatchedTrainer):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.forgetting is None:
             raise MyPTError("there is no evaluation set: the recipe has none in data.eval, and none was given")
+        if self.is_in_train:
+            self.require_sound()
         metrics = self.forgetting.measure(self.model, self.args, self.state)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        """Never with a cache: stock models look for the documents of a packed window only without one."""
-        if self._loss:
-            labels = next_tokens(inputs)
-            inputs = {name: tensor for name, tensor in inputs.items() if "labels" not in name} | {"labels": labels}
-        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
-
-    def training_step(self, *args, **kwargs) -> torch.Tensor:
-        """The cross-entropy; what the model adds (`TrainingLoss`) is trained on, too, and logged as `aux_loss`."""
-        loss = super().training_step(*args, **kwargs)
-        return self._loss.cross_entropy_of(loss) if self._loss else loss
-
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """With `aux_loss`, the mean of what was added to the cross-entropy since the last entry with a loss."""
-        if "loss" in logs and self._loss and self._loss.coefficient:
-            added = self._loss.take_added().to(self.args.device)
-            if self.args.world_size > 1:
-                torch.distributed.all_reduce(added)
-            logs["aux_loss"] = added.item() * self.args.gradient_accumulation_steps / self.args.world_size
-        super().log(logs, *args, **kwargs)
-
-    def forget_log_window(self, in_step: bool) -> None:
-        super().forget_log_window(in_step)
-        if self._loss:
-            self._loss.take_added()
+    # ---- optimizer and schedule ----
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """The same parameters for HF's optimizers as for ours: matrices outside embeddings and head."""
         decayed = {id(parameter) for parameter in decayed_parameters(model)}
         return [name for name, parameter in model.named_parameters() if id(parameter) in decayed]
 
-    def _init_training_state(self, max_steps, *args):
-        """After a resume, log, evaluate and save as often as the recipe says now, not as it said then."""
-        progress = super()._init_training_state(max_steps, *args)
-        self.state.compute_steps(self.args, max_steps)
-        best = self.state.best_global_step
-        # A resume from a chosen checkpoint set the best one aside, if that came later.
-        if best and not Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{best}").is_dir():
-            self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
-        return progress
+    def create_scheduler(self, num_training_steps: int, optimizer=None) -> LRScheduler:
+        """HF's schedule, whose first step learns; where a resume would make it jump up, it climbs."""
+        self.safety.restore(self)  # a checkpoint's state is loaded by now, and its optimizer's is next
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        require_lambda_schedule(scheduler, self.safety.on_nan)
+        return climbing(scheduler, self.args.lr_scheduler_type, self.args.get_warmup_steps(num_training_steps))
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
-        """Only a step that is also saved can be the best checkpoint."""
-        return self.control.should_save and super()._determine_best_metric(metrics, trial)
+    # ---- checkpoints ----
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Model and tokenizer, without Trainer's pickle of its arguments, which could hold a hub token.
+
+        Trainer begins every checkpoint with it (`_internal_call`).
+        """
+        if not _internal_call:
+            return self._save_model(output_dir or self.args.output_dir)
+        self.require_sound()
         if isinstance(self.train_dataset, JitStream):
             self.train_dataset.gather()
-        super()._save_checkpoint(model, trial)
+        with self.complete_save.model_of(Path(output_dir)):
+            self._save_model(output_dir)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Model and tokenizer without Trainer's pickle of its arguments, which could hold a hub token."""
-        super()._save(output_dir, state_dict)
-        pickle = os.path.join(output_dir or self.args.output_dir, TRAINING_ARGS_NAME)
-        if self.args.should_save and os.path.exists(pickle):
-            os.remove(pickle)
+    def _save_model(self, folder: str) -> None:
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled) or (weights := self._gathered_weights()) is None:
+            super().save_model(folder, _internal_call=True)
+        elif self.args.should_save:
+            with sharded.own_class(self.model):
+                self.model.save_pretrained(folder, state_dict=weights)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+        pickle = Path(folder, TRAINING_ARGS_NAME)
+        if self.args.should_save:
+            pickle.unlink(missing_ok=True)
+
+    def _gathered_weights(self) -> dict[str, torch.Tensor] | None:
+        """Whole weights under FSDP2 and DeepSpeed, one that has two names once; None if DeepSpeed is to gather none."""
+        if self.is_fsdp_enabled:
+            return sharded.whole_weights(self.model, kept=self.args.should_save)
+        try:
+            weights = self.accelerator.get_state_dict(self.model_wrapped)
+        except ValueError:  # stage3_gather_16bit_weights_on_model_save is false: Trainer saves the parts
+            return None
+        tied = sharded.tied_names(self.model)
+        return {name: tensor for name, tensor in (weights or {}).items() if name not in tied}
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        state = sharded.whole_state(self.optimizer, kept=self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, os.path.join(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """As Trainer's; and a model whose weights have other names on disk (GPT-NeoX), of which it leaves some out."""
         with loading(resume_from_checkpoint, "the model", self.args.world_size):
+            if self.is_fsdp_enabled:
+                return sharded.load_weights(self.model, Path(resume_from_checkpoint))
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            if self.is_deepspeed_enabled:
                 return
             saved, _ = list_tensors(Path(resume_from_checkpoint))
             if isinstance(self.model, PreTrainedModel) and saved.keys() - self.model.state_dict().keys():
@@ -190,40 +380,38 @@ class MyPTTrainer(WatchedTrainer):
             else:
                 require_weights(resume_from_checkpoint, self.model, saved.keys())
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """As Trainer's, which loads it last."""
-        with loading(checkpoint, "the random state", self.args.world_size):
-            super()._load_rng_state(checkpoint)
-        self.settle()
-
-    def settle(self) -> None:
-        """Once the checkpoint is loaded, or known to need no loading: set later ones aside."""
-        set_aside, self.set_aside = self.set_aside, None
-        if set_aside:
-            set_aside()
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        with loading(checkpoint, "the state of the loss scaler", self.args.world_size):
-            super()._load_scaler(checkpoint)
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None) -> LRScheduler:
-        """HF's schedule, whose first step learns; where a resume would make it jump up, it climbs."""
-        scheduler = super().create_scheduler(num_training_steps, optimizer)
-        return climbing(scheduler, self.args.lr_scheduler_type, self.args.get_warmup_steps(num_training_steps))
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Take the moments and the position in the schedule from the checkpoint, the settings from the recipe."""
         if checkpoint is None:
-            return super()._load_optimizer_and_scheduler(checkpoint)
+            return
         with loading(checkpoint, "the state of optimizer and schedule", self.args.world_size):
             self._load_moments(checkpoint)
             if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
                 require_optimizer_state(checkpoint, self.optimizer, self.state.global_step)
+        # Trainer loads both once more, at their moment, where a fault would be a traceback.
+        with loading(checkpoint, "the state of the loss scaler", self.args.world_size):
+            if (scaler := Path(checkpoint, SCALER_NAME)).is_file() and getattr(self.accelerator, "scaler", None):
+                self.accelerator.scaler.load_state_dict(torch.load(scaler, weights_only=True))
+        with loading(checkpoint, "the random state", self.args.world_size):
+            require_rng_state(checkpoint, self.args.process_index, self.args.world_size)
+
+    def load_weights(self, checkpoint: str) -> None:
+        """Weights and buffers of a checkpoint into the model."""
+        self._load_from_checkpoint(checkpoint)
+
+    def load_states(self, checkpoint: str) -> None:
+        """The states of optimizer and schedule as they were saved, settings included."""
+        if not self.is_fsdp_enabled:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        state = torch.load(os.path.join(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(sharded.cut_state(state, self.optimizer))
+        scheduler = torch.load(os.path.join(checkpoint, SCHEDULER_NAME), weights_only=True)
+        self.lr_scheduler.load_state_dict(scheduler)
 
     def _load_moments(self, checkpoint: str) -> None:
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         if not isinstance(self.lr_scheduler, LambdaLR):  # it sets the rate by what it sees
-            super()._load_optimizer_and_scheduler(checkpoint)
+            self.load_states(checkpoint)
             ledger = self.state.stateful_callbacks.get("CoverageCallback", {}).get("attributes", {})
             before = ledger.get("settings", {}).get("learning_rate") or self.args.learning_rate
             for group, fresh in zip(self.optimizer.param_groups, settings, strict=True):
@@ -233,7 +421,7 @@ class MyPTTrainer(WatchedTrainer):
         curves = self.lr_scheduler.lr_lambdas
         for curve in curves:
             curve.first = 0  # unless the checkpoint has it otherwise: see `Climbing`
-        super()._load_optimizer_and_scheduler(checkpoint)
+        self.load_states(checkpoint)
         position, warmup = self.lr_scheduler.last_epoch, self.args.get_warmup_steps(self.args.max_steps)
         before = zip(self.lr_scheduler.get_last_lr(), self.lr_scheduler.base_lrs, strict=True)
         self.lr_scheduler.base_lrs = rates
@@ -243,7 +431,43 @@ class MyPTTrainer(WatchedTrainer):
             group.update(fresh)
         set_rates(self.lr_scheduler)
 
-    def floating_point_ops(self, inputs: dict) -> int:
-        """By `mypt.training.model.flops`, counted once for each length of sequence."""
-        ids = inputs["input_ids"]
-        return ids.numel() * self._flops_per_token(ids.shape[-1])
+    def release_later_checkpoints(self) -> None:
+        """Once the checkpoint is loaded, or known to need no loading: set later ones aside."""
+        set_aside, self.set_aside = self.set_aside, None
+        if set_aside:
+            set_aside()
+
+
+class _Events(TrainerCallback):
+    """Trainer's public events, for what needs the trainer itself."""
+
+    def __init__(self, trainer: MyPTTrainer):
+        self.trainer = trainer
+        self.best: tuple | None = None  # before an evaluation at a step that is not saved
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """After a resume, log, evaluate and save as often as the recipe says now, not as it said then."""
+        state.compute_steps(args, state.max_steps)
+        best = state.best_global_step
+        # A resume from a chosen checkpoint set the best one aside, if that came later.
+        if best and not Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{best}").is_dir():
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        self.best = None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """Only a step that is also saved can be the best checkpoint."""
+        if self.best:
+            state.best_metric, state.best_global_step, state.best_model_checkpoint = self.best
+            self.best = None
+
+    on_train_end = on_step_begin
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.best = state.best_metric, state.best_global_step, state.best_model_checkpoint
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.check_step()
+
+    def on_save(self, args, state, control, **kwargs):
+        self.best = None
+        self.trainer.complete_save.finish(state.best_model_checkpoint)

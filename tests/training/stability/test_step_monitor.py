@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mypt.training.stability.step_monitor import Pulse
+from mypt.training.stability.step_monitor import StepMonitor
 
 
 def about(step: int) -> dict:
@@ -13,32 +13,32 @@ def about(step: int) -> dict:
 
 
 def test_a_step_is_the_sum_of_its_micro_batches():
-    pulse = Pulse(1, late=False)
+    monitor = StepMonitor(1, late=False)
     for share in (0.5, 1.25):
-        pulse.add(torch.tensor(share, dtype=torch.bfloat16))
-    beat = pulse.beat(torch.tensor(2.0), stop=False, **about(1))
-    assert (beat.loss, beat.grad_norm, beat.stop, beat.finite, beat.samples) == (1.75, 2.0, False, True, (4, 7))
-    pulse.add(torch.tensor(3.0))
-    beat = pulse.beat(None, stop=True, **about(2))
-    assert (beat.loss, beat.grad_norm, beat.stop) == (3.0, 0.0, True), "nothing is left of the step before"
-    assert pulse.flush() is None
+        monitor.add(torch.tensor(share, dtype=torch.bfloat16))
+    stats = monitor.step(torch.tensor(2.0), stop=False, **about(1))
+    assert (stats.loss, stats.grad_norm, stats.stop, stats.finite, stats.samples) == (1.75, 2.0, False, True, (4, 7))
+    monitor.add(torch.tensor(3.0))
+    stats = monitor.step(None, stop=True, **about(2))
+    assert (stats.loss, stats.grad_norm, stats.stop) == (3.0, 0.0, True), "nothing is left of the step before"
+    assert monitor.flush() is None
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
 def test_either_one_makes_a_step_unsound(loss, norm):
-    pulse = Pulse(1, late=False)
-    pulse.add(torch.tensor(loss))
-    assert not pulse.beat(torch.tensor(norm), stop=False, **about(1)).finite
+    monitor = StepMonitor(1, late=False)
+    monitor.add(torch.tensor(loss))
+    assert not monitor.step(torch.tensor(norm), stop=False, **about(1)).finite
 
 
 def test_a_late_one_tells_of_the_step_before_and_the_last_when_asked():
-    pulse, told = Pulse(1, late=True), []
+    monitor, told = StepMonitor(1, late=True), []
     for step in (1, 2, 3):
-        pulse.add(torch.tensor(float(step)))
-        told.append(pulse.beat(torch.tensor(0.0), stop=False, **about(step)))
-    assert told[0] is None and [(beat.step, beat.loss) for beat in told[1:]] == [(1, 1.0), (2, 2.0)]
-    assert pulse.flush().step == 3 and pulse.flush() is None
-    pulse.add(torch.tensor(math.nan))
-    pulse.beat(torch.tensor(0.0), stop=False, **about(4))
-    pulse.forget()
-    assert pulse.flush() is None
+        monitor.add(torch.tensor(float(step)))
+        told.append(monitor.step(torch.tensor(0.0), stop=False, **about(step)))
+    assert told[0] is None and [(stats.step, stats.loss) for stats in told[1:]] == [(1, 1.0), (2, 2.0)]
+    assert monitor.flush().step == 3 and monitor.flush() is None
+    monitor.add(torch.tensor(math.nan))
+    monitor.step(torch.tensor(0.0), stop=False, **about(4))
+    monitor.forget()
+    assert monitor.flush() is None

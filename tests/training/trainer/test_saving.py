@@ -8,7 +8,6 @@ import pytest
 from mypt.checkpoints.complete import SAVING_NAME, what_is_missing
 from mypt.recipe import parse_recipe
 from mypt.training.build import build_trainer
-from mypt.training.trainer.saving import complete_save
 
 
 def test_every_file_is_flushed_behind_the_mark_and_before_it_goes(recipe_for, monkeypatch, tmp_path):
@@ -44,8 +43,10 @@ def test_every_file_is_flushed_behind_the_mark_and_before_it_goes(recipe_for, mo
 
 def test_a_save_that_fails_leaves_its_mark(recipe_for, tmp_path):
     trainer = build_trainer(parse_recipe(recipe_for()))
-    trainer.state.global_step, limit = 4, trainer.args.save_total_limit
-    with pytest.raises(RuntimeError, match="power"), complete_save(trainer):
+    limit, folder = trainer.args.save_total_limit, tmp_path / "run" / "checkpoint-4"
+    with pytest.raises(RuntimeError, match="power"), trainer.complete_save as save:
+        with save.model_of(folder):
+            pass
         raise RuntimeError("power cut")
-    assert SAVING_NAME in what_is_missing(tmp_path / "run" / "checkpoint-4")
+    assert SAVING_NAME in what_is_missing(folder)
     assert trainer.args.save_total_limit == limit
