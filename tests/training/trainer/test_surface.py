@@ -61,10 +61,9 @@ def test_no_other_private_name_is_read_on_something_else_than_oneself():
     read = []
     for path in sorted((ROOT / "training").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-        own |= {
-            node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-        }
+        nodes = list(ast.walk(tree))
+        own = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+        own |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
         for node in nodes:
             if isinstance(node, ast.Attribute) and node.attr in theirs and node.attr not in own:
                 read.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")
