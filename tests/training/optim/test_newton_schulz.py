@@ -4,9 +4,40 @@ import numpy as np
 import pytest
 import torch
 
-from mypt.training.optim.newton_schulz import LOWEST, MARGIN, best_quintic, orthogonalize, polynomials
+from mypt.training.optim.optimizers import MARGIN, QUINTICS, orthogonalize
 
 SHAPES = [(16, 16), (8, 40), (40, 8), (1, 12)]
+LOWEST = 0.01  # singular values below this share of a matrix's Frobenius norm are raised, but may stay short of 1
+
+
+def best_quintic(low: float, high: float) -> tuple[float, float, float]:
+    """The odd quintic with the least max |1 - p(s)| on [low, high], by Remez' exchange: it errs alike at four."""
+    if high - low < 1e-3 * high:  # too narrow to tell the points apart: Newton-Schulz' own, of third order at 1
+        middle = (low + high) / 2
+        return 1.875 / middle, -1.25 / middle**3, 0.375 / middle**5
+    inner = np.array([(3 * low + high) / 4, (low + 3 * high) / 4])
+    for _ in range(100):
+        points = np.array([low, *inner, high])
+        system = np.stack([points, points**3, points**5, [1, -1, 1, -1]], axis=1)
+        a, b, c, _ = np.linalg.solve(system, np.ones(4))
+        before, inner = inner, np.sqrt(np.sort(np.roots([5 * c, 3 * b, a])))  # where p has its extremes
+        if np.abs(inner - before).max() < 1e-12:
+            break
+    return float(a), float(b), float(c)
+
+
+def polynomials(steps: int) -> tuple[tuple[float, float, float], ...]:
+    """The quintics that `orthogonalize` applies."""
+    return (*QUINTICS, *[QUINTICS[-1]] * steps)[:steps]
+
+
+def test_the_constants_are_the_best_quintics_one_after_the_other():
+    """Each is the best on the interval that the one before left; from the sixth on nothing changes."""
+    low, high = LOWEST, 1.0
+    for a, b, c in polynomials(8):
+        assert best_quintic(low, high) == pytest.approx((a, b, c), rel=1e-6)
+        low = a * low + b * low**3 + c * low**5
+        high = 2 - low
 
 
 def by_svd(matrix: torch.Tensor, steps: int) -> torch.Tensor:

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from mypt.errors import RecipeError
-from mypt.training.optim.newton_schulz import orthogonalize
-from mypt.training.optim.optimizers import build_muon_adamw
+from mypt.training.optim.optimizers import build_muon_adamw, orthogonalize
 from mypt.training.trainer.sharded import refuse_flattened
 
 RANK = """
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 from mypt.training.trainer.sharded import cut_state, load_weights, whole_state, whole_weights
-from mypt.training.optim.sharded_muon import orthogonalize_shards
+from mypt.training.optim.optimizers import orthogonalize_shards
 from tests.training.trainer.test_sharded import matrices, toy, train
 
 store, rank, out = sys.argv[1:]
