@@ -23,6 +23,7 @@ from mypt.yaml12 import dump_yaml, load_yaml
 RESOLVED_NAME = "recipe.yaml"
 _PATHS = ("data.train", "data.eval", "model.init_from", "tokenizer.name", "training.output_dir")  # of overrides
 OWN_OPTIMIZERS = ("muon", "adamw")  # any other name is one of HF's `optim`
+AUTO = "auto"  # the optimizer that `mypt.planning.optimizer` chooses
 # Keys where infinity means "never". JSON has no infinity, so a number that acts as one is recorded instead.
 UNBOUNDED, ENDLESS = ("training.max_grad_norm", "training.eval_delay", "forgetting.tolerance"), 1e300
 
@@ -153,12 +154,15 @@ class ForgettingSection:
 class OptimizerSection:
     """The optimizer and the shape of the learning rate over the run."""
 
-    name: str | None = None
+    name: str | None = AUTO
     schedule: Annotated[str, one_of("wsd", "linear", "cosine", "constant", "rewarm")] = "wsd"
     cooldown: Annotated[Number, between(0, 1)] = 0.2
     floor: Annotated[Number | None, between(0, 1)] = None
     momentum: Annotated[Number, between(0, 1)] = 0.95
     ns_steps: Annotated[int, between(1, 100)] = 3  # from the sixth on nothing changes
+
+    def __post_init__(self):
+        self.name = self.name or AUTO  # null, the default before there was `auto`
 
 
 @dataclass
@@ -307,8 +311,9 @@ def parse_recipe(content: dict) -> Recipe:
     if rope := recipe.model.config.get("rope_parameters"):
         _checked_keys("model.rope_parameters", rope, _rope_kinds())
     for key, name in (("optimizer.name", recipe.optimizer.name), ("training.optim", recipe.training.get("optim"))):
-        if name and name not in OWN_OPTIMIZERS and name not in (known := hf_optimizers()):
-            raise RecipeError(_unknown(key, name, [*OWN_OPTIMIZERS, *known]))
+        own = (AUTO, *OWN_OPTIMIZERS) if key == "optimizer.name" else OWN_OPTIMIZERS
+        if name and name not in own and name not in (known := hf_optimizers()):
+            raise RecipeError(_unknown(key, name, [*own, *known]))
     if recipe.lora is not None:
         _check_lora(recipe)
     return recipe

@@ -8,11 +8,9 @@ from mypt.errors import MyPTError
 from mypt.hardware.machine import Machine, other_machine
 from mypt.planning.parameters import with_positions
 from mypt.terminal import print_table, say, say_json
-from mypt.training.target import DEFAULT_BLOCK, Target, read_target
+from mypt.training.target import DEFAULT_BATCH, DEFAULT_BLOCK, Target, read_target
 
 HELP = "show coverage, memory and compute of a run before it starts"
-
-DEFAULT_BATCH = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--accumulation", type=count, help="passes per step (default: the recipe's, else 1)")
     add("--processes", type=count, help="processes, one per device (default: WORLD_SIZE, else 1)")
     add("--steps", type=count, help="optimizer steps (default: the recipe's, else 3.5 passes over the data)")
-    add("--optimizer", choices=("adamw", "muon"), help="for the memory (default: the recipe's, else muon)")
+    add(
+        "--optimizer",
+        choices=("adamw", "muon"),
+        help="optimizer (default: the recipe's, else by Muon's share of a step)",
+    )
     dtype = "dtype of matrix products (default: the recipe's, else bfloat16 where this machine has it)"
     add("--dtype", choices=("float32", "bfloat16", "float16"), help=dtype)
     add("--checkpointing", action="store_true", default=None, help="compute the layers again in the backward pass")

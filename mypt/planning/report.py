@@ -8,6 +8,7 @@ from mypt.planning import scaling
 from mypt.planning.coverage import BANDS
 from mypt.planning.fit import RECIPE_FLAGS, gibibytes, plan_memory
 from mypt.planning.memory import PHASES
+from mypt.planning.optimizer import muon_flops
 from mypt.planning.parameters import count_parameters, frozen_parameters, parameter_report
 from mypt.planning.step import Step
 from mypt.planning.verdict import assess, figure, short
@@ -218,6 +219,11 @@ def plan(
             per_token = scaling.flops_per_token(dimensions, block_size, adapters)
         tokens = steps * tokens_per_step
         result["compute"] = {"flops_per_token": per_token, "flops": per_token * tokens}
+        if step and step.optimizer == "muon":
+            muon = muon_flops(dimensions, step.ns_steps, step.freeze_layers) * processes // step.fsdp
+            share = muon / (muon + per_token * tokens_per_step)
+            result["compute"] |= {"muon_flops_per_step": muon, "muon_share": share}
+            result["compute"]["flops"] += steps * muon
         if tokens_per_second:
             result["compute"]["seconds"] = tokens / tokens_per_second
     if dimensions:
@@ -243,7 +249,11 @@ def plan_rows(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:
         tables += memory_rows(result["memory"])
     if "compute" in result:
         compute = result["compute"]
-        rows = [["FLOPs per token", f"{compute['flops_per_token']:.3g}"], ["FLOPs in all", f"{compute['flops']:.3g}"]]
+        rows = [["FLOPs per token", f"{compute['flops_per_token']:.3g}"]]
+        if "muon_share" in compute:
+            muon = f"{compute['muon_flops_per_step']:.3g} ({compute['muon_share']:.1%} of a step)"
+            rows.append(["Muon's FLOPs per step", muon])
+        rows.append(["FLOPs in all", f"{compute['flops']:.3g}"])
         if "seconds" in compute:
             rows.append(["time", duration(compute["seconds"])])
         tables.append(("Compute", ["figure", "value"], rows))

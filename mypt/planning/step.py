@@ -25,6 +25,7 @@ class Step:
     """Everything but the model that decides the memory of a training step on one device.
 
     micro_batch_size: sequences per device and pass, of block_size tokens. accumulation: passes per step.
+    ns_steps: Newton-Schulz iterations of Muon, which need no memory.
     weight_dtype: of weights, gradients and optimizer states. compute_dtype: of matrix products; if it is another,
     autocast makes copies of the matrices in it. lora_r: rank of the adapters, 0 for none; lora_dropout: of what goes
     into them. freeze_layers: the first so
@@ -36,6 +37,7 @@ class Step:
     block_size: int
     accumulation: int = 1
     optimizer: str = "adamw"
+    ns_steps: int = 3
     weight_dtype: str = "float32"
     compute_dtype: str = "float32"
     checkpointing: bool = False

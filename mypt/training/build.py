@@ -106,7 +106,7 @@ def _build(
     block_size = recipe.data.block_size or default_block_size(recipe.model)
     model = _model(recipe, data, block_size, seed, checkpoint)
 
-    recipe = resolve(recipe, data, model, block_size or _longest_context(recipe, model))
+    recipe = resolve(recipe, data, model, block_size or _longest_context(recipe, model), recorded)
     identity = run_identity(recipe, data, model, recorded)
     _claim(run, identity, resume, checkpoint, skipped)
     steps_done, stream_state = _progress(checkpoint, bool(data.streamed))

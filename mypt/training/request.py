@@ -10,7 +10,7 @@ from mypt.checkpoints.load import require_model
 from mypt.errors import RecipeError, recipe_wording
 from mypt.evaluation.forgetting import require_sets
 from mypt.models.presets import preset_dimensions
-from mypt.recipe import RESOLVED_NAME, ModelSection, Recipe, load_recipe
+from mypt.recipe import AUTO, RESOLVED_NAME, ModelSection, Recipe, load_recipe
 from mypt.shards.format import Manifest, read_manifest
 from mypt.shards.reader import check_files
 from mypt.streams.windows import window_count
@@ -108,8 +108,9 @@ def _is_recorded(recipe: Recipe, run: Path) -> bool:
 
     def facts(one: Recipe) -> tuple:
         seed = one.training.get("seed", 42)
+        optimizer = recorded.optimizer.name if one.optimizer.name == AUTO else one.optimizer.name
         return (one.model, one.lora, one.data.train, one.data.order, one.data.curriculum, one.data.document_mask,
-                one.data.block_size or known.block_size, one.optimizer.name or recorded.optimizer.name,
+                one.data.block_size or known.block_size, optimizer,
                 seed, one.training.get("data_seed", seed))  # fmt: skip
 
     return facts(recipe) == facts(recorded)

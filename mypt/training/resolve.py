@@ -10,10 +10,12 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from mypt.checkpoints.adapter import weights_fingerprint
 from mypt.errors import RecipeError
+from mypt.hardware.choices import Choice
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.planning.coverage import planned_steps
 from mypt.planning.evaluation_budget import Evaluation, plan_evaluation
-from mypt.recipe import ModelSection, Recipe
+from mypt.planning.parameters import dimensions_of
+from mypt.recipe import AUTO, ModelSection, Recipe
 from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
 from mypt.terminal import say
@@ -21,18 +23,25 @@ from mypt.training.arguments import build_arguments, default_arguments, unused_s
 from mypt.training.data.sources import RunData
 from mypt.training.data.stream import data_identity
 from mypt.training.data.text import length_follows_from_data, tokenizer_name
-from mypt.training.resolve_hardware import Hardware, passes_per_step, resolve_compile, with_values
-from mypt.training.target import evaluation_settings
+from mypt.training.resolve_hardware import (
+    RECALLED,
+    Hardware,
+    is_sharded,
+    passes_per_step,
+    resolve_compile,
+    with_values,
+)
+from mypt.training.target import choose_run_optimizer, evaluation_settings
 
 
-def resolve(recipe: Recipe, data: RunData, model: PreTrainedModel, block_size: int) -> Recipe:
-    """The recipe with the choices frozen that would otherwise depend on code or data."""
-    training = dict(recipe.training)
-    optim = training.pop("optim", None)  # HF's way to name an optimizer
-    if optim and recipe.optimizer.name:
-        raise RecipeError(f"optimizer.name {recipe.optimizer.name} and training.optim {optim}: keep one of them")
-    muon = isinstance(model.config, MyPTConfig) and not recipe.lora
-    name = recipe.optimizer.name or optim or ("muon" if muon else "adamw")
+def resolve(recipe: Recipe, data: RunData, model: PreTrainedModel, block_size: int, recorded: dict) -> Recipe:
+    """The recipe with the choices frozen that would otherwise depend on code or data; the optimizer's is printed.
+
+    recorded: the identity of the run that the folder holds, whose optimizer is kept where the recipe leaves it open.
+    """
+    optimizer = _optimizer(recipe, model, block_size, recorded)
+    if PartialState().is_main_process:
+        say(f"optimizer: {optimizer.value} ({optimizer.reason})")
     return dataclasses.replace(
         recipe,
         model=_resolved_model(recipe, model),
@@ -43,9 +52,20 @@ def resolve(recipe: Recipe, data: RunData, model: PreTrainedModel, block_size: i
             eval=data.eval_sources,
             val_fraction=0.0 if data.own_validation else recipe.data.val_fraction,
         ),
-        optimizer=dataclasses.replace(recipe.optimizer, name=name),
-        training=training,
+        optimizer=dataclasses.replace(recipe.optimizer, name=optimizer.value),
+        training={key: value for key, value in recipe.training.items() if key != "optim"},
     )
+
+
+def _optimizer(recipe: Recipe, model: PreTrainedModel, block_size: int, recorded: dict) -> Choice:
+    optim, name = recipe.training.get("optim"), recipe.optimizer.name  # `optim` is HF's way to name an optimizer
+    if optim and name != AUTO:
+        raise RecipeError(f"optimizer.name {name} and training.optim {optim}: keep one of them")
+    if not optim and name == AUTO and recorded.get("optimizer"):
+        return Choice(recorded["optimizer"], RECALLED)
+    dimensions = dimensions_of(model.config.to_dict()) if isinstance(model.config, MyPTConfig) else None
+    processes = PartialState().num_processes
+    return choose_run_optimizer(recipe, dimensions, block_size, processes, fsdp=processes if is_sharded() else 1)
 
 
 def _resolved_model(recipe: Recipe, model: PreTrainedModel) -> ModelSection:

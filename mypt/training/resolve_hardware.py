@@ -101,8 +101,8 @@ def resolve_compile(recipe: Recipe, hardware: Hardware, model: PreTrainedModel, 
         choice = Choice(given, why)
     else:
         kind = PartialState().device.type
-        special = {"adapters": recipe.lora, "document masks": recipe.data.document_mask, "sharded weights": _sharded(),
-                   f"the device {kind}": kind not in ("cpu", "cuda")}  # fmt: skip
+        special = {"adapters": recipe.lora, "document masks": recipe.data.document_mask,
+                   "sharded weights": is_sharded(), f"the device {kind}": kind not in ("cpu", "cuda")}  # fmt: skip
         choice = choose_compile(
             hardware.machine,
             steps,
@@ -178,7 +178,8 @@ def _dimensions(recipe: Recipe, model: PreTrainedModel) -> dict | None:
         return None
 
 
-def _sharded() -> bool:
+def is_sharded() -> bool:
+    """Whether the processes share the weights: FSDP2 or DeepSpeed."""
     kinds = (DistributedType.FSDP, DistributedType.DEEPSPEED)
     return PartialState().distributed_type in kinds or os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
@@ -237,7 +238,7 @@ def _attention(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> tu
     else:
         flash = importlib.util.find_spec("flash_attn") is not None
         candidates = choose_attention(hardware.machine, section.block_size, compute, section.document_mask, flash)
-        if _sharded():  # a whole model may not fit where one would be tried
+        if is_sharded():  # a whole model may not fit where one would be tried
             candidates = [choice for choice in candidates if choice.value in ("sdpa", "eager")]
     own = choose_working_attention(model, candidates, compute, section.document_mask, automatic=not given)
     choice = _agreed(own)
@@ -299,7 +300,7 @@ _CHOICES = {
 def _step(recipe: Recipe, hardware: Hardware, passes: int = 1) -> Step:
     """What the memory model needs to know of this run."""
     settings = memory_settings(recipe, hardware.machine, recipe.data.block_size, [])
-    shards = PartialState().num_processes if _sharded() else 1
+    shards = PartialState().num_processes if is_sharded() else 1
     sizes = {"micro_batch_size": 8} | settings | {"accumulation": passes, "block_size": recipe.data.block_size}
     return Step(**sizes, device=hardware.machine.device, fsdp=shards)
 

@@ -7,6 +7,7 @@ from mypt.checkpoints.config import cached_model
 from mypt.checkpoints.meta import HubError, measured_dimensions, read_config
 from mypt.errors import DataError, MyPTError, recipe_wording
 from mypt.hardware.choices import (
+    GIVEN,
     Choice,
     autocast_dtype,
     choose_attention,
@@ -15,11 +16,15 @@ from mypt.hardware.choices import (
     expected_choices,
 )
 from mypt.hardware.machine import Machine
+from mypt.planning.coverage import whole
 from mypt.planning.evaluation_budget import training_passes
 from mypt.planning.fit import OPTIONS, RECIPE_FLAGS
+from mypt.planning.optimizer import choose_optimizer
 from mypt.planning.parameters import with_positions
 from mypt.planning.shape_memory import note
 from mypt.planning.shapes import is_measured
+from mypt.planning.step import STATES
+from mypt.recipe import AUTO
 
 # Options of a command, by the fields of `Step` that they give, and the keys of a recipe whose place they take.
 _KEYS = {
@@ -28,6 +33,10 @@ _KEYS = {
     "accumulation": "training.gradient_accumulation_steps",
 }
 DEFAULT_BLOCK = 1024  # tokens per sequence where nothing names a context
+DEFAULT_BATCH = 8  # sequences per process and pass, as in TrainingArguments
+
+ADAPTERS = Choice("adamw", "auto: for adapters")
+NOT_MYPT = Choice("adamw", "auto: the model is not MyPT's own class")
 
 
 @dataclass(frozen=True)
@@ -72,13 +81,55 @@ def read_target(
         machine = replace(machine, dtype=dtype, why="as the option says")
     if is_recipe:
         overrides = [*overrides, *(f"--{key}={given[name]}" for name, key in _KEYS.items() if name in given)]
-        return _from_recipe(target, overrides, machine, fields or {}, processes, by_machine=bool(dtype))
+        return _from_recipe(target, overrides, machine, fields or {}, processes, given)
     dimensions = _dimensions(target, fields or {})
-    settings = {"compute_dtype": machine.dtype, "optimizer": "adamw" if is_measured(dimensions) else "muon"}
+    settings = {"compute_dtype": machine.dtype}
     settings["block_size"] = given.get("block_size") or dimensions["max_position_embeddings"] or DEFAULT_BLOCK
     choices = expected_choices(machine, settings)
     settings["attention"] = kept_as(choices["attention"].value)
+    tokens = settings["block_size"] * given.get("micro_batch_size", DEFAULT_BATCH) * given.get("accumulation", 1)
+    chosen = NOT_MYPT
+    if not is_measured(dimensions):
+        chosen = Choice(*choose_optimizer(dimensions, settings["block_size"], tokens, fsdp=given.get("fsdp", 1)))
+    choices["optimizer"] = _by_option(given) or chosen
+    settings["optimizer"] = chosen.value
     return Target(dimensions, settings, choices=choices, notes=_notes(dimensions))
+
+
+def _by_option(given: dict) -> Choice | None:
+    """The optimizer that the options of a command give."""
+    if given.get("lora_r"):
+        return Choice(given["optimizer"], ADAPTERS.reason)
+    return Choice(given["optimizer"], "as the option says") if "optimizer" in given else None
+
+
+def choose_run_optimizer(
+    recipe, dimensions: dict | None, block_size: int | None, processes: int, fsdp: int = 1
+) -> Choice:
+    """The optimizer of a run and the reason, as training and a plan choose it.
+
+    Args:
+        dimensions: MyPTConfig fields; None for a model that is not MyPT's.
+        block_size: Tokens per sequence; None where it is not known, as `dimensions` is not.
+        processes: Processes of the run.
+        fsdp: How many of them share the weights.
+    """
+    given = recipe.training.get("optim") or recipe.optimizer.name
+    if given != AUTO:
+        return Choice(given, GIVEN)
+    if recipe.lora:
+        return ADAPTERS
+    if dimensions is None:
+        return NOT_MYPT
+    if recipe.data.tokens_per_step:
+        tokens = recipe.data.tokens_per_step // processes
+    else:
+        tokens = block_size
+        for name, default in (("per_device_train_batch_size", DEFAULT_BATCH), ("gradient_accumulation_steps", 1)):
+            value = recipe.training.get(name)
+            tokens *= whole(f"training.{name}", default if value is None else value)
+    about = {"steps": recipe.optimizer.ns_steps, "freeze_layers": recipe.model.freeze_layers, "fsdp": fsdp}
+    return Choice(*choose_optimizer(dimensions, block_size, tokens, **about))
 
 
 def _dimensions(target: str, fields: dict) -> dict:
@@ -137,22 +188,24 @@ def _read_config(model: str, vocabulary: int | None = None) -> dict:
 
 @recipe_wording()
 def _from_recipe(
-    path: str, overrides: list[str], machine: Machine, fields: dict, processes: int, by_machine: bool
+    path: str, overrides: list[str], machine: Machine, fields: dict, processes: int, given: dict
 ) -> Target:
-    """by_machine: the dtype is the machine's, whatever the recipe says."""
     from mypt.recipe import load_recipe
 
     recipe, notes = load_recipe(path, overrides), []
-    if by_machine:
+    if "compute_dtype" in given:  # the machine has it by now, whatever the recipe says
         training = {key: value for key, value in recipe.training.items() if key not in ("bf16", "fp16")}
         recipe = replace(recipe, training=training)
     sources, sets, vocabulary = _sources(recipe, notes)
     dimensions = _recipe_dimensions(recipe, vocabulary, notes, fields)
     block_size = recipe.data.block_size or (dimensions and dimensions["max_position_embeddings"])
+    mypt_dimensions = dimensions if _trains_mypt(recipe) else None
+    optimizer = choose_run_optimizer(recipe, mypt_dimensions, block_size, processes, given.get("fsdp", 1))
+    recipe = replace(recipe, optimizer=replace(recipe.optimizer, name=optimizer.value))
     settings = memory_settings(recipe, machine, block_size, notes)
     if block_size:
         settings["block_size"] = block_size
-    choices = expected_choices(machine, settings, recipe)
+    choices = expected_choices(machine, settings, recipe) | {"optimizer": _by_option(given) or optimizer}
     settings, batch = expected_batch(machine, settings, recipe, dimensions, processes)
     steps = {name: recipe.training.get(name) for name in ("max_steps", "num_train_epochs")}
     return Target(
@@ -176,11 +229,10 @@ def kept_as(attention: str | None) -> str:
 
 def memory_settings(recipe, machine: Machine, block_size: int | None, notes: list[str]) -> dict:
     """What a recipe says of `Step`, and what training will choose on this machine where it says nothing."""
-    from mypt.planning.coverage import whole
-
     training, weights = recipe.training, recipe.model.dtype or "float32"
     autocast = autocast_dtype(training) or choose_dtype(machine, weights).value
-    settings = {"weight_dtype": weights, "optimizer": _optimizer(recipe, notes)}
+    settings = {"weight_dtype": weights, "optimizer": _optimizer(recipe.optimizer.name, notes)}
+    settings["ns_steps"] = recipe.optimizer.ns_steps
     settings["compute_dtype"] = weights if autocast == "float32" else autocast
     attention = recipe.hardware.attention
     if block_size and not attention:
@@ -219,20 +271,16 @@ def evaluation_settings(recipe, layers: int) -> dict:
     }
 
 
-def _optimizer(recipe, notes: list[str]) -> str:
-    """As training chooses it."""
-    from mypt.planning.step import STATES
-
-    name = recipe.training.get("optim") or recipe.optimizer.name
-    if name and name not in STATES:
-        notes.append(f"the memory of optimizer {name} is not known: AdamW's is assumed")
-    if name:
-        return name if name in STATES else "adamw"
-    return "muon" if _trains_mypt(recipe) else "adamw"
+def _optimizer(name: str, notes: list[str]) -> str:
+    """The chosen one as the memory model knows it."""
+    if name in STATES:
+        return name
+    notes.append(f"the memory of optimizer {name} is not known: AdamW's is assumed")
+    return "adamw"
 
 
 def _trains_mypt(recipe) -> bool:
-    """Whether the model will be MyPT's own class and all of it is trained: then Muon is the default."""
+    """Whether the model will be MyPT's own class and all of it is trained."""
     from mypt.conversion.families import obstacles
 
     base = recipe.model.init_from

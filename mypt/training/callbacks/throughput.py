@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from mypt.hardware.peak import Peak, peak_of
 from mypt.terminal import say
 
-DATA, COMPUTE, REST = "data", "compute", "rest"  # of a training step
+DATA, PASSES, OPTIMIZER, REST = "data", "passes", "optimizer", "rest"  # of a training step
 OUTSIDE, STARTUP = "outside", "startup"  # evaluating and saving; what happens before the first step
 MANY_MARKS = 4_000  # settle so many at the latest, however seldom the run logs
 
@@ -18,8 +18,9 @@ class ThroughputCallback(TrainerCallback):
     """Adds the speed of the steps since the last log entry to each entry that has a training loss, in any HF Trainer.
 
     block_size: tokens in a sample. Keys and units (docs/throughput.md has the definitions):
-    throughput/tokens_per_second over all processes; throughput/mfu, a share of 1; throughput/data_ms, compute_ms and
-    rest_ms per optimizer step, of the main process; throughput/memory_gib; throughput/eta_seconds.
+    throughput/tokens_per_second over all processes; throughput/mfu, a share of 1, of the model's FLOPs without the
+    optimizer's; throughput/data_ms, compute_ms and rest_ms per optimizer step, of the main process, and optimizer_ms,
+    the optimizer's part of compute_ms; throughput/memory_gib; throughput/eta_seconds.
     Callbacks that come after this one in Trainer's list see the numbers. Evaluating and saving count for the ETA alone.
     """
 
@@ -36,7 +37,7 @@ class ThroughputCallback(TrainerCallback):
         if state.is_world_process_zero:
             say(f"throughput: MFU is of {self.peak.words}")
         self._clock = _CudaClock if args.device.type == "cuda" else _CpuClock
-        self._seconds = dict.fromkeys((DATA, COMPUTE, REST, OUTSIDE, STARTUP), 0.0)
+        self._seconds = dict.fromkeys((DATA, PASSES, OPTIMIZER, REST, OUTSIDE, STARTUP), 0.0)
         self._logged = self._started = self._at(state)
         self._steady = None  # after the first step, whose compiling and allocating tell nothing about the others
         self._entries = len(state.log_history)
@@ -52,8 +53,11 @@ class ThroughputCallback(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         self._mark(DATA, state)
 
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self._mark(PASSES, state)
+
     def on_optimizer_step(self, args, state, control, **kwargs):
-        self._mark(COMPUTE, state)
+        self._mark(OPTIMIZER, state)
 
     def on_step_end(self, args, state, control, **kwargs):
         self._mark(REST, state)
@@ -98,18 +102,20 @@ class ThroughputCallback(TrainerCallback):
         self._settle()
         (step, flops, before), now = self._logged, self._at(state)
         steps = now[0] - step
-        spent = {kind: now[2][kind] - before[kind] for kind in (DATA, COMPUTE, REST)}
+        spent = {kind: now[2][kind] - before[kind] for kind in (DATA, PASSES, OPTIMIZER, REST)}
         seconds = sum(spent.values())
         samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         numbers = {"throughput/tokens_per_second": round(steps * samples * self.block_size / seconds, 1)}
         if now[1] > flops:  # Trainer could count them
             mfu = (now[1] - flops) / seconds / (self.peak.flops * args.world_size)
             numbers["throughput/mfu"] = float(f"{mfu:.3g}")
-        numbers |= {f"throughput/{kind}_ms": round(1e3 * spent[kind] / steps, 3) for kind in spent}
+        parts = {"data": spent[DATA], "compute": spent[PASSES] + spent[OPTIMIZER], "optimizer": spent[OPTIMIZER],
+                 "rest": spent[REST]}  # fmt: skip
+        numbers |= {f"throughput/{name}_ms": round(1e3 * part / steps, 3) for name, part in parts.items()}
         if (memory := _peak_memory(args.device)) is not None:
             numbers["throughput/memory_gib"] = round(memory / 2**30, 3)
         since = self._steady if now[0] > self._steady[0] else self._logged
-        whole = sum(now[2][kind] - since[2][kind] for kind in (DATA, COMPUTE, REST, OUTSIDE))
+        whole = sum(now[2][kind] - since[2][kind] for kind in (DATA, PASSES, OPTIMIZER, REST, OUTSIDE))
         numbers["throughput/eta_seconds"] = round((state.max_steps - now[0]) * whole / (now[0] - since[0]), 1)
         self._logged = now
         return numbers

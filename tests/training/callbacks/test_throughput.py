@@ -16,7 +16,8 @@ from mypt.training.model.flops import flops_per_token
 
 NAP = 0.08  # seconds
 KEYS = {"throughput/tokens_per_second", "throughput/mfu", "throughput/data_ms", "throughput/compute_ms",
-        "throughput/rest_ms", "throughput/memory_gib", "throughput/eta_seconds"}  # fmt: skip
+        "throughput/optimizer_ms", "throughput/rest_ms", "throughput/memory_gib",
+        "throughput/eta_seconds"}  # fmt: skip
 
 
 class Slow(TrainerCallback):
@@ -52,6 +53,7 @@ def test_every_number_is_logged_and_they_are_one_arithmetic(make_trainer, stream
     peak = trainer.callback_handler.callbacks[-1].peak.flops
     for entry in entries:
         seconds = sum(entry[f"throughput/{kind}_ms"] for kind in ("data", "compute", "rest")) / 1e3
+        assert 0 < entry["throughput/optimizer_ms"] < entry["throughput/compute_ms"]
         rate = 4 * 2 * 16 / seconds
         assert entry["throughput/tokens_per_second"] == pytest.approx(rate, rel=1e-3)
         flops = 6 * trainer.model.num_parameters(exclude_embeddings=True)  # as a stock Trainer counts
@@ -73,6 +75,8 @@ def test_what_takes_long_is_found_where_it_is(make_trainer, stream, order):
     assert milliseconds(data, "data") > 1e3 * NAP and milliseconds(data, "rest") < 1e3 * NAP
     compute = run(Slow("on_pre_optimizer_step"))
     assert milliseconds(compute, "compute") > 1e3 * NAP and milliseconds(compute, "data") < 1e3 * NAP
+    # the nap comes before the optimizer: after its first mark where the other callback is the later one
+    assert (milliseconds(compute, "optimizer") > 1e3 * NAP) == (order == "first")
     if order == "last":
         rest = run(Slow("on_step_end"))
         assert milliseconds(rest, "rest") > 1e3 * NAP and milliseconds(rest, "data") < 1e3 * NAP
