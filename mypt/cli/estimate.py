@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=count, help="sequences per device and pass (micro-batch) (default: the recipe's, else 8)")
     add("--block-size", type=count, help="tokens per sequence (default: the recipe's, else the model's)")
     add("--accumulation", type=count, help="passes per step (default: the recipe's, else 1)")
-    add("--optimizer", choices=STATES, help="optimizer (default: the recipe's, else by Muon's share of a step)")
+    add("--optimizer", choices=STATES, help="optimizer (default: the recipe's, else by Muon's share)")
     add("--weights", choices=BYTES, help="dtype of weights, gradients and states (default: the recipe's, else float32)")
     dtype = "dtype of matrix products, autocast (default: the recipe's, else bfloat16 where this machine has it)"
     add("--dtype", choices=BYTES, help=dtype)

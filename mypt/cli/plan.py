@@ -25,11 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--accumulation", type=count, help="passes per step (default: the recipe's, else 1)")
     add("--processes", type=count, help="processes, one per device (default: WORLD_SIZE, else 1)")
     add("--steps", type=count, help="optimizer steps (default: the recipe's, else 3.5 passes over the data)")
-    add(
-        "--optimizer",
-        choices=("adamw", "muon"),
-        help="optimizer (default: the recipe's, else by Muon's share of a step)",
-    )
+    optimizer = "optimizer (default: the recipe's, else by Muon's share of a step)"
+    add("--optimizer", choices=("adamw", "muon"), help=optimizer)
     dtype = "dtype of matrix products (default: the recipe's, else bfloat16 where this machine has it)"
     add("--dtype", choices=("float32", "bfloat16", "float16"), help=dtype)
     add("--checkpointing", action="store_true", default=None, help="compute the layers again in the backward pass")

@@ -24,7 +24,7 @@ from mypt.training.data.sources import RunData
 from mypt.training.data.stream import data_identity
 from mypt.training.data.text import length_follows_from_data, tokenizer_name
 from mypt.training.resolve_hardware import (
-    RECALLED,
+    REUSED,
     Hardware,
     is_sharded,
     passes_per_step,
@@ -62,7 +62,7 @@ def _optimizer(recipe: Recipe, model: PreTrainedModel, block_size: int, recorded
     if optim and name != AUTO:
         raise RecipeError(f"optimizer.name {name} and training.optim {optim}: keep one of them")
     if not optim and name == AUTO and recorded.get("optimizer"):
-        return Choice(recorded["optimizer"], RECALLED)
+        return Choice(recorded["optimizer"], REUSED)
     dimensions = dimensions_of(model.config.to_dict()) if isinstance(model.config, MyPTConfig) else None
     processes = PartialState().num_processes
     return choose_run_optimizer(recipe, dimensions, block_size, processes, fsdp=processes if is_sharded() else 1)
