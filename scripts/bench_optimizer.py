@@ -18,6 +18,7 @@ import time
 import torch
 from transformers import get_scheduler
 
+from mypt.hardware.main_memory import keep_freed
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config
 from mypt.recipe import OptimizerSection, parse_recipe
@@ -25,9 +26,8 @@ from mypt.shards.format import read_manifest
 from mypt.streams.eval_windows import EvalWindows
 from mypt.streams.shard_stream import ShardStream
 from mypt.training.arguments import default_learning_rate
-from mypt.training.hardware.freed import keep_freed
-from mypt.training.optimizers import build_muon_adamw
-from mypt.training.schedules import schedule_arguments
+from mypt.training.optim.optimizers import build_muon_adamw
+from mypt.training.optim.schedules import schedule_arguments
 
 BLOCK = 128
 

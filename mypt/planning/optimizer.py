@@ -58,6 +58,7 @@ def muon_share(
 def choose_optimizer(dimensions: dict, block_size: int, tokens: int, **about) -> tuple[str, str]:
     """`muon` or `adamw` for a MyPT model, all of which is trained, and the reason. Arguments: those of `muon_share`."""
     share = muon_share(dimensions, block_size, tokens, **about)
-    name, verb = ("muon", "are") if share <= MUON_BOUND else ("adamw", "would be")
-    products = f"Muon's Newton-Schulz products {verb} {share:.0%} of a step of {tokens:,} tokens"
-    return name, f"auto: {products}; bound {MUON_BOUND:.0%}"
+    rest = f"{100 * share:.2g}% of a step of {tokens:,} tokens; bound {MUON_BOUND:.0%}"
+    if share <= MUON_BOUND:
+        return "muon", f"auto: its Newton-Schulz products are {rest}"
+    return "adamw", f"auto: Muon's Newton-Schulz products would be {rest}"

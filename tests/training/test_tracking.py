@@ -55,7 +55,8 @@ def test_a_tracker_that_does_not_start_ends_the_run_before_its_first_step(recipe
 KEYS = {
     "train/loss", "train/learning_rate", "train/throughput/tokens_per_second", "train/throughput/mfu",
     "train/throughput/data_ms", "train/throughput/compute_ms", "train/throughput/optimizer_ms",
-    "train/throughput/rest_ms", "eval/domain_loss", "eval/general_loss", "train/forgetting/general_delta", "train/forgetting/domain_delta",
+    "train/throughput/rest_ms", "eval/domain_loss", "eval/general_loss", "train/forgetting/general_delta",
+    "train/forgetting/domain_delta",
 }  # fmt: skip
 
 
