@@ -58,7 +58,8 @@ def muon_share(
 def choose_optimizer(dimensions: dict, block_size: int, tokens: int, **about) -> tuple[str, str]:
     """`muon` or `adamw` for a MyPT model, all of which is trained, and the reason. Arguments: those of `muon_share`."""
     share = muon_share(dimensions, block_size, tokens, **about)
-    rest = f"{100 * share:.2g}% of a step of {tokens:,} tokens; bound {MUON_BOUND:.0%}"
+    percent = f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"
+    rest = f"{percent} of a step of {tokens:,} tokens; bound {MUON_BOUND:.0%}"
     if share <= MUON_BOUND:
         return "muon", f"auto: its Newton-Schulz products are {rest}"
     return "adamw", f"auto: Muon's Newton-Schulz products would be {rest}"
