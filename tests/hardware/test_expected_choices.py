@@ -20,10 +20,10 @@ def test_the_plan_says_what_the_run_then_prints(recipe_for, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     target = read_target(str(path), [], this_machine())
-    assert set(target.choices) == {"dtype", "attention", "batch"}
+    assert set(target.choices) == {"dtype", "attention", "batch", "optimizer"}
     train(load_recipe(path))
-    printed = dict(re.findall(r"^(dtype|attention|batch): (.*)$", capsys.readouterr().out, re.MULTILINE))
-    for name in ("attention", "batch"):
+    printed = dict(re.findall(r"^(dtype|attention|batch|optimizer): (.*)$", capsys.readouterr().out, re.MULTILINE))
+    for name in ("attention", "batch", "optimizer"):
         choice = target.choices[name]
         assert printed[name] == f"{choice.value} ({choice.reason})"
     assert target.choices["dtype"].reason in printed["dtype"]
