@@ -99,7 +99,7 @@ def read_target(
 def _by_option(given: dict) -> Choice | None:
     """The optimizer that the options of a command give."""
     if given.get("lora_r"):
-        return Choice(given["optimizer"], ADAPTERS.reason)
+        return Choice(given.get("optimizer", ADAPTERS.value), ADAPTERS.reason)
     return Choice(given["optimizer"], "as the option says") if "optimizer" in given else None
 
 
