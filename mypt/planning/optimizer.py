@@ -11,7 +11,7 @@ from mypt.planning.scaling import flops_per_token
 NS_STEPS = 3  # Newton-Schulz iterations of Muon
 
 # The largest share of a step's FLOPs at which Muon is the default; docs/optimizers.md has the measurements.
-MUON_BOUND = 0.5
+MUON_BOUND = 0.6
 
 
 def newton_schulz_flops(rows: int, columns: int, steps: int = NS_STEPS) -> int:
