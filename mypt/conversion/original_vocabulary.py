@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from mypt.errors import CheckpointError
 from mypt.legacy.checkpoint import Original
-from mypt.tokenization.legacy import TokenizerState, exact_tokenizer, parse_state, state_tokenizer
-from mypt.tokenization.load import largest_id, load_tokenizer
+from mypt.legacy.tokenizer import TokenizerState, parse_state
+from mypt.tokenization.load import exact_tokenizer, largest_id, load_tokenizer, state_tokenizer
 
 if TYPE_CHECKING:
     import torch

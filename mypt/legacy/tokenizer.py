@@ -1,19 +1,14 @@
-"""Tokenizers as the original MyPT and nanoGPT keep them, read as today's."""
+"""Read the tokenizers that the original MyPT and nanoGPT wrote, as plain values."""
 
 from __future__ import annotations
 
-import json
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from mypt.errors import TokenizerError
 from mypt.json_files import LARGER, Rule, Text, check, read_json
-from mypt.tokenization.load import EOS, load_tokenizer, wrap
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 STATE_NAME = "tokenizer_state.json"
 _GPT2_SIZE = 50_257
@@ -92,50 +87,6 @@ def parse_state(content: dict[str, Any], where: str, kind: str) -> TokenizerStat
         if len(set(ids.values())) < len(ids) or len(set(chars)) < len(chars):
             raise TokenizerError(f"{where} names a character or an id twice, so that an id is lost; restore the file")
     return TokenizerState(tuple(chars) if kind == "char" else None, special)
-
-
-def state_tokenizer(state: TokenizerState) -> PreTrainedTokenizerFast:
-    """Today's tokenizer with the same ids.
-
-    Behind the ids of a character tokenizer come EOS (unless it is one of the special tokens) and the 256 bytes, which
-    spell any other character. Data without EOS never has its id, so a model of it does not end a text by itself.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models
-
-    if state.chars is None and not state.special_tokens:
-        return load_tokenizer("gpt2")
-    if state.chars is None:
-        content = json.loads(load_tokenizer("gpt2").backend_tokenizer.to_str())
-        content["model"]["vocab"] |= {text: id for text, id in state.special_tokens.items() if text != EOS}
-        backend = Tokenizer.from_str(json.dumps(content))
-    else:
-        vocabulary = {token: id for id, token in enumerate(state.chars)} | state.special_tokens
-        for token in (EOS, *(f"<0x{byte:02X}>" for byte in range(256))):
-            vocabulary.setdefault(token, max(vocabulary.values()) + 1)
-        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
-        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    texts = sorted(state.special_tokens, key=state.special_tokens.get)
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
-    return wrap(backend)
-
-
-def exact_tokenizer(state: TokenizerState) -> PreTrainedTokenizerFast:
-    """Today's tokenizer with the same ids and no others, as a model needs that has no more.
-
-    Of characters it has neither EOS (unless the state names one) nor bytes: other characters are left out of a text.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
-
-    if state.chars is None:
-        return state_tokenizer(state)
-    vocabulary = {token: id for id, token in enumerate(state.chars)} | state.special_tokens
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    texts = sorted(state.special_tokens, key=state.special_tokens.get)
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
-    end = {"eos_token": EOS, "pad_token": EOS} if EOS in vocabulary else {}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **end)
 
 
 class _PlainUnpickler(pickle.Unpickler):
