@@ -23,7 +23,7 @@ from mypt.errors import DataError, TokenizerError
 from mypt.files import replace_text
 from mypt.folders import only_writer
 from mypt.json_files import Count, read_json
-from mypt.preparation.encoding import UnitWriter
+from mypt.preparation.encoding import UnitWriter, finished_of
 from mypt.preparation.pipeline import TRAINED, Pipeline
 from mypt.preparation.prepare import disk_errors, join_units
 from mypt.preparation.units import Finished, Piece, Work, changed_files, rows, save_invalid, token_ids
@@ -160,7 +160,7 @@ def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> 
     writer = UnitWriter(replace(work, folder=own, engine=_ENGINES[work.tokenizer_hash]), rank)
     writer.write(iter(lambda: list(islice(documents, _TOGETHER)), []))
     save_invalid(writer.path, RankPiece(rank, Unit(launch.source, "rank", (f"rank {rank}",)), work=work), cleaner)
-    finished = Finished.of(cleaner, writer, key=launch.key(rank, ranks), digest=seen.hexdigest())
+    finished = finished_of(cleaner, writer, key=launch.key(rank, ranks), digest=seen.hexdigest())
     finished.save(own / f"{name}.json")
     (folder / f"{name}.json").unlink(missing_ok=True)
     for suffix in ("ids", "signatures.npy", "invalid.npy", "npy", "json"):  # the record last

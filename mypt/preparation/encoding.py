@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -15,6 +15,7 @@ from mypt.errors import DataError, TokenizerError
 from mypt.preparation.units import ROW, Finished, Piece, Work, read_record, save_invalid
 from mypt.shards.format import DTYPES
 from mypt.text.bad_records import SkippedRecords, stop
+from mypt.text.clean import Cleaner
 from mypt.text.dedup import text_hash
 from mypt.text.document import Document
 from mypt.text.sources import digest, stamp
@@ -50,11 +51,23 @@ def finish_unit(work: Work, piece: Piece) -> Finished:
     save_invalid(writer.path, piece, cleaner)
     if stamp(piece.unit) != before:
         raise DataError(f"{piece.unit.name} changed while it was being prepared; run the same command again")
-    finished = Finished.of(cleaner, writer, key=key.hexdigest(), digest=input_digest)
-    if faults:
-        finished.skipped = faults.counts()
+    skipped = faults.counts() if faults else {}
+    finished = finished_of(cleaner, writer, key=key.hexdigest(), digest=input_digest, skipped=skipped)
     finished.save(record)
     return finished
+
+
+def finished_of(cleaner: Cleaner, writer: UnitWriter, **known: Any) -> Finished:
+    """What the cleaner and the writer of a unit counted; `known`: its other fields, key and digest at least."""
+    return Finished(
+        documents_read=cleaner.counts["documents"],
+        counts={name: cleaner.counts[name] for name in ("normalized", "invalid_utf8")} | writer.special_ids,
+        dropped=dict(cleaner.dropped),
+        dropped_lines=dict(cleaner.dropped_lines),
+        examples=cleaner.examples,
+        encode_seconds=writer.seconds,
+        **known,
+    )
 
 
 class UnitWriter:

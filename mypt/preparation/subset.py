@@ -13,6 +13,7 @@ from mypt.shards.format import Manifest, Split, read_manifest
 from mypt.shards.publishing import fingerprints, made_before, own_tokenizer, publish, require_dataset_folder, staged
 from mypt.shards.scan import Advance, checked_chunks, pieces, progress_bar
 from mypt.shards.writer import ShardWriter
+from mypt.text.dedup import mix
 from mypt.tokenization.load import save_tokenizer
 from mypt.tokenization.token_bytes import TextOf
 
@@ -102,9 +103,7 @@ def _uniform(seed: int, index: np.ndarray) -> np.ndarray:
     """Keyed numbers in [0, 1), float64 (n,): SplitMix64 (Steele et al. 2014), the same on every machine and version."""
     with np.errstate(over="ignore"):
         mixed = (index + np.uint64(1) + (np.uint64(seed % 2**64) << np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (mix(mixed) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _asked(samples: int | None, tokens: int | None, fraction: float | None, val: str) -> dict:

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -28,9 +27,6 @@ from mypt.text.bad_records import OnFault, ignore, stop
 from mypt.text.clean import Cleaner
 from mypt.text.document import Document
 from mypt.text.sources import Unit, read_documents
-
-if TYPE_CHECKING:
-    from mypt.preparation.encoding import UnitWriter
 
 ROW = np.dtype([("hash", "<u8"), ("tokens", "<i8"), ("bytes", "<i8"), ("characters", "<i8")])
 _CHUNK = 1 << 20
@@ -94,19 +90,6 @@ class Finished:
     encode_seconds: float  # spent in the encoder
     files: dict[FileName, str] = field(default_factory=dict)  # `checksums` of the others
     skipped: dict[str, Count] = field(default_factory=dict)  # records and files that could not be read, by reason
-
-    @classmethod
-    def of(cls, cleaner: Cleaner, writer: UnitWriter, **known) -> Finished:
-        """What the cleaner and the writer of a unit counted, with its key and digest, and what was skipped."""
-        return cls(
-            documents_read=cleaner.counts["documents"],
-            counts={name: cleaner.counts[name] for name in ("normalized", "invalid_utf8")} | writer.special_ids,
-            dropped=dict(cleaner.dropped),
-            dropped_lines=dict(cleaner.dropped_lines),
-            examples=cleaner.examples,
-            encode_seconds=writer.seconds,
-            **known,
-        )
 
     def save(self, record: Path) -> None:
         """Write the record, the last file of a unit, with the checksums of the others."""

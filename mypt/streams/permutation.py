@@ -5,21 +5,12 @@ from functools import lru_cache
 
 import numpy as np
 
+from mypt.text.dedup import mix
+
 SMALL = 65_536  # up to here a sort of hashes is cheap and exactly uniform
 ROUNDS = 6
 _CHUNK = 4_096  # positions: arrays that stay in the first-level cache
 _MASK = (1 << 64) - 1
-
-
-def mix(value: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea & Flood 2014): uint64 -> uint64, every input bit moves every output bit."""
-    mixed = value >> np.uint64(30)
-    mixed ^= value
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    return mixed
 
 
 def derive_key(*parts: int) -> int:

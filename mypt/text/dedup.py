@@ -17,6 +17,17 @@ BUFFER = 1 << 21  # hashes that are sorted at once: about 130 MB
 text_hash = xxhash.xxh3_64_intdigest
 
 
+def mix(value: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele, Lea & Flood 2014): uint64 -> uint64, every input bit moves every output bit."""
+    mixed = value >> np.uint64(30)
+    mixed ^= value
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
 class Marks:
     """One bit for each of `size` items; `marks[start:stop]` is bool (stop - start,)."""
 

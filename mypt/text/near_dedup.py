@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from mypt.errors import DataError
-from mypt.text.dedup import Marks, Partitions, first_occurrences
+from mypt.text.dedup import Marks, Partitions, first_occurrences, mix
 
 SLOTS = 128  # of a signature; the standard error of a similarity of 0.8 is 0.035
 WORDS = 5  # in a shingle
@@ -46,7 +46,7 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
     end = np.repeat(stops, shingles)
     hashes = np.append(hashes, np.zeros(WORDS, dtype=np.uint64))
     tokens = sum(np.where(first + i < end, hashes[first + i], 0) * _odd(i) for i in range(WORDS))
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(_mixed(tokens), offsets.astype(np.uint64), SLOTS, _SEED)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(mix(tokens), offsets.astype(np.uint64), SLOTS, _SEED)
     return np.array(matrix.to_rows(), dtype=np.uint32)
 
 
@@ -154,15 +154,8 @@ def _shift(documents: int) -> np.uint64:
 def _keys(rows: np.ndarray, salt: int = 0) -> np.ndarray:
     """A hash of each row of uint32 (n, slots), uint64 (n,)."""
     constants = np.array([_odd(salt * SLOTS + i) for i in range(rows.shape[1])])
-    return _mixed((rows.astype(np.uint64) + 1) @ constants)
+    return mix((rows.astype(np.uint64) + 1) @ constants)
 
 
 def _odd(i: int) -> np.uint64:
     return np.uint64(xxhash.xxh3_64_intdigest(i.to_bytes(4, "little")) | 1)
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """Every bit of the result depends on all of a value (the finalizer of splitmix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
