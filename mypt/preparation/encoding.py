@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,6 +71,16 @@ def finished_of(cleaner: Cleaner, writer: UnitWriter, **known: Any) -> Finished:
     )
 
 
+@dataclass
+class _OpenDocument:
+    """A document whose last part has not come yet."""
+
+    encode: Callable[[str, bool], np.ndarray]
+    digest: xxhash.xxh3_64 = field(default_factory=xxhash.xxh3_64)
+    bytes: int = 0  # UTF-8
+    characters: int = 0
+
+
 class UnitWriter:
     """Encodes documents in batches into NNNNN.ids, their rows into NNNNN.npy, what near_dedup needs beside them."""
 
@@ -87,7 +98,7 @@ class UnitWriter:
         self._hashes: list[int] = []
         self._bytes: list[int] = []
         self._lengths: list[int] = []  # in characters
-        self._open: list = []  # of a document that goes on: its digest, bytes, characters, encoder
+        self._open: _OpenDocument | None = None
         self._open_tokens = 0
         self._tables: list[np.ndarray] = []
         self._signatures: list[np.ndarray] = []
@@ -131,16 +142,16 @@ class UnitWriter:
 
     def _add_part(self, text: str, data: bytes, ended: bool) -> np.ndarray:
         """The ids that are certain with this part."""
-        self._open = self._open or [xxhash.xxh3_64(), 0, 0, self.encoder.document()]
-        self._open[0].update(data)
-        self._open[1] += len(data)
-        self._open[2] += len(text)
+        document = self._open = self._open or _OpenDocument(self.encoder.document())
+        document.digest.update(data)
+        document.bytes += len(data)
+        document.characters += len(text)
         began = time.perf_counter()
-        ids = self._open[3](text, ended)
+        ids = document.encode(text, ended)
         self.seconds += time.perf_counter() - began
         if ended:
-            self._add_rows([self._open[0].intdigest()], self._open[1:2], self._open[2:3])
-            self._open = []
+            self._add_rows([document.digest.intdigest()], [document.bytes], [document.characters])
+            self._open = None
         return ids
 
     @property
