@@ -10,7 +10,7 @@ from typing import TypedDict
 
 from mypt.checkpoints.checksums import CHECKSUMS_NAME
 from mypt.checkpoints.header import read_header
-from mypt.checkpoints.state import STATE_NAME, read_state
+from mypt.checkpoints.state import is_foreign, read_state
 from mypt.errors import CheckpointError, MyPTError
 from mypt.json_files import LARGER, FileName, read_json
 
@@ -59,19 +59,10 @@ def rotate(run: str | Path, limit: int | None, best: str | Path | None = None) -
         return
     found = checkpoints(run)
     older = [path for path in found[: found.index(newest)] if not best or path.name != Path(best).name]
-    older = [path for path in older if not _is_foreign(path)]
+    older = [path for path in older if not is_foreign(path)]
     kept = {newest.name, Path(best).name} if best and (Path(run) / Path(best).name).is_dir() else {newest.name}
     for path in older[: max(0, len(older) - max(0, limit - len(kept)))]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_foreign(checkpoint: Path) -> bool:
-    """Whether another trainer than ours saved it, by the state of the callbacks that ours always has."""
-    try:
-        callbacks = read_json(checkpoint / STATE_NAME, dict, largest=LARGER).get("stateful_callbacks")
-    except MyPTError:  # cut short
-        return False
-    return not (isinstance(callbacks, dict) and {"CoverageCallback", "SpikeCallback"} & callbacks.keys())
 
 
 def what_is_missing(checkpoint: Path) -> str | None:
@@ -89,12 +80,10 @@ def what_is_missing(checkpoint: Path) -> str | None:
         for path in sorted(checkpoint.iterdir()):
             if path.exists() and not (path.is_file() or path.is_dir()):
                 return f"{path.name} is a FIFO, a socket or a device, not a file"
-        stream = state.get("stateful_callbacks", {}).get("CoverageCallback", {}).get("attributes", {})
-        world_size = stream.get("settings", {}).get("world_size", 1)
         return (
             _missing_model(checkpoint)
-            or _missing_parts(checkpoint, world_size)
-            or _missing_states(checkpoint, world_size)
+            or _missing_parts(checkpoint, state.world_size)
+            or _missing_states(checkpoint, state.world_size)
         )
     except CheckpointError as error:
         return str(error).removeprefix(f"{checkpoint}/")

@@ -1,11 +1,12 @@
 """What trainer_state.json holds: Trainer's own fields, and the state that each callback of ours keeps there."""
 
 import re
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from mypt.errors import CheckpointError
+from mypt.errors import CheckpointError, MyPTError
 from mypt.json_files import LARGER, Count, Positive, Rule, Wrong, as_kind, check, found, read_json
 
 STATE_NAME = "trainer_state.json"
@@ -209,6 +210,15 @@ class Callbacks(TypedDict, total=False):
     SafetyCallback: _Safety
 
 
+# Fields of RunState by the callbacks that save them.
+_CALLBACKS = {
+    "coverage": "CoverageCallback",
+    "forgetting": "ForgettingCallback",
+    "spikes": "SpikeCallback",
+    "safety": "SafetyCallback",
+}
+
+
 def _is_entry(entry: dict) -> bool:
     if "step" not in entry:
         raise Wrong('the key "step" is missing')
@@ -245,14 +255,41 @@ class TrainerState(TypedDict):
     trial_params: NotRequired[dict[str, Any] | None]
 
 
-def _trainer_state(content: Any) -> TrainerState:
-    state = as_kind(content, TrainerState)
-    step, place = state["global_step"], ("stateful_callbacks", "CoverageCallback", "attributes", "next_sample")
-    if (best := state.get("best_global_step") or 0) > step:
-        raise Wrong(f"found {best}, after step {step}", "best_global_step")
-    stream = state.get("stateful_callbacks", {}).get("CoverageCallback", {}).get("attributes")
-    if stream and stream["next_sample"] < step:
-        raise Wrong(f"found {stream['next_sample']}, fewer than {step} steps take", *place)
+@dataclass(frozen=True)
+class RunState:
+    """The state of a run in one checkpoint; a part is None where the run had no such callback.
+
+    trainer: Trainer's own fields. coverage: how far the data was read. forgetting: measurements of every evaluation
+    set. spikes: recent losses and loss spikes. safety: how many steps were skipped and rolled back.
+    """
+
+    trainer: TrainerState
+    coverage: StreamState | None = None
+    forgetting: ForgettingState | None = None
+    spikes: SpikeState | None = None
+    safety: SafetyState | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that were taken."""
+        return self.trainer["global_step"]
+
+    @property
+    def world_size(self) -> int:
+        """Processes that took part; 1 where the state does not record it."""
+        return (self.coverage or {}).get("settings", {}).get("world_size", 1)
+
+
+def _run_state(content: Any) -> RunState:
+    trainer = as_kind(content, TrainerState)
+    callbacks = trainer.get("stateful_callbacks", {})
+    parts = {part: callbacks.get(name, {}).get("attributes") for part, name in _CALLBACKS.items()}
+    state = RunState(trainer, **parts)
+    if (best := trainer.get("best_global_step") or 0) > state.step:
+        raise Wrong(f"found {best}, after step {state.step}", "best_global_step")
+    if state.coverage and state.coverage["next_sample"] < state.step:
+        place = ("stateful_callbacks", _CALLBACKS["coverage"], "attributes", "next_sample")
+        raise Wrong(f"found {state.coverage['next_sample']}, fewer than {state.step} steps take", *place)
     return state
 
 
@@ -299,13 +336,27 @@ def _if_there(path: Path, kind: Any) -> Any:
     return read_json(path, kind, CheckpointError, "restore it", LARGER) if path.exists() else None
 
 
-def read_state(checkpoint: Path) -> TrainerState:
-    """The trainer state in a checkpoint's folder.
+def read_state(folder: Path) -> RunState:
+    """Read and check the trainer_state.json of a checkpoint.
 
-    Raises CheckpointError, naming the file and the place in it, if it is missing or holds anything that Trainer or our
-    callbacks could not go on from.
+    Raises:
+        CheckpointError: the file is missing, or holds a value that neither Trainer nor our callbacks could resume from;
+            the error names the file and the place in it.
     """
-    return read_json(checkpoint / STATE_NAME, _trainer_state, CheckpointError, "restore it", LARGER)
+    return read_json(folder / STATE_NAME, _run_state, CheckpointError, "restore it", LARGER)
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether another Trainer saved a checkpoint; a state that is cut short or missing counts as ours.
+
+    The values are not checked, since another Trainer may save others than `read_state` accepts.
+    """
+    try:
+        callbacks = read_json(folder / STATE_NAME, dict, largest=LARGER).get("stateful_callbacks")
+    except MyPTError:
+        return False
+    ours = {_CALLBACKS["coverage"], _CALLBACKS["spikes"]}  # which every run of ours has
+    return not (isinstance(callbacks, dict) and ours & callbacks.keys())
 
 
 def saved_states(callbacks: dict) -> Callbacks:

@@ -49,7 +49,7 @@ def fault_of(checkpoint: Path) -> str | None:
     """
     if fault := what_is_missing(checkpoint):
         return fault
-    step = read_state(checkpoint)["global_step"]
+    step = read_state(checkpoint).step
     if checkpoint.name.startswith("checkpoint-") and step != step_of(checkpoint):
         return f"its state is of step {step}"
     fault = changed_file(checkpoint, [*LOADABLE, "pytorch_model.bin"])  # which Trainer takes before an index

@@ -6,8 +6,8 @@ from typing import TypedDict
 
 import yaml
 
-from mypt.checkpoints.complete import STATE_NAME, checkpoints, last_complete_checkpoint, read_state
-from mypt.checkpoints.state import read_forgetting, read_ledger
+from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint
+from mypt.checkpoints.state import STATE_NAME, RunState, read_forgetting, read_ledger, read_state
 from mypt.errors import CheckpointError
 from mypt.json_files import read_json
 from mypt.recipe import RESOLVED_NAME, Recipe
@@ -21,7 +21,7 @@ def kind_of(path: Path) -> str:
     return "checkpoint" if (path / STATE_NAME).is_file() else "model"
 
 
-def last_state(path: Path) -> tuple[Path | None, dict | None]:
+def last_state(path: Path) -> tuple[Path | None, RunState | None]:
     """The checkpoint that tells how far training is, and its trainer state."""
     folder = path if (path / STATE_NAME).is_file() else last_complete_checkpoint(path)[0]
     try:
@@ -62,37 +62,37 @@ def read_object(path: Path) -> dict | None:
     return read_json(path, dict, CheckpointError)
 
 
-def _progress(state: dict | None) -> dict | None:
+def _progress(state: RunState | None) -> dict | None:
     if state is None:
         return None
-    logged = next((entry for entry in reversed(state.get("log_history", [])) if "loss" in entry), {})
-    best = state.get("best_model_checkpoint")
+    trainer = state.trainer
+    logged = next((entry for entry in reversed(trainer.get("log_history", [])) if "loss" in entry), {})
+    best = trainer.get("best_model_checkpoint")
     return {
-        "step": state["global_step"],
-        "max_steps": state.get("max_steps"),
-        "epoch": state.get("epoch"),
+        "step": state.step,
+        "max_steps": trainer.get("max_steps"),
+        "epoch": trainer.get("epoch"),
         "logged_at_step": logged.get("step"),
         "loss": logged.get("loss"),
         "learning_rate": logged.get("learning_rate"),
         "best_checkpoint": best and Path(best).name,
-        "best_metric": state.get("best_metric"),
+        "best_metric": trainer.get("best_metric"),
     }
 
 
-def _coverage(path: Path, kind: str, state: dict | None) -> dict | None:
+def _coverage(path: Path, kind: str, state: RunState | None) -> dict | None:
     """The stream's state: sources, block_size, next_sample, events; `mypt.streams.ledger` derives what was seen."""
     if kind == "run":
         return read_ledger(path)
-    return ((state or {}).get("stateful_callbacks", {}).get("CoverageCallback") or {}).get("attributes")
+    return state and state.coverage
 
 
-def _forgetting(run: Path, kind: str, state: dict | None) -> dict | None:
+def _forgetting(run: Path, kind: str, state: RunState | None) -> dict | None:
     """The rules, the last measurement (step, every set's reading, the verdict if it is about this one), the history."""
     report = read_forgetting(run) or {}
     history = report.get("history", [])
     if kind != "run":
-        callback = (state or {}).get("stateful_callbacks", {}).get("ForgettingCallback") or {}
-        history = callback.get("attributes", {}).get("history", [])
+        history = state.forgetting["history"] if state and state.forgetting else []
     if not history:
         return None
     last = history[-1]

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from mypt.checkpoints.adapter import is_adapter, read_adapter_config
-from mypt.checkpoints.complete import last_complete_checkpoint, read_state
+from mypt.checkpoints.complete import last_complete_checkpoint
 from mypt.checkpoints.config import CONFIG_NAME, read_config_file
-from mypt.checkpoints.state import read_forgetting, read_ledger
+from mypt.checkpoints.state import read_forgetting, read_ledger, read_state
 from mypt.errors import CheckpointError
 from mypt.json_files import read_json
 from mypt.recipe import RESOLVED_NAME
@@ -54,7 +54,7 @@ class Facts:
         if self.folder == run:
             return self.coverage.get("step")
         last, _ = last_complete_checkpoint(run)
-        return read_state(last).get("best_global_step") if last else None
+        return read_state(last).trainer.get("best_global_step") if last else None
 
 
 def _came_from_hub(base: str) -> bool:

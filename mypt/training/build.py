@@ -253,17 +253,17 @@ def _progress(checkpoint: Path | None, streamed: bool) -> tuple[int, dict | None
     if not checkpoint:
         return 0, None
     state = read_state(checkpoint)
-    if "CoverageCallback" not in state.get("stateful_callbacks", {}):
+    saved = state.coverage
+    if saved is None:
         raise UnreadableCheckpoint(str(checkpoint), f"{STATE_NAME} does not say how far the data was read")
-    saved = state["stateful_callbacks"]["CoverageCallback"]["attributes"]
-    unknown = state.keys() - {field.name for field in dataclasses.fields(TrainerState)}
+    unknown = state.trainer.keys() - {field.name for field in dataclasses.fields(TrainerState)}
     if unknown or ("lanes" if streamed else "weights") not in saved:
         fault = f"has {', '.join(sorted(unknown))}" if unknown else "does not say where the data stream was"
         raise CheckpointError(
             f"{checkpoint / STATE_NAME} {fault}, which this version of mypt and transformers cannot resume from; "
             "resume with the version that saved it, or start a new run"
         )
-    return state["global_step"], saved
+    return state.step, saved
 
 
 def _coverage(recipe: Recipe, model: PreTrainedModel, stream, assume_yes: bool) -> CoverageCallback:

@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from mypt.checkpoints.complete import read_state
+from mypt.checkpoints.state import RunState, read_state
 from mypt.errors import (
     CheckFailed,
     CheckpointError,
@@ -98,14 +98,14 @@ def train(recipe: Recipe, *, resume: bool | str | Path = False, assume_yes: bool
 
 def finish(trainer: MyPTTrainer) -> Path:
     """Train what is left of a built run, publish it as `train` does and write `result.json`."""
-    run, done = Path(trainer.args.output_dir), {"global_step": 0}
-    if trainer.checkpoint:
-        done = read_state(Path(trainer.checkpoint))
-    early, began = _stopped_before(trainer, done), time.monotonic()
+    run = Path(trainer.args.output_dir)
+    saved = read_state(Path(trainer.checkpoint)) if trainer.checkpoint else RunState({"global_step": 0})
+    done: dict = saved.trainer
+    early, began = _stopped_before(trainer, saved), time.monotonic()
     is_complete = bool(early) or done["global_step"] >= trainer.args.max_steps
     try:
         if is_complete:
-            lines = _complete(trainer, done, early)
+            lines = _complete(trainer, saved, early)
         else:
             lines = _train(trainer, began)
             done, early = vars(trainer.state), _stopped_now(trainer)
@@ -128,14 +128,13 @@ def finish(trainer: MyPTTrainer) -> Path:
     return run
 
 
-def _complete(trainer: MyPTTrainer, done: dict, early: str | None) -> list[str]:
+def _complete(trainer: MyPTTrainer, saved: RunState, early: str | None) -> list[str]:
     """What is left of a run that has no step left."""
     trainer.release_later_checkpoints()
     if trainer.checkpoint and trainer.is_world_process_zero():  # a kill right after the last save may have left none
-        ledger = done["stateful_callbacks"]["CoverageCallback"]["attributes"]
-        write_ledger(Path(trainer.args.output_dir), done["global_step"], ledger)
+        write_ledger(Path(trainer.args.output_dir), saved.step, saved.coverage)
     why = f" ({_CURES[early]})" if early else ""
-    return [f"already complete: step {done['global_step']} of {trainer.args.max_steps}{why}"]
+    return [f"already complete: step {saved.step} of {trainer.args.max_steps}{why}"]
 
 
 def _train(trainer: MyPTTrainer, began: float) -> list[str]:
@@ -154,11 +153,11 @@ _CURES = {
 }
 
 
-def _stopped_before(trainer: MyPTTrainer, done: dict) -> str | None:
+def _stopped_before(trainer: MyPTTrainer, saved: RunState) -> str | None:
     """The rule by which a run that ended before its last step would end there again."""
-    if trainer.forgetting and trainer.forgetting.stopped_before(done):
+    if trainer.forgetting and trainer.forgetting.stopped_before(saved):
         return "forgetting"
-    if trainer.early_stopping and trainer.early_stopping.stopped_before(done):
+    if trainer.early_stopping and trainer.early_stopping.stopped_before(saved):
         return "early_stopping"
     return None
 

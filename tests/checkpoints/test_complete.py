@@ -16,10 +16,10 @@ from mypt.checkpoints.complete import (
     checkpoints,
     last_complete_checkpoint,
     missing_deepspeed,
-    read_state,
     rotate,
     what_is_missing,
 )
+from mypt.checkpoints.state import read_state
 
 REQUIRED = ["config.json", "model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"]
 CHECKED = [*REQUIRED, "generation_config.json"]
@@ -66,7 +66,7 @@ def test_what_a_trainer_saved_is_complete(run):
     assert [path.name for path in checkpoints(run)] == ["checkpoint-1", "checkpoint-2"]
     assert [what_is_missing(path) for path in checkpoints(run)] == [None, None]
     assert last_complete_checkpoint(run) == (run / "checkpoint-2", [])
-    assert read_state(run / "checkpoint-2")["global_step"] == 2
+    assert read_state(run / "checkpoint-2").step == 2
 
 
 @pytest.mark.parametrize("name", REQUIRED)
@@ -131,7 +131,7 @@ def test_an_older_damaged_one_is_not_looked_at(run):
 
 def test_two_processes_need_both_random_states(run):
     checkpoint = run / "checkpoint-2"
-    state = read_state(checkpoint)
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
     settings = state["stateful_callbacks"]["CoverageCallback"]["attributes"]["settings"]
     assert settings["world_size"] == 1
     settings["world_size"] = 2

@@ -2,6 +2,7 @@
 
 from transformers import TrainerCallback
 
+from mypt.checkpoints.state import RunState
 from mypt.errors import RecipeError
 from mypt.terminal import say
 from mypt.training.callbacks.forgetting import ForgettingCallback
@@ -37,13 +38,12 @@ class EarlyStoppingCallback(TrainerCallback):
             best = self.forgetting.history[-1 - waited]["sets"][target]["loss"]
             say(f"stopping: {target} has not been below {best:.4f} for {waited} evaluations (early_stopping_patience)")
 
-    def stopped_before(self, state: dict) -> bool:
-        """Whether a saved trainer state ends in a stop that this patience would repeat."""
-        saved = state.get("stateful_callbacks", {}).get("ForgettingCallback", {}).get("attributes", {})
-        history = saved.get("history", [])
+    def stopped_before(self, state: RunState) -> bool:
+        """Whether a saved state ends in a stop that this patience would repeat."""
+        history = state.forgetting["history"] if state.forgetting else []
         return (
             bool(history)
-            and history[-1]["step"] == state["global_step"]
+            and history[-1]["step"] == state.step
             and without_improvement(history, self.forgetting.target) >= self.patience
         )
 

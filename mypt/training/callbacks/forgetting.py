@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from mypt.checkpoints.state import saved_states
+from mypt.checkpoints.state import RunState, saved_states
 from mypt.errors import CheckpointError, Diverged, MyPTError
 from mypt.evaluation.baseline import BASELINE_NAME, load_baseline, save_baseline
 from mypt.evaluation.forgetting import ACTED_ON, INFEASIBLE, TOLERANCE, judge, require_sets, verdict
@@ -146,11 +146,11 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             steps = math.ceil((self.eval_steps or state.eval_steps) * factor)
             self._say(state, f"evaluation took {share:.0%} of the time; eval_steps: {steps} would take {budget:.0%}")
 
-    def stopped_before(self, state: dict) -> bool:
-        """Whether a saved trainer state ends in a stop that these settings would repeat."""
-        saved = state.get("stateful_callbacks", {}).get(type(self).__name__, {}).get("attributes", {})
-        same = self.action == "stop" and saved.get("tolerance") == self.tolerance
-        return same and saved.get("stopped_at") is not None and saved["stopped_at"] == state["global_step"]
+    def stopped_before(self, state: RunState) -> bool:
+        """Whether a saved state ends in a stop that these settings would repeat."""
+        saved = state.forgetting
+        same = saved and self.action == "stop" and saved["tolerance"] == self.tolerance
+        return bool(same) and saved["stopped_at"] == state.step
 
     # ---- measuring ----
 
