@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from mypt import MyPTForCausalLM, preset_config
-from mypt.generation.fast_decoder import LeanDecoder
+from mypt.generation.fast_decoder import FastDecoder
 from mypt.generation.generate import generate_batch
 from mypt.generation.settings import GenerationSettings
 from mypt.tokenization.train import build_char_tokenizer
@@ -130,7 +130,7 @@ def lean_ids(model, prompts: torch.Tensor, tokens: int) -> list[list[int]]:
         columns.append(logits.argmax(-1))
         return columns[-1]
 
-    LeanDecoder(model).extend(prompts.tolist(), tokens, choose)
+    FastDecoder(model).extend(prompts.tolist(), tokens, choose)
     return torch.stack(columns, 1).tolist()
 
 

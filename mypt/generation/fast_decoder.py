@@ -1,4 +1,4 @@
-"""The lean path: one token after the other from a MyPT model, without transformers' `generate` around it.
+"""Fast decoding of MyPT models: one position per step, without transformers' `generate`.
 
 The prompts go through the model's own `forward`; then each step computes one position of every row with a cache that is
 allocated once. The ids are those of transformers' `generate` on the same model, but for ties within rounding.
@@ -23,7 +23,7 @@ FIXED_ROPE_TYPES = ("default", "linear", "yarn", "llama3")
 
 
 def is_covered(model: PreTrainedModel) -> bool:
-    """Whether LeanDecoder can stand in for the model: a MyPTForCausalLM in eval mode whose parts are as they were made.
+    """Whether FastDecoder can stand in for the model: a MyPTForCausalLM in eval mode whose parts are as they were made.
 
     Not covered are other architectures, adapters, quantised weights, hooks, models over several devices, and rotary
     positions that change with the length of the text.
@@ -42,7 +42,7 @@ def is_covered(model: PreTrainedModel) -> bool:
     return plain and len(kinds) == 1 and kinds.pop()[0] is nn.Parameter
 
 
-class LeanDecoder:
+class FastDecoder:
     """Decodes with a model that `is_covered`, whose weights must not change meanwhile.
 
     Memory beyond the model: the cache, layers x 2 x rows x key-value heads x capacity x head_dim numbers; for small

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from mypt.errors import MyPTError, TokenizerError
-from mypt.generation.fast_decoder import LeanDecoder, is_covered
-from mypt.generation.hf_decoder import ForwardDecoder, TransformersDecoder, beam_search
+from mypt.generation.fast_decoder import FastDecoder, is_covered
+from mypt.generation.hf_decoder import ForwardDecoder, HFDecoder, beam_search
 from mypt.generation.sampler import Sampler
-from mypt.generation.sequence import Completion, Row
+from mypt.generation.sequence import Completion, TokenSequence
 from mypt.generation.settings import GenerationSettings
 from mypt.generation.trials import (
     Say,
@@ -66,8 +66,8 @@ def generate_batch(
     """Continue each prompt as `generate` would, `batch_size` at a time; completions come in order, batch by batch.
 
     seeds: one for each prompt (default: `settings.seed` for all). A text does not depend on the others of its batch,
-    but for ties within rounding: a batch's sums are taken in another order. A model whose rows of a batch differ from
-    single ones completes one prompt after the other; `say` gets a line about it.
+    except for ties within rounding: a batch's sums are taken in another order. A model whose results in a batch differ
+    from those of single prompts completes one prompt after the other, and `say` gets a line about it.
     Raises as `generate`, for a prompt of any batch before the first one is computed.
     """
     if batch_size < 1:
@@ -132,26 +132,26 @@ class _Generator:
         self.decoder = self._decoder()
 
     def _known(self, *ids: int | None) -> frozenset[int]:
-        """Those of them that the model has; a converted model's tokenizer may have an EOS that it has not."""
+        """The ids that are in the model's vocabulary; the EOS of a converted model's tokenizer may be outside of it."""
         return frozenset(id for id in ids if id is not None and id < self.vocab_size)
 
-    def _decoder(self) -> LeanDecoder | TransformersDecoder | ForwardDecoder:
+    def _decoder(self) -> FastDecoder | HFDecoder | ForwardDecoder:
         if self.settings.num_beams > 1:
             require_generates_alone(self.model, self.say)
         elif is_covered(self.model):
-            return LeanDecoder(self.model)
+            return FastDecoder(self.model)
         elif not generates_alone(self.model, self.say):
             return ForwardDecoder(self.model)
-        return TransformersDecoder(self.model, self.pad)
+        return HFDecoder(self.model, self.pad)
 
     def _batches(self) -> bool:
-        """Whether rows of different lengths can be computed together."""
-        if isinstance(self.decoder, TransformersDecoder):
+        """Whether sequences of different lengths can be computed together."""
+        if isinstance(self.decoder, HFDecoder):
             return generates_batches(self.model, self.longest, self.say)
-        return isinstance(self.decoder, LeanDecoder)
+        return isinstance(self.decoder, FastDecoder)
 
     def _beginning(self) -> list[int]:
-        """What a document begins behind: an end of text, or in a model without one the end of a line."""
+        """Ids that start a document: the end-of-text token, or a line end where the model has none."""
         if self._known(self.tokenizer.eos_token_id):
             return [self.tokenizer.eos_token_id]
         return encode_documents(self.tokenizer, ["\n"])[0].tolist()
@@ -185,64 +185,71 @@ class _Generator:
         strip: bool = False,
     ) -> list[Completion]:
         """One batch; `on_text` is for a batch of one."""
-        rows = [
-            Row(self.tokenizer, row_ids, replace(self.settings, seed=seed), self.ends, on_text, strip)
+        sequences = [
+            TokenSequence(self.tokenizer, row_ids, replace(self.settings, seed=seed), self.ends, on_text, strip)
             for row_ids, seed in zip(ids, seeds, strict=True)
         ]
-        while active := [row for row in rows if not row.finish]:
-            if full := [row for row in active if self.context and len(row.window) >= self.context]:
-                for row in full:
-                    self._overflow(row)
+        while active := [sequence for sequence in sequences if not sequence.finish]:
+            if full := [sequence for sequence in active if self.context and len(sequence.window) >= self.context]:
+                for sequence in full:
+                    self._overflow(sequence)
             elif self.settings.num_beams > 1:
-                for row in active:
-                    self._search(row)
+                for sequence in active:
+                    self._search(sequence)
             elif len(active) == 1 or self._batches():
                 self._extend(active)
             else:
-                for row in active:
-                    self._extend([row])
+                for sequence in active:
+                    self._extend([sequence])
         return [
-            row.completion(self._text(prompt), self.decoder.path) for prompt, row in zip(prompts, rows, strict=True)
+            sequence.completion(self._text(prompt), self.decoder.path)
+            for prompt, sequence in zip(prompts, sequences, strict=True)
         ]
 
-    def _extend(self, rows: list[Row]) -> None:
-        """Add tokens to rows that have all generated equally many, until they end or the longest fills the context."""
-        done, histories, randoms = rows[0].tokens, [row.ids for row in rows], [row.random for row in rows]
+    def _extend(self, sequences: list[TokenSequence]) -> None:
+        """Add tokens to sequences of equally many new tokens until all end or the longest fills the context."""
+        done, histories, randoms = (
+            sequences[0].tokens,
+            [sequence.ids for sequence in sequences],
+            [sequence.random for sequence in sequences],
+        )
         sampler = Sampler(self.settings, randoms, histories, self.banned, self.ends, done)
 
         def choose(logits: torch.Tensor) -> torch.Tensor | None:
             chosen = sampler.choose(logits)
-            for row, token in zip(rows, chosen.tolist(), strict=True):
-                row.add(token)
-            return None if all(row.finish for row in rows) else chosen
+            for sequence, token in zip(sequences, chosen.tolist(), strict=True):
+                sequence.add(token)
+            return None if all(sequence.finish for sequence in sequences) else chosen
 
-        self.decoder.extend([row.window for row in rows], self._budget(rows), choose)
+        self.decoder.extend([sequence.window for sequence in sequences], self._budget(sequences), choose)
 
-    def _search(self, row: Row) -> None:
-        """Beam search gives the whole text at once; it ends where the row says."""
+    def _search(self, sequence: TokenSequence) -> None:
+        """Add the best beam; the sequence ends at its own rules."""
 
         def holds_stop(ids: list[int]) -> bool:
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
             return any(stop in text for stop in self.settings.stop)
 
-        budget, use_cache = self._budget([row]), caches_beams(self.model, self.say)
+        budget, use_cache = self._budget([sequence]), caches_beams(self.model, self.say)
         options = (self.settings, self.banned, self.ends, self.pad, holds_stop)
-        [best] = beam_search(self.model, row.window, budget, *options, use_cache=use_cache)
+        [best] = beam_search(self.model, sequence.window, budget, *options, use_cache=use_cache)
         for token in best:
-            row.add(token)
-        if not row.finish:
-            row.end("context")
+            sequence.add(token)
+        if not sequence.finish:
+            sequence.end("context")
 
-    def _budget(self, rows: list[Row]) -> int:
-        """How many tokens more all rows have room for, as asked and in the context."""
-        budget = self.settings.max_new_tokens - rows[0].tokens
-        return min(budget, self.context - max(len(row.window) for row in rows)) if self.context else budget
+    def _budget(self, sequences: list[TokenSequence]) -> int:
+        """New tokens that all sequences have room for, by `max_new_tokens` and the context."""
+        budget = self.settings.max_new_tokens - sequences[0].tokens
+        return (
+            min(budget, self.context - max(len(sequence.window) for sequence in sequences)) if self.context else budget
+        )
 
-    def _overflow(self, row: Row) -> None:
+    def _overflow(self, sequence: TokenSequence) -> None:
         if self.settings.overflow == "slide" and self.context > 1:
-            row.slide(self.context)
+            sequence.slide(self.context)
         else:
-            row.end("context")
+            sequence.end("context")
 
     def _text(self, prompt: str | Sequence[int]) -> str:
         return prompt if isinstance(prompt, str) else self.tokenizer.decode(list(prompt))

@@ -1,6 +1,6 @@
-"""The general path: transformers' `generate`, for any causal language model and for beam search.
+"""Decode any causal language model with transformers' `generate`; beam search.
 
-`mypt.generation.trials` tries whether it can be relied on; ForwardDecoder is for models where it cannot.
+`mypt.generation.trials` checks whether a model's `generate` is correct; ForwardDecoder serves models where it is not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _OUTPUTS = ("output_router_logits", "output_attentions", "output_hidden_states")
 
 
-class TransformersDecoder:
+class HFDecoder:
     """Decodes with any model. Tokens are chosen by the caller, so both paths draw the same ones."""
 
     path = "transformers"
@@ -34,7 +34,7 @@ class TransformersDecoder:
     def extend(
         self, windows: Sequence[Sequence[int]], budget: int, choose: Callable[[torch.Tensor], torch.Tensor | None]
     ) -> None:
-        """As `LeanDecoder.extend`."""
+        """As `FastDecoder.extend`."""
         choice = _Choice(choose)
         with _without_saved_defaults(self.model):
             self.model.generate(
@@ -60,7 +60,7 @@ class ForwardDecoder:
     def extend(
         self, windows: Sequence[Sequence[int]], budget: int, choose: Callable[[torch.Tensor], torch.Tensor | None]
     ) -> None:
-        """As `LeanDecoder.extend`, for one row."""
+        """As `FastDecoder.extend`, for one row."""
         [window] = windows
         ids = torch.tensor([window], device=self.model.device)
         for _ in range(budget):

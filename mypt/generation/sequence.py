@@ -69,7 +69,7 @@ class StoppedText:
         return "".join(self._passed)
 
     def add(self, piece: str) -> bool:
-        """Whether the text has ended with this piece, which is then neither wanted nor told in full."""
+        """Take a piece; return True if it completes a stop string, which ends the text."""
         self._held += piece
         ends = [(at + len(stop), at) for stop in self._stop if (at := self._find(stop)) >= 0]
         if ends:
@@ -112,10 +112,6 @@ class StoppedText:
                 self._on_text(piece)
 
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-
 @dataclass(frozen=True)
 class Completion:
     """A finished text; `tokens` counts the generated ones, an end of text and a stop string included."""
@@ -131,8 +127,8 @@ class Completion:
     path: Literal["lean", "transformers", "forward"]  # what computed it
 
 
-class Row:
-    """The text of one prompt. `window` is what the model sees of it: all, or its last part after a slide."""
+class TokenSequence:
+    """A prompt and the tokens generated after it; `window` is what the model reads, less after a slide."""
 
     def __init__(
         self,
@@ -170,7 +166,7 @@ class Row:
             self.end("length")
 
     def end(self, finish: str) -> None:
-        """End the text; what was held back of it is told."""
+        """End the text and pass on what was held back."""
         self.finish = "stop" if self._text.add(self._growing.rest()) else finish
         if self.finish != "stop":
             self._text.end()

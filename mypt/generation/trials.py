@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from mypt.errors import MyPTError
-from mypt.generation.hf_decoder import TransformersDecoder, beam_search
+from mypt.generation.hf_decoder import HFDecoder, beam_search
 from mypt.generation.sampler import require_finite
 from mypt.generation.settings import GenerationSettings
 
@@ -131,7 +131,7 @@ def _logits(model: PreTrainedModel, rows: list[list[int]], forced: list[list[int
         step = min(len(seen), STEPS - 1) - 1
         return torch.tensor([tokens[step] for tokens in forced], device=logits.device)
 
-    TransformersDecoder(model, pad=0).extend(rows, STEPS, choose)
+    HFDecoder(model, pad=0).extend(rows, STEPS, choose)
     return torch.stack(seen)
 
 

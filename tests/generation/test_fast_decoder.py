@@ -5,7 +5,7 @@ import torch
 
 from mypt import MyPTConfig, MyPTForCausalLM
 from mypt.generation import layers
-from mypt.generation.fast_decoder import LeanDecoder, is_covered
+from mypt.generation.fast_decoder import FastDecoder, is_covered
 from mypt.generation.layers import FusedLayers, PlainLayers, prepare_layers
 
 VOCABULARY = 61
@@ -48,13 +48,13 @@ def make_model(dtype=torch.float32, **changes) -> MyPTForCausalLM:
     return model.to(dtype).eval()
 
 
-def decoder_with(model, kind) -> LeanDecoder:
-    decoder = LeanDecoder(model)
+def decoder_with(model, kind) -> FastDecoder:
+    decoder = FastDecoder(model)
     decoder.layers = kind(model.model)
     return decoder
 
 
-def greedy(decoder: LeanDecoder, prompts, steps: int) -> list[list[int]]:
+def greedy(decoder: FastDecoder, prompts, steps: int) -> list[list[int]]:
     columns = []
 
     def choose(logits):
@@ -108,9 +108,9 @@ def test_logits_are_those_of_forward(variant, kind):
 def test_in_bfloat16_each_step_takes_one_of_the_likeliest_within_rounding(variant):
     """8 bits of mantissa: sums in another order may swap ids that are nearly equally likely, and no others."""
     model = make_model(torch.bfloat16, **VARIANTS[variant])
-    assert isinstance(LeanDecoder(model).layers, PlainLayers)
+    assert isinstance(FastDecoder(model).layers, PlainLayers)
     prompt = [5, 9, 2]
-    (ids,) = greedy(LeanDecoder(model), [prompt], 40)
+    (ids,) = greedy(FastDecoder(model), [prompt], 40)
     with torch.no_grad():
         logits = model(torch.tensor([prompt + ids])).logits[0, 2:-1].float()
     best, taken = logits.max(-1).values, logits.gather(1, torch.tensor(ids)[:, None])[:, 0]
@@ -121,7 +121,7 @@ def test_in_bfloat16_each_step_takes_one_of_the_likeliest_within_rounding(varian
 def test_a_decoder_is_used_again_and_the_model_stays_as_it_was():
     model = make_model()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    decoder = LeanDecoder(model)
+    decoder = FastDecoder(model)
     first = greedy(decoder, [[3, 4]], 20)
     assert greedy(decoder, [[1], [2, 3]], 5) != first
     assert greedy(decoder, [[3, 4]], 20) == first
@@ -129,7 +129,7 @@ def test_a_decoder_is_used_again_and_the_model_stays_as_it_was():
 
 
 def test_it_ends_when_nothing_is_chosen_and_computes_no_step_too_many():
-    decoder = LeanDecoder(make_model())
+    decoder = FastDecoder(make_model())
     calls = []
 
     def choose(logits):
