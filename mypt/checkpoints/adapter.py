@@ -5,8 +5,7 @@ import mmap
 from pathlib import Path
 from typing import Annotated, TypedDict
 
-from mypt.checkpoints.complete import ADAPTER_WEIGHTS, weight_files
-from mypt.checkpoints.header import read_header
+from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, read_header, weight_files
 from mypt.errors import CheckpointError
 from mypt.files import replace_text
 from mypt.json_files import Rule, read_json

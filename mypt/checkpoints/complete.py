@@ -6,19 +6,15 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
 
 from mypt.checkpoints.checksums import CHECKSUMS_NAME
-from mypt.checkpoints.header import read_header
 from mypt.checkpoints.state import is_foreign, read_state
+from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, read_header, weight_files
 from mypt.errors import CheckpointError, MyPTError
-from mypt.json_files import LARGER, FileName, read_json
+from mypt.json_files import LARGER, read_json
 
 # Lies in a checkpoint from before its first file until all are on the disk itself; HF's JIT checkpoints use this name.
 SAVING_NAME = "checkpoint-is-incomplete.txt"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# Each of these, where it is there, may be what transformers or peft loads, whatever else is.
-LOADABLE = ("model.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS)
 
 
 def checkpoints(run: str | Path) -> list[Path]:
@@ -152,26 +148,6 @@ def _holds_adapter(checkpoint: Path) -> bool:
 def holds_model(checkpoint: Path) -> bool:
     """Whether a complete checkpoint can be loaded as a model: it has a config, and its weights not only in parts."""
     return all((checkpoint / name).is_file() for name in ["config.json", *weight_files(checkpoint)])
-
-
-def weight_files(checkpoint: Path) -> list[str]:
-    """What transformers loads: the model's file, or else the files that the index of a large model names."""
-    if (checkpoint / "model.safetensors").exists():
-        return ["model.safetensors"]
-    index = checkpoint / "model.safetensors.index.json"
-    if index.exists():
-        return indexed_files(index)
-    shards = sorted(path.name for path in checkpoint.glob("model-*-of-*.safetensors"))
-    return [index.name, *shards] if shards else ["model.safetensors"]
-
-
-class _Index(TypedDict):
-    weight_map: dict[str, FileName]
-
-
-def indexed_files(index: Path) -> list[str]:
-    """Names of the files that the index of a large model lists. Raises CheckpointError if it is damaged."""
-    return sorted({*read_json(index, _Index, CheckpointError, "save or copy it again")["weight_map"].values()})
 
 
 def _is_whole(weights: Path) -> bool:

@@ -16,8 +16,8 @@ from mypt.checkpoints.adapter import (
     require_base,
 )
 from mypt.checkpoints.checksums import require_unchanged
-from mypt.checkpoints.complete import ADAPTER_WEIGHTS, LOADABLE, checkpoints, weight_files
-from mypt.checkpoints.header import read_header
+from mypt.checkpoints.complete import checkpoints
+from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, LOADABLE, read_header, weight_files
 from mypt.errors import CheckpointError
 from mypt.legacy.checkpoint import refuse_original
 from mypt.terminal import say

@@ -1,16 +1,23 @@
-"""The tensors in a folder's weight files, without their data: names, shapes, dtypes, and the part of each."""
+"""Weight files and the tensors that they hold, read from headers: names, shapes, dtypes, and the part of each."""
 
 import math
 import re
+import struct
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, TypedDict
 
-from mypt.checkpoints.complete import ADAPTER_WEIGHTS, indexed_files
-from mypt.checkpoints.header import read_header
 from mypt.errors import CheckpointError
+from mypt.files import require_file
+from mypt.json_files import Count, FileName, Rule, check, parse_json, read_json
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# Each of these, where it is there, may be what transformers or peft loads, whatever else is.
+LOADABLE = ("model.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS)
+_LARGEST = 100_000_000  # bytes of a header, by the format
+_ADVICE = "save or copy the file again"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"}
 INDEX_NAME = "model.safetensors.index.json"
 BIN_INDEX_NAME = "pytorch_model.bin.index.json"  # of torch.save's files, which folders of before safetensors hold
@@ -25,6 +32,58 @@ _PARTS = {
     "mlp": re.compile(r"mlp|(^|\.)(fwd|fc\d|ffn|feed_forward|experts|block_sparse_moe)\."),
 }
 PARTS = ("embedding", "positions", "attention", "mlp", "norms", "head", "other")
+
+
+class _Tensor(TypedDict):
+    dtype: str
+    shape: list[Count]
+    data_offsets: Annotated[tuple[Count, Count], Rule(lambda ends: ends[0] <= ends[1], "a begin and an end")]
+
+
+def read_header(path: Path) -> tuple[dict, bool]:
+    """Tensors of a safetensors file as {name: {dtype, shape, data_offsets}}, and whether the file has its full length.
+
+    The format: 8 bytes with the header's length, the header in JSON, the tensors. Raises CheckpointError if the header
+    cannot be read.
+    """
+    require_file(path)
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if 8 + length > size:
+                raise ValueError("shorter than its header")
+            if length > _LARGEST:
+                raise ValueError(f"a header of {length:,} bytes")
+            data = file.read(length)
+    except (struct.error, ValueError) as error:
+        raise CheckpointError(f"{path} is no whole safetensors file ({error}); save or copy it again") from error
+    name = f"{path} is no whole safetensors file: its header"
+    header = parse_json(data, dict[str, object], name, CheckpointError, _ADVICE)
+    header.pop("__metadata__", None)
+    tensors = check(header, dict[str, _Tensor], name, CheckpointError, _ADVICE)
+    end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    return tensors, size == 8 + length + end
+
+
+def weight_files(checkpoint: Path) -> list[str]:
+    """What transformers loads: the model's file, or else the files that the index of a large model names."""
+    if (checkpoint / "model.safetensors").exists():
+        return ["model.safetensors"]
+    index = checkpoint / "model.safetensors.index.json"
+    if index.exists():
+        return indexed_files(index)
+    shards = sorted(path.name for path in checkpoint.glob("model-*-of-*.safetensors"))
+    return [index.name, *shards] if shards else ["model.safetensors"]
+
+
+class _Index(TypedDict):
+    weight_map: dict[str, FileName]
+
+
+def indexed_files(index: Path) -> list[str]:
+    """Names of the files that the index of a large model lists. Raises CheckpointError if it is damaged."""
+    return sorted({*read_json(index, _Index, CheckpointError, "save or copy it again")["weight_map"].values()})
 
 
 @dataclass(frozen=True)

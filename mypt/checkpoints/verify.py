@@ -6,17 +6,9 @@ from pathlib import Path
 
 from mypt.checkpoints.adapter import is_adapter
 from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file, read_checksums
-from mypt.checkpoints.complete import (
-    LOADABLE,
-    SAVING_NAME,
-    checkpoints,
-    newest_without_fault,
-    step_of,
-    what_is_missing,
-)
-from mypt.checkpoints.header import read_header
+from mypt.checkpoints.complete import SAVING_NAME, checkpoints, newest_without_fault, step_of, what_is_missing
 from mypt.checkpoints.state import STATE_NAME, read_state
-from mypt.checkpoints.tensors import list_tensors
+from mypt.checkpoints.tensors import LOADABLE, list_tensors, read_header
 from mypt.errors import CheckpointError
 
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file, checksums_of
-from mypt.checkpoints.complete import LOADABLE, checkpoints, last_complete_checkpoint, step_of, what_is_missing
+from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint, step_of, what_is_missing
+from mypt.checkpoints.tensors import LOADABLE
 from mypt.checkpoints.verify import fault_of, last_good_checkpoint
 from mypt.errors import CheckpointError
 from mypt.files import replace_text, require_file

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file, checksums_of, read_checksums, write_checksums
-from mypt.checkpoints.complete import weight_files
 from mypt.checkpoints.load import load_model
+from mypt.checkpoints.tensors import weight_files
 from mypt.checkpoints.verify import verify_model
 from mypt.errors import CheckpointError
 

@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mypt import MyPTConfig, MyPTForCausalLM
-from mypt.checkpoints.header import read_header
-from mypt.checkpoints.tensors import count_by_part, layer_of, list_tensors, part_of
+from mypt.checkpoints.tensors import count_by_part, layer_of, list_tensors, part_of, read_header
 from mypt.errors import CheckpointError
 from mypt.inspection.checkpoint import inspect_checkpoint, is_checkpoint
 from mypt.inspection.describe import describe

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainingArguments
 
-from mypt.checkpoints.complete import ADAPTER_WEIGHTS, weight_files
+from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, weight_files
 from mypt.errors import CheckpointError, RecipeError
 
 
