@@ -1,4 +1,4 @@
-"""An adapter and its base model as one ordinary checkpoint, measured against the two apart."""
+"""Merge an adapter into its base model, and compare the result with the two apart."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mypt.checkpoints.adapter import is_adapter, recorded_base
 from mypt.checkpoints.load import load_adapter, load_model, with_adapter
+from mypt.conversion.parity import TOLERANCE, random_ids
 from mypt.conversion.weights import cast
 from mypt.errors import CheckFailed, CheckpointError
 from mypt.folders import new_folder, require_free
@@ -17,9 +18,6 @@ from mypt.tokenization.load import model_tokenizer, save_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-LENGTH = 128  # tokens
-TOLERANCE = 1e-5  # of the largest logit, in float32
 
 
 def merge_adapter(adapter: str | Path, out: str | Path, base: str | None = None) -> dict[str, Any]:
@@ -81,11 +79,10 @@ def require_merge(adapter: str | Path, out: str | Path, base: str | None = None)
 
 
 def _logits(model) -> Tensor:
-    """Of random ids, float32 (2, T, V)."""
+    """Return the logits of random ids, float32 (2, T, V)."""
     import torch
 
     config = model.config.get_text_config()
-    length = min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH)
-    ids = torch.randint(config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
+    ids = random_ids(config.vocab_size, getattr(config, "max_position_embeddings", None))
     with torch.no_grad():
         return model(input_ids=ids.to(model.device), use_cache=False).logits

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from mypt import MyPTForCausalLM, preset_config
-from mypt.conversion.export import TEXT, export_model
+from mypt.conversion.export import export_model
+from mypt.conversion.parity import TEXT
 from mypt.tokenization.load import largest_id, save_tokenizer
 from mypt.tokenization.train import train_bpe_tokenizer
 

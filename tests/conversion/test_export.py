@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM, Qwen2Tokenizer
 
 from mypt import MyPTForCausalLM, preset_config
-from mypt.conversion import export
+from mypt.conversion import parity
 from mypt.conversion.export import export_model
 from mypt.errors import CheckFailed, CheckpointError
 from mypt.tokenization.load import largest_id, load_tokenizer, save_tokenizer, tokenizer_hash
@@ -32,7 +32,7 @@ for folder in sys.argv[2:]:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_bpe_tokenizer([TEXT, export.TEXT] * 3, 320)
+    return train_bpe_tokenizer([TEXT, parity.TEXT] * 3, 320)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_a_folder_with_something_in_it_is_refused(saved, tmp_path):
 
 
 def test_an_export_that_differs_is_not_kept(saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    monkeypatch.setattr(parity, "TOLERANCE", -1.0)
     with pytest.raises(CheckFailed, match=r"differ by 0\.0e\+00 \(random ids\).* nothing is kept"):
         export_model(saved("tiny"), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
