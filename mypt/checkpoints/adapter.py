@@ -1,4 +1,4 @@
-"""A LoRA adapter in a folder: the base model that it belongs to, and whether a base at hand is that one."""
+"""Read a LoRA adapter's folder, and check that a base model is the one that it was trained with."""
 
 import json
 import mmap
@@ -30,7 +30,7 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def read_adapter_config(folder: str | Path) -> dict:
-    """What peft's adapter_config.json holds. Raises CheckpointError if it is damaged."""
+    """Read peft's adapter_config.json. Raises CheckpointError if it is damaged."""
     return read_json(Path(folder, ADAPTER_CONFIG), _Config, CheckpointError, "save or copy the adapter again")
 
 
@@ -52,7 +52,7 @@ def recorded_base(folder: str | Path) -> str:
 
 
 def save_base(folder: str | Path, base: str, weights: str | None) -> None:
-    """Write beside an adapter what its base model was: name and `weights_fingerprint`."""
+    """Record the base model in an adapter's folder: its name and `weights_fingerprint`."""
     content = {"base_model_name_or_path": base, "weights": weights}
     replace_text(Path(folder, BASE_NAME), json.dumps(content, indent=1))
 
@@ -99,7 +99,7 @@ def weights_fingerprint(model: str) -> str | None:
     views = {path: _mapped(path) for path in files}
     for name in sorted(tensors):
         path, entry = tensors[name]
-        first = 8 + int.from_bytes(views[path][:8], "little")  # behind the header, whose length stands before it
+        first = 8 + int.from_bytes(views[path][:8], "little")  # the length of the header comes before it
         begin, end = entry["data_offsets"]
         digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
         digest.update(views[path][first + begin : first + end])

@@ -12,7 +12,7 @@ CONFIG_NAME = "config.json"
 
 
 class Config(TypedDict, total=False):
-    """Of any model."""
+    """Fields that any model may have."""
 
     model_type: str | None
     architectures: list[str] | None
@@ -22,7 +22,7 @@ class Config(TypedDict, total=False):
 
 
 class _Dimensions(TypedDict, total=False):
-    """Of the models whose parameters are counted by formulas (`mypt.planning.parameters`)."""
+    """Fields of the models whose parameters `mypt.planning.parameters` counts by formulas."""
 
     vocab_size: Positive | None
     unpadded_vocab_size: Positive | None
@@ -57,12 +57,12 @@ def _config(content: Any) -> Config:
 
 
 def read_config_file(folder: Path, advice: str = "restore it") -> Config:
-    """The content of a folder's config.json. Raises CheckpointError if it is missing or damaged."""
+    """Read a folder's config.json. Raises CheckpointError if it is missing or damaged."""
     return read_json(folder / CONFIG_NAME, _config, CheckpointError, advice)
 
 
 def cached_model(name: str) -> Path | None:
-    """The folder of the hub's cache that holds the model of this id; None if there is none, and nothing is asked."""
+    """Return the folder of a hub id in the local cache, or None; the hub is not asked."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -1,4 +1,4 @@
-"""What trainer_state.json holds: Trainer's own fields, and the state that each callback of ours keeps there."""
+"""Read the saved state of a run: trainer_state.json with our callbacks' states, coverage.json, forgetting.json."""
 
 import re
 from dataclasses import dataclass
@@ -63,13 +63,13 @@ class Settings(TypedDict, total=False):
 
 
 def _lengths(stages: list) -> bool:
-    """Of a curriculum: stages in the order of their first samples, from sample 0."""
+    """Whether the stages of a curriculum ascend by first sample, from sample 0."""
     firsts = [first for first, _ in stages]
     return firsts[0] == 0 and firsts == sorted(firsts) if firsts else False
 
 
 class StreamState(TypedDict):
-    """Of `CoverageCallback`: what the ledger follows from, and the place of the training stream."""
+    """Saved by `CoverageCallback`: the position of the training stream, from which the ledger is computed."""
 
     next_sample: Count
     block_size: Positive
@@ -156,7 +156,7 @@ def _ascends(history: list[Measured]) -> bool:
 History = Annotated[list[Measured], Rule(_ascends, "measurements")]
 
 
-def _can_go_on(history: list[Measured]) -> bool:
+def _can_continue(history: list[Measured]) -> bool:
     """Whether further measurements of the same sets can follow, and be drawn with these."""
     for index, entry in enumerate(history):
         if entry["sets"].keys() != history[0]["sets"].keys():
@@ -168,7 +168,7 @@ def _can_go_on(history: list[Measured]) -> bool:
 
 
 class ForgettingState(TypedDict):
-    history: Annotated[History, Rule(_can_go_on, "measurements")]
+    history: Annotated[History, Rule(_can_continue, "measurements")]
     stopped_at: Count | None
     tolerance: Error
 
@@ -231,7 +231,7 @@ def _is_entry(entry: dict) -> bool:
 
 
 class TrainerState(TypedDict):
-    """Trainer's state as it saves it; what is not named here is Trainer's own affair."""
+    """Fields that Trainer saves; others are left to Trainer."""
 
     global_step: Count
     max_steps: NotRequired[int]
@@ -360,5 +360,5 @@ def is_foreign(folder: Path) -> bool:
 
 
 def saved_states(callbacks: dict) -> Callbacks:
-    """The states of callbacks that a Trainer has read by itself. Raises CheckpointError as `read_state` does."""
+    """Check the callback states that Trainer itself has read. Raises CheckpointError as `read_state` does."""
     return check(callbacks, Callbacks, f"the state of the callbacks in {STATE_NAME}", CheckpointError)

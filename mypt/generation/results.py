@@ -22,7 +22,7 @@ class Completion(TypedDict):
 class ResultsFile:
     """`path` holds the completions of the first `done` jobs, in order; `write` adds the next one.
 
-    resume: go on behind the whole lines that the file has; a line cut off by a crash is written anew.
+    resume: continue after the complete lines of the file; a line that was cut off is written again.
     Raises MyPTError for a file that exists when `resume` is not asked for.
     """
 

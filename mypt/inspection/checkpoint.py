@@ -10,7 +10,7 @@ from mypt.checkpoints.tensors import TensorEntry, count_by_part, list_tensors, s
 from mypt.checkpoints.verify import fault_of
 from mypt.errors import CheckpointError
 from mypt.folders import contents
-from mypt.inspection.training_history import kind_of, last_state, read_object, read_story
+from mypt.inspection.training_history import kind_of, last_state, read_object, read_training_history
 from mypt.planning.parameters import count_parameters
 
 # The same dimension by the names that families of models give it.
@@ -36,8 +36,8 @@ def inspect_checkpoint(path: Path) -> dict:
     kind: run (holds checkpoints or recipe.yaml), checkpoint (holds a trainer state), model or adapter. model:
     architecture and dimensions. adapter: what a LoRA adapter is, and of which base. parameters: by part; of a MyPT
     config worked out from it, of others counted in the files. weights: what the files hold. progress, coverage,
-    forgetting, diagnosis, recipe, changed_settings: see `read_story`. converted_from: of a checkpoint of the original
-    MyPT's. problems: one line for each thing that is wrong.
+    forgetting, diagnosis, recipe, changed_settings: see `read_training_history`. converted_from: of a
+    checkpoint of the original MyPT's. problems: one line for each thing that is wrong.
     Raises CheckpointError if there is no model, or its config or a weights file cannot be read.
     """
     kind = kind_of(path)
@@ -58,7 +58,7 @@ def inspect_checkpoint(path: Path) -> dict:
         "parameters": _parameters(config, tensors),
         "weights": summarize(tensors),
         "tokenizer": _tokenizer(folder),
-        **read_story(path),
+        **read_training_history(path),
         "converted_from": read_object(folder / PROVENANCE_NAME),
         "checkpoints": [{"name": folder.name, "missing": what_is_missing(folder)} for folder in checkpoints(path)],
         "files": list_files(path),

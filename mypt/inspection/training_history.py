@@ -1,4 +1,4 @@
-"""How a model was trained, as a run folder or a checkpoint tells: progress, coverage, forgetting, hyperparameters."""
+"""Read how a model was trained from a run folder or a checkpoint: progress, coverage, forgetting, hyperparameters."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,7 @@ def kind_of(path: Path) -> str:
 
 
 def last_state(path: Path) -> tuple[Path | None, RunState | None]:
-    """The checkpoint that tells how far training is, and its trainer state."""
+    """Return the last complete checkpoint and its state; the state is None if it is damaged."""
     folder = path if (path / STATE_NAME).is_file() else last_complete_checkpoint(path)[0]
     try:
         return folder, read_state(folder) if folder else None
@@ -30,7 +30,7 @@ def last_state(path: Path) -> tuple[Path | None, RunState | None]:
         return folder, None
 
 
-def read_story(path: Path) -> dict:
+def read_training_history(path: Path) -> dict:
     """JSON-ready: progress, coverage, forgetting, diagnosis, recipe, changed_settings; None: the folder tells nothing.
 
     changed_settings: names (section.key) of the recipe's values that are not the defaults, those of `training` all.

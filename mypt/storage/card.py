@@ -8,7 +8,7 @@ from mypt.errors import CheckpointError
 from mypt.inspection.checkpoint import inspect_checkpoint
 from mypt.planning.parameters import count_parameters
 from mypt.recipe import RESOLVED_NAME
-from mypt.storage.run_info import Facts
+from mypt.storage.run_info import RunInfo
 from mypt.storage.upload_files import CARD_NAME
 from mypt.terminal import one_line, visible
 
@@ -32,21 +32,21 @@ def model_card(folder: Path, name: str, *, revision: str | None = None, license:
     name, revision: what it will be loaded by, such as user/name. license: an identifier such as apache-2.0.
     Raises CheckpointError for files that are damaged.
     """
-    facts = Facts(folder)
+    info = RunInfo(folder)
     sections = [
-        _metadata(facts, name, license),
+        _metadata(info, name, license),
         f"# {_plain(name.rpartition('/')[2])}",
-        _summary(facts),
-        _use(facts, json.dumps(name) + (f", revision={json.dumps(revision)}" if revision else "")),
-        _training(facts),
-        _forgetting(facts),
-        _limitations(facts),
-        _recipe(facts),
+        _summary(info),
+        _use(info, json.dumps(name) + (f", revision={json.dumps(revision)}" if revision else "")),
+        _training(info),
+        _forgetting(info),
+        _limitations(info),
+        _recipe(info),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _metadata(facts: Facts, name: str, license: str | None) -> str:
+def _metadata(info: RunInfo, name: str, license: str | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
@@ -58,15 +58,15 @@ def _metadata(facts: Facts, name: str, license: str | None) -> str:
             metric_name="loss, nats per token",
             metric_value=round(reading["loss"], 4),
         )
-        for set_name, reading in (facts.last["sets"] if facts.last else {}).items()
+        for set_name, reading in (info.last["sets"] if info.last else {}).items()
     ]
-    sources = [one_line(source["name"]) for source in facts.coverage.get("sources", [])]
+    sources = [one_line(source["name"]) for source in info.coverage.get("sources", [])]
     data = ModelCardData(
-        library_name="peft" if facts.adapter else "transformers",
+        library_name="peft" if info.adapter else "transformers",
         pipeline_tag="text-generation",
         license=license,
-        base_model=facts.hub_base,
-        tags=["mypt", *(["lora"] if facts.adapter else [])],
+        base_model=info.hub_base,
+        tags=["mypt", *(["lora"] if info.adapter else [])],
         datasets=[one_line(re.split("[:@#]", s.removeprefix("hf://"))[0]) for s in sources if s.startswith("hf://")]
         or None,
         model_name=name.rpartition("/")[2] if results else None,
@@ -77,10 +77,10 @@ def _metadata(facts: Facts, name: str, license: str | None) -> str:
 
 def describe(folder: Path) -> dict[str, str]:
     """What kind of model a folder holds, in words: {"architecture": ..., "parameters": ..., ...}."""
-    facts = Facts(folder)
-    if facts.adapter:
-        rank = {"rank": str(facts.adapter["r"])} if "r" in facts.adapter else {}
-        return {"kind": f"{facts.adapter.get('peft_type', 'peft')} adapter", "base model": f"{facts.base}"} | rank
+    info = RunInfo(folder)
+    if info.adapter:
+        rank = {"rank": str(info.adapter["r"])} if "r" in info.adapter else {}
+        return {"kind": f"{info.adapter.get('peft_type', 'peft')} adapter", "base model": f"{info.base}"} | rank
     report = inspect_checkpoint(folder)
     model, weights, tokenizer = report["model"], report["weights"], report["tokenizer"]
     if "heads" not in model:
@@ -90,22 +90,22 @@ def describe(folder: Path) -> dict[str, str]:
     return {
         "architecture": f"{model['architecture']} ({model['model_type']})",
         "shape": f"{model['layers']} layers, {heads} heads{shared}, width {model['width']}",
-        "parameters": _parameters(facts.config, weights["parameters"]),
+        "parameters": _parameters(info.config, weights["parameters"]),
         "context": f"{model['context']:,} tokens" if model["context"] else "not stated",
         "tokenizer": f"{tokenizer['type']}, {tokenizer['ids']:,} ids" if tokenizer else "none",
         "weights": f"{', '.join(weights['dtypes'])}, {weights['bytes'] / 1e6:,.1f} MB of safetensors",
     }
 
 
-def _summary(facts: Facts) -> str:
-    words = "An adapter for a causal language model" if facts.adapter else "A causal language model"
-    if facts.base:
-        link = f"[{facts.hub_base}](https://huggingface.co/{facts.hub_base})" if facts.hub_base else _code(facts.base)
+def _summary(info: RunInfo) -> str:
+    words = "An adapter for a causal language model" if info.adapter else "A causal language model"
+    if info.base:
+        link = f"[{info.hub_base}](https://huggingface.co/{info.hub_base})" if info.hub_base else _code(info.base)
         words += f", trained from {link}"
-    elif facts.recipe:
+    elif info.recipe:
         words += ", trained from scratch"
-    rows = [(f"**{name}**", _plain(value)) for name, value in describe(facts.folder).items()]
-    return f"{words}{' with MyPT' if facts.recipe else ''}.\n\n{_table(('', ''), rows)}"
+    rows = [(f"**{name}**", _plain(value)) for name, value in describe(info.folder).items()]
+    return f"{words}{' with MyPT' if info.recipe else ''}.\n\n{_table(('', ''), rows)}"
 
 
 def _parameters(config: dict, stored: int) -> str:
@@ -116,19 +116,19 @@ def _parameters(config: dict, stored: int) -> str:
     return f"{parts['total']:,} ({', '.join(named)})"
 
 
-def _use(facts: Facts, what: str) -> str:
+def _use(info: RunInfo, what: str) -> str:
     """The code that loads it; `what`: its name and revision as arguments."""
-    if facts.adapter:
-        base = facts.hub_base or "the base model's name or folder"
+    if info.adapter:
+        base = info.hub_base or "the base model's name or folder"
         lines = (
             "import mypt", "from peft import PeftModel", "from transformers import AutoModelForCausalLM", "",
             f'base = AutoModelForCausalLM.from_pretrained("{base}")',
             f"model = PeftModel.from_pretrained(base, {what})",
         )  # fmt: skip
         return f"## Use\n\n{_python(lines)}"
-    ours = facts.config.get("model_type") == "mypt"
+    ours = info.config.get("model_type") == "mypt"
     text = f"## Use\n\n{_python((*(['import mypt'] if ours else []), *_generating(what)))}"
-    if ours and facts.config.get("auto_map"):
+    if ours and info.config.get("auto_map"):
         text += "\n\nWithout mypt installed, by the code that lies beside the weights:\n\n"
         text += _python(_generating(f"{what}, trust_remote_code=True"))
     return text
@@ -148,35 +148,35 @@ def _python(lines: tuple[str, ...]) -> str:
     return _block("python", "\n".join(lines))
 
 
-def _training(facts: Facts) -> str:
-    if not facts.coverage:
+def _training(info: RunInfo) -> str:
+    if not info.coverage:
         return ""
-    sources = facts.coverage["sources"]
-    seen = facts.coverage.get("seen") or [{}] * len(sources)  # in the order of the sources
+    sources = info.coverage["sources"]
+    seen = info.coverage.get("seen") or [{}] * len(sources)  # in the order of the sources
     rows = []
     for source, entry in zip(sources, seen, strict=True):
-        size, fingerprint = source.get("tokens"), source.get("fingerprint") or facts.coverage.get("data")
+        size, fingerprint = source.get("tokens"), source.get("fingerprint") or info.coverage.get("data")
         passes = entry.get("epochs")
         rows.append(
             (_plain(source["name"]), f"{size:,}" if size else "unknown", f"{entry['tokens']:,}" if entry else "",
              "" if passes is None else f"{passes:.2f}", _code(fingerprint) if fingerprint else "")
         )  # fmt: skip
     total = sum(entry.get("tokens", 0) for entry in seen)
-    steps = [] if facts.step is None else [f"{facts.step:,} optimizer steps"]
+    steps = [] if info.step is None else [f"{info.step:,} optimizer steps"]
     words = ", ".join([*steps, *([f"{total:,} tokens"] if total else [])])
     table = _table(("data", "tokens in it", "tokens seen", "passes", "fingerprint"), rows)
-    picture = "\n\n![Loss over the steps](loss.png)" if (facts.folder / "loss.png").is_file() else ""
+    picture = "\n\n![Loss over the steps](loss.png)" if (info.folder / "loss.png").is_file() else ""
     return f"## Training\n\n{f'{words}.' if words else 'What it was trained on:'}\n\n{table}{picture}"
 
 
-def _forgetting(facts: Facts) -> str:
-    if not facts.last:
+def _forgetting(info: RunInfo) -> str:
+    if not info.last:
         return ""
-    guard, target = facts.forgetting.get("guard", []), facts.forgetting.get("target")
+    guard, target = info.forgetting.get("guard", []), info.forgetting.get("target")
     rows = []
-    for name, reading in facts.last["sets"].items():
+    for name, reading in info.last["sets"].items():
         role = "target" if name == target else "guarded" if name in guard else "other"
-        before = facts.first["sets"].get(name, {}).get("loss")
+        before = info.first["sets"].get(name, {}).get("loss")
         bits = reading.get("bits_per_byte")
         error = f" +/- {reading['delta_error']:.4f}" if "delta_error" in reading else ""
         rows.append(
@@ -184,33 +184,33 @@ def _forgetting(facts: Facts) -> str:
              f"{reading['delta']:+.4f}{error}", "" if bits is None else f"{bits:.4f}",
              _plain(reading["state"]))
         )  # fmt: skip
-    header = ("held-out text", "loss at step 0", f"loss at step {facts.last['step']}", "change", "bits/byte", "state")
+    header = ("held-out text", "loss at step 0", f"loss at step {info.last['step']}", "change", "bits/byte", "state")
     text = f"## Evaluation and forgetting\n\nLoss in nats per token.\n\n{_table(header, rows)}"
-    if "verdict" in facts.forgetting and facts.forgetting["history"][-1] == facts.last:
-        text += f"\n\nVerdict: {_plain(facts.forgetting['verdict'])}"
-    if (facts.folder / "forgetting.png").is_file():
+    if "verdict" in info.forgetting and info.forgetting["history"][-1] == info.last:
+        text += f"\n\nVerdict: {_plain(info.forgetting['verdict'])}"
+    if (info.folder / "forgetting.png").is_file():
         text += "\n\n![Change of the losses since step 0](forgetting.png)"
     return text
 
 
-def _limitations(facts: Facts) -> str:
+def _limitations(info: RunInfo) -> str:
     lines = [
         "It continues text as its training data would, with their errors and prejudices; what it says may be false.",
         "It does not follow instructions or refuse harmful requests, unless its data or its base model taught it to.",
         "The losses above are about the held-out text named there, and nothing else was measured.",
     ]
-    if not facts.last:
+    if not info.last:
         lines[-1] = "Nothing was measured on held-out text."
     return "## Limitations\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _recipe(facts: Facts) -> str:
+def _recipe(info: RunInfo) -> str:
     parts = []
-    if packages := facts.environment.get("packages"):
+    if packages := info.environment.get("packages"):
         versions = ", ".join(f"{name} {version}" for name, version in packages.items())
-        parts.append(f"## Environment\n\nPython {_plain(facts.environment.get('python'))}, {_plain(versions)}.")
-    if facts.recipe:
-        block = _block("yaml", visible(facts.recipe_text.strip()))
+        parts.append(f"## Environment\n\nPython {_plain(info.environment.get('python'))}, {_plain(versions)}.")
+    if info.recipe:
+        block = _block("yaml", visible(info.recipe_text.strip()))
         parts.append(f"## Recipe\n\n<details>\n<summary>{RESOLVED_NAME}</summary>\n\n{block}\n\n</details>")
     return "\n\n".join(parts)
 

@@ -187,9 +187,9 @@ def _check_card(card: str) -> None:
 def download(uri: str, folder: str | Path) -> Received:
     """Bring a model to `folder`, which must not exist yet or be empty: weights in safetensors, tokenizer, code, card.
 
-    It is downloaded beside the folder and renamed when all of it is there and checked; a call that was killed goes on
-    where it stopped. Raises CheckpointError for a model without safetensors, files that would leave the folder or are
-    damaged; MyPTError and CheckFailed as `send`.
+    It is downloaded beside the folder and renamed when all of it is there and checked; a call that was killed
+    resumes where it stopped. Raises CheckpointError for a model without safetensors, files that would leave the folder
+    or are damaged; MyPTError and CheckFailed as `send`.
     """
     place, folder, api = parse_uri(uri), Path(folder), _api()
     require_free(folder)

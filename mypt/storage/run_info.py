@@ -1,4 +1,4 @@
-"""What the files of a model's folder tell of its training, at the step that its weights are of."""
+"""Read how a model was trained from the files of its folder, at the step of its weights."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ class _Environment(TypedDict, total=False):
     packages: dict[str, str]
 
 
-class Facts:
+class RunInfo:
     """What the folder's files say; a part that is not there is None or empty.
 
     A checkpoint and OUT/best lie in their run's folder; what its files tell counts as far as it is of their step.
@@ -48,7 +48,7 @@ class Facts:
         self.hub_base = base if base and _came_from_hub(base) else None
 
     def _step(self, run: Path) -> int | None:
-        """The optimizer step that these weights are of."""
+        """Return the optimizer step of these weights."""
         if match := re.fullmatch(r"checkpoint-(\d+)", self.folder.name):
             return int(match[1])
         if self.folder == run:
