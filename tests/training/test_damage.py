@@ -177,7 +177,7 @@ def test_a_fault_of_the_machine_ends_a_resume_and_where_nothing_loads_nothing_is
         def load(trainer, checkpoint, fault=fault):
             raise fault
 
-        monkeypatch.setattr(MyPTTrainer, "_load_moments", load)
+        monkeypatch.setattr(MyPTTrainer, "load_states", load)
         with pytest.raises(raised, match=words):
             train(parse_recipe(tiny_recipe(killed)), resume=True)
         assert {path.name for path in killed.glob("*checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}

@@ -19,7 +19,7 @@ from mypt.streams.ledger import Ledger, Seen
 from mypt.streams.show import saved_ledger
 from mypt.streams.timeline import describe
 from mypt.terminal import say
-from mypt.training.optim.schedules import climb_of
+from mypt.training.optim.schedules import rewarm_of
 
 LEDGER_NAME = "coverage.json"
 RECORDED = ("weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm", "bf16", "fp16")  # of TrainingArguments
@@ -152,7 +152,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
             key: [before[key], value] for key, value in self.settings.items() if key in before and before[key] != value
         }
         lines = [f"{key} {old} -> {new}" for key, (old, new) in changes.items()]
-        climb = climb_of(scheduler)
+        climb = rewarm_of(scheduler)
         if climb:
             left = climb["share"] * scheduler.base_lrs[0]
             lines.append(f"the rate re-warms over {climb['steps']} steps from {left:.3g}, where its decay had left it")

@@ -72,7 +72,7 @@ def require_schedule(args: TrainingArguments, steps: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
     try:
         scheduler = get_scheduler(kind, optimizer, warmup, steps, args.lr_scheduler_kwargs)
-        climbing(scheduler, kind, warmup)
+        rewarmed(scheduler, kind, warmup)
         places = {0, warmup // 2, warmup, (warmup + steps) // 2, steps - 1, steps}
         curves = getattr(scheduler, "lr_lambdas", [])
         rates = [args.learning_rate * curve(place) for curve in curves for place in sorted(places) if place <= steps]
@@ -83,7 +83,7 @@ def require_schedule(args: TrainingArguments, steps: int) -> None:
         raise RecipeError(f"{named} leads to a learning rate of {wrong[0]:g}; change the arguments")
 
 
-class Climbing:
+class RewarmSchedule:
     """A schedule whose first step already learns, and that does not jump up where a resume changes it but climbs.
 
     HF's curves begin at zero, so that the first of `warmup` steps would change no weight: here step n of the warm-up
@@ -118,20 +118,20 @@ class Climbing:
         start, made = self.climb["share"], step - self.climb["step"] + self.climb.get("first", 0)
         return min(share, start + (1 - start) * made / self.climb["steps"]) if made < self.climb["steps"] else share
 
-    def go_on(self, step: int, share: float, steps: int) -> None:
+    def resume(self, step: int, share: float, steps: int) -> None:
         """Begin a climb of `steps` steps at `step`, if the rate there was a smaller share than it would be now."""
         if steps and self(step) > share * (1 + 1e-6):
             self.began, self.climb = True, {"step": step, "share": share, "steps": steps, "first": 1}
 
 
-def climbing(scheduler: LRScheduler, kind: SchedulerType, warmup: int) -> LRScheduler:
-    """HF's scheduler of this kind with its curves as `Climbing`, the rate of the first step given to its optimizer.
+def rewarmed(scheduler: LRScheduler, kind: SchedulerType, warmup: int) -> LRScheduler:
+    """HF's scheduler of this kind with its curves as `RewarmSchedule`; its optimizer gets the first step's rate.
 
     One that sets the rate by what it sees is returned as it is.
     """
     if isinstance(scheduler, LambdaLR):
         warmup = 0 if kind in AHEAD_ALREADY else warmup
-        scheduler.lr_lambdas = [Climbing(curve, warmup) for curve in scheduler.lr_lambdas]
+        scheduler.lr_lambdas = [RewarmSchedule(curve, warmup) for curve in scheduler.lr_lambdas]
         set_rates(scheduler)
     return scheduler
 
@@ -145,7 +145,47 @@ def set_rates(scheduler: LambdaLR) -> None:
     scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
 
-def climb_of(scheduler) -> dict | None:
+def rewarm_of(scheduler) -> dict | None:
     """The climb that this session has begun, if there is one."""
     curve = next(iter(getattr(scheduler, "lr_lambdas", [])), None)
     return curve.climb if getattr(curve, "began", False) else None
+
+
+def load_keeping_settings(
+    load: Callable[[], None],
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    *,
+    rate: float,
+    saved_rate: float | None,
+    factor: float,
+    warmup: int,
+) -> None:
+    """Take moments and the position in the schedule from a checkpoint, the settings from the recipe.
+
+    Args:
+        load: Loads the saved states into `optimizer` and `scheduler`, settings included.
+        optimizer, scheduler: As the recipe describes them now.
+        rate: The recipe's learning rate.
+        saved_rate: The one that the checkpoint was trained with, if it is known.
+        factor: What rollbacks have left of the learning rate.
+        warmup: Steps over which a rate that would jump up re-warms.
+    """
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    if not isinstance(scheduler, LambdaLR):  # it sets the rate by what it sees
+        load()
+        for group, fresh in zip(optimizer.param_groups, settings, strict=True):
+            group.update(fresh, lr=group["lr"] * rate / (saved_rate or rate))
+        return
+    peaks = [peak * factor for peak in scheduler.base_lrs]
+    for curve in scheduler.lr_lambdas:
+        curve.first = 0  # unless the checkpoint has it otherwise: see `RewarmSchedule`
+    load()
+    position, before = scheduler.last_epoch, zip(scheduler.get_last_lr(), scheduler.base_lrs, strict=True)
+    scheduler.base_lrs = peaks
+    groups = zip(optimizer.param_groups, settings, scheduler.lr_lambdas, before, strict=True)
+    for group, fresh, curve, (had, peak) in groups:
+        if peak:
+            curve.resume(position, had / peak, warmup)
+        group.update(fresh)
+    set_rates(scheduler)

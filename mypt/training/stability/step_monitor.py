@@ -1,7 +1,7 @@
 """Loss, gradient norm and stop signals of every step, known to all processes alike, without a wait for the GPU."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -36,6 +36,23 @@ class StepStats:
     def __str__(self) -> str:
         first, last = self.samples
         return f"step {self.step} (loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}, samples {first} to {last})"
+
+
+class KeptNorm:
+    """Stands for `Accelerator.clip_grad_norm_`, and keeps the norm that it returned for a later look."""
+
+    def __init__(self, clip: Callable):
+        self._clip = clip
+        self._norm: torch.Tensor | float | None = None
+
+    def __call__(self, *args, **kwargs) -> torch.Tensor | float | None:
+        self._norm = self._clip(*args, **kwargs)
+        return self._norm
+
+    def take(self) -> torch.Tensor | float | None:
+        """The norm of the last call, before clipping; None if there was no call since the last `take`."""
+        norm, self._norm = self._norm, None
+        return norm
 
 
 class LossWindow:

@@ -1,10 +1,14 @@
 """Weights and optimizer states that FSDP2 shards, whole as one process writes them, so that any layout resumes any."""
 
+import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -15,8 +19,32 @@ from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, weight_files
 from mypt.errors import CheckpointError, RecipeError
 
 
-def require_second(version: int) -> None:
-    """Raises RecipeError for a launch with FSDP 1, which knows no single matrices."""
+def before_accelerator() -> None:
+    """Take FSDP2 on CPUs too. Raises RecipeError for a launch with FSDP 1, which knows no single matrices."""
+    state = PartialState()
+    if os.environ.get("ACCELERATE_USE_FSDP") != "true":
+        return
+    _require_second(int(os.environ.get("FSDP_VERSION", 1)))
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        # accelerate 1.15 knows FSDP for all kinds of processes but this one, for which it silently takes DDP.
+        state.distributed_type = DistributedType.MULTI_GPU
+
+
+def after_accelerator(accelerator: Accelerator) -> None:
+    """Reduce gradients, and return the loss, in float32, where accelerate would take bfloat16.
+
+    Raises RecipeError for FSDP 1.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        return
+    _require_second(plugin.fsdp_version)
+    if plugin.mixed_precision_policy:
+        exact = {"reduce_dtype": torch.float32, "output_dtype": torch.float32}
+        plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, **exact)
+
+
+def _require_second(version: int) -> None:
     if version != 2:
         raise RecipeError(f"the launch config has fsdp_version {version}, expected 2: change it there")
 

@@ -1,6 +1,5 @@
 """HF Trainer, changed where a promise needs it: the stream, the exact evaluator, checked steps, whole checkpoints."""
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -11,10 +10,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINING_ARGS_NAME
@@ -37,11 +34,11 @@ from mypt.training.model.loading import loading, require_optimizer_state, requir
 from mypt.training.model.objective import TrainingLoss, next_tokens, training_loss
 from mypt.training.model.precision import matmul_precision
 from mypt.training.optim.optimizers import decayed_parameters
-from mypt.training.optim.schedules import climbing, set_rates
+from mypt.training.optim.schedules import load_keeping_settings, rewarmed
 from mypt.training.stability.loss_spikes import SpikeCallback
 from mypt.training.stability.safety import SafetyCallback, require_lambda_schedule
 from mypt.training.stability.signals import SignalCallback, outlast_signals
-from mypt.training.stability.step_monitor import LossWindow, StepMonitor, StepStats
+from mypt.training.stability.step_monitor import KeptNorm, LossWindow, StepMonitor, StepStats
 from mypt.training.trainer import sharded
 from mypt.training.trainer.saving import CompleteSave
 
@@ -75,8 +72,6 @@ class MyPTTrainer(Trainer):
     Raises:
         RecipeError: A launch with FSDP 1, which knows no single matrices, or `on_nan` that DeepSpeed cannot do.
     """
-
-    grad_norm: torch.Tensor | float | None = None  # of the step under way, before clipping
 
     def __init__(
         self,
@@ -119,28 +114,11 @@ class MyPTTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         """As Trainer's; FSDP2 also on CPUs, with exact reductions; the norm of each step's gradient is kept."""
-        state = PartialState()
-        if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-            sharded.require_second(int(os.environ.get("FSDP_VERSION", 1)))
-            if state.distributed_type == DistributedType.MULTI_CPU:
-                # accelerate 1.15 knows FSDP for all kinds of processes but this one, for which it silently takes DDP.
-                state.distributed_type = DistributedType.MULTI_GPU
+        sharded.before_accelerator()
         super().create_accelerator_and_postprocess()
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if plugin:
-            sharded.require_second(plugin.fsdp_version)
-        if plugin and plugin.mixed_precision_policy:
-            # accelerate would also add up gradients in bfloat16, and round the loss to it.
-            exact = {"reduce_dtype": torch.float32, "output_dtype": torch.float32}
-            plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, **exact)
-        clip = self.accelerator.clip_grad_norm_
-
-        def clip_and_keep(*args, **kwargs):
-            """Trainer calls it once for each step, with or without clipping; no event is given what it returns."""
-            self.grad_norm = clip(*args, **kwargs)
-            return self.grad_norm
-
-        self.accelerator.clip_grad_norm_ = clip_and_keep
+        sharded.after_accelerator(self.accelerator)
+        # Trainer calls it once in each step, with or without clipping, and passes what it returns to no event.
+        self.accelerator.clip_grad_norm_ = self.grad_norm = KeptNorm(self.accelerator.clip_grad_norm_)
 
     # ---- training ----
 
@@ -182,7 +160,6 @@ class MyPTTrainer(Trainer):
 
         That is a constant for our streams, whose windows are full; of other data Trainer counts and sums it.
         """
-        self.release_later_checkpoints()
         if self.throughput:
             self.throughput.before_batches(self.state)
         if type(self.train_dataset) in (ShardStream, JitStream) and self.model.training:
@@ -210,7 +187,7 @@ class MyPTTrainer(Trainer):
         """The step's gradient is complete and nothing is updated yet: the moment to look at both."""
         stats = self.monitor.step(
             # With fp16 an infinite norm is how the scaler finds its scale; it leaves out such an update itself.
-            self.grad_norm if getattr(self.accelerator, "scaler", None) is None else None,
+            self.grad_norm.take() if getattr(self.accelerator, "scaler", None) is None else None,
             stop=self.signals.received is not None,
             step=self.state.global_step + 1,
             samples=(self.next_sample(), self.next_sample(in_step=True) - 1),
@@ -318,16 +295,16 @@ class MyPTTrainer(Trainer):
         self.safety.restore(self)  # a checkpoint's state is loaded by now, and its optimizer's is next
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         require_lambda_schedule(scheduler, self.safety.on_nan)
-        return climbing(scheduler, self.args.lr_scheduler_type, self.args.get_warmup_steps(num_training_steps))
+        return rewarmed(scheduler, self.args.lr_scheduler_type, self.args.get_warmup_steps(num_training_steps))
 
     # ---- checkpoints ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Model and tokenizer, without Trainer's pickle of its arguments, which could hold a hub token.
 
-        Trainer begins every checkpoint with it (`_internal_call`).
+        Trainer begins every checkpoint with it: `_internal_call` with a folder.
         """
-        if not _internal_call:
+        if not (_internal_call and output_dir):
             return self._save_model(output_dir or self.args.output_dir)
         self.require_sound()
         if isinstance(self.train_dataset, JitStream):
@@ -336,21 +313,23 @@ class MyPTTrainer(Trainer):
             self._save_model(output_dir)
 
     def _save_model(self, folder: str) -> None:
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled) or (weights := self._gathered_weights()) is None:
+        weights = self._gathered_weights()
+        if weights is None:
             super().save_model(folder, _internal_call=True)
         elif self.args.should_save:
             with sharded.own_class(self.model):
                 self.model.save_pretrained(folder, state_dict=weights)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
-        pickle = Path(folder, TRAINING_ARGS_NAME)
         if self.args.should_save:
-            pickle.unlink(missing_ok=True)
+            Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _gathered_weights(self) -> dict[str, torch.Tensor] | None:
-        """Whole weights under FSDP2 and DeepSpeed, one that has two names once; None if DeepSpeed is to gather none."""
+        """Whole weights under FSDP2 and DeepSpeed, one that has two names once; None where Trainer's save is right."""
         if self.is_fsdp_enabled:
             return sharded.whole_weights(self.model, kept=self.args.should_save)
+        if not (self.is_deepspeed_enabled and isinstance(self.model, PreTrainedModel)):  # adapters are never tied
+            return None
         try:
             weights = self.accelerator.get_state_dict(self.model_wrapped)
         except ValueError:  # stage3_gather_16bit_weights_on_model_save is false: Trainer saves the parts
@@ -385,7 +364,16 @@ class MyPTTrainer(Trainer):
         if checkpoint is None:
             return
         with loading(checkpoint, "the state of optimizer and schedule", self.args.world_size):
-            self._load_moments(checkpoint)
+            ledger = self.state.stateful_callbacks.get("CoverageCallback", {}).get("attributes", {})
+            load_keeping_settings(
+                lambda: self.load_states(checkpoint),
+                self.optimizer,
+                self.lr_scheduler,
+                rate=self.args.learning_rate,
+                saved_rate=ledger.get("settings", {}).get("learning_rate"),
+                factor=self.safety.rate_factor,
+                warmup=self.args.get_warmup_steps(self.args.max_steps),
+            )
             if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
                 require_optimizer_state(checkpoint, self.optimizer, self.state.global_step)
         # Trainer loads both once more, at their moment, where a fault would be a traceback.
@@ -407,29 +395,6 @@ class MyPTTrainer(Trainer):
         self.optimizer.load_state_dict(sharded.cut_state(state, self.optimizer))
         scheduler = torch.load(os.path.join(checkpoint, SCHEDULER_NAME), weights_only=True)
         self.lr_scheduler.load_state_dict(scheduler)
-
-    def _load_moments(self, checkpoint: str) -> None:
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        if not isinstance(self.lr_scheduler, LambdaLR):  # it sets the rate by what it sees
-            self.load_states(checkpoint)
-            ledger = self.state.stateful_callbacks.get("CoverageCallback", {}).get("attributes", {})
-            before = ledger.get("settings", {}).get("learning_rate") or self.args.learning_rate
-            for group, fresh in zip(self.optimizer.param_groups, settings, strict=True):
-                group.update(fresh, lr=group["lr"] * self.args.learning_rate / before)
-            return
-        rates = [rate * self.safety.rate_factor for rate in self.lr_scheduler.base_lrs]
-        curves = self.lr_scheduler.lr_lambdas
-        for curve in curves:
-            curve.first = 0  # unless the checkpoint has it otherwise: see `Climbing`
-        self.load_states(checkpoint)
-        position, warmup = self.lr_scheduler.last_epoch, self.args.get_warmup_steps(self.args.max_steps)
-        before = zip(self.lr_scheduler.get_last_lr(), self.lr_scheduler.base_lrs, strict=True)
-        self.lr_scheduler.base_lrs = rates
-        for group, fresh, curve, (had, peak) in zip(self.optimizer.param_groups, settings, curves, before, strict=True):
-            if peak:
-                curve.go_on(position, had / peak, warmup)
-            group.update(fresh)
-        set_rates(self.lr_scheduler)
 
     def release_later_checkpoints(self) -> None:
         """Once the checkpoint is loaded, or known to need no loading: set later ones aside."""
@@ -455,15 +420,20 @@ class _Events(TrainerCallback):
         self.best = None
 
     def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer.release_later_checkpoints()  # everything is loaded
+        self._forget_unsaved_best(state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._forget_unsaved_best(state)
+
+    def _forget_unsaved_best(self, state) -> None:
         """Only a step that is also saved can be the best checkpoint."""
         if self.best:
             state.best_metric, state.best_global_step, state.best_model_checkpoint = self.best
             self.best = None
 
-    on_train_end = on_step_begin
-
     def on_evaluate(self, args, state, control, **kwargs):
-        self.best = state.best_metric, state.best_global_step, state.best_model_checkpoint
+        self.best = self.best or (state.best_metric, state.best_global_step, state.best_model_checkpoint)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.check_step()

@@ -13,7 +13,7 @@ from transformers import SchedulerType, get_scheduler
 from mypt.checkpoints.checksums import CHECKSUMS_NAME
 from mypt.errors import RecipeError
 from mypt.recipe import OptimizerSection, load_recipe, parse_recipe
-from mypt.training.optim.schedules import REWARM_FLOOR, Climbing, climbing, schedule_arguments, warmup_length
+from mypt.training.optim.schedules import REWARM_FLOOR, RewarmSchedule, rewarmed, schedule_arguments, warmup_length
 from mypt.training.run import train
 
 
@@ -22,7 +22,7 @@ def shares(steps: int, warmup: int, kind: str | None = None, kwargs: dict | None
     if not kind:
         kind, kwargs = schedule_arguments(OptimizerSection(**section), steps, warmup).values()
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = climbing(get_scheduler(kind, optimizer, warmup, steps, kwargs), SchedulerType(kind), warmup)
+    scheduler = rewarmed(get_scheduler(kind, optimizer, warmup, steps, kwargs), SchedulerType(kind), warmup)
     used = []
     for _ in range(steps + 1):
         used.append(optimizer.param_groups[0]["lr"])
@@ -107,17 +107,17 @@ def test_a_warm_up_is_steps_or_a_share():
 
 
 def test_a_climb_goes_from_the_share_it_had_to_the_curve_and_never_above():
-    falling = Climbing(lambda step: 1 - step / 100)
+    falling = RewarmSchedule(lambda step: 1 - step / 100)
     before = [falling(step) for step in range(100)]
-    falling.go_on(50, 0.5, 10)
+    falling.resume(50, 0.5, 10)
     assert [falling(step) for step in range(100)] == before, "the curve goes on where it was"
-    falling.go_on(50, 0.0, 10)
+    falling.resume(50, 0.0, 10)
     assert (falling(50), falling(52)) == pytest.approx((0.1, 0.3)), "its first step learns"
     assert (falling(55), falling(60)) == pytest.approx((0.45, 0.4)), "the curve is lower"
-    high = Climbing(lambda step: 1.0)
-    high.go_on(50, 0.2, 10)
+    high = RewarmSchedule(lambda step: 1.0)
+    high.resume(50, 0.2, 10)
     assert [high(step) for step in (50, 54, 59, 99)] == pytest.approx([0.28, 0.6, 1, 1])
-    high.go_on(55, 0.1, 0)
+    high.resume(55, 0.1, 0)
     assert high(54) == pytest.approx(0.6), "without a warm-up there is no climb"
 
 
