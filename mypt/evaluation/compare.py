@@ -17,8 +17,7 @@ from mypt.terminal import progress_bar
 from mypt.tokenization.load import require_model_tokenizer
 
 if TYPE_CHECKING:
-    from mypt.evaluation.loss import WindowLosses
-    from mypt.streams.eval_windows import EvalWindows
+    from mypt.evaluation.evaluator import Reading
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def compare(
     """
     require_comparable(models, data, split=split, block_size=block_size, batch_size=batch_size, guard=guard)
     from mypt.checkpoints.probes import require_causal, require_document_mask
-    from mypt.evaluation.loss import window_losses
+    from mypt.evaluation.evaluator import Evaluator
     from mypt.streams.eval_windows import EvalWindows
 
     loaded = {path: load_model(path).float() for path in dict.fromkeys(models)}
@@ -70,20 +69,23 @@ def compare(
     block_size = _common_block_size(contexts, block_size)
     options = {"block_size": block_size, "document_mask": document_mask}
     sets = {name: EvalWindows(directory, split, **options) for name, directory in data.items()}
-    scores, baselines = [], {}
+    for path, model in loaded.items():
+        for name, windows in sets.items():
+            data_of, manifest = f"the data of {name}", windows.reader.manifest
+            require_model_tokenizer(
+                path, model.config.vocab_size, data_of, manifest.tokenizer_hash, manifest.vocab_size
+            )
+    scores, first = [], None
+    evaluator = Evaluator(sets, batch_size)
     total = len(loaded) * sum(len(windows) for windows in sets.values())
     with progress_bar(total=total, unit="window") as bar:
         for path, model in loaded.items():
-            for name, windows in sets.items():
-                manifest = windows.reader.manifest
-                require_model_tokenizer(
-                    path, model.config.vocab_size, f"the data of {name}", manifest.tokenizer_hash, manifest.vocab_size
-                )
-                losses = window_losses(model, windows, batch_size, progress=bar.update)
-                if not math.isfinite(losses.loss):
-                    raise MyPTError(f"the loss of {path} on {name} is {losses.loss}: its weights are broken")
-                scores.append(_score(path, name, losses, windows, baselines.get(name), name in (guard or [])))
-                baselines.setdefault(name, losses)
+            readings = evaluator.measure(model, bar.update)
+            for name, reading in readings.items():
+                if not math.isfinite(reading.losses.loss):
+                    raise MyPTError(f"the loss of {path} on {name} is {reading.losses.loss}: its weights are broken")
+                scores.append(_score(path, name, reading, first and first[name], name in (guard or [])))
+            first = first or readings
     return scores
 
 
@@ -123,21 +125,21 @@ def _common_block_size(contexts: dict[str, int | None], asked: int | None) -> in
     return block_size
 
 
-def _score(
-    path: str, name: str, losses: WindowLosses, windows: EvalWindows, baseline: WindowLosses | None, guarded: bool
-) -> Score:
-    delta, error = losses.delta(baseline) if baseline else (None, None)
+def _score(path: str, name: str, reading: Reading, first: Reading | None, guarded: bool) -> Score:
+    """first: the same set by the first model; None for that model itself."""
+    losses = reading.losses
+    delta, error = losses.delta(first.losses) if first else (None, None)
     return Score(
         model=path,
         data=name,
         loss=losses.loss,
         standard_error=losses.standard_error,
         perplexity=losses.perplexity,
-        bits_per_byte=losses.bits_per_byte(windows.bytes_per_token),
+        bits_per_byte=reading.bits_per_byte,
         tokens=int(losses.tokens.sum()),
         delta=delta,
         delta_error=error,
-        state=judge(delta, error) if guarded and baseline else None,
+        state=judge(delta, error) if guarded and first else None,
     )
 
 

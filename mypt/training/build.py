@@ -118,7 +118,7 @@ def _build(
 
     coverage = _coverage(recipe, model, stream, assume_yes)
     forgetting = _forgetting(recipe, eval_sets)
-    diagnosis = DiagnosisCallback(coverage, forgetting and forgetting.target)
+    diagnosis = DiagnosisCallback(coverage, forgetting and forgetting.policy.target)
     ours = [coverage, forgetting, MetricsCallback(), ProgressBarCallback(), diagnosis]
     stopping = early_stopping(forgetting, recipe.safety.early_stopping_patience)
     set_aside = None

@@ -29,12 +29,12 @@ class EarlyStoppingCallback(TrainerCallback):
         self.patience = patience
 
     def on_evaluate(self, args, state, control, **kwargs):
-        waited = without_improvement(self.forgetting.history, self.forgetting.target)
+        waited = without_improvement(self.forgetting.history, self.forgetting.policy.target)
         if waited < self.patience or control.should_training_stop:
             return
         control.should_training_stop = control.should_save = True
         if state.is_world_process_zero:
-            target = self.forgetting.target
+            target = self.forgetting.policy.target
             best = self.forgetting.history[-1 - waited]["sets"][target]["loss"]
             say(f"stopping: {target} has not been below {best:.4f} for {waited} evaluations (early_stopping_patience)")
 
@@ -44,7 +44,7 @@ class EarlyStoppingCallback(TrainerCallback):
         return (
             bool(history)
             and history[-1]["step"] == state.step
-            and without_improvement(history, self.forgetting.target) >= self.patience
+            and without_improvement(history, self.forgetting.policy.target) >= self.patience
         )
 
 

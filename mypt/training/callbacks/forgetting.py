@@ -1,9 +1,8 @@
-"""Measure every evaluation set against its step-0 baseline; say, record and act when a guarded one gets worse."""
+"""Measure every evaluation set against its loss at step 0, record it, and stop when a guarded one gets worse."""
 
 import json
 import math
 import time
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -13,8 +12,9 @@ from transformers.trainer_callback import ExportableState
 from mypt.checkpoints.state import RunState, saved_states
 from mypt.errors import CheckpointError, Diverged, MyPTError
 from mypt.evaluation.baseline import BASELINE_NAME, load_baseline, save_baseline
-from mypt.evaluation.forgetting import ACTED_ON, INFEASIBLE, TOLERANCE, judge, require_sets, verdict
-from mypt.evaluation.loss import WindowLosses, window_losses
+from mypt.evaluation.evaluator import Evaluator
+from mypt.evaluation.forgetting import TOLERANCE, Policy, assess, decide, require_sets, verdict
+from mypt.evaluation.loss import WindowLosses
 from mypt.files import replace_text
 from mypt.streams.eval_windows import EvalWindows
 from mypt.terminal import say
@@ -22,32 +22,28 @@ from mypt.training.callbacks.curves import Pace, plot_forgetting
 from mypt.training.model.compiled import eager
 
 REPORT_NAME = "forgetting.json"
-ACTIONS = ("warn", "stop")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One evaluation set at one step: loss and change since step 0 in nats per token, with standard errors."""
-
-    loss: float
-    standard_error: float
-    bits_per_byte: float
-    delta: float
-    delta_error: float
-    state: str  # target, healthy, watch, warning, critical; other for a set that is neither target nor guard
+KEYS = ("loss", "standard_error", "bits_per_byte", "delta", "delta_error", "state")  # of a set in the history
 
 
 class ForgettingCallback(TrainerCallback, ExportableState):
     """Track forgetting of any causal LM in any HF Trainer.
 
-    eval_sets: {name: EvalWindows}. target: the set being learned (default the first). guard: sets to be kept
-    (default all others). tolerance: nats per token. action: `warn`, or `stop` when a guarded set reaches `warning`.
-    eval_steps: measure every so many steps, and at the last; None: whenever the Trainer itself evaluates.
-    time_budget: share of wall time for evaluation; beyond it the end of the run says which eval_steps would keep it
-    (0: it does not).
     Writes forgetting.json, forgetting.png and forgetting_baseline.safetensors (per-window sums, so that every later
-    delta is paired) to the trainer's output_dir; the history also lives in trainer_state.json and survives a resume.
-    Raises MyPTError for names or an action that do not exist, CheckpointError for a resume without its baseline.
+    change is paired) to the trainer's output_dir; the history also lives in trainer_state.json and survives a resume.
+
+    Args:
+        eval_sets: {name: EvalWindows}.
+        target: The set that is learned; default the first.
+        guard: The sets that are to be kept; default all others.
+        tolerance: Nats per token that a guarded set may lose.
+        action: `warn`, or `stop` when a guarded set reaches `warning`.
+        eval_steps: Measure every so many steps, and at the last one; None: whenever the Trainer itself evaluates.
+        time_budget: Share of wall time for evaluation; beyond it the end of the run reports which eval_steps would
+            keep it (0: it does not).
+
+    Raises:
+        MyPTError: Names or an action that do not exist.
+        CheckpointError: A resume without its baseline.
     """
 
     def __init__(
@@ -63,17 +59,14 @@ class ForgettingCallback(TrainerCallback, ExportableState):
     ):
         if not eval_sets:
             raise MyPTError("forgetting has no evaluation set to watch; give at least one as {name: EvalWindows}")
-        if action not in ACTIONS:
-            raise MyPTError(f"forgetting action is {action!r}, expected one of: {', '.join(ACTIONS)}")
         self.eval_sets = eval_sets
-        self.target = target or next(iter(eval_sets))
-        self.guard = [name for name in eval_sets if name != self.target] if guard is None else guard
-        require_sets(eval_sets, self.target, self.guard)
-        self.tolerance = tolerance
-        self.action = action
+        target = target or next(iter(eval_sets))
+        guard = [name for name in eval_sets if name != target] if guard is None else guard
+        require_sets(eval_sets, target, guard)
+        self.policy = Policy(target, guard, tolerance, action)
         self.eval_steps = eval_steps
         self.time_budget = time_budget
-        self.history: list[dict] = []  # {"step", "sets": {name: Reading as dict}, "constrained_loss"}
+        self.history: list[dict] = []  # entries of `assess`
         self.stopped_at: int | None = None
         self._baseline: dict[str, WindowLosses] = {}
         self._seconds = 0.0
@@ -84,7 +77,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
     def state(self) -> dict:
         return {
             "args": {},
-            "attributes": {"history": self.history, "stopped_at": self.stopped_at, "tolerance": self.tolerance},
+            "attributes": {"history": self.history, "stopped_at": self.stopped_at, "tolerance": self.policy.tolerance},
         }
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -122,11 +115,12 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             state.log_history.append({**measured, "epoch": state.epoch, "step": state.global_step})
             if metrics is not None:
                 metrics |= measured  # so that `metric_for_best_model` can name them
-        worst = [name for name, reading in self.history[-1]["sets"].items() if reading["state"] in ACTED_ON]
-        if worst and self.action == "stop" and not control.should_training_stop:
+        decision = decide(self.history, self.policy)
+        if decision and decision.action == "stop" and not control.should_training_stop:
             self.stopped_at = state.global_step
             control.should_training_stop = control.should_save = True
-            self._say(state, f"stopping: {', '.join(worst)} lost more than the tolerance of {self.tolerance:g} nats")
+            lost, limit = ", ".join(decision.sets), self.policy.tolerance
+            self._say(state, f"stopping: {lost} lost more than the tolerance of {limit:g} nats")
         if state.is_world_process_zero:
             self._write(Path(args.output_dir))
 
@@ -149,66 +143,48 @@ class ForgettingCallback(TrainerCallback, ExportableState):
     def stopped_before(self, state: RunState) -> bool:
         """Whether a saved state ends in a stop that these settings would repeat."""
         saved = state.forgetting
-        same = saved and self.action == "stop" and saved["tolerance"] == self.tolerance
+        same = saved and self.policy.action == "stop" and saved["tolerance"] == self.policy.tolerance
         return bool(same) and saved["stopped_at"] == state.step
 
     # ---- measuring ----
 
     def measure(self, model: torch.nn.Module, args, state) -> dict[str, float]:
-        """Evaluate every set now. Returns the metrics to log: `eval_<name>_loss`, `forgetting/<name>_delta`, ...
+        """Evaluate every set now, and record it. All processes call it together.
 
-        The first measurement of a run is its baseline. All ranks must call it together.
+        The first measurement of a run is its baseline. Returns the metrics to log: `eval_<name>_loss`,
+        `forgetting/<name>_delta` and `eval_constrained_loss`.
         """
         began = time.monotonic()
-        readings, metrics = {}, {}
-        for name, windows in self.eval_sets.items():
-            with eager(model):
-                losses = window_losses(
-                    model, windows, args.per_device_eval_batch_size, args.process_index, args.world_size
-                )
-            if not math.isfinite(losses.loss):
-                raise Diverged(
-                    f"the loss on {name} is {losses.loss} at step {state.global_step}: the model is broken; "
-                    "lower training.learning_rate and go on from the last checkpoint with --resume"
-                )
-            baseline = self._baseline.setdefault(name, losses)
-            readings[name] = self._read(name, losses, baseline)
-            if not math.isfinite(readings[name].delta):
+        evaluator = Evaluator(self.eval_sets, args.per_device_eval_batch_size, args.process_index, args.world_size)
+        with eager(model):
+            readings = evaluator.measure(model)
+        for name, reading in readings.items():
+            if not math.isfinite(reading.losses.loss):
                 raise MyPTError(
-                    f"the change of {name} is {readings[name].delta} at step {state.global_step}: {BASELINE_NAME} is "
+                    f"the loss on {name} is {reading.losses.loss} at step {state.global_step}: the model is broken; "
+                    "lower training.learning_rate and resume from the last checkpoint with --resume"
+                )
+        self._baseline = self._baseline or {name: reading.losses for name, reading in readings.items()}
+        entry, metrics = assess(state.global_step, readings, self._baseline, self.policy), {}
+        for name, reading in entry["sets"].items():
+            if not math.isfinite(reading["delta"]):
+                raise MyPTError(
+                    f"the change of {name} is {reading['delta']} at step {state.global_step}: {BASELINE_NAME} is "
                     "damaged; restore it"
                 )
-            metrics[f"eval_{name}_loss"] = losses.loss
-            metrics[f"forgetting/{name}_delta"] = readings[name].delta
-        metrics["eval_constrained_loss"] = self._constrained(readings)
-        sets = {name: vars(reading) for name, reading in readings.items()}
+            metrics |= {f"eval_{name}_loss": reading["loss"], f"forgetting/{name}_delta": reading["delta"]}
         if self.history and self.history[-1]["step"] == state.global_step:
             self.history.pop()  # measured again
-        self.history.append(
-            {"step": state.global_step, "sets": sets, "constrained_loss": metrics["eval_constrained_loss"]}
-        )
-        self._say(state, human_line(state.global_step, readings))
+        self.history.append(entry)
+        self._say(state, human_line(entry))
         self._seconds += time.monotonic() - began
-        return metrics
+        return metrics | {"eval_constrained_loss": entry["constrained_loss"]}
 
     def _ordered(self, entry: dict) -> dict:
         """A saved measurement with what it has of a new one's keys, in their order; trainer_state.json sorts them."""
-        keys, saved = [field.name for field in fields(Reading)], entry["sets"]
-        sets = {name: {key: saved[name][key] for key in keys if key in saved[name]} for name in self.eval_sets}
+        saved = entry["sets"]
+        sets = {name: {key: saved[name][key] for key in KEYS if key in saved[name]} for name in self.eval_sets}
         return {key: entry[key] for key in ("step", "sets", "constrained_loss") if key in entry} | {"sets": sets}
-
-    def _read(self, name: str, losses: WindowLosses, baseline: WindowLosses) -> Reading:
-        delta, error = losses.delta(baseline)
-        state = "target" if name == self.target else "other"
-        if name in self.guard:
-            state = judge(delta, error, self.tolerance)
-        bits = losses.bits_per_byte(self.eval_sets[name].bytes_per_token)
-        return Reading(losses.loss, losses.standard_error, bits, delta, error, state)
-
-    def _constrained(self, readings: dict[str, Reading]) -> float:
-        """The target's loss if every guard is healthy, else 1000 + nats beyond the tolerance of the worst one."""
-        lost = [readings[name].delta for name in self.guard if readings[name].state != "healthy"]
-        return INFEASIBLE + max(lost) - self.tolerance if lost else readings[self.target].loss
 
     # ---- files ----
 
@@ -219,13 +195,13 @@ class ForgettingCallback(TrainerCallback, ExportableState):
     def report(self) -> dict:
         """The contents of forgetting.json: settings, every measurement, the verdict."""
         return {
-            "target": self.target,
-            "guard": self.guard,
-            "tolerance": self.tolerance,
-            "action": self.action,
+            "target": self.policy.target,
+            "guard": self.policy.guard,
+            "tolerance": self.policy.tolerance,
+            "action": self.policy.action,
             "stopped_at": self.stopped_at,
             "history": self.history,
-            "verdict": verdict(self.history, self.target, self.guard, self.tolerance),
+            "verdict": verdict(self.history, self.policy),
         }
 
     def _write(self, directory: Path) -> None:
@@ -237,12 +213,12 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             say(line)
 
 
-def human_line(step: int, readings: dict[str, Reading]) -> str:
-    """`step 100: domain 2.15 | general 2.89 (+0.04 +/- 0.01, healthy)`"""
+def human_line(entry: dict) -> str:
+    """`step 100: domain 2.15 | general 2.89 (+0.04 +/- 0.01, healthy)`, of an entry of the history."""
     parts = []
-    for name, reading in readings.items():
-        part = f"{name} {reading.loss:.2f}"
-        if reading.state not in ("target", "other"):
-            part += f" ({reading.delta:+.2f} +/- {reading.delta_error:.2f}, {reading.state})"
+    for name, reading in entry["sets"].items():
+        part = f"{name} {reading['loss']:.2f}"
+        if reading["state"] not in ("target", "other"):
+            part += f" ({reading['delta']:+.2f} +/- {reading['delta_error']:.2f}, {reading['state']})"
         parts.append(part)
-    return f"step {step}: " + " | ".join(parts)
+    return f"step {entry['step']}: " + " | ".join(parts)

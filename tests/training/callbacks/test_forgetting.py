@@ -16,7 +16,7 @@ from mypt.errors import CheckpointError, MyPTError
 from mypt.evaluation.baseline import BASELINE_NAME, load_baseline
 from mypt.evaluation.loss import window_losses
 from mypt.streams.eval_windows import EvalWindows
-from mypt.training.callbacks.forgetting import ForgettingCallback, Reading, human_line
+from mypt.training.callbacks.forgetting import ForgettingCallback, human_line
 
 
 def refuse_constant(name: str):
@@ -82,12 +82,16 @@ def test_the_baseline_is_the_untouched_model(model, eval_sets, make_trainer, cap
 
 
 def test_the_human_line_by_hand():
-    readings = {
-        "domain": Reading(2.154, 0.01, 1.0, -1.2, 0.02, "target"),
-        "general": Reading(2.886, 0.01, 1.0, 0.0421, 0.0098, "healthy"),
-        "code": Reading(1.5, 0.01, 1.0, -0.25, 0.1, "other"),
+    def reading(loss, delta, delta_error, state):
+        return {"loss": loss, "delta": delta, "delta_error": delta_error, "state": state}
+
+    sets = {
+        "domain": reading(2.154, -1.2, 0.02, "target"),
+        "general": reading(2.886, 0.0421, 0.0098, "healthy"),
+        "code": reading(1.5, -0.25, 0.1, "other"),
     }
-    assert human_line(100, readings) == "step 100: domain 2.15 | general 2.89 (+0.04 +/- 0.01, healthy) | code 1.50"
+    line = human_line({"step": 100, "sets": sets})
+    assert line == "step 100: domain 2.15 | general 2.89 (+0.04 +/- 0.01, healthy) | code 1.50"
 
 
 def test_training_is_the_same_with_and_without_measuring(model, eval_sets, make_trainer):
