@@ -1,1 +1,1 @@
-"""Signals, NaN or infinite losses, loss spikes."""
+"""Signals, NaN or infinite losses, and loss spikes."""

@@ -36,10 +36,12 @@ def row_losses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.
 
 
 def worst_sample(trainer, stats: StepStats) -> dict | None:
-    """The sample of a step with the highest loss by the weights as they are now, or the first that is NaN or infinite.
+    """The sample with the highest loss of a step by the current weights, or the first that is NaN or infinite.
 
-    {"sample", "loss", "place", "text"}; None if every row is NaN or infinite: then it is the weights. One
-    forward pass over the step's batch, so for rare steps only. All processes call it alike.
+    All processes call it together. It takes one forward pass over the step's batch.
+
+    Returns:
+        {"sample", "loss", "place", "text"}, or None if every row is NaN or infinite: then the weights are broken.
     """
     args, found = trainer.args, []
     for index, batch in enumerate(stats.batches):
@@ -57,7 +59,7 @@ def worst_sample(trainer, stats: StepStats) -> dict | None:
 
 
 def describe(worst: dict | None) -> str:
-    """`sample 643, loss 9.2, data/domain/train/shard_00002.bin token 12,345: 'how it begins'`"""
+    """`sample 643, loss 9.2, data/domain/train/shard_00002.bin token 12,345: 'its first characters'`"""
     if worst is None:
         return "no sample stands out"
     place = f", {worst['place']}" if worst["place"] else ""
@@ -65,7 +67,7 @@ def describe(worst: dict | None) -> str:
 
 
 def _place(stream, sample: int) -> str | None:
-    """The shard and the token in it at which a sample of a `ShardStream` begins; of another stream its name."""
+    """The shard and token at which a sample of a `ShardStream` begins; the name of any other stream."""
     if not hasattr(stream, "places"):
         return getattr(stream, "name", None)
     (owner,), (token,) = stream.places(np.array([sample]))
@@ -83,17 +85,17 @@ def _text(trainer, ids: list[int]) -> str:
 
 
 SPIKES_NAME = "spikes.jsonl"
-WINDOW = 100  # steps before, that a step is compared with
-ENOUGH = 20  # of them, below which nothing is judged
-DEVIATIONS = 6.0  # in standard deviations, estimated as 1.4826 x MAD, which single spikes do not move
+WINDOW = 100  # earlier steps that a step is compared with
+ENOUGH = 20  # fewest earlier steps for a judgement
+DEVIATIONS = 6.0  # standard deviations, estimated as 1.4826 x MAD, which single spikes do not move
 LEAST = 0.1  # nats per token
 
 
 class SpikeCallback(TrainerCallback, ExportableState):
-    """Writes spikes.jsonl: steps whose loss is above median + max(6 x 1.4826 x MAD, 0.1 nats) of the 100 before.
+    """Write spikes.jsonl: steps whose loss is above median + max(6 x 1.4826 x MAD, 0.1 nats) of the 100 steps before.
 
-    Of the loss of single steps, before they are averaged for the log. The trainer calls `see` for each. Losses and
-    spikes live in trainer_state.json, so that a resumed run finds the same ones.
+    The trainer calls `see` with the loss of every single step, before they are averaged for the log. Losses and spikes
+    are saved in trainer_state.json, so that a resumed run finds the same ones.
     """
 
     def __init__(self):
@@ -109,11 +111,11 @@ class SpikeCallback(TrainerCallback, ExportableState):
         self.spikes = list(saved.get("spikes", []))
         path = Path(args.output_dir) / SPIKES_NAME
         if state.is_world_process_zero and (self.spikes or path.exists()):
-            # Steps that are trained again will be written again.
+            # Drop the lines of steps that are trained again.
             path.write_text("".join(map(_line, self.spikes)), encoding="utf-8")
 
     def see(self, trainer, stats: StepStats) -> None:
-        """Judge one step. All processes call it alike."""
+        """Judge one step. All processes call it together."""
         limit = threshold(self.losses, stats.loss)
         self.losses = [*self.losses[-WINDOW + 1 :], stats.loss]
         if limit is None:
@@ -140,5 +142,5 @@ def threshold(before: list[float], loss: float) -> float | None:
 
 
 def _line(spike: dict) -> str:
-    """Sorted as in trainer_state.json, where it may come from."""
+    """Keys are sorted as in trainer_state.json, from which a resume takes the spike."""
     return json.dumps(spike, sort_keys=True) + "\n"

@@ -19,15 +19,18 @@ from mypt.training.stability.step_monitor import StepStats
 ACTIONS = ("stop", "skip", "rollback")
 MOST_SKIPS = 5  # steps in a row
 MOST_ROLLBACKS = 3  # of a run
-CUT = 0.5  # what a rollback does to the learning rate
+CUT = 0.5  # factor on the learning rate in each rollback
 
 
 class SafetyCallback(TrainerCallback, ExportableState):
-    """Holds to one of three answers, on all processes alike; counts what it did in trainer_state.json.
+    """Handle a step whose loss or gradient is NaN or infinite, on all processes alike.
 
-    on_nan: `stop`; `skip`: the update of that step is left out, at most 5 in a row; `rollback`: weights and
-    optimizer state of the last complete checkpoint come back with half the learning rate, at most 3 times. The samples
-    are never gone back to, and the schedule's shape stays with them, so that a cooldown ends with the run.
+    The counts of skips and rollbacks are saved in trainer_state.json. A rollback does not repeat samples: the stream
+    and the schedule continue where they were, so that a cooldown ends with the run.
+
+    Args:
+        on_nan: `stop`; `skip`: leave out the update, for at most 5 steps in a row; `rollback`: restore weights and
+            optimizer state of the last complete checkpoint and halve the learning rate, at most 3 times.
     """
 
     def __init__(self, on_nan: str = "stop"):
@@ -39,14 +42,14 @@ class SafetyCallback(TrainerCallback, ExportableState):
 
     @property
     def rate_factor(self) -> float:
-        """What the learning rate of the recipe is multiplied with."""
+        """The factor of all rollbacks on the recipe's learning rate."""
         return CUT**self.rollbacks
 
     def state(self) -> dict:
         return {"args": {}, "attributes": {"skipped": self.skipped, "rollbacks": self.rollbacks}}
 
     def restore(self, trainer) -> None:
-        """Take the counts of a checkpoint; a learning rate that was changed by hand holds as it is given."""
+        """Take the counts of a checkpoint; a learning rate that the recipe changes is used without them."""
         state, args = trainer.state, trainer.args
         saved = state.stateful_callbacks.setdefault(type(self).__name__, {"args": {}, "attributes": {}})["attributes"]
         self.skipped, self.rollbacks = saved.get("skipped", 0), saved.get("rollbacks", 0)
@@ -58,7 +61,10 @@ class SafetyCallback(TrainerCallback, ExportableState):
             say(f"learning rate {rate:g}: halved by {self.rollbacks} of {MOST_ROLLBACKS} rollbacks so far")
 
     def act(self, trainer, stats: StepStats, in_step: bool) -> None:
-        """in_step: the gradient of a step is there and its update is not yet made. Raises MyPTError to stop."""
+        """Apply `on_nan`. Raises Diverged to stop.
+
+        in_step: the optimizer has not yet updated the weights by this step's gradient.
+        """
         worst = describe(worst_sample(trainer, stats))
         if self.on_nan == "skip" and in_step:
             self._skip(trainer, stats, worst)
@@ -82,7 +88,7 @@ class SafetyCallback(TrainerCallback, ExportableState):
         self.skipped += 1
         if self.skipped > MOST_SKIPS:
             self._stop(trainer, stats, worst, f"{MOST_SKIPS} steps before it were skipped; ")
-        trainer.model.zero_grad()  # to None, and no optimizer touches a parameter without a gradient
+        trainer.model.zero_grad()  # sets None; optimizers leave parameters without a gradient as they are
         trainer.note_event(stats.samples[0], {"skipped": _figures(stats)}, f"no update in {stats}; {worst}")
 
     def _roll_back(self, trainer, stats: StepStats, worst: str, in_step: bool) -> None:
@@ -105,7 +111,7 @@ class SafetyCallback(TrainerCallback, ExportableState):
 
 
 def require_lambda_schedule(scheduler, on_nan: str) -> None:
-    """Raises RecipeError for a rollback under a schedule that sets the rate by what it sees."""
+    """Raise RecipeError for a rollback under a schedule that sets the rate by metrics."""
     if on_nan == "rollback" and not isinstance(scheduler, LambdaLR):
         raise RecipeError(
             f"safety.on_nan rollback halves the learning rate, which {type(scheduler).__name__} sets by itself; use "
@@ -114,9 +120,9 @@ def require_lambda_schedule(scheduler, on_nan: str) -> None:
 
 
 def restore_weights(trainer, checkpoint: Path, cut: float) -> None:
-    """Weights and optimizer state of a checkpoint.
+    """Load weights and optimizer state of a checkpoint.
 
-    The place in the schedule and the optimizer's settings stay, rates are multiplied by `cut`.
+    The position in the schedule and the optimizer's settings stay; rates are multiplied by `cut`.
     """
     scheduler = trainer.lr_scheduler
     place = copy.deepcopy(scheduler.state_dict())
@@ -139,5 +145,5 @@ def _what(stats: StepStats) -> str:
 
 
 def _figures(stats: StepStats) -> dict:
-    """For JSON, which has no NaN and no infinity."""
+    """Figures as text, since JSON has no NaN and no infinity."""
     return {"samples": list(stats.samples), "loss": str(stats.loss), "grad_norm": str(stats.grad_norm)}

@@ -1,4 +1,4 @@
-"""A signal to end: finish the step, save a complete checkpoint, end; a second SIGINT ends at once."""
+"""Signals save a checkpoint and exit, at the end of the step; a second SIGINT exits at once."""
 
 import os
 import signal
@@ -9,15 +9,15 @@ from transformers import TrainerCallback
 
 from mypt.terminal import discard, say
 
-# What a scheduler or a person sends to end a run; USR1 is SLURM's `--signal=USR1@120`, two minutes before the end, HUP
-# comes from a terminal or an ssh session that is closed.
+# Sent by a scheduler or a person to end a run. SLURM sends USR1 two minutes before the end (`--signal=USR1@120`); a
+# terminal or an ssh session that closes sends HUP.
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
 def outlast_signals(worker: int) -> None:
-    """For a DataLoader as `worker_init_fn`: a signal to all processes of a job leaves the workers to the main one.
+    """`worker_init_fn` of a DataLoader: its workers outlast a signal that is sent to all processes of a job.
 
-    That one still needs them for the step under way, and ends them itself, if need be by a SIGTERM: their second one.
+    The main process needs them for the current step and ends them itself, if necessary by a second SIGTERM.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -25,7 +25,7 @@ def outlast_signals(worker: int) -> None:
 
 
 class Unread:
-    """A standard stream whose terminal, or other end, may be gone: what cannot be written any more is dropped."""
+    """A standard stream whose terminal or pipe may be closed; text that cannot be written is dropped."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -48,12 +48,14 @@ class Unread:
 
 
 class SignalCallback(TrainerCallback):
-    """Ends training at the end of a step after a signal, with a checkpoint of that step.
+    """Stop training at the end of a step after a signal, with a checkpoint of that step.
 
-    As a context manager it holds the handlers: installed in the main thread only, and as they were afterwards. One that
-    is ignored, as SIGINT of a shell's background job and SIGHUP under nohup, stays
-    ignored.
-    stopping: whether training ends; set for all processes alike when one of them got a signal (`StepMonitor`).
+    As a context manager it installs the handlers, in the main thread only, and restores the earlier ones. A signal that
+    is ignored stays ignored: SIGINT in a shell's background job, SIGHUP under nohup.
+
+    Attributes:
+        received: The first signal that this process got.
+        stopping: Whether training stops; the same on all processes when one of them got a signal (`StepMonitor`).
     """
 
     def __init__(self):
@@ -65,7 +67,7 @@ class SignalCallback(TrainerCallback):
         self.received, self.stopping, self._process = None, False, os.getpid()
         if threading.current_thread() is threading.main_thread():
             held = {number: signal.getsignal(number) for number in SIGNALS}
-            # None: a handler that was not set from Python, and could not be set again.
+            # None: a handler that was not set from Python, and that Python cannot restore.
             self._before = {number: old for number, old in held.items() if old not in (signal.SIG_IGN, None)}
             for number in self._before:
                 signal.signal(number, self._receive)
@@ -78,7 +80,7 @@ class SignalCallback(TrainerCallback):
 
     def _receive(self, number: int, frame) -> None:
         if os.getpid() != self._process:  # a forked process, which inherits the handlers
-            if number == signal.SIGTERM:  # how its parent ends it
+            if number == signal.SIGTERM:  # sent by its parent
                 os._exit(128 + number)
         elif number == signal.SIGINT and self.received:
             raise KeyboardInterrupt
@@ -89,7 +91,7 @@ class SignalCallback(TrainerCallback):
 
     @property
     def number(self) -> int:
-        """The signal that ended training; of a process that got none itself, SIGTERM."""
+        """The signal that stopped training; SIGTERM if another process got it."""
         return self.received or signal.SIGTERM
 
     def on_step_end(self, args, state, control, **kwargs):

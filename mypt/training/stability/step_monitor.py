@@ -18,7 +18,7 @@ class StepStats:
         cross_entropy: The part of it that is logged, in nats per token.
         grad_norm: Before clipping.
         stop: Whether a process was asked to stop.
-        batches: This process's micro-batches; empty for weights that an update broke.
+        batches: This process's micro-batches; empty where an update broke the weights.
     """
 
     step: int
@@ -39,7 +39,7 @@ class StepStats:
 
 
 class KeptNorm:
-    """Stands for `Accelerator.clip_grad_norm_`, and keeps the norm that it returned for a later look."""
+    """Wrap `Accelerator.clip_grad_norm_` and keep the norm that it returned."""
 
     def __init__(self, clip: Callable):
         self._clip = clip
@@ -56,7 +56,7 @@ class KeptNorm:
 
 
 class LossWindow:
-    """The mean loss of the sound steps since the last log entry, and that of all logged and open windows."""
+    """The mean loss of the finite steps since the last log entry, and the mean over the run."""
 
     def __init__(self):
         self.steps = 0  # in the open window
@@ -68,7 +68,7 @@ class LossWindow:
         self._sum += stats.cross_entropy
 
     def clear(self) -> None:
-        """Begin anew, as after a step that is not sound."""
+        """Drop the open window, as after a step that is not finite."""
         self.steps, self._sum = 0, 0.0
 
     def take_mean(self) -> float:
@@ -88,8 +88,8 @@ class StepMonitor:
 
     Args:
         world_size: Processes of the default group, which share the vector by one all-reduce of four numbers.
-        late: Read each step's vector when the next one is sent off. The copy from a GPU has long arrived by then, so
-            that nothing waits; without it `step` waits for the step's gradients.
+        late: Read each step's vector in the next call of `step`. The copy from a GPU has arrived by then, so that
+            nothing waits; without it `step` waits for the step's gradients.
     """
 
     def __init__(self, world_size: int, late: bool):
@@ -99,14 +99,14 @@ class StepMonitor:
         self._sent: tuple[dict, torch.Tensor, torch.cuda.Event | None] | None = None
 
     def add(self, loss: torch.Tensor, cross_entropy: torch.Tensor | None = None) -> None:
-        """The share of a micro-batch, detached; cross_entropy: the part of it that is logged, all of it if None."""
+        """Add a micro-batch's share of the loss, detached. cross_entropy: the logged part of it; None: all of it."""
         losses = torch.stack([loss, loss if cross_entropy is None else cross_entropy.to(loss)]).float()
         self._losses = losses if self._losses is None else self._losses + losses
 
     def step(self, grad_norm: torch.Tensor | float | None, stop: bool, **about) -> StepStats | None:
-        """A step's gradient is complete. Returns the newest step that is known: this one, or (late) the one before.
+        """Close a step, whose gradient is complete, and return the newest known one: this, or (late) the one before.
 
-        All processes call it alike.
+        All processes call it together.
 
         Args:
             grad_norm: The same on all processes; None where there is none to look at.
@@ -130,7 +130,7 @@ class StepMonitor:
         return before if self.late else self.flush()
 
     def flush(self) -> StepStats | None:
-        """The step that was sent off and not yet returned, if there is one; waits for it."""
+        """The step that was closed and not yet returned, if there is one; waits for it."""
         if self._sent is None:
             return None
         (about, vector, arrived), self._sent = self._sent, None
@@ -141,5 +141,5 @@ class StepMonitor:
         return StepStats(loss=loss, cross_entropy=cross_entropy, grad_norm=norm, stop=stop > 0, **about)
 
     def forget(self) -> None:
-        """Drop what is under way: its step no longer counts."""
+        """Drop the losses and the step that are not yet returned."""
         self._losses = self._sent = None
