@@ -1,1 +1,1 @@
-"""How good a model is on given data, exactly."""
+"""Exact losses of a model on given data, and what follows from them."""

@@ -1,4 +1,4 @@
-"""The losses of every evaluation window at step 0, on disk: what every later change is measured against, in pairs."""
+"""Save and load the losses of every evaluation window at step 0, against which later changes are paired."""
 
 import math
 from pathlib import Path
@@ -14,11 +14,11 @@ from mypt.files import system_errors
 from mypt.streams.eval_windows import EvalWindows
 
 BASELINE_NAME = "forgetting_baseline.safetensors"
-_CHECKSUM = " xxh3-128 "  # in the file's metadata, between what the windows are and the digest of sums and tokens
+_CHECKSUM = " xxh3-128 "  # in the file's metadata, between the description of the windows and the digest of the losses
 
 
 def save_baseline(directory: Path, baseline: dict[str, WindowLosses], eval_sets: dict[str, EvalWindows]) -> None:
-    """Write the per-window sums of each set, which windows they are of, and their checksum."""
+    """Write the per-window sums of each set, the description of its windows, and a checksum."""
     tensors = {f"{name}.sums": losses.sums for name, losses in baseline.items()}
     tensors |= {f"{name}.tokens": losses.tokens for name, losses in baseline.items()}
     metadata = {name: windows + _CHECKSUM + _digest(baseline[name]) for name, windows in _windows(eval_sets).items()}
@@ -30,9 +30,13 @@ def save_baseline(directory: Path, baseline: dict[str, WindowLosses], eval_sets:
 def load_baseline(
     directory: Path, eval_sets: dict[str, EvalWindows], losses: dict[str, float]
 ) -> dict[str, WindowLosses]:
-    """losses: what the history says of each set at step 0, nats per token.
+    """Read what `save_baseline` wrote.
 
-    Raises CheckpointError for a file that is missing, damaged, of other windows or of another run.
+    Args:
+        losses: Each set's loss at step 0 in the run's history, nats per token.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, of other windows or of another run.
     """
     path = directory / BASELINE_NAME
     if not path.is_file():
@@ -58,7 +62,7 @@ def load_baseline(
 
 
 def _fault(measured: WindowLosses, windows: EvalWindows, checksum: str, loss: float) -> str | None:
-    """What cannot be the step-0 losses of these windows, in a few words. checksum: empty in files of before it."""
+    """Why these cannot be the step-0 losses of the windows, or None. checksum: empty in files of older versions."""
     for name, array, dtype in (("sums", measured.sums, "float64"), ("tokens", measured.tokens, "int64")):
         if (array.dtype, array.shape) != (np.dtype(dtype), (len(windows),)):
             return f"{dtype} of shape {(len(windows),)} expected, {array.dtype} of {array.shape} found as the {name}"
@@ -81,7 +85,7 @@ def _digest(losses: WindowLosses) -> str:
 
 
 def measured_data(directory: Path) -> dict[str, str]:
-    """{set: fingerprint of the data that its baseline was measured on}; empty without a readable baseline."""
+    """{set: fingerprint of the data of its baseline}; empty without a readable baseline."""
     if not (directory / BASELINE_NAME).is_file():
         return {}
     try:

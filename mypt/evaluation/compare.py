@@ -1,4 +1,4 @@
-"""Several models on the same evaluation sets: exact losses, and what changed from the first model to the others."""
+"""Compare several models on the same evaluation sets: exact losses, and changes from the first model to the others."""
 
 from __future__ import annotations
 
@@ -48,12 +48,19 @@ def compare(
 ) -> list[Score]:
     """Exact loss of every model on every `{name: dataset directory}`, over the whole split.
 
-    block_size: context in tokens; default the shortest among the models' contexts, so that all see the same windows.
-    guard: sets whose change is judged as forgetting. document_mask: tokens see their own document only. The models
-    compute in float32.
-    Raises CheckpointError for a model that cannot be loaded or is not causal, TokenizerError if its tokenizer is not
-    the data's, DataError for a damaged directory, MyPTError for a context that is too long, a model that cannot keep
-    documents apart and a loss that is no number.
+    The models compute in float32.
+
+    Args:
+        block_size: Context in tokens; default the shortest among the models' contexts, so that all see the same
+            windows.
+        guard: Sets whose change is judged as forgetting.
+        document_mask: Tokens see their own document only.
+
+    Raises:
+        CheckpointError: A model cannot be loaded or is not causal.
+        TokenizerError: A model's tokenizer is not the data's.
+        DataError: A dataset directory is damaged.
+        MyPTError: The context is too long, a model cannot keep documents apart, or a loss is NaN or infinite.
     """
     require_comparable(models, data, split=split, block_size=block_size, batch_size=batch_size, guard=guard)
     from mypt.checkpoints.probes import require_causal, require_document_mask
@@ -98,7 +105,7 @@ def require_comparable(
     batch_size: int = 8,
     guard: list[str] | None = None,
 ) -> None:
-    """What `compare` refuses before it imports torch. Arguments and errors: as of `compare`."""
+    """Check what can be checked before torch is imported. Arguments and errors as of `compare`."""
     for name in guard or []:
         if name not in data:
             raise MyPTError(f"--guard names {name!r}, --data has: {', '.join(data)}")
@@ -109,12 +116,12 @@ def require_comparable(
         check_files(Path(directory), read_manifest(directory), split)
     if block_size is not None and not any(adapters.values()) and all(Path(model).is_dir() for model in models):
         contexts = {model: read_config(model)[1].get("max_position_embeddings") for model in models}
-        if all(contexts.values()):  # else only their classes know by which name it goes
+        if all(contexts.values()):  # else only their classes know its name
             _common_block_size(contexts, block_size)
 
 
 def _common_block_size(contexts: dict[str, int | None], asked: int | None) -> int:
-    """contexts: of each model in tokens, None where it names none."""
+    """contexts: {model: its longest context in tokens, None if unknown}."""
     shortest = min((path for path in contexts if contexts[path]), key=contexts.get, default=None)
     block_size = asked if asked is not None else contexts.get(shortest)
     if block_size is None:

@@ -1,22 +1,25 @@
-"""What a run's curves show when it ends, by which rule, and what to try next: arithmetic over Trainer's log history."""
+"""Diagnose a run from Trainer's log history: what its curves show, by which rule, and what to try next."""
 
 import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-MIN_POINTS = 8  # log entries behind a straight line, for its slope's error to mean something
-MIN_EVALUATIONS = 5  # behind a statement about overfitting
+MIN_POINTS = 8  # fewest log entries of a straight line, for a usable error of its slope
+MIN_EVALUATIONS = 5  # fewest evaluations for a statement about overfitting
 WORTH = 0.02  # nats per doubling of the steps; less is a plateau
-SWING, NOISY = 0.03, 0.1  # of the mean loss: slow swings, scatter of any kind
+SWING, NOISY = 0.03, 0.1  # shares of the mean loss: slow swings, any scatter
 
 
 @dataclass(frozen=True)
 class Line:
     """Loss against ln(step) by least squares, over log entries from step `first` to `last`.
 
-    per_doubling: nats that the loss falls while the steps double, with its standard error. scatter: standard deviation
-    around the line. mean: of the losses. correlation: of neighbouring residuals; crossings: how often they change sign.
+    Attributes:
+        per_doubling, error: Nats that the loss falls while the steps double, and the standard error.
+        scatter: Standard deviation around the line.
+        mean: Mean loss.
+        correlation, crossings: Correlation of neighbouring residuals, and how often they change sign.
     """
 
     first: int
@@ -31,11 +34,15 @@ class Line:
 
 
 def diagnose(log_history: list[dict], eval_key: str = "eval_loss", data: dict | None = None) -> dict:
-    """JSON-ready: `state`, two `lines` for people, `rules` with the figures that each was decided on.
+    """Apply the rules in order; the first one that holds gives the state.
 
-    state: unknown, diverging, overfitting, oscillating, still_falling, falling_with_rate, plateau or unclear; the first
-    that holds. log_history: Trainer's entries with `step`, `loss`, `learning_rate` and `eval_key`. data: `passes` over
-    the main source, `advised` [fewest, most] passes and `tokens_per_parameter`, for advice that suits the data.
+    Args:
+        log_history: Trainer's entries with `step`, `loss`, `learning_rate` and `eval_key`.
+        data: `passes` over the main source, `advised` [fewest, most] passes and `tokens_per_parameter`, for the advice.
+
+    Returns:
+        Ready for JSON: `state` (unknown, diverging, overfitting, oscillating, still_falling, falling_with_rate, plateau
+        or unclear), two `lines` for people, and `rules` with the figures of each.
     """
     steps, losses, rates = training_curve(log_history)
     begin, end = steady_stretch(rates)
@@ -66,10 +73,10 @@ def training_curve(log_history: list[dict]) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def steady_stretch(rates: np.ndarray) -> tuple[int, int]:
-    """Where the last stretch of rates that never rise begins, and where the constant part at its head ends.
+    """The start of the last stretch of rates that never rise, and the end of the constant part at its start.
 
-    Of a warm-up, a constant part and a cooldown these are the bounds of the constant part. A constant end counts alone
-    if it is at least a third of the stretch: a run that went on at a lower rate.
+    With a warm-up, a constant part and a cooldown these are the bounds of the constant part. A constant end of at least
+    a third of the stretch is taken alone: the run continued at a lower rate.
     """
     if not len(rates):
         return 0, 0
@@ -105,10 +112,10 @@ def fit(steps: np.ndarray, losses: np.ndarray) -> Line:
 
 
 def rise(losses: np.ndarray, began: float) -> dict:
-    """How far the last entries lie above the best ones before: means of `points` entries each, and the rise's error.
+    """How far the last entries lie above the best earlier ones: means of `points` entries each, and the rise's error.
 
-    The error is from differences of neighbours, which know no trend. Holds above 4 errors and 2% of the loss.
-    lost: whether each of the last entries lies more than 10% above the first of all, `began`.
+    The error is computed from differences of neighbours, which have no trend. `holds`: the rise is above 4 errors and
+    2% of the loss. `lost`: each of the last entries lies more than 10% above the first of all, `began`.
     """
     points = max(3, len(losses) // 6)
     noise = math.sqrt(np.mean(np.diff(losses) ** 2) / 2)
@@ -123,11 +130,11 @@ def rise(losses: np.ndarray, began: float) -> dict:
 
 
 def overfitting(log_history: list[dict], key: str) -> dict:
-    """Whether `key` has risen from its lowest readings, by more than three standard errors, while training got better.
+    """Whether `key` rose by more than three standard errors from its lowest readings while the training loss fell.
 
-    Means of two neighbouring readings are compared, and of the training losses between the two. Three errors, since
-    the lowest of many is low by chance, too. The error is from second differences of the readings, which know no slope;
-    from their median, so that the steep beginning has no weight.
+    Compares means of two neighbouring readings, and of the training losses between the two. Three errors, since the
+    lowest of many readings is partly low by chance. The error is computed from the median of second differences, which
+    have no slope and give the steep beginning no weight.
     """
     readings = [(e["step"], e[key]) for e in log_history if e.get(key) is not None and math.isfinite(e[key])]
     found = {"evaluations": len(readings), "holds": False}

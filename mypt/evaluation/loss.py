@@ -1,4 +1,4 @@
-"""The one evaluator: loss summed per window over a whole split, so that every token weighs the same."""
+"""Sum the loss of each window over a whole split, so that every token has the same weight."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class WindowLosses:
 
     @property
     def standard_error(self) -> float:
-        """Of `loss`, over windows (ratio estimator)."""
+        """The standard error of `loss` over windows (ratio estimator)."""
         return ratio_standard_error(self.sums, self.tokens)
 
     @property
@@ -33,7 +33,7 @@ class WindowLosses:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def bits_per_byte(self, bytes_per_token: float) -> float:
-        """Nats per token -> bits per UTF-8 byte, which compares models with different tokenizers."""
+        """The loss in bits per UTF-8 byte, which compares models with different tokenizers."""
         return self.loss / math.log(2) / bytes_per_token
 
     def delta(self, baseline: "WindowLosses") -> tuple[float, float]:
@@ -45,7 +45,7 @@ class WindowLosses:
 def ratio_standard_error(sums: np.ndarray, tokens: np.ndarray) -> float:
     """Standard error of sum(sums) / sum(tokens) with windows as the sampling unit (Cochran 1977, section 2.11).
 
-    0 for a single window, whose spread cannot be known.
+    0 for a single window, which has no spread.
     """
     n = len(sums)
     if n < 2:
@@ -60,8 +60,8 @@ def window_losses(
 ) -> WindowLosses:
     """Evaluate any causal LM whose output has `.logits` (batch, T, vocabulary).
 
-    Each rank takes every world_size-th window; the sums are added up over the default process group, so that all
-    ranks return the same. `progress`, if given, is called with the number of windows done in each batch.
+    Each rank takes every world_size-th window; sums are added up over the default process group, so that all ranks
+    return the same. `progress` is called with the number of windows done in each batch.
     """
     was_training = model.training
     model.eval()
@@ -72,7 +72,7 @@ def window_losses(
         indices = batches[number] if number < len(batches) else np.array([0])
         inputs, targets = windows.gather(indices)
         inputs, targets = {name: tensor.to(device) for name, tensor in inputs.items()}, targets.to(device)
-        # Without a cache: transformers looks for the documents of a packed window only then.
+        # transformers detects the documents of a packed window only without a cache.
         logits = model(**inputs, use_cache=False).logits  # (batch, T, vocabulary)
         if number >= len(batches):
             continue
@@ -89,7 +89,7 @@ def window_losses(
 
 
 def _rounds(batches: int, device: torch.device, world_size: int) -> int:
-    """Forwards that every rank does: each takes part when a sharded model's weights are gathered for one of them."""
+    """Forward passes of every rank, which are equal: a sharded model gathers its weights from all ranks for each."""
     if world_size == 1:
         return batches
     most = torch.tensor(batches, device=device)

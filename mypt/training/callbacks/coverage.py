@@ -1,4 +1,4 @@
-"""Say before training how often the data will be seen, ask when it is too little, keep the ledger of what was seen."""
+"""Report before training how often the data will be seen, ask if it is too little, and record what was seen."""
 
 import json
 import os
@@ -26,15 +26,21 @@ RECORDED = ("weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm", "bf16",
 
 
 class CoverageCallback(TrainerCallback, ExportableState):
-    """Coverage of each training source, for any HF Trainer.
+    """Coverage of each training source, for any HF Trainer. Writes coverage.json.
 
-    stream: the `ShardStream` or `JitStream` that is trained on, or for data of another kind a `Ledger` of it.
-    parameters: {"total", "non_embedding"} of the model, for the verdict. confirm: ask below one pass. strict: stop
-    below one pass. assume_yes: do not ask.
-    The stream's state, with the number of the next sample, lives in trainer_state.json; everything seen follows from
-    it. Writes coverage.json.
-    Raises CheckFailed on the answer no, or below one pass with `strict`; CheckpointError for a resume with a stream
-    that does not know of the weights or data that changed during the run.
+    The stream's state, with the number of the next sample, is saved in trainer_state.json; what was seen follows from
+    it.
+
+    Args:
+        stream: The `ShardStream` or `JitStream` that is trained on, or a `Ledger` of other data.
+        parameters: {"total", "non_embedding"} of the model, for the verdict.
+        confirm: Ask below one pass.
+        strict: Stop below one pass.
+        assume_yes: Do not ask.
+
+    Raises:
+        CheckFailed: The answer was no, or `strict` and less than one pass.
+        CheckpointError: A resume with a stream that lacks the run's changes of weights or data.
     """
 
     def __init__(
@@ -57,7 +63,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
 
     @property
     def events(self) -> list[dict]:
-        """Everything that was changed on the way, in the order of the samples."""
+        """All changes during the run, in the order of the samples."""
         return sorted([*self.changes, *self.stream.events], key=lambda event: event["sample"])
 
     def state(self) -> dict:
@@ -68,7 +74,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
         name = type(self).__name__
         self._batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         saved = {"next_sample": state.global_step * self._batch, "events": [], "settings": {}}
-        if state.global_step and name in state.stateful_callbacks:  # else a new run, or one that did without a ledger
+        if state.global_step and name in state.stateful_callbacks:  # else a new run, or one without a ledger
             saved = saved_states(state.stateful_callbacks)[name]["attributes"]
         self.next_sample = saved["next_sample"]
         self.changes = [event for event in saved["events"] if "changes" in event]
@@ -98,14 +104,19 @@ class CoverageCallback(TrainerCallback, ExportableState):
         self.on_save(args, state, control)
 
     def ledger(self) -> list[dict]:
-        """What each source has given so far: samples, tokens, epochs, coverage."""
+        """Samples, tokens, epochs and coverage of each source so far."""
         return [asdict(seen) for seen in self.stream.seen(self.next_sample)]
 
     def change_weights(self, args, state, weights: list[float]) -> None:
-        """Draw from the sources with other weights from the next step on; to be called between two steps.
+        """Draw from the sources with other weights from the next step on. All processes call it between two steps.
 
-        args, state: as HF's events get them. Every process calls it alike. Raises MyPTError with DataLoader workers,
-        which have read ahead, DataError in a stock Trainer, which has too, and for another number of weights.
+        Args:
+            args, state: As HF's events get them.
+            weights: One for each source.
+
+        Raises:
+            MyPTError: DataLoader workers have read ahead.
+            DataError: A stock Trainer has read ahead, or the number of weights is another.
         """
         if args.dataloader_num_workers:
             raise MyPTError(
@@ -121,7 +132,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
         return self.stream.seen(next_sample)[self.stream.main]
 
     def _note_events(self, state, saved: list[dict]) -> None:
-        """Say what the stream does otherwise than the last session, and at which step."""
+        """Report the stream's changes since the last session, and at which step."""
         known = self.stream.events[: len(saved)]
         if known != saved:
             raise CheckpointError(
@@ -188,28 +199,28 @@ class CoverageCallback(TrainerCallback, ExportableState):
         )
 
     def _refusal(self) -> str | None:
-        """Why training must not start below one pass, or None. Asks on a terminal; never waits without one."""
+        """The reason not to start below one pass, or None. Asks on a terminal; never waits without one."""
         if self.strict:
             return "the data would be seen less than once and coverage.strict is true; raise training.max_steps"
         if self.assume_yes or not self.confirm:
             return None
         answer = _answer("The model will not see all of the data once. Continue anyway? (y/n) ")
         if answer is None:
-            say("no terminal to ask on: going on (coverage.strict: true would stop here)")
+            say("no terminal to ask on: continuing (coverage.strict: true would stop here)")
         elif answer.strip().lower() not in ("y", "yes"):
             return f"stopped: the answer was {answer.strip() or 'empty'!r}; nothing was trained"
         return None
 
 
 def write_ledger(directory: Path, step: int, saved: dict) -> None:
-    """coverage.json from a saved state of this callback: with what each source has given by then."""
+    """Write coverage.json from a saved state of this callback, with what each source has given by then."""
     content = {"step": step, **saved, "seen": saved_ledger(saved)}
-    # Sorted as in trainer_state.json, where `saved` may come from: the same ledger is the same file.
+    # Sorted as in trainer_state.json, where `saved` may come from, so that the same ledger is the same file.
     replace_text(directory / LEDGER_NAME, json.dumps(content, indent=1, sort_keys=True))
 
 
 def _answer(question: str) -> str | None:
-    """The user's line on a terminal, or one already piped in; None when there is neither. Never waits for a pipe."""
+    """The user's line on a terminal, or a line already in the pipe; None without either. Never waits for a pipe."""
     try:
         descriptor = sys.stdin.fileno()
         if not os.isatty(descriptor):

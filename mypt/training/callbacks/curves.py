@@ -1,4 +1,4 @@
-"""PNG curves beside the numbers; without matplotlib (the `plots` extra) the numbers stand alone."""
+"""Draw loss.png and forgetting.png if matplotlib (the `plots` extra) is installed."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -8,11 +8,11 @@ from pathlib import Path
 from mypt.errors import MyPTError
 from mypt.terminal import one_line
 
-PAUSE = 30.0  # seconds from one drawing at a save to the next: a drawing takes as long as many steps of a tiny model
+PAUSE = 30.0  # seconds between drawings at saves; one takes as long as many steps of a tiny model
 
 
 class Pace:
-    """Whether it is time to draw again; the first time a pause after it was made."""
+    """Whether `PAUSE` seconds have passed since the last drawing, or since this object was made."""
 
     def __init__(self):
         self._drawn = time.monotonic()
@@ -27,7 +27,7 @@ class Pace:
 
 @contextmanager
 def draw_what_ends_it(trainer) -> Iterator[None]:
-    """The curves up to an error that ends the training, of which no event of Trainer's tells a callback."""
+    """Draw the curves when an error ends the training: Trainer has no event for it."""
     try:
         yield
     except MyPTError:
@@ -38,7 +38,7 @@ def draw_what_ends_it(trainer) -> Iterator[None]:
 
 
 def _axes(title: str, ylabel: str):
-    """A figure with one pair of axes, drawn without a display; None when matplotlib is not installed."""
+    """A figure and its axes, without a display; None, None if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -50,10 +50,7 @@ def _axes(title: str, ylabel: str):
 
 
 def plot_loss(log_history: list[dict], path: Path) -> None:
-    """Training loss as logged and smoothed, every evaluation set, and the learning rate behind them.
-
-    log_history: Trainer's; losses in nats per token.
-    """
+    """Draw the training loss as logged and smoothed, each evaluation set (nats per token), and the learning rate."""
     figure, axes = _axes("Loss", "nats per token")
     if figure is None:
         return
@@ -87,14 +84,14 @@ def _points(log_history: list[dict], key: str) -> list[tuple[int, float]]:
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """Means over a window of a fifteenth of the curve around each point; at both ends it holds fewer points."""
+    """Means over a fifteenth of the curve around each point; over fewer points at both ends."""
     reach = len(losses) // 30
     parts = (losses[max(0, i - reach) : i + reach + 1] for i in range(len(losses)))
     return [sum(part) / len(part) for part in parts]
 
 
 def plot_forgetting(report: dict, path: Path) -> None:
-    """Each evaluation set's change since step 0 with two standard errors, and the tolerance."""
+    """Draw each evaluation set's change since step 0 with two standard errors, and the tolerance."""
     figure, axes = _axes("Change since step 0", "nats per token (below 0: better)")
     if figure is None:
         return

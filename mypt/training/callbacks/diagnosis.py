@@ -1,4 +1,4 @@
-"""Say at the end of a run what its curves show, and keep it in diagnosis.json."""
+"""Report at the end of a run what its curves show, and write it to diagnosis.json."""
 
 import json
 from pathlib import Path
@@ -15,10 +15,11 @@ DIAGNOSIS_NAME = "diagnosis.json"
 
 
 class DiagnosisCallback(TrainerCallback):
-    """Two lines when training ends, for any HF Trainer: what the loss does, by which rule, and what to try next.
+    """Print two lines when training ends, for any HF Trainer: what the loss does, by which rule, and what to try next.
 
-    coverage: how often the data was seen decides what is advised; without it nothing is said about passes. target: the
-    evaluation set that tells overfitting (None: the one that a stock Trainer logs as `eval_loss`).
+    Args:
+        coverage: How often the data was seen, for the advice; without it the advice ignores passes.
+        target: The evaluation set that shows overfitting; None: what a stock Trainer logs as `eval_loss`.
     """
 
     def __init__(self, coverage: CoverageCallback | None = None, target: str | None = None):
@@ -35,7 +36,7 @@ class DiagnosisCallback(TrainerCallback):
         replace_text(Path(args.output_dir) / DIAGNOSIS_NAME, json.dumps(found, indent=1))
 
     def _data(self) -> dict | None:
-        """Passes over the main source so far, how many are advised at most, and tokens seen for each parameter."""
+        """Passes over the main source so far, passes that are advised, and tokens seen for each parameter."""
         if self.coverage is None or self.coverage.parameters is None:
             return None
         stream, seen = self.coverage.stream, self.coverage.ledger()

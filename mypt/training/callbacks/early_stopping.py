@@ -9,7 +9,7 @@ from mypt.training.callbacks.forgetting import ForgettingCallback
 
 
 def early_stopping(forgetting: ForgettingCallback | None, patience: int | None) -> "EarlyStoppingCallback | None":
-    """The callback that `safety.early_stopping_patience` asks for. Raises RecipeError without an evaluation set."""
+    """The callback for `safety.early_stopping_patience`. Raises RecipeError without an evaluation set."""
     if patience is None:
         return None
     if forgetting is None:
@@ -18,10 +18,10 @@ def early_stopping(forgetting: ForgettingCallback | None, patience: int | None) 
 
 
 class EarlyStoppingCallback(TrainerCallback):
-    """Saves and stops after `patience` evaluations in a row in which the target's loss was not below its lowest so far.
+    """Save and stop after `patience` evaluations in a row without a new lowest loss of the target.
 
-    HF's callback of this name watches `metric_for_best_model` at saved steps only, and forgets its count in a resume;
-    this one counts in the history of `forgetting`, which every checkpoint holds.
+    HF's callback of this name looks at `metric_for_best_model` at saved steps only, and a resume resets its count. This
+    one counts in the history of `forgetting`, which every checkpoint holds.
     """
 
     def __init__(self, forgetting: ForgettingCallback, patience: int):
@@ -49,7 +49,7 @@ class EarlyStoppingCallback(TrainerCallback):
 
 
 def without_improvement(history: list[dict], target: str) -> int:
-    """Evaluations since the one with the target's lowest loss (the first of equals); a NaN is no improvement."""
+    """Evaluations since the target's lowest loss (the first of equals); NaN is not an improvement."""
     losses = [entry["sets"][target]["loss"] for entry in history]
     lowest = 0
     for index, loss in enumerate(losses):

@@ -1,4 +1,4 @@
-"""Keep every logged number in metrics.jsonl and draw loss.png."""
+"""Write every logged number to metrics.jsonl and draw loss.png."""
 
 import json
 import math
@@ -12,10 +12,10 @@ METRICS_NAME = "metrics.jsonl"
 
 
 class MetricsCallback(TrainerCallback):
-    """One JSON line per log entry in the trainer's output_dir.
+    """Write one JSON line per log entry to the trainer's output_dir.
 
-    A resume first rewrites the file from the checkpoint's history, so that steps that are trained again come once.
-    loss.png is drawn at a save if the last drawing is `PAUSE` seconds old, and when training ends.
+    A resume first rewrites the file from the checkpoint's history, so that steps that are trained again occur once.
+    loss.png is drawn when training ends, and at saves with a `Pace`.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -43,7 +43,7 @@ class MetricsCallback(TrainerCallback):
 
 
 def json_line(entry: dict) -> str:
-    """One line of strict JSON: a number that is not finite, which JSON cannot hold, becomes null."""
+    """One line of strict JSON; a NaN or infinite number becomes null."""
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in entry.items()
     }

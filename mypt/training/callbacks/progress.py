@@ -1,16 +1,16 @@
-"""What a person sees while it trains: a progress bar on a terminal, one plain line per log entry when piped."""
+"""Show progress: a bar on a terminal, one plain line per log entry when piped."""
 
 from transformers import TrainerCallback
 
 from mypt.planning.report import duration
 from mypt.terminal import progress_bar, say
 
-# Without tqdm's own guess at the time left, which knows nothing of evaluations.
+# Without tqdm's estimate of the time left, which ignores evaluations.
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 class ProgressBarCallback(TrainerCallback):
-    """Loss, learning rate and coverage of each log entry, and where `ThroughputCallback` comes before: its numbers."""
+    """Show loss, learning rate and coverage of each log entry, and the numbers of an earlier `ThroughputCallback`."""
 
     def __init__(self):
         self._bar = None
@@ -38,9 +38,9 @@ class ProgressBarCallback(TrainerCallback):
 
 
 def log_line(logs: dict, passes: float | None) -> str:
-    """`loss 3.250, lr 1.00e-03, 0.13x, 2,602 tokens/s, 31.2% MFU, 2 min left`, of what there is."""
+    """`loss 3.250, lr 1.00e-03, 0.13x, 2,602 tokens/s, 31.2% MFU, 2 min left`, without what is not known."""
     parts = [f"loss {logs['loss']:.3f}", f"lr {logs['learning_rate']:.2e}"]
-    if passes is not None:  # of what is streamed, nobody knows yet
+    if passes is not None:  # unknown for streamed text
         parts.append(f"{passes:.2f}x")
     if (rate := logs.get("throughput/tokens_per_second")) is not None:
         parts.append(f"{rate:,.0f} tokens/s")

@@ -1,4 +1,4 @@
-"""Tokens per second, model FLOPs utilization, what a step's time goes into, memory and the time that is left."""
+"""Measure tokens per second, model FLOPs utilization, the parts of a step's time, memory and the time left."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ MANY_MARKS = 4_000  # settle so many at the latest, however seldom the run logs
 
 
 class ThroughputCallback(TrainerCallback):
-    """Adds the speed of the steps since the last log entry to each entry that has a training loss, in any HF Trainer.
+    """Add the speed since the last log entry to each entry that has a training loss, in any HF Trainer.
 
     block_size: tokens in a sample. Keys and units (docs/throughput.md has the definitions):
     throughput/tokens_per_second over all processes; throughput/mfu, a share of 1, of the model's FLOPs without the
@@ -30,8 +30,6 @@ class ThroughputCallback(TrainerCallback):
         self._seconds: dict[str, float] = {}
         self._entries = 0
 
-    # ---- HF's events, in the order in which they come ----
-
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.peak = peak_of(args.device, _dtype(args, model))
         if state.is_world_process_zero:
@@ -39,7 +37,7 @@ class ThroughputCallback(TrainerCallback):
         self._clock = _CudaClock if args.device.type == "cuda" else _CpuClock
         self._seconds = dict.fromkeys((DATA, PASSES, OPTIMIZER, REST, OUTSIDE, STARTUP), 0.0)
         self._logged = self._started = self._at(state)
-        self._steady = None  # after the first step, whose compiling and allocating tell nothing about the others
+        self._steady = None  # set after the first step, which compiles and allocates
         self._entries = len(state.log_history)
         self._marks, self._last = [], self._clock.mark()
 
@@ -47,7 +45,7 @@ class ThroughputCallback(TrainerCallback):
         self._mark(OUTSIDE if state.global_step > self._started[0] else STARTUP, state)
 
     def before_batches(self, state) -> None:
-        """The loader is about to be asked. A stock Trainer does not tell; there its share begins at the last event."""
+        """Called before batches are fetched. A stock Trainer has no such event; there they count from the last one."""
         self._mark(self._marks[-1][0] if self._marks and self._marks[-1][0] in (OUTSIDE, STARTUP) else REST, state)
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -62,7 +60,7 @@ class ThroughputCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self._mark(REST, state)
         if len(self._marks) > MANY_MARKS or self._steady is None:
-            self._settle()
+            self._add_up()
         self._steady = self._steady or self._at(state)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -79,17 +77,15 @@ class ThroughputCallback(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self._mark(OUTSIDE, state)
 
-    # ---- arithmetic ----
-
     def _mark(self, kind: str, state) -> None:
-        """What began at the last mark and ends here was of this kind."""
-        if self.peak is None:  # an evaluation, and nothing is trained yet
+        """End a part of this kind, which began at the last mark."""
+        if self.peak is None:  # an evaluation before training
             return
-        if len(state.log_history) != self._entries:  # a callback has evaluated by itself and left its reading
+        if len(state.log_history) != self._entries:  # a callback has evaluated by itself
             kind, self._entries = STARTUP if kind == STARTUP else OUTSIDE, len(state.log_history)
         self._marks.append((kind, self._clock.mark()))
 
-    def _settle(self) -> None:
+    def _add_up(self) -> None:
         for kind, mark in self._marks:
             self._seconds[kind] += self._clock.seconds(self._last, mark)
             self._last = mark
@@ -99,7 +95,7 @@ class ThroughputCallback(TrainerCallback):
         return state.global_step, state.total_flos, dict(self._seconds)
 
     def _read(self, args, state) -> dict[str, float]:
-        self._settle()
+        self._add_up()
         (step, flops, before), now = self._logged, self._at(state)
         steps = now[0] - step
         spent = {kind: now[2][kind] - before[kind] for kind in (DATA, PASSES, OPTIMIZER, REST)}
@@ -130,7 +126,7 @@ class _CpuClock:
 
 
 class _CudaClock:
-    """Marks in the GPU's own queue: nothing waits when one is set, and they are read when a loss was, too."""
+    """Marks in the GPU's queue, which nothing waits for until they are read."""
 
     @staticmethod
     def mark() -> torch.cuda.Event:
@@ -145,12 +141,12 @@ class _CudaClock:
 
 
 def _dtype(args, model) -> torch.dtype:
-    """What the matrix products are computed in."""
+    """The dtype of matrix products."""
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else next(model.parameters()).dtype
 
 
 def _peak_memory(device: torch.device) -> int | None:
-    """Bytes: the most that torch had allocated on a GPU, or that the process held of main memory; None: not told."""
+    """Bytes: the peak that torch allocated on a GPU, or that the process held of main memory; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

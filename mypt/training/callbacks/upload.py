@@ -1,4 +1,4 @@
-"""Send every saved model to the hub while training goes on, and the finished run folder at the end."""
+"""Upload each saved model to the hub during training, and the finished run folder at the end."""
 
 import os
 import shlex
@@ -26,11 +26,15 @@ class _Save(NamedTuple):
 
 
 class UploadCallback(TrainerCallback):
-    """Uploads from one thread beside the training; of saves that wait for it only the newest is sent.
+    """Upload from one thread during training; of several waiting saves only the newest is sent.
 
-    uri: hf://user/name[@branch]. private: visibility of the repository. every_save: send the model of each checkpoint
-    (never the optimizer's state), not only the finished one. An upload that fails is said and training goes on.
-    `connect` before training and `finish` after it are for the main process alone.
+    A failed upload is reported and training continues. The main process alone calls `connect` before training and
+    `finish` after it.
+
+    Args:
+        uri: hf://user/name[@branch].
+        private: Visibility of the repository.
+        every_save: Send the model of each checkpoint (never the optimizer's state), not only the finished one.
     """
 
     def __init__(self, uri: str, *, private: bool = True, every_save: bool = True):
@@ -42,7 +46,7 @@ class UploadCallback(TrainerCallback):
         self._thread: threading.Thread | None = None
 
     def connect(self) -> None:
-        """Find out before any work is done that the token, the name and the hub are right. Raises MyPTError."""
+        """Check the token, the name and the hub before any work is done. Raises MyPTError."""
         connect(self.uri, private=self.private)
 
     def on_save(self, args, state, control, **kwargs):
@@ -51,19 +55,19 @@ class UploadCallback(TrainerCallback):
         checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         try:
             save = self._hold(checkpoint)
-        except Exception as error:  # whatever it is, training is worth more
+        except Exception as error:  # no error of an upload may end the training
             return self._say_failed(checkpoint.name, error)
         with self._lock:
             passed_over, self._newest = self._newest, save
             if self._thread is None:
-                # A daemon: when training dies, its process does not stay for an upload.
+                # A daemon, so that a process whose training failed does not wait for an upload.
                 self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
                 self._thread.start()
         if passed_over:
             shutil.rmtree(passed_over.held, ignore_errors=True)
 
     def finish(self, run: Path) -> None:
-        """Send the finished run folder, after the upload that may be under way. Raises CheckFailed if that fails."""
+        """Send the finished run folder, after the current upload. Raises CheckFailed if that fails."""
         with self._lock:
             self._newest, thread = None, self._thread
         say(f"uploading {run} to {self.uri}")
@@ -80,7 +84,7 @@ class UploadCallback(TrainerCallback):
         say(f"uploaded {run} to {self.uri} (commit {commit[:8]})")
 
     def _hold(self, checkpoint: Path) -> _Save:
-        """What to send of a checkpoint, under second names (hard links) where it stays until it is sent."""
+        """Hard-link what is sent of a checkpoint, so that it stays until it is sent."""
         held = checkpoint.parent / HELD_NAME / checkpoint.name
         shutil.rmtree(held, ignore_errors=True)
         held.mkdir(parents=True)
@@ -110,7 +114,7 @@ class UploadCallback(TrainerCallback):
 
     def _say_failed(self, name: str, error: Exception) -> None:
         reason = error if isinstance(error, MyPTError | OSError) else repr(error)
-        say(f"{name} was not uploaded ({reason}); training goes on")
+        say(f"{name} was not uploaded ({reason}); training continues")
 
 
 def _linked(path: Path, target: Path) -> Path:

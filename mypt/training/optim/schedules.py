@@ -1,4 +1,4 @@
-"""The learning rate over a run: a recipe's schedule in HF's terms, and the climb where a resume would make it jump."""
+"""The learning rate over a run: a recipe's schedule in HF's terms, and the re-warming after a resume that raises it."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from transformers import SchedulerType, TrainingArguments, get_scheduler
 from mypt.errors import RecipeError, shown
 from mypt.recipe import OptimizerSection
 
-AHEAD_ALREADY = (SchedulerType.CONSTANT, SchedulerType.COSINE_WARMUP_WITH_MIN_LR)  # begin above zero by themselves
+AHEAD_ALREADY = (SchedulerType.CONSTANT, SchedulerType.COSINE_WARMUP_WITH_MIN_LR)  # begin above zero
 REWARM_FLOOR = 0.1  # the share of the peak at which the runs of Ibrahim et al. 2024 (2403.08763) end and begin again
 
 
@@ -64,8 +64,8 @@ def schedule_arguments(section: OptimizerSection, steps: int, warmup: int) -> di
 def require_schedule(args: TrainingArguments, steps: int) -> None:
     """Try the schedule of the arguments on one number, before anything is written.
 
-    Raises RecipeError for `lr_scheduler_kwargs` that it lacks or does not know, and for rates that are not finite or
-    are negative.
+    Raises RecipeError for `lr_scheduler_kwargs` that are missing or unknown, and for rates that are negative, NaN or
+    infinite.
     """
     kind, warmup = args.lr_scheduler_type, args.get_warmup_steps(steps)
     named = f"training.lr_scheduler_type {kind.value} with lr_scheduler_kwargs {shown(args.lr_scheduler_kwargs or {})}"
@@ -84,27 +84,29 @@ def require_schedule(args: TrainingArguments, steps: int) -> None:
 
 
 class RewarmSchedule:
-    """A schedule whose first step already learns, and that does not jump up where a resume changes it but climbs.
+    """A schedule whose first step already learns, and that re-warms where a resume would make it jump up.
 
-    HF's curves begin at zero, so that the first of `warmup` steps would change no weight: here step n of the warm-up
-    has its n-th part of the peak, as HF's curve has one step later. Its last step has the peak also where HF's curve
-    has not, since nothing is left for the decay. After the warm-up the curve is HF's.
+    HF's curves begin at zero, so that the first of `warmup` steps would change no weight. Here step n of the warm-up
+    has n / `warmup` of the peak, as HF's curve has one step later. The last step of the warm-up has the peak even if no
+    step is left for the decay. After the warm-up the curve is HF's.
 
-    curve: optimizer step, from 0 on -> share of the learning rate, as the recipe has it now. warmup: steps in which
-    the curve is read one step ahead. climb: None, or {"step", "share", "steps", "first"}: where the climb began, from
-    what share, how many steps it takes to the peak, and how many of them its first step makes; the curve is never
-    exceeded. first: the same of the warm-up.
+    torch's LambdaLR saves what such a callable has in its `__dict__`, here `climb` and `first`, so that a later resume
+    takes them from the checkpoint. Checkpoints of versions without them continue with the rates that they had.
 
-    torch's LambdaLR saves the attributes in `__dict__` of such a callable: of this one `climb` and `first`, so that a
-    later resume takes them from the checkpoint. Checkpoints of versions that had neither (`first` is 0 there) go on
-    with the rates that they had.
+    Attributes:
+        curve: Optimizer step, from 0 on -> share of the learning rate by the current recipe. It is never exceeded.
+        warmup: Steps in which the curve is read one step ahead.
+        climb: None, or {"step", "share", "steps", "first"}: the step and share at which the re-warming began, its steps
+            to the peak, and how many of them its first step makes.
+        first: The same for the warm-up; 0 in checkpoints of older versions.
+        began: Whether this session began the re-warming.
     """
 
     __slots__ = ("__dict__", "began", "curve", "warmup")
 
     def __init__(self, curve: Callable[[int], float], warmup: int = 0):
         self.curve, self.warmup = curve, warmup
-        self.began = False  # a climb, in this session
+        self.began = False
         self.climb: dict | None = None
         self.first = 1
 
@@ -119,7 +121,7 @@ class RewarmSchedule:
         return min(share, start + (1 - start) * made / self.climb["steps"]) if made < self.climb["steps"] else share
 
     def resume(self, step: int, share: float, steps: int) -> None:
-        """Begin a climb of `steps` steps at `step`, if the rate there was a smaller share than it would be now."""
+        """Re-warm over `steps` steps from `step` on, if `share`, the one of the last session, was smaller than now."""
         if steps and self(step) > share * (1 + 1e-6):
             self.began, self.climb = True, {"step": step, "share": share, "steps": steps, "first": 1}
 
@@ -127,7 +129,7 @@ class RewarmSchedule:
 def rewarmed(scheduler: LRScheduler, kind: SchedulerType, warmup: int) -> LRScheduler:
     """HF's scheduler of this kind with its curves as `RewarmSchedule`; its optimizer gets the first step's rate.
 
-    One that sets the rate by what it sees is returned as it is.
+    A scheduler that sets the rate by metrics is returned unchanged.
     """
     if isinstance(scheduler, LambdaLR):
         warmup = 0 if kind in AHEAD_ALREADY else warmup
@@ -137,7 +139,7 @@ def rewarmed(scheduler: LRScheduler, kind: SchedulerType, warmup: int) -> LRSche
 
 
 def set_rates(scheduler: LambdaLR) -> None:
-    """Give each parameter group its rate at the scheduler's place, after its curves or its peaks have changed."""
+    """Set each parameter group's rate at the scheduler's position, after its curves or its peaks have changed."""
     for group, peak, curve in zip(
         scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
     ):
@@ -146,7 +148,7 @@ def set_rates(scheduler: LambdaLR) -> None:
 
 
 def rewarm_of(scheduler) -> dict | None:
-    """The climb that this session has begun, if there is one."""
+    """The re-warming that this session began, if there is one."""
     curve = next(iter(getattr(scheduler, "lr_lambdas", [])), None)
     return curve.climb if getattr(curve, "began", False) else None
 
@@ -168,11 +170,11 @@ def load_keeping_settings(
         optimizer, scheduler: As the recipe describes them now.
         rate: The recipe's learning rate.
         saved_rate: The one that the checkpoint was trained with, if it is known.
-        factor: What rollbacks have left of the learning rate.
+        factor: The factor of all rollbacks on the learning rate.
         warmup: Steps over which a rate that would jump up re-warms.
     """
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    if not isinstance(scheduler, LambdaLR):  # it sets the rate by what it sees
+    if not isinstance(scheduler, LambdaLR):  # it sets the rate by metrics
         load()
         for group, fresh in zip(optimizer.param_groups, settings, strict=True):
             group.update(fresh, lr=group["lr"] * rate / (saved_rate or rate))

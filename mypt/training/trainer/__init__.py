@@ -1,1 +1,1 @@
-"""HF Trainer with MyPT's stream, evaluation and saves."""
+"""HF's Trainer with MyPT's stream, evaluation, checked steps and complete checkpoints."""

@@ -1,4 +1,4 @@
-"""Save a checkpoint so that neither a kill nor a power cut leaves one that looks whole and is not."""
+"""Save checkpoints so that after a kill or a power cut each one is complete or marked as incomplete."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,24 +15,26 @@ from mypt.files import flush_folder, flush_names, is_disk_full, system_errors
 
 
 class CompleteSave:
-    """Around Trainer's `train`: every checkpoint is whole or not at all, on all processes alike.
+    """Context around Trainer's `train` that makes every checkpoint complete, on all processes alike.
 
-    The mark of an unfinished save is on the disk before the first file is, and goes when the last one is, which holds
-    the checksums of the others; only then are older checkpoints removed. A full disk is one clear error in all
-    processes, and the older checkpoints stay: CheckpointError.
+    A mark is flushed to the disk before the first file of a checkpoint, and removed after the last one, which holds the
+    checksums of the others; only then are older checkpoints removed.
+
+    Raises:
+        CheckpointError: The disk is full, in all processes; the older checkpoints stay.
     """
 
     def __init__(self, args: TrainingArguments):
         self.args = args
-        self.folder: Path | None = None  # of the save under way
-        self.others_wait = False  # in `finish`, for a process in which the rest of the save fails
+        self.folder: Path | None = None  # of the current save
+        self.others_wait = False  # whether other processes wait in `finish` for one whose save fails
         self.limit: int | None = None
 
     @contextmanager
     def model_of(self, folder: Path) -> Iterator[None]:
-        """Around the save of the model, with which a checkpoint begins."""
+        """Context around the save of the model, the first part of a checkpoint."""
         self.folder = folder
-        # Trainer would remove older checkpoints before this one is whole.
+        # Trainer would remove older checkpoints before this one is complete.
         self.limit, self.args.save_total_limit = self.args.save_total_limit, None
         with _alike(self.args.world_size):
             if self.args.should_save:
@@ -42,7 +44,7 @@ class CompleteSave:
         self.others_wait = True
 
     def finish(self, best_checkpoint: str | None) -> None:
-        """Every file is written: record their checksums, flush them, take the mark away, remove older checkpoints."""
+        """After the last file: write the checksums, flush all, remove the mark, then remove older checkpoints."""
         if self.folder is None:
             return
         folder, self.others_wait = self.folder, False
@@ -64,7 +66,7 @@ class CompleteSave:
         return self
 
     def __exit__(self, kind, error: BaseException | None, traceback) -> None:
-        """Raise CheckpointError if a full disk ended a save, OSError in all processes if one was raised in one."""
+        """Raise CheckpointError after a full disk; raise an OSError of one process in all of them."""
         if self.folder is None:
             return
         folder = self.folder
@@ -90,7 +92,7 @@ class CompleteSave:
 
 @contextmanager
 def _alike(processes: int) -> Iterator[None]:
-    """All processes call it, and leave it together. Raises OSError in all of them if one was raised in one."""
+    """Context of all processes; an OSError in one of them is raised in all."""
     fault = None
     try:
         yield

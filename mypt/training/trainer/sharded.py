@@ -1,4 +1,4 @@
-"""Weights and optimizer states that FSDP2 shards, whole as one process writes them, so that any layout resumes any."""
+"""Gather and cut what FSDP2 shards: checkpoints are those of one process, so that any layout resumes any."""
 
 import dataclasses
 import os
@@ -20,21 +20,18 @@ from mypt.errors import CheckpointError, RecipeError
 
 
 def before_accelerator() -> None:
-    """Take FSDP2 on CPUs too. Raises RecipeError for a launch with FSDP 1, which knows no single matrices."""
+    """Allow FSDP2 on CPUs. Raises RecipeError for a launch with FSDP 1, which flattens matrices."""
     state = PartialState()
     if os.environ.get("ACCELERATE_USE_FSDP") != "true":
         return
     _require_second(int(os.environ.get("FSDP_VERSION", 1)))
     if state.distributed_type == DistributedType.MULTI_CPU:
-        # accelerate 1.15 knows FSDP for all kinds of processes but this one, for which it silently takes DDP.
+        # accelerate 1.15 silently takes DDP instead of FSDP for this kind of processes alone.
         state.distributed_type = DistributedType.MULTI_GPU
 
 
 def after_accelerator(accelerator: Accelerator) -> None:
-    """Reduce gradients, and return the loss, in float32, where accelerate would take bfloat16.
-
-    Raises RecipeError for FSDP 1.
-    """
+    """Reduce gradients and return the loss in float32, where accelerate takes bfloat16. Raises RecipeError for FSDP 1."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return
@@ -50,7 +47,7 @@ def _require_second(version: int) -> None:
 
 
 def refuse_flattened(optimizer: str, args: TrainingArguments) -> None:
-    """Raises RecipeError for Muon under DeepSpeed's ZeRO, which hands its optimizer pieces of one long vector."""
+    """Raise RecipeError for Muon under DeepSpeed's ZeRO, whose optimizer gets pieces of one long vector."""
     if optimizer == "muon" and args.deepspeed_plugin and args.deepspeed_plugin.zero_stage:
         raise RecipeError(
             f"DeepSpeed ZeRO-{args.deepspeed_plugin.zero_stage} cuts matrices up, and Muon needs them whole: set "
@@ -59,16 +56,13 @@ def refuse_flattened(optimizer: str, args: TrainingArguments) -> None:
 
 
 def whole_weights(model: nn.Module, kept: bool = True) -> dict[str, torch.Tensor]:
-    """The state dict with whole tensors in main memory.
-
-    All processes call it alike; the tensors of one that has not `kept` them are empty.
-    """
+    """The state dict with whole tensors in main memory, empty ones unless `kept`. All processes call it together."""
     tied = tied_names(model)
     return {name: _whole(tensor, kept) for name, tensor in model.state_dict().items() if name not in tied}
 
 
 def whole_state(optimizer: torch.optim.Optimizer, kept: bool = True) -> dict:
-    """The optimizer's state dict with whole tensors in main memory; as `whole_weights`."""
+    """The optimizer's state dict, gathered as in `whole_weights`."""
     content = optimizer.state_dict()
     return content | {
         "state": {
@@ -85,7 +79,7 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # after a forward without backward some are whole
+            module.reshard()  # a forward without backward leaves some whole
     adapter = (checkpoint / ADAPTER_WEIGHTS).exists()
     wanted = {name.replace(".default.", ".") if adapter else name: p for name, p in model.named_parameters()}
     for file in [ADAPTER_WEIGHTS] if adapter else weight_files(checkpoint):
@@ -109,13 +103,13 @@ def cut_state(content: dict, optimizer: torch.optim.Optimizer) -> dict:
 
 
 def tied_names(model: nn.Module) -> set[str]:
-    """Names, beyond its first, of every parameter that has several."""
+    """The names of parameters that have several, without the first of each."""
     every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return every - {name for name, _ in model.named_parameters()}
 
 
 def _whole(value: object, kept: bool) -> object:
-    """A tensor's whole content if it is `kept`; anything else as it is."""
+    """The whole tensor if it is `kept`, else an empty one; other values unchanged."""
     if not isinstance(value, torch.Tensor):
         return value
     whole = value.full_tensor() if isinstance(value, DTensor) else value
@@ -123,7 +117,7 @@ def _whole(value: object, kept: bool) -> object:
 
 
 def _cut_like(value: object, parameter: torch.Tensor) -> object:
-    """This process's part of a tensor of the parameter's shape, cloned, so that the whole can go; else as it is."""
+    """This process's part of a tensor of the parameter's shape, cloned to free the whole; other values unchanged."""
     if not isinstance(parameter, DTensor) or getattr(value, "shape", None) != parameter.shape:
         return value
     mesh = parameter.device_mesh
@@ -132,7 +126,7 @@ def _cut_like(value: object, parameter: torch.Tensor) -> object:
 
 @contextmanager
 def own_class(model: nn.Module) -> Iterator[None]:
-    """The class that FSDP2 put in front of the model's own would be saved, with its code, as the model's."""
+    """Give the model its own class for a save, which would record the class that FSDP2 derives from it."""
     sharded = type(model)
     if isinstance(model, FSDPModule):
         model.__class__ = next(one for one in sharded.__mro__[1:] if one is not FSDPModule)

@@ -1,4 +1,4 @@
-"""HF Trainer, changed where a promise needs it: the stream, the exact evaluator, checked steps, whole checkpoints."""
+"""Trainer with MyPT's stream and evaluator that checks every step for signals, NaN and spikes."""
 
 import functools
 import itertools
@@ -44,33 +44,33 @@ from mypt.training.trainer.saving import CompleteSave
 
 
 class MyPTTrainer(Trainer):
-    """Trains a causal LM on a `ShardStream` or a `JitStream` that yields this process's ready micro-batches.
+    """Train a causal LM on a `ShardStream` or a `JitStream`, which yields this process's micro-batches.
 
-    A signal ends `train` with a checkpoint (`SignalCallback`), a step without a finite loss and gradient is handled
-    (`SafetyCallback`), spikes.jsonl has the steps whose loss stands out (`SpikeCallback`). Checkpoints under FSDP2 hold
+    `SignalCallback` ends `train` with a checkpoint after a signal, `SafetyCallback` handles a step without a finite
+    loss and gradient, `SpikeCallback` records steps whose loss stands out. Checkpoints under FSDP2 hold
     `model.safetensors` and `optimizer.pt` as all others do.
 
-    Three private methods of HF's Trainer are overridden, since no public event comes at their moment; all else goes
-    through public methods and callbacks. `tests/training/trainer/test_surface.py` pins their signatures:
+    Three private methods of HF's Trainer are overridden, since no public method or event has their moment
+    (`tests/training/trainer/test_surface.py` pins their signatures):
 
-    - `_load_from_checkpoint`: the weights are loaded inside `train`, by it alone.
-    - `_load_optimizer_and_scheduler`: the settings of the recipe have to win over those that were saved.
-    - `_save_optimizer_and_scheduler`: under FSDP2 Trainer would write a folder of shards.
+    - `_load_from_checkpoint`: `train` loads the weights itself; FSDP2 and GPT-NeoX need other readers.
+    - `_load_optimizer_and_scheduler`: the recipe's settings have to replace the saved ones.
+    - `_save_optimizer_and_scheduler`: under FSDP2 Trainer writes a folder of shards that only one layout can read.
 
     Args:
-        forgetting: The ForgettingCallback that measures the evaluation sets, or None when there are none.
-        early_stopping, upload: Callbacks that `mypt.training.run.finish` asks when the run ends.
-        throughput: The ThroughputCallback, to be the first of all callbacks.
+        forgetting: The ForgettingCallback that measures the evaluation sets; None without evaluation sets.
+        early_stopping, upload: Callbacks that `mypt.training.run.finish` uses at the end of the run.
+        throughput: The ThroughputCallback, which becomes the first of all callbacks.
         hardware: The `Hardware` that was resolved for the run.
-        compile_layers: Whether decoder layers are compiled while it trains.
+        compile_layers: Compile decoder layers during training.
         on_nan: `stop`, `skip` or `rollback`; see `SafetyCallback`.
         checkpoint: The checkpoint that the run resumes from.
-        set_aside: Moves later checkpoints out of the way, once this one is loaded.
+        set_aside: Moves later checkpoints away, called once this one is loaded.
         give_back: Unlocks the run folder.
-        args, kwargs: As of HF's Trainer.
+        args, kwargs: As for HF's Trainer.
 
     Raises:
-        RecipeError: A launch with FSDP 1, which knows no single matrices, or `on_nan` that DeepSpeed cannot do.
+        RecipeError: A launch with FSDP 1, or `on_nan` other than stop under DeepSpeed.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class MyPTTrainer(Trainer):
         self.safety, self.spikes, self.signals = SafetyCallback(on_nan), SpikeCallback(), SignalCallback()
         for callback in (self.safety, self.spikes, self.signals):
             self.add_callback(callback)
-        # First the throughput: TensorBoard's callback gets its numbers. The save is complete before others see it.
+        # TensorBoard's callback needs the throughput's numbers, and others need saves that are complete.
         first = [throughput] if throughput else []
         self.callback_handler.callbacks[:0] = [*first, _Events(weakref.proxy(self))]
-        # A step whose update may be left out must be known before it: then, and only then, the GPU is waited for.
+        # To skip an update its step must be known before: only then each step waits for the GPU.
         late = self.args.device.type == "cuda" and on_nan != "skip"
         self.monitor, self.window = StepMonitor(self.args.world_size, late), LossWindow()
-        self.batches: list[dict[str, torch.Tensor]] = []  # of the step under way
+        self.batches: list[dict[str, torch.Tensor]] = []  # of the current step
         self.complete_save = CompleteSave(self.args)
         self.loss_parts: TrainingLoss | None = None
         if self.compute_loss_func is None and not isinstance(self.model, MyPTForCausalLM):
@@ -117,16 +117,16 @@ class MyPTTrainer(Trainer):
         sharded.before_accelerator()
         super().create_accelerator_and_postprocess()
         sharded.after_accelerator(self.accelerator)
-        # Trainer calls it once in each step, with or without clipping, and passes what it returns to no event.
+        # Trainer calls it once in each step, with or without clipping, and passes the norm to no event.
         self.accelerator.clip_grad_norm_ = self.grad_norm = KeptNorm(self.accelerator.clip_grad_norm_)
 
     # ---- training ----
 
     def train(self, *args, **kwargs):
-        """As Trainer's, with the precision of matrix products that was chosen.
+        """As HF's, with the chosen precision of matrix products.
 
-        While it runs, SIGTERM, SIGHUP, SIGINT and SIGUSR1 end it with a checkpoint. Out of memory reports what would
-        have fitted, a full disk that earlier checkpoints are whole.
+        SIGTERM, SIGHUP, SIGINT and SIGUSR1 end it with a checkpoint. The error for out of memory names a batch that
+        fits, the one for a full disk reports that earlier checkpoints are complete.
         """
         if self.args.device.type == "cpu":
             keep_freed()
@@ -139,9 +139,9 @@ class MyPTTrainer(Trainer):
         return output._replace(training_loss=self.window.run_mean)
 
     def get_train_dataloader(self) -> DataLoader:
-        """The stream as it is: sharded over ranks and workers, placed at its start sample.
+        """A loader of the stream itself, which is sharded over ranks and workers and starts at its sample.
 
-        The private generator leaves the global random state alone, so that a resume restores it exactly.
+        The private generator does not touch the global random state, so that a resume restores it exactly.
         """
         options = {
             "num_workers": self.args.dataloader_num_workers,
@@ -156,9 +156,9 @@ class MyPTTrainer(Trainer):
         return DataLoader(self.train_dataset, batch_size=None, **options)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        """The micro-batches of a step, kept for a look at a spike, and the number of targets in the global batch.
+        """The micro-batches of a step, kept for `worst_sample`, and the number of targets in the global batch.
 
-        That is a constant for our streams, whose windows are full; of other data Trainer counts and sums it.
+        The number is a constant for MyPT's streams, whose windows are full; Trainer counts it for other data.
         """
         if self.throughput:
             self.throughput.before_batches(self.state)
@@ -170,23 +170,23 @@ class MyPTTrainer(Trainer):
         return self.batches, targets
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        """Never with a cache: stock models look for the documents of a packed window only without one."""
+        """Without a cache: only then stock models detect the documents of a packed window."""
         if self.loss_parts:
             labels = next_tokens(inputs)
             inputs = {name: tensor for name, tensor in inputs.items() if "labels" not in name} | {"labels": labels}
         return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
-        """The cross-entropy; what the model adds (`TrainingLoss`) is trained on, too, and logged as `aux_loss`."""
+        """Train on the whole loss, and return its cross-entropy; the rest (`TrainingLoss`) is logged as `aux_loss`."""
         loss = super().training_step(*args, **kwargs)
         shown = self.loss_parts.cross_entropy_of(loss) if self.loss_parts else loss
         self.monitor.add(loss, shown)
         return shown
 
     def check_step(self) -> None:
-        """The step's gradient is complete and nothing is updated yet: the moment to look at both."""
+        """Check loss and gradient of a step before its update."""
         stats = self.monitor.step(
-            # With fp16 an infinite norm is how the scaler finds its scale; it leaves out such an update itself.
+            # fp16's loss scaler finds its scale by infinite norms, and leaves out such updates itself.
             self.grad_norm.take() if getattr(self.accelerator, "scaler", None) is None else None,
             stop=self.signals.received is not None,
             step=self.state.global_step + 1,
@@ -210,9 +210,9 @@ class MyPTTrainer(Trainer):
             self.loss_parts.take_added()
 
     def require_sound(self) -> None:
-        """Whatever is measured or saved is of sound weights.
+        """Check the weights before they are measured or saved.
 
-        An update may break what a finite gradient did not; the next loss would only show it one step later.
+        An update with a finite gradient may break them, which the loss shows one step later.
         """
         self._look_at(self.monitor.flush(), in_step=False)
         own = (p.to_local() if isinstance(p, DTensor) else p for p in self.model.parameters() if p.requires_grad)
@@ -224,7 +224,7 @@ class MyPTTrainer(Trainer):
             self._look_at(StepStats(self.state.global_step, samples, math.nan, math.nan, math.nan), in_step=False)
 
     def next_sample(self, in_step: bool = False) -> int:
-        """The first global sample that is not trained on yet; in_step: the first one after the step under way."""
+        """The first global sample that is not trained on yet; in_step: the first one after the current step."""
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         coverage = self._coverage()
         done = coverage.next_sample if coverage else self.state.global_step * batch
@@ -242,9 +242,9 @@ class MyPTTrainer(Trainer):
         return next((one for one in self.callback_handler.callbacks if isinstance(one, CoverageCallback)), None)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """The loss is the mean of the sound steps since the last entry (`LossWindow`); without one there is no entry.
+        """Log the mean loss of the finite steps since the last entry (`LossWindow`); nothing without such a step.
 
-        `aux_loss` is the mean of what was added to the cross-entropy meanwhile.
+        `aux_loss` is the mean of what was added to the cross-entropy.
         """
         if "loss" in logs:
             self._look_at(self.monitor.flush(), in_step=False)
@@ -268,9 +268,9 @@ class MyPTTrainer(Trainer):
     # ---- evaluation ----
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Loss of every evaluation set by the exact evaluator, one log entry and one `on_evaluate` for all of them.
+        """Measure every evaluation set with one log entry and one `on_evaluate` for all.
 
-        Another `eval_dataset` is measured as by Trainer. Raises MyPTError when there is nothing to measure.
+        Another `eval_dataset` is measured by HF's evaluation loop. Raises MyPTError without an evaluation set.
         """
         if eval_dataset is not None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -286,13 +286,13 @@ class MyPTTrainer(Trainer):
     # ---- optimizer and schedule ----
 
     def get_decay_parameter_names(self, model) -> list[str]:
-        """The same parameters for HF's optimizers as for ours: matrices outside embeddings and head."""
+        """Decay the same parameters in HF's optimizers as in MyPT's: matrices outside embeddings and head."""
         decayed = {id(parameter) for parameter in decayed_parameters(model)}
         return [name for name, parameter in model.named_parameters() if id(parameter) in decayed]
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LRScheduler:
-        """HF's schedule, whose first step learns; where a resume would make it jump up, it climbs."""
-        self.safety.restore(self)  # a checkpoint's state is loaded by now, and its optimizer's is next
+        """HF's schedule as a `RewarmSchedule`."""
+        self.safety.restore(self)  # the checkpoint's trainer state is loaded, its optimizer state comes next
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         require_lambda_schedule(scheduler, self.safety.on_nan)
         return rewarmed(scheduler, self.args.lr_scheduler_type, self.args.get_warmup_steps(num_training_steps))
@@ -300,9 +300,9 @@ class MyPTTrainer(Trainer):
     # ---- checkpoints ----
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Model and tokenizer, without Trainer's pickle of its arguments, which could hold a hub token.
+        """Save model and tokenizer without Trainer's pickle of its arguments, which could hold a hub token.
 
-        Trainer begins every checkpoint with it: `_internal_call` with a folder.
+        Trainer calls it first in every checkpoint, with `_internal_call` and a folder.
         """
         if not (_internal_call and output_dir):
             return self._save_model(output_dir or self.args.output_dir)
@@ -325,7 +325,7 @@ class MyPTTrainer(Trainer):
             Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _gathered_weights(self) -> dict[str, torch.Tensor] | None:
-        """Whole weights under FSDP2 and DeepSpeed, one that has two names once; None where Trainer's save is right."""
+        """Whole weights under FSDP2 and DeepSpeed, tied ones once; None where Trainer gathers them itself."""
         if self.is_fsdp_enabled:
             return sharded.whole_weights(self.model, kept=self.args.should_save)
         if not (self.is_deepspeed_enabled and isinstance(self.model, PreTrainedModel)):  # adapters are never tied
@@ -346,7 +346,7 @@ class MyPTTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        """As Trainer's; and a model whose weights have other names on disk (GPT-NeoX), of which it leaves some out."""
+        """As HF's, which leaves out weights of a model that has other names on disk (GPT-NeoX)."""
         with loading(resume_from_checkpoint, "the model", self.args.world_size):
             if self.is_fsdp_enabled:
                 return sharded.load_weights(self.model, Path(resume_from_checkpoint))
@@ -360,7 +360,7 @@ class MyPTTrainer(Trainer):
                 require_weights(resume_from_checkpoint, self.model, saved.keys())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Take the moments and the position in the schedule from the checkpoint, the settings from the recipe."""
+        """Load moments and schedule position from the checkpoint; keep the recipe's settings."""
         if checkpoint is None:
             return
         with loading(checkpoint, "the state of optimizer and schedule", self.args.world_size):
@@ -376,7 +376,7 @@ class MyPTTrainer(Trainer):
             )
             if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
                 require_optimizer_state(checkpoint, self.optimizer, self.state.global_step)
-        # Trainer loads both once more, at their moment, where a fault would be a traceback.
+        # Trainer loads both again later, where a damaged file would be a traceback.
         with loading(checkpoint, "the state of the loss scaler", self.args.world_size):
             if (scaler := Path(checkpoint, SCALER_NAME)).is_file() and getattr(self.accelerator, "scaler", None):
                 self.accelerator.scaler.load_state_dict(torch.load(scaler, weights_only=True))
@@ -384,11 +384,11 @@ class MyPTTrainer(Trainer):
             require_rng_state(checkpoint, self.args.process_index, self.args.world_size)
 
     def load_weights(self, checkpoint: str) -> None:
-        """Weights and buffers of a checkpoint into the model."""
+        """Load the weights of a checkpoint into the model."""
         self._load_from_checkpoint(checkpoint)
 
     def load_states(self, checkpoint: str) -> None:
-        """The states of optimizer and schedule as they were saved, settings included."""
+        """Load the saved states of optimizer and schedule, settings included."""
         if not self.is_fsdp_enabled:
             return super()._load_optimizer_and_scheduler(checkpoint)
         state = torch.load(os.path.join(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
@@ -397,24 +397,24 @@ class MyPTTrainer(Trainer):
         self.lr_scheduler.load_state_dict(scheduler)
 
     def release_later_checkpoints(self) -> None:
-        """Once the checkpoint is loaded, or known to need no loading: set later ones aside."""
+        """Move later checkpoints away, once the chosen one is loaded or needs no loading."""
         set_aside, self.set_aside = self.set_aside, None
         if set_aside:
             set_aside()
 
 
 class _Events(TrainerCallback):
-    """Trainer's public events, for what needs the trainer itself."""
+    """HF's events that need the trainer itself."""
 
     def __init__(self, trainer: MyPTTrainer):
         self.trainer = trainer
         self.best: tuple | None = None  # before an evaluation at a step that is not saved
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """After a resume, log, evaluate and save as often as the recipe says now, not as it said then."""
+        """Log, evaluate and save as often as the current recipe says, not as the checkpoint's did."""
         state.compute_steps(args, state.max_steps)
         best = state.best_global_step
-        # A resume from a chosen checkpoint set the best one aside, if that came later.
+        # A resume from a chosen checkpoint moves a later best one away.
         if best and not Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{best}").is_dir():
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
         self.best = None

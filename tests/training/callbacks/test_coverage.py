@@ -195,7 +195,7 @@ def test_in_the_background_of_a_terminal_it_does_not_ask(stream):
         os._exit(os.waitstatus_to_exitcode(os.waitpid(job, os.WUNTRACED)[1]))
     os.close(child_output)
     code, text = finish(pid, output)
-    assert code == 0 and "going on" in text
+    assert code == 0 and "continuing" in text
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_in_the_background_of_a_terminal_it_does_not_ask(stream):
 def test_a_piped_answer_is_taken_and_a_silent_pipe_never_waited_for(stream, piped, code, keep_open):
     got, text = ask(coverage_of(stream), pipe_with(piped, keep_open))
     assert got == code, text
-    assert ("going on" in text) == (piped == b"")
+    assert ("continuing" in text) == (piped == b"")
 
 
 @pytest.mark.parametrize("stdin", ["empty", "not for reading, as nohup leaves it", "closed"])
@@ -214,7 +214,7 @@ def test_without_anybody_to_ask_it_goes_on(stream, stdin):
     if stdin != "closed":
         descriptor = os.open(os.devnull, os.O_RDONLY if stdin == "empty" else os.O_WRONLY)
     code, text = ask(coverage_of(stream), descriptor)
-    assert code == 0 and "going on" in text, text
+    assert code == 0 and "continuing" in text, text
 
 
 def test_strict_refuses_and_confirm_and_yes_skip_the_question(stream):

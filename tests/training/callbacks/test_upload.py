@@ -70,7 +70,9 @@ def test_a_failing_hub_stops_no_training_and_a_failed_end_names_the_command(reci
     logged_in.failing = 0
     printed = capsys.readouterr().out
     assert (
-        "checkpoint-4 was not uploaded" in printed and "training goes on" in printed and "trained to step 12" in printed
+        "checkpoint-4 was not uploaded" in printed
+        and "training continues" in printed
+        and "trained to step 12" in printed
     )
     run = content["training"]["output_dir"]
     assert json.loads(Path(run, "result.json").read_text())["reason"] == "upload"
