@@ -298,6 +298,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+def hub_constants(url: str, cache) -> dict[str, object]:
+    """Values of huggingface_hub.constants with which a process knows only the hub at `url`."""
+    values = {"ENDPOINT": url, "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(cache)}
+    return values | {"HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}"}
+
+
 @pytest.fixture(scope="module")
 def hub():
     server = Hub()
@@ -313,9 +319,7 @@ def logged_in(hub, monkeypatch, tmp_path):
     """This process knows only the loopback hub, has its token and an empty cache; what fails is tried again at once."""
     from huggingface_hub import constants
 
-    values = {"ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(tmp_path / "cache")}
-    values["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    for name, value in values.items():
+    for name, value in hub_constants(hub.url, tmp_path / "cache").items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr("mypt.storage.hub.WAITS", (0, 0, 0))

@@ -17,8 +17,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import huggingface_hub.constants
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
+
+from tests.hub import hub_constants
 
 ROOT = Path(__file__).parents[1]
 WAIT = 300  # seconds after which a process counts as hanging
@@ -32,11 +35,14 @@ _server.set_forkserver_preload(["mypt.cli.main", "mypt.training.run", "mypt.trai
 class Command:
     """`mypt ARGUMENTS`, or a Python script with arguments, in a process group of its own.
 
-    env: changes to the environment of the test. apart: keep standard error apart from standard output. fresh: start an
-    interpreter, for variables that libraries read when they are imported (HF_HOME, HF_ENDPOINT).
+    env: changes to the environment of the test. apart: keep standard error apart from standard output. stdin: the file
+    or terminal to read; a terminal becomes the controlling one. fresh: start an interpreter, which reads /dev/null.
+    Curves are drawn where the test draws them.
     """
 
-    def __init__(self, arguments: Sequence[str | Path], *, script=None, env=None, apart=False, fresh=False):
+    def __init__(
+        self, arguments: Sequence[str | Path], *, script=None, env=None, apart=False, stdin=os.devnull, fresh=False
+    ):
         words, environment = [str(word) for word in arguments], {**os.environ, **(env or {})}
         number = next(_numbers)
         self._files = [Path(_printed.name, f"{number}.{stream}") for stream in ("out", "err")[: 1 + apart]]
@@ -49,7 +55,9 @@ class Command:
                 stderr=_appending(self._files[-1]), env=environment, process_group=0,
             )  # fmt: skip
         else:
-            self._process = _server.Process(target=_run, args=(words, script, os.getcwd(), environment, self._files))
+            plots = sys.modules.get("matplotlib.figure", ...) is not None
+            arguments = (words, script, os.getcwd(), environment, stdin, self._files, plots)
+            self._process = _server.Process(target=_run, args=arguments)
             self._process.start()
         self.pid = self._process.pid
 
@@ -85,15 +93,30 @@ def _appending(file: Path) -> int:
     return os.open(file, os.O_WRONLY | os.O_APPEND)
 
 
-def _run(words: list[str], script: Path | None, folder: str, environment: dict, files: list[Path]) -> None:
-    os.setpgid(0, 0)
+def _run(
+    words: list[str],
+    script: Path | None,
+    folder: str,
+    environment: dict,
+    stdin: str | Path,
+    files: list[Path],
+    plots: bool,
+) -> None:
+    os.setsid()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    if "HF_ENDPOINT" in environment:  # which the library has read when it was imported
+        for name, value in hub_constants(environment["HF_ENDPOINT"], environment["HF_HOME"]).items():
+            setattr(huggingface_hub.constants, name, value)
+    if not plots:
+        sys.modules["matplotlib.figure"] = None
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method("fork", force=True)  # an interpreter's default here, for DataLoader workers
     for descriptor, file in ((1, files[0]), (2, files[-1])):
         os.dup2(_appending(file), descriptor)
+    os.dup2(os.open(stdin, os.O_RDONLY), 0)
+    sys.stdin = os.fdopen(0, closefd=False)
     if script is None:
         from mypt.cli.main import main
 
