@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import inspect
 import json
 import os
@@ -15,6 +16,7 @@ from pydoc_data.topics import topics
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["RUST_BACKTRACE"] = "0"  # of the panics that tests provoke; finding its symbols takes a second each
 
 import numpy as np
 import pytest
@@ -45,6 +47,12 @@ LONG = (
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONG)
+
+
+def pytest_collection_finish():
+    """Keep what was imported out of every garbage collection to come: training collects at each of its ends."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
