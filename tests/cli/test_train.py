@@ -1,14 +1,13 @@
 """`mypt train` as a user types it: exit codes, overrides, one line for bad input."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from mypt.cli.main import build_parser, main
 from mypt.cli.train import sort_out
 from mypt.yaml12 import dump_yaml
+from tests.processes import ROOT, Command
 
 
 @pytest.fixture
@@ -87,13 +86,10 @@ def test_the_value_of_resume_may_be_left_out_and_stand_anywhere():
 
 
 def test_scripts_train_is_the_same_command(recipe, tmp_path):
-    from pathlib import Path
-
-    script = Path(__file__).parents[2] / "scripts" / "train.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(recipe)], capture_output=True, text=True, input="n\n", cwd=tmp_path
-    )
-    assert done.returncode == 1 and "the answer was 'n'" in done.stderr, done.stdout + done.stderr
-    assert not list((tmp_path / "run").glob("checkpoint-*"))
-    done = subprocess.run([sys.executable, str(script), str(recipe)], capture_output=True, text=True, input="y\n")
-    assert done.returncode == 0, done.stderr
+    answer = tmp_path / "answer.txt"
+    for word, code in {"n": 1, "y": 0}.items():
+        answer.write_text(f"{word}\n")
+        process = Command([recipe], script=ROOT / "scripts" / "train.py", apart=True, stdin=answer)
+        assert process.wait() == code, process.output() + process.errors()
+        assert ("the answer was 'n'" in process.errors()) == (word == "n")
+        assert bool(list((tmp_path / "run").glob("checkpoint-*"))) == (word == "y")
