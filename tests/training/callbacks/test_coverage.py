@@ -1,15 +1,12 @@
 """The ledger is exact and survives a resume; below one pass the question is asked once, and never waits for nobody."""
 
-import fcntl
 import json
 import os
 import pty
 import select
 import signal
 import socket
-import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from mypt.errors import CheckFailed
 from mypt.streams.ledger import Ledger, Source
 from mypt.training.callbacks.coverage import CoverageCallback
+from tests.processes import Command
 
 WINDOWS = (3_000 - 16) // 16
 QUESTION = "Continue anyway? (y/n)"
@@ -266,13 +264,9 @@ def test_no_on_a_terminal_ends_the_command_with_1(tmp_path):
         f"training: {{output_dir: {tmp_path / 'run'}, max_steps: 2, per_device_train_batch_size: 2}}\n"
     )
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mypt", "train", str(recipe)],
-        stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )  # fmt: skip
+    process = Command(["train", recipe], apart=True, stdin=os.ttyname(theirs))
     os.write(ours, b"n\n")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 1, out + err
+    code, out, err = process.wait(), process.output(), process.errors()
+    assert code == 1, out + err
     assert QUESTION in out and "nothing was trained" in err and "Traceback" not in err
     assert not list((tmp_path / "run").glob("checkpoint-*"))
