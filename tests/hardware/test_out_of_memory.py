@@ -1,8 +1,6 @@
 """A real refusal of the allocator becomes one error with settings that fit; anything else stays what it is."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from mypt.hardware.out_of_memory import advice, explain_out_of_memory_at_start, 
 from mypt.models.presets import preset_dimensions
 from mypt.planning.memory import training_memory
 from mypt.planning.step import Step
+from tests.processes import Command
 
 # Trains in a process that may have no more than so many MiB beyond what it has when training begins; if these are too
 # few, once more with the settings that the error names.
@@ -51,16 +50,15 @@ def test_a_run_out_of_memory_says_what_would_fit_and_goes_on_with_it(recipe_for,
     content["training"] |= {"max_steps": 1, "per_device_train_batch_size": 128, "save_steps": 1}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
-    command = [sys.executable, "-c", LIMITED, str(path), "350"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    message = next(
-        line for line in done.stdout.splitlines() if line.startswith("out of memory at step 0; a step needs")
-    )
+    (tmp_path / "limited.py").write_text(LIMITED)
+    process = Command([path, "350"], script=tmp_path / "limited.py")
+    assert process.wait() == 0, process.output()
+    printed = process.output()
+    message = next(line for line in printed.splitlines() if line.startswith("out of memory at step 0; a step needs"))
     assert message.endswith("and run the same command with --resume to continue")
     size, passes = advised(message)
     assert size * passes == 128 and size < 128
-    assert "again: None" in done.stdout
+    assert "again: None" in printed
     assert Path(content["training"]["output_dir"], "checkpoint-1").is_dir()
 
 
