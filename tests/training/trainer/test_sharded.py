@@ -1,7 +1,5 @@
 """What FSDP2 has spread over two processes is saved as one process saves it, and found again from there."""
 
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 from mypt.errors import RecipeError
 from mypt.training.optim.optimizers import build_muon_adamw, orthogonalize
 from mypt.training.trainer.sharded import refuse_flattened
+from tests.processes import Command
 
 RANK = """
 import sys
@@ -102,9 +101,10 @@ def train(model, optimizer, steps: int, first: int = 0) -> None:
 
 def test_two_processes_compute_and_save_what_one_does(tmp_path):
     ranks = ("0", "1")
-    commands = [[sys.executable, "-c", RANK, str(tmp_path / "store"), rank, str(tmp_path / rank)] for rank in ranks]
-    processes = [subprocess.Popen(command) for command in commands]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    (tmp_path / "rank.py").write_text(RANK)
+    arguments = [[tmp_path / "store", rank, tmp_path / rank] for rank in ranks]
+    processes = [Command(words, script=tmp_path / "rank.py") for words in arguments]
+    assert [process.wait() for process in processes] == [0, 0], [process.output() for process in processes]
     from safetensors.torch import load_file
 
     saved = load_file(tmp_path / "saved 0" / "model.safetensors")
