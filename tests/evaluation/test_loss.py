@@ -1,8 +1,6 @@
 """The evaluator gives the mean over every token of a split, whatever the batches, ranks and models."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from mypt import MyPTConfig, MyPTForCausalLM
 from mypt.evaluation.loss import WindowLosses, ratio_standard_error, window_losses
 from mypt.streams.eval_windows import EvalWindows
+from tests.processes import Command
 
 BLOCK = 16
 VOCABULARY = 40
@@ -145,12 +144,10 @@ np.save(out, sums)
 def test_two_processes_both_know_what_one_knows(windows, tmp_path):
     assert [len([*windows.batches(4, rank, 2)]) for rank in (0, 1)] == [3, 2]  # and yet as many forwards
     ranks = ("0", "1", "alone")
-    commands = [
-        [sys.executable, "-c", RANK, str(windows.reader.directory), str(tmp_path / "store"), rank, tmp_path / rank]
-        for rank in ranks
-    ]
-    processes = [subprocess.Popen(command) for command in commands]
-    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    (tmp_path / "rank.py").write_text(RANK)
+    arguments = [[windows.reader.directory, tmp_path / "store", rank, tmp_path / rank] for rank in ranks]
+    processes = [Command(words, script=tmp_path / "rank.py") for words in arguments]
+    assert [process.wait() for process in processes] == [0, 0, 0], [process.output() for process in processes]
     first, second, alone = (np.load(tmp_path / f"{rank}.npy") for rank in ranks)
     assert (first == alone).all() and (second == alone).all()
     assert (alone > 0).all()
