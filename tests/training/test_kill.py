@@ -45,7 +45,9 @@ def test_three_kills_and_one_after_the_last_save(recipe_for, weights, tmp_path):
     whole = start(recipes["whole"])
     assert whole.wait() == 0, whole.output()
 
-    moments = sorted(random.SystemRandom().sample(range(5, 110), 3))
+    seed = random.SystemRandom().randrange(2**32)
+    moments = sorted(random.Random(seed).sample(range(5, 110), 3))
+    print(f"seed {seed}: kills at {moments}")
     for moment in moments:
         process = start(recipes["killed"])
         wait_for(tmp_path / "killed", moment, process)

@@ -99,13 +99,14 @@ def run_and_kill(content: dict, folder: Path, **options) -> tuple[Path, Path, st
     recipes = twins(content, folder)
     whole = start(recipes["whole"], **options)
     assert whole.wait() == 0, whole.output()
-    moment = random.SystemRandom().randrange(16, 85)
+    seed = random.SystemRandom().randrange(2**32)
+    moment = random.Random(seed).randrange(16, 85)
     process = start(recipes["killed"], **options)
     wait_for(folder / "killed", moment, process)
     process.kill()
     final = start(recipes["killed"], **options)
-    assert final.wait() == 0 and "resuming from" in final.output(), f"killed at {moment}: {final.output()}"
-    return folder / "whole", folder / "killed", f"killed at {moment}"
+    assert final.wait() == 0 and "resuming from" in final.output(), f"seed {seed}, killed at {moment}: {final.output()}"
+    return folder / "whole", folder / "killed", f"seed {seed}, killed at {moment}"
 
 
 def require_equal(whole: Path, killed: Path, message: str) -> None:
@@ -142,7 +143,7 @@ def test_killed_anywhere_so_does_a_run_on_a_hub_dataset_with_workers(streaming, 
     length = {"max_steps": -1, "num_train_epochs": EPOCHS, "dataloader_num_workers": 2}
     content = streaming(data={"train": "hf://me/prose", "max_eval_examples": 2}, training=length)
     content["tokenizer"]["train_examples"] = 20
-    require_equal(*run_and_kill(content, tmp_path, env=environment, fresh=True))
+    require_equal(*run_and_kill(content, tmp_path, env=environment))
     assert not (tmp_path / "whole" / "stream_size.json").exists()  # it was not counted
     assert "eval_prose_loss" in (tmp_path / "killed" / "metrics.jsonl").read_text()
     assert load_recipe(tmp_path / "killed").data.eval == {"prose": "hf://me/prose#validation"}  # its own split
