@@ -5,6 +5,7 @@ has a pid, a process group, standard streams, signals and an exit code of its ow
 """
 
 import itertools
+import json
 import multiprocessing
 import os
 import runpy
@@ -125,6 +126,51 @@ def _run(
     sys.argv = [str(script), *words]
     sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(str(script), run_name="__main__")
+
+
+# Runs programs, one a line of standard input, each in a fork of its own.
+_BARE = """
+import json, os, sys, traceback
+import torch, torch.distributed.tensor, torch._dynamo, tokenizers, safetensors.torch
+assert not {"transformers", "huggingface_hub", "mypt"} & {*sys.modules}
+for line in sys.stdin:
+    program = json.loads(line)
+    if os.fork() == 0:
+        os.chdir(program["cwd"])
+        os.environ.clear()
+        os.environ.update(program["env"])
+        sys.argv = ["-c", *program["arguments"]]
+        sys.path[0] = ""
+        for descriptor, file in ((1, program["out"]), (2, program["err"])):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        try:
+            exec(compile(program["code"], "<program>", "exec"), {"__name__": "__main__"})
+        except BaseException as error:
+            code = error.code if isinstance(error, SystemExit) else 1
+            if not isinstance(error, SystemExit):
+                traceback.print_exc()
+        else:
+            code = 0
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
+    status = os.waitstatus_to_exitcode(os.wait()[1])
+    print(status, flush=True)
+"""
+_bare: list[subprocess.Popen] = []
+
+
+def bare_python(code: str, *arguments, cwd: Path | None = None, env: dict | None = None) -> subprocess.CompletedProcess:
+    """What `python -c CODE ARGUMENTS` does where torch is imported already, but neither transformers nor mypt."""
+    if not _bare:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        _bare.append(subprocess.Popen([sys.executable, "-c", _BARE], **pipes))
+    number = next(_numbers)
+    files = {name: Path(_printed.name, f"{number}.{name}") for name in ("out", "err")}
+    program = {"code": code, "arguments": arguments, "cwd": cwd or os.getcwd(), "env": env or dict(os.environ), **files}
+    print(json.dumps(program, default=str), file=_bare[0].stdin, flush=True)
+    status = int(_bare[0].stdout.readline())
+    return subprocess.CompletedProcess(code, status, *(file.read_text() for file in files.values()))
 
 
 def launch(config: str | Path, *arguments: str | Path, code: int = 0, script: Path | None = None) -> str:
