@@ -1,14 +1,13 @@
 """Auto classes know MyPT in any order of imports, and a checkpoint carries its code to machines without mypt."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from mypt import MyPTConfig, MyPTForCausalLM, MyPTForSequenceClassification
+from tests.processes import bare_python
 
 TINY = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 BUILD = f"""
@@ -33,7 +32,7 @@ MORE_ORDERS = [
 
 
 def python(code: str, **options) -> str:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **options)
+    result = bare_python(code, **options)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
