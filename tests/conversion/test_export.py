@@ -1,8 +1,6 @@
 """An exported folder is a stock checkpoint: plain transformers loads it and says the same."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from mypt.conversion.export import export_model
 from mypt.errors import CheckFailed, CheckpointError
 from mypt.tokenization.load import largest_id, load_tokenizer, save_tokenizer, tokenizer_hash
 from mypt.tokenization.train import train_bpe_tokenizer
+from tests.processes import bare_python
 
 SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "max_position_embeddings": 96}
 TEXT = "The notice was served on the clerk, and the clerk was told: costs of the appeal are costs."
@@ -75,8 +74,7 @@ def test_plain_transformers_generates_the_same_text(saved, tmp_path, tokenizer):
         ids = ours.generate(given, attention_mask=mask, do_sample=False, max_new_tokens=24)[0].tolist()
         assert max(ids) <= largest_id(tokenizer)
         expected.append(f"{name} {ids}")
-    command = [sys.executable, "-c", PLAIN, TEXT, *folders]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = bare_python(PLAIN, TEXT, *folders, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == expected
 
