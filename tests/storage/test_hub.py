@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.storage import hub
 from mypt.storage.hub import connect, download, outgoing, parse_uri, send
 from tests.hub import TOKEN
+from tests.processes import bare_python
 
 TEXT = "the same words"
 SECRET = "hf_" + "aB3" * 12
@@ -58,9 +57,7 @@ def upload(folder, uri, *, private=None, **options):
 
 
 def elsewhere(hub, home, mode, *words) -> list[list[float]]:
-    command = [sys.executable, "-c", ELSEWHERE, mode, *words]
-    environment = os.environ | hub.environment(home)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=home)
+    done = bare_python(ELSEWHERE, mode, *words, cwd=home, env=os.environ | hub.environment(home))
     assert done.returncode == 0, done.stderr
     assert TOKEN not in done.stdout + done.stderr
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[[")))
