@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from mypt.errors import CheckpointError
 from mypt.inspection.checkpoint import inspect_checkpoint
 from mypt.recipe import LoraSection
 from mypt.training.model.lora import attach_adapters
+from tests.processes import bare_python
 
 IDS = torch.arange(16).view(1, 16)
 
@@ -217,7 +216,7 @@ def test_without_peft_one_line_says_what_to_install(adapter):
         "from mypt.cli.main import main\n"
         f"sys.exit(main(['generate', {str(adapter)!r}]))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = bare_python(script)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1] == (
         f"mypt generate: {adapter} is an adapter. LoRA needs the package peft: pip install mypt[lora]"
