@@ -107,9 +107,14 @@ def _run(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    if "HF_ENDPOINT" in environment:  # which the library has read when it was imported
+    if "HF_ENDPOINT" in environment:  # which the libraries have read when they were imported
+        import datasets
+
         for name, value in hub_constants(environment["HF_ENDPOINT"], environment["HF_HOME"]).items():
             setattr(huggingface_hub.constants, name, value)
+        datasets.config.HF_ENDPOINT = environment["HF_ENDPOINT"]
+        datasets.config.HF_DATASETS_CACHE = str(Path(environment["HF_HOME"], "datasets"))
+        datasets.config.HF_MODULES_CACHE = str(Path(environment["HF_HOME"], "modules"))
     if not plots:
         sys.modules["matplotlib.figure"] = None
     signal.signal(signal.SIGINT, signal.default_int_handler)
