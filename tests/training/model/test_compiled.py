@@ -1,16 +1,16 @@
 """Compiled layers compute the same under the same names, are compiled once for all, and are plain again afterwards."""
 
 import os
-import subprocess
-import sys
 import sysconfig
 
 import pytest
 import torch
+import torch._inductor.config
 
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config
 from mypt.training.model.compiled import compiled_layers, eager, obstacle
+from tests.processes import bare_python
 
 
 def model() -> MyPTForCausalLM:
@@ -21,7 +21,8 @@ def model() -> MyPTForCausalLM:
 
 
 @pytest.mark.skipif(obstacle(model(), "cpu") is not None, reason="nothing can be compiled here")
-def test_loss_and_gradients_are_the_same_and_one_compilation_serves_all_layers():
+def test_loss_and_gradients_are_the_same_and_one_compilation_serves_all_layers(monkeypatch):
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no pool, whose processes would import torch
     plain, fast = model(), model()
     tokens = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(1))
     names = [*fast.state_dict()]
@@ -66,11 +67,14 @@ def test_what_compiling_lacks_is_named(monkeypatch, tmp_path):
 
 
 BROKEN = """
-import torch
+import sys
+import torch, torch._inductor.config
 from mypt.errors import RecipeError
 from mypt.training.model.compiled import compiled_layers
 from tests.training.model.test_compiled import model
 
+torch._inductor.config.cpp.cxx = (None, sys.argv[1])  # as CXX says to an interpreter of its own
+torch._inductor.config.compile_threads = 1
 broken, tokens = model(), torch.zeros(1, 8, dtype=torch.long)
 for mistake in (lambda: broken(input_ids=tokens, use_cache=False), lambda: torch.ones(2) @ torch.ones(3)):
     try:
@@ -85,8 +89,7 @@ def test_a_compiler_that_does_not_work_is_one_clear_error_and_others_stay_themse
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
-    environment = os.environ | {"CXX": str(broken), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True, env=environment)
+    done = bare_python(BROKEN, str(broken), env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")})
     assert done.returncode == 0, done.stderr
     compiling, product = done.stdout.splitlines()
     assert compiling.startswith("RecipeError compiling a layer failed (") and "torch_compile: false" in compiling
