@@ -23,7 +23,7 @@ import pytest
 
 from tests.datasets import make_dataset  # noqa: F401
 from tests.hub import hub, logged_in  # noqa: F401
-from tests.processes import launch
+from tests.processes import Command, launch
 from tests.runs import corpora, finished_run, recipe_for, rewind, run_copy, tiny_recipe, weights  # noqa: F401
 
 # A shell's background job begins with Ctrl-C ignored, and so would all that the tests start.
@@ -40,7 +40,9 @@ LONG = (
     "test_signals.py",
     "test_sharded.py",
     "test_ranks.py",
-    "test_remote.py",
+    "test_hub.py",
+    "test_run.py",
+    "test_compiled.py",
     "test_agreement.py",
 )
 
@@ -99,7 +101,10 @@ TINY = (
 
 @pytest.fixture(scope="session")
 def quickstart_world(tmp_path_factory) -> Path:
-    """What a reader has after the quickstart, made by its commands on little text: recipes, scripts, data, runs."""
+    """What a reader has after the quickstart, made by its commands on little text: recipes, scripts, data, runs.
+
+    Curves are a half of a tiny run, and are not drawn.
+    """
     root = tmp_path_factory.mktemp("world")
     for name in ("recipes", "scripts", "docs"):
         (root / name).symlink_to(ROOT / name)
@@ -110,7 +115,8 @@ def quickstart_world(tmp_path_factory) -> Path:
         (text / f"{name}.jsonl").write_text("".join(json.dumps({"text": item}) + "\n" for item in group[:80]))
     (root / "input.txt").write_text("\n\n".join(documents["general"][:40]), encoding="utf-8")
     run = CommandRunner()
-    with contextlib.chdir(root):
+    with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.figure", None)
         for command in (
             "mypt prepare --source data/quickstart/text/general.jsonl --out data/quickstart/general --vocab-size 320",
             "mypt prepare --source data/quickstart/text/domain.jsonl --out data/quickstart/domain"
@@ -137,6 +143,7 @@ def run_command(quickstart_world, tmp_path, monkeypatch):
     """run_command("mypt plan modern-nano") in a copy of the quickstart's world; it fails unless the exit code is 0."""
     shutil.copytree(quickstart_world, tmp_path / "world", symlinks=True)
     monkeypatch.chdir(tmp_path / "world")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     return CommandRunner()
 
 
@@ -162,11 +169,18 @@ class CommandRunner:
                 code = 0
             else:
                 launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-                code = self._process([*launcher, *options, words[script], *arguments])
+                done = subprocess.run(
+                    [*launcher, *options, words[script], *arguments],
+                    capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300,
+                )  # fmt: skip
+                print(done.stdout, done.stderr)
+                code = done.returncode
         elif words[0] == "python":
             if words[1] == "scripts/train.py":
                 words[2:] = self._short(words[2:])
-            code = self._process([sys.executable, *words[1:]])
+            process = Command(words[2:], script=Path(words[1]).absolute())
+            code = process.wait()
+            print(process.output())
         else:
             pytest.fail(f"`{line}` is a kind of command that this test does not know")
         assert code == 0, f"`{line}` ended with exit code {code}"
@@ -182,11 +196,6 @@ class CommandRunner:
             return main(words)
         except SystemExit as stop:  # argparse
             return stop.code
-
-    def _process(self, words: list[str]) -> int:
-        done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
-        print(done.stdout, done.stderr)
-        return done.returncode
 
     def _short(self, words: list[str]) -> list[str]:
         """The arguments of `mypt train` for a tiny model and two more steps than its run folder has."""
