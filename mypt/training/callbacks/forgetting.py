@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from mypt.checkpoints.state import RunState, saved_states
-from mypt.errors import CheckpointError, Diverged, MyPTError
+from mypt.errors import CheckpointError, MyPTError
 from mypt.evaluation.baseline import BASELINE_NAME, load_baseline, save_baseline
 from mypt.evaluation.evaluator import Evaluator
 from mypt.evaluation.forgetting import TOLERANCE, Policy, assess, decide, require_sets, verdict
