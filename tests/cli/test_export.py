@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mypt.cli.main import main
-from mypt.conversion import export
+from mypt.conversion import parity
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_refusal_is_one_line(model, tmp_path, capsys):
 
 
 def test_a_difference_above_the_tolerance_exits_with_1(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    monkeypatch.setattr(parity, "TOLERANCE", -1.0)
     assert main(["export", model, "--out", str(tmp_path / "out")]) == 1
     assert "nothing is kept" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

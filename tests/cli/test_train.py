@@ -32,7 +32,8 @@ def recipe(make_shards, tmp_path):
 def test_train_then_resume_then_repeat(recipe, tmp_path, capsys):
     assert main(["train", str(recipe), "--yes"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("4 steps: training.max_steps\n"), "the length and its reason come first"
+    first, second = printed.splitlines()[:2]
+    assert first.startswith("optimizer: adamw (auto: ") and second == "4 steps: training.max_steps"
     assert "step 0: data " in printed and "trained to step 4" in printed
     assert main(["train", str(recipe), "--yes"]) == 2
     assert "--resume" in capsys.readouterr().err

@@ -31,7 +31,7 @@ def before_accelerator() -> None:
 
 
 def after_accelerator(accelerator: Accelerator) -> None:
-    """Reduce gradients and return the loss in float32, where accelerate takes bfloat16. Raises RecipeError for FSDP 1."""
+    """Reduce gradients and return the loss in float32, not in accelerate's bfloat16. Raises RecipeError for FSDP 1."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return

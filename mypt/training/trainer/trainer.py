@@ -246,7 +246,7 @@ class MyPTTrainer(Trainer):
 
         `aux_loss` is the mean of what was added to the cross-entropy.
         """
-        if "loss" in logs:
+        if {"loss", "learning_rate"} <= logs.keys():  # Trainer's own
             self._look_at(self.monitor.flush(), in_step=False)
             if not self.window.steps:
                 return
