@@ -17,9 +17,9 @@ def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from mypt.storage.card import describe
-    from mypt.storage.hub import download
+    from mypt.storage.uri import parse_uri
 
-    received = download(args.uri, args.directory)
+    received = parse_uri(args.uri).download(args.directory)
     facts = describe(Path(args.directory))
     if args.json:
         report = {"uri": args.uri, "directory": args.directory, "model": facts, **received._asdict()}

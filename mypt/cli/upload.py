@@ -12,25 +12,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("directory", metavar="DIR", help="run folder, its best/, a checkpoint-N or an adapter folder")
     add("uri", metavar="URI", help="hf://user/name, or hf://user/name@branch; created if absent")
     visibility = parser.add_mutually_exclusive_group()
-    visibility.add_argument(
-        "--private",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="insist on a private repository (default: private if it is new, else as it is)",
-    )
-    visibility.add_argument(
-        "--public", action="store_true", default=argparse.SUPPRESS, help="insist on a public repository"
-    )
+    private = "insist on a private repository (default: private if it is new, else as it is)"
+    visibility.add_argument("--private", action="store_true", default=None, help=private)
+    public = "insist on a public repository"
+    visibility.add_argument("--public", dest="private", action="store_false", default=None, help=public)
     add("--message", metavar="TEXT", default="Upload with mypt", help="title of the commit")
-    add("--license", metavar="ID", default=argparse.SUPPRESS, help="license in the card, such as apache-2.0")
+    add("--license", metavar="ID", help="license in the card, such as apache-2.0")
     add("--dry-run", action="store_true", help="list what would be sent and print the card; nothing is sent")
     add("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    from mypt.storage.hub import connect, outgoing, send
+    from mypt.storage.uri import parse_uri
 
-    files = outgoing(args.directory, args.uri, license=getattr(args, "license", None))
+    store = parse_uri(args.uri)
+    files = store.outgoing(args.directory, license=args.license)
     sizes = {file.name: file.size for file in files}
     if args.dry_run:
         card = next(file.content for file in files if file.name == "README.md").decode()
@@ -42,9 +38,8 @@ def run(args: argparse.Namespace) -> None:
         say("", f"{len(sizes)} files, {sum(sizes.values()):,} bytes; nothing was sent", "")
         say(*card.removesuffix("\n").split("\n"))
         return
-    private = True if hasattr(args, "private") else False if hasattr(args, "public") else None
-    is_private = connect(args.uri, private=private)
-    done = send(files, args.uri, message=args.message)
+    is_private = store.connect(private=args.private)
+    done = store.send(files, message=args.message)
     if args.json:
         report = {"uri": args.uri, "private": is_private, "files": sizes, "bytes": sum(sizes.values())}
         say_json(report | done._asdict())

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.storage import hub
-from mypt.storage.hub import connect, download, outgoing, parse_uri, send
+from mypt.storage.uri import parse_uri
 from tests.hub import TOKEN
 from tests.processes import bare_python
 
@@ -51,9 +51,18 @@ if with_mypt:
 
 
 def upload(folder, uri, *, private=None, **options):
-    files = outgoing(folder, uri)
-    connect(uri, private=private)
-    return send(files, uri, progress=False, **options)
+    store = parse_uri(uri)
+    files = store.outgoing(folder)
+    store.connect(private=private)
+    return store.send(files, progress=False, **options)
+
+
+def connect(uri, **options) -> bool:
+    return parse_uri(uri).connect(**options)
+
+
+def download(uri, folder):
+    return parse_uri(uri).download(folder)
 
 
 def elsewhere(hub, home, mode, *words) -> list[list[float]]:

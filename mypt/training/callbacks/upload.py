@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mypt.errors import CheckFailed, MyPTError
-from mypt.storage.hub import Outgoing, Sent, connect, outgoing, send
+from mypt.storage.store import Outgoing, Sent
+from mypt.storage.uri import parse_uri
 from mypt.terminal import say
 
 HELD_NAME = ".upload"  # in the run folder
@@ -47,7 +48,7 @@ class UploadCallback(TrainerCallback):
 
     def connect(self) -> None:
         """Check the token, the name and the hub before any work is done. Raises MyPTError."""
-        connect(self.uri, private=self.private)
+        parse_uri(self.uri).connect(private=self.private)
 
     def on_save(self, args, state, control, **kwargs):
         if not (self.every_save and state.is_world_process_zero):
@@ -75,7 +76,7 @@ class UploadCallback(TrainerCallback):
             thread.join()
         shutil.rmtree(run / HELD_NAME, ignore_errors=True)
         try:
-            commit = self._send(outgoing(run, self.uri), "Finished run").commit
+            commit = self._send(parse_uri(self.uri).outgoing(run), "Finished run").commit
         except (MyPTError, OSError) as error:
             visibility = "--private" if self.private else "--public"
             command = f"mypt upload {shlex.quote(str(run))} {self.uri} {visibility}"
@@ -89,7 +90,7 @@ class UploadCallback(TrainerCallback):
         shutil.rmtree(held, ignore_errors=True)
         held.mkdir(parents=True)
         files = []
-        for file in outgoing(checkpoint, self.uri):
+        for file in parse_uri(self.uri).outgoing(checkpoint):
             if isinstance(file.content, Path):
                 file = file._replace(content=_linked(file.content, held / file.name))
             files.append(file)
@@ -110,7 +111,7 @@ class UploadCallback(TrainerCallback):
             shutil.rmtree(save.held, ignore_errors=True)
 
     def _send(self, files: list[Outgoing], message: str) -> Sent:
-        return send(files, self.uri, message=message, progress=False)
+        return parse_uri(self.uri).send(files, message=message, progress=False)
 
     def _say_failed(self, name: str, error: Exception) -> None:
         reason = error if isinstance(error, MyPTError | OSError) else repr(error)
