@@ -4,6 +4,7 @@ import argparse
 
 from mypt.cli.frameworks import load_transformers
 from mypt.conversion.families import TARGETS
+from mypt.conversion.formats import FORMATS
 from mypt.terminal import print_table, say, say_json
 
 HELP = "write a stock GPT-2, Llama, Qwen2 or Qwen3 checkpoint"
@@ -12,19 +13,11 @@ HELP = "write a stock GPT-2, Llama, Qwen2 or Qwen3 checkpoint"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="run folder, checkpoint folder or hub id")
-    add(
-        "--to",
-        choices=("auto", *TARGETS),
-        default="auto",
-        help="architecture; auto: the one that computes the same with the fewest parameters added",
-    )
+    target = "architecture; auto: the one that computes the same with the fewest parameters added"
+    add("--to", choices=("auto", *TARGETS), default="auto", help=target)
+    add("--format", choices=FORMATS, default="safetensors", help="file format")
     add("--out", required=True, metavar="DIR", help="folder to make; it must not exist, or be empty")
-    add(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default=argparse.SUPPRESS,
-        help="dtype of the weights (default: as they are)",
-    )
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="dtype of the weights (default: as they are)")
     add("--json", action="store_true", help="print the report as JSON")
 
 
@@ -34,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     require_export(args.model, args.out)
 
     load_transformers()
-    report = export_model(args.model, args.out, args.to, getattr(args, "dtype", None))
+    report = export_model(args.model, args.out, args.to, args.dtype, args.format)
     if args.json:
         say_json(report)
     else:
@@ -42,7 +35,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print_report(report: dict) -> None:
-
     say(f"{report['from']} -> {report['to']}, {report['parameters']:,} parameters, {report['dtype']}: {report['out']}")
     if report["added_biases"]:
         say(f"biases that the model does not have, written as zeros: {', '.join(report['added_biases'])}")

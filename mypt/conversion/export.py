@@ -1,7 +1,6 @@
 """Export a model to a stock architecture, which loads without mypt and without remote code.
 
-The architecture (`families`, `weights`) is apart from the file format, which is safetensors. A new format is written in
-`export_model` from the stock model, and checked by `parity.compare`.
+The architecture (`families`, `weights`) is apart from the file format (`formats`); `parity` compares the result.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mypt.checkpoints.load import load_model, require_model
 from mypt.conversion.families import TARGETS, added_biases, choose_target
+from mypt.conversion.formats import FORMATS
 from mypt.conversion.parity import compare, differences, evaluate, make_probes
 from mypt.conversion.weights import cast, from_mypt, to_mypt
 from mypt.errors import CheckpointError
@@ -23,22 +23,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def export_model(name: str | Path, out: str | Path, target: str = "auto", dtype: str | None = None) -> dict[str, Any]:
-    """Write the model in the folder or hub repository `name` to the folder `out`, as one of families.TARGETS.
+def export_model(
+    name: str | Path, out: str | Path, target: str = "auto", dtype: str | None = None, format: str = "safetensors"
+) -> dict[str, Any]:
+    """Write a model in a stock architecture, read it again and compare its logits with the original's in float32.
 
-    target: `auto` takes the one that computes the same with the fewest parameters added. dtype: of the weights; None:
-    as they are. An adapter is merged into its base. What was written is read again and compared in float32.
+    Args:
+        name: Folder or hub id; an adapter is merged into its base.
+        out: Folder to make.
+        target: One of families.TARGETS; `auto`: the one that computes the same with the fewest parameters added.
+        dtype: Of the weights. None: as they are.
+        format: One of formats.FORMATS.
 
-    Returns a JSON-ready report: `differences`, the largest of any logit by kind of input; `largest_logit`; `tolerance`,
-    the largest difference that passes; `greedy_equal`, of a continuation of `greedy_tokens` tokens; `rounding`, what
-    `dtype` costs, or None.
-    Raises CheckpointError for a folder that is not empty, where the target lacks something, which it names, and where
-    its folders cannot hold this tokenizer; CheckFailed beyond the tolerance. Then nothing is left in `out`.
+    Returns:
+        JSON-ready: `differences`, the largest of any logit by kind of input; `largest_logit`; `tolerance`, the largest
+        difference that passes; `greedy_equal`, of a continuation of `greedy_tokens` tokens; `rounding`, what `dtype`
+        costs, or None.
+
+    Raises:
+        CheckpointError: `out` is not empty, the target lacks a named part, or cannot hold this tokenizer.
+        CheckFailed: A difference is above the tolerance; nothing is left in `out`.
     """
     require_export(name, out)
     import torch
 
-    out = Path(out)
     model = load_model(name, device="cpu")
     tokenizer = model_tokenizer(name)
     ours = model if model.config.model_type == "mypt" else to_mypt(model)
@@ -54,13 +62,11 @@ def export_model(name: str | Path, out: str | Path, target: str = "auto", dtype:
         report["rounding"] = max(differences(exact, evaluate(model, probes)[0], probes).values())
     report |= {"dtype": str(model.dtype).removeprefix("torch."), "parameters": stock.num_parameters()}
     with new_folder(out) as folder:
-        stock.save_pretrained(folder)
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, folder)
+        FORMATS[format].write(stock, tokenizer, folder)
         del stock, ours
         expected = evaluate(model, probes)
         del model
-        report |= compare(expected, evaluate(load_model(folder, device="cpu"), probes), probes)
+        report |= compare(expected, FORMATS[format].run(folder, probes), probes)
     return report
 
 

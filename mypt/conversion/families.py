@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mypt.errors import CheckpointError
 
-TARGETS = ("gpt2", "llama", "qwen2", "qwen3")  # of an export; Mistral's decoder is a Llama's
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2")  # MyPTConfig.hidden_act
 BIASES = ("attention_bias", "attention_output_bias", "mlp_bias")
 # Fields with one name and one meaning in MyPT and in transformers' own classes.
@@ -21,74 +20,76 @@ SHARED = ("vocab_size", "tie_word_embeddings", "initializer_range", "pad_token_i
 
 @dataclass(frozen=True)
 class Family:
-    """One of transformers' architectures as a corner of MyPT's.
+    """One of transformers' architectures as a corner of MyPT's; a new one is an entry of FAMILIES.
 
-    names: MyPT's field -> the family's. fixed: switches that the family cannot turn. biases: for each of BIASES the
-    family's field, or what it always is. needs: fields of its own, with the one value that MyPT knows.
+    Attributes:
+        names: MyPT's field -> the family's.
+        fixed: Switches that the family cannot turn.
+        biases: For each of BIASES the family's field, or what it always is.
+        needs: Fields of its own, with the one value that MyPT knows.
+        same: Fields of its own that must equal others of its own.
+        tensors: Its modules, MyPT's that each holds (several: side by side), whether matrices are stored (in, out).
+            Empty where the names are MyPT's, which are Llama's.
+        windowed: A config that names a sliding window uses it, without a switch.
+        whole_heads: Its config refuses a width that the heads do not divide, whatever head_dim is.
+        is_target: An export can choose it.
     """
 
     names: dict[str, str]
     fixed: dict[str, Any]
     biases: tuple[str | bool, str | bool, str | bool]
-    needs: dict[str, Any]
+    needs: dict[str, Any] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
+    tensors: tuple[tuple[str, tuple[str, ...], bool], ...] = ()
+    windowed: bool = False
+    whole_heads: bool = False
+    is_target: bool = True
 
 
+_NAMES = {
+    "hidden_size": "n_embd", "intermediate_size": "n_inner", "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head", "max_position_embeddings": "n_positions", "hidden_act": "activation_function",
+    "norm_eps": "layer_norm_epsilon", "attention_dropout": "attn_pdrop", "hidden_dropout": "resid_pdrop",
+}  # fmt: skip
 _ROTARY_NAMES = {
-    **{
-        name: name
-        for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act")
-    },
-    **{name: name for name in ("num_key_value_heads", "max_position_embeddings", "rope_parameters")},
-    "attention_dropout": "attention_dropout",
-    "norm_eps": "rms_norm_eps",
-}
+    name: name
+    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
+                 "num_key_value_heads", "max_position_embeddings", "rope_parameters", "attention_dropout")
+} | {"norm_eps": "rms_norm_eps"}  # fmt: skip
+_WIDE_NAMES = _ROTARY_NAMES | {"head_dim": "head_dim"}
 _ROTARY = {"position_embedding_type": "rope", "norm_type": "rmsnorm", "mlp_gated": True, "lm_head_bias": False}
+_LLAMA, _QWEN3 = _ROTARY | {"qk_norm": False}, _ROTARY | {"qk_norm": True}
+_LAYER = "model.layers.{}."
 
 FAMILIES = {
     "gpt2": Family(
-        names={
-            "hidden_size": "n_embd",
-            "intermediate_size": "n_inner",
-            "num_hidden_layers": "n_layer",
-            "num_attention_heads": "n_head",
-            "max_position_embeddings": "n_positions",
-            "hidden_act": "activation_function",
-            "norm_eps": "layer_norm_epsilon",
-            "attention_dropout": "attn_pdrop",
-            "hidden_dropout": "resid_pdrop",
-        },
-        fixed={
-            "position_embedding_type": "learned",
-            "norm_type": "layernorm",
-            "mlp_gated": False,
-            "qk_norm": False,
-            "lm_head_bias": False,
-        },
+        names=_NAMES,
+        fixed={"position_embedding_type": "learned", "norm_type": "layernorm", "mlp_gated": False, "qk_norm": False,
+               "lm_head_bias": False},
         biases=(True, True, True),
-        needs={
-            "scale_attn_weights": True,
-            "scale_attn_by_inverse_layer_idx": False,
-            "reorder_and_upcast_attn": False,
-            "add_cross_attention": False,
-        },
+        needs={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False,
+               "add_cross_attention": False},
+        same={"embd_pdrop": "resid_pdrop"},
+        tensors=(
+            ("transformer.wte", ("model.embed_tokens",), False),
+            ("transformer.wpe", ("model.embed_positions",), False),
+            ("transformer.ln_f", ("model.norm",), False),
+            ("transformer.h.{}.ln_1", (_LAYER + "input_layernorm",), False),
+            ("transformer.h.{}.ln_2", (_LAYER + "post_attention_layernorm",), False),
+            ("transformer.h.{}.attn.c_attn", tuple(f"{_LAYER}self_attn.{part}_proj" for part in "qkv"), True),
+            ("transformer.h.{}.attn.c_proj", (_LAYER + "self_attn.o_proj",), True),
+            ("transformer.h.{}.mlp.c_fc", (_LAYER + "mlp.up_proj",), True),
+            ("transformer.h.{}.mlp.c_proj", (_LAYER + "mlp.down_proj",), True),
+            ("lm_head", ("lm_head",), False),
+        ),
     ),
-    "llama": Family(
-        {**_ROTARY_NAMES, "head_dim": "head_dim"},
-        {**_ROTARY, "qk_norm": False},
-        ("attention_bias", "attention_bias", "mlp_bias"),
-        {},
-    ),
-    "mistral": Family(
-        {**_ROTARY_NAMES, "head_dim": "head_dim"}, {**_ROTARY, "qk_norm": False}, (False, False, False), {}
-    ),
-    "qwen2": Family(_ROTARY_NAMES, {**_ROTARY, "qk_norm": False}, (True, False, False), {}),
-    "qwen3": Family(
-        {**_ROTARY_NAMES, "head_dim": "head_dim"},
-        {**_ROTARY, "qk_norm": True},
-        ("attention_bias", "attention_bias", False),
-        {},
-    ),
-}
+    "llama": Family(_WIDE_NAMES, _LLAMA, ("attention_bias", "attention_bias", "mlp_bias"), whole_heads=True),
+    # Its decoder is a Llama's, so nothing is exported to it.
+    "mistral": Family(_WIDE_NAMES, _LLAMA, (False, False, False), windowed=True, is_target=False),
+    "qwen2": Family(_ROTARY_NAMES, _LLAMA, (True, False, False)),
+    "qwen3": Family(_WIDE_NAMES, _QWEN3, ("attention_bias", "attention_bias", False)),
+}  # fmt: skip
+TARGETS = tuple(name for name, family in FAMILIES.items() if family.is_target)
 
 
 def obstacles(config: dict) -> list[str]:
@@ -106,20 +107,18 @@ def obstacles(config: dict) -> list[str]:
     partial = config.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1.0
     if partial != 1:
         found.append(f"partial_rotary_factor {partial:g}")
-    if _has_windows(config):
+    if config.get("layer_types"):
+        windows = set(config["layer_types"]) != {"full_attention"}
+    else:
+        windows = config.get("use_sliding_window", family.windowed) and config.get("sliding_window")
+    if windows:
         found.append(f"sliding_window {config.get('sliding_window')}")
-    if config.get("embd_pdrop", 0.1) != config.get("resid_pdrop", 0.1):
-        found.append(f"embd_pdrop {config.get('embd_pdrop')} beside resid_pdrop {config.get('resid_pdrop')}")
+    for name, other in family.same.items():
+        if config.get(name, 0.1) != config.get(other, 0.1):  # GPT-2's default
+            found.append(f"{name} {config.get(name)} beside {other} {config.get(other)}")
     if config.get("quantization_config"):
         found.append("quantization_config")
     return found
-
-
-def _has_windows(config: dict) -> bool:
-    if config.get("layer_types"):
-        return set(config["layer_types"]) != {"full_attention"}
-    windows = config.get("use_sliding_window", config["model_type"] == "mistral")
-    return bool(windows and config.get("sliding_window"))
 
 
 def mypt_fields(config: dict) -> dict[str, Any]:
@@ -144,7 +143,7 @@ def unexpressed(config: dict, target: str) -> list[str]:
         found.append(f"num_key_value_heads {config['num_key_value_heads']} beside {heads} num_attention_heads")
     if "head_dim" not in family.names and config["head_dim"] * heads != width:
         found.append(f"head_dim {config['head_dim']}, {heads} of which are not hidden_size {width}")
-    elif target == "llama" and width % heads:  # transformers' LlamaConfig refuses it, whatever the head_dim
+    elif family.whole_heads and width % heads:
         found.append(f"hidden_size {width}, no multiple of num_attention_heads {heads}")
     return found
 
@@ -180,8 +179,7 @@ def family_fields(config: dict, target: str) -> dict[str, Any]:
     fields = {name: config[name] for name in SHARED} | {own: config[ours] for ours, own in family.names.items()}
     has = _target_biases(config, family)
     fields |= {rule: has[ours] for ours, rule in _rules(family) if isinstance(rule, str)}
-    if target == "gpt2":
-        fields["embd_pdrop"] = config["hidden_dropout"]
+    fields |= {name: fields[other] for name, other in family.same.items()}
     return copy.deepcopy(fields)
 
 

@@ -1,7 +1,4 @@
-"""Compare the logits of a written model with those of its source.
-
-A new export format (ONNX, GGUF, int8) is checked here: run it on the same probes and give `compare` its outputs.
-"""
+"""Compare the logits of a written model, in whatever format, with those of its source."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import copy
 import re
 from typing import TYPE_CHECKING
 
-from mypt.conversion.families import added_biases, family_fields, mypt_fields
+from mypt.conversion.families import FAMILIES, added_biases, family_fields, mypt_fields
 from mypt.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -19,55 +19,42 @@ if TYPE_CHECKING:
 
     from mypt.models.modeling_mypt import MyPTForCausalLM
 
-# Where GPT-2 keeps what MyPT names after Llama; the last column: matrices are stored (in, out).
-_GPT2_NAMES = (
-    ("transformer.wte", "model.embed_tokens", False),
-    ("transformer.wpe", "model.embed_positions", False),
-    ("transformer.ln_f", "model.norm", False),
-    ("transformer.h.{}.ln_1", "model.layers.{}.input_layernorm", False),
-    ("transformer.h.{}.ln_2", "model.layers.{}.post_attention_layernorm", False),
-    ("transformer.h.{}.attn.c_proj", "model.layers.{}.self_attn.o_proj", True),
-    ("transformer.h.{}.mlp.c_fc", "model.layers.{}.mlp.up_proj", True),
-    ("transformer.h.{}.mlp.c_proj", "model.layers.{}.mlp.down_proj", True),
-    ("lm_head", "lm_head", False),
-)
-_FUSED, _PARTS = "transformer.h.{}.attn.c_attn", "model.layers.{}.self_attn.{}_proj"
-
 
 def mypt_weights(weights: dict[str, Tensor], model_type: str) -> dict[str, Tensor]:
     """A family's state dict by MyPT's names. Raises CheckpointError for a tensor that the family does not have."""
-    if model_type != "gpt2":
-        return dict(weights)  # MyPT's names are Llama's
-    table, renamed = {theirs: (ours, turned) for theirs, ours, turned in _GPT2_NAMES}, {}
+    table = {theirs: (ours, transposed) for theirs, ours, transposed in FAMILIES[model_type].tensors}
+    if not table:
+        return dict(weights)
+    renamed = {}
     for name, tensor in weights.items():
         module, layer, kind = _split(name)
-        if module == _FUSED:
-            for part, piece in zip("qkv", _turned(tensor).chunk(3), strict=True):
-                renamed[f"{_PARTS.format(layer, part)}.{kind}"] = piece.contiguous()
-            continue
         if module not in table:
-            raise CheckpointError(f"GPT-2 has no tensor {name}; the weights are of another architecture")
-        ours, turned = table[module]
-        renamed[f"{ours.format(layer)}.{kind}"] = _turned(tensor) if turned else tensor
+            raise CheckpointError(f"{model_type} has no tensor {name}; the weights are of another architecture")
+        ours, transposed = table[module]
+        pieces = (_transpose(tensor) if transposed else tensor).chunk(len(ours))
+        renamed |= {
+            f"{part.format(layer)}.{kind}": piece.contiguous() for part, piece in zip(ours, pieces, strict=True)
+        }
     return renamed
 
 
 def family_weights(weights: dict[str, Tensor], config: dict, target: str) -> dict[str, Tensor]:
     """The state dict of a MyPT model with this config by a target's names; biases that MyPT lacks are zeros."""
     weights = _with_biases(weights, config, target)
-    if target != "gpt2":
+    # A fused tensor is made where the first of its parts comes.
+    table = {ours[0]: (theirs, ours, transposed) for theirs, ours, transposed in FAMILIES[target].tensors}
+    if not table:
         return weights
     import torch
 
-    table, renamed = {ours: (theirs, turned) for theirs, ours, turned in _GPT2_NAMES}, {}
-    for name, tensor in weights.items():
+    renamed = {}
+    for name in weights:
         module, layer, kind = _split(name)
-        if module == _PARTS.format("{}", "q"):
-            parts = [weights[f"{_PARTS.format(layer, part)}.{kind}"] for part in "qkv"]
-            renamed[f"{_FUSED.format(layer)}.{kind}"] = _turned(torch.cat(parts))
-        elif module in table:
-            theirs, turned = table[module]
-            renamed[f"{theirs.format(layer)}.{kind}"] = _turned(tensor) if turned else tensor
+        if module in table:
+            theirs, ours, transposed = table[module]
+            parts = [weights[f"{part.format(layer)}.{kind}"] for part in ours]
+            tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+            renamed[f"{theirs.format(layer)}.{kind}"] = _transpose(tensor) if transposed else tensor
     return renamed
 
 
@@ -84,7 +71,7 @@ def _with_biases(weights: dict[str, Tensor], config: dict, target: str) -> dict[
     return completed
 
 
-def _turned(tensor: Tensor) -> Tensor:
+def _transpose(tensor: Tensor) -> Tensor:
     """A matrix transposed; a vector as it is."""
     return tensor.T.contiguous() if tensor.ndim == 2 else tensor
 

@@ -253,7 +253,7 @@ def test_weights_are_renamed_without_being_held_or_changed():
 
 
 def test_weights_of_another_architecture_are_refused():
-    with pytest.raises(CheckpointError, match=r"GPT-2 has no tensor transformer\.h\.0\.attn\.q_norm\.weight"):
+    with pytest.raises(CheckpointError, match=r"gpt2 has no tensor transformer\.h\.0\.attn\.q_norm\.weight"):
         mypt_weights({"transformer.h.0.attn.q_norm.weight": torch.ones(4)}, "gpt2")
 
 
