@@ -2,7 +2,7 @@
 
 For each shape, batch size and way of choosing, in rounds that alternate between the sides:
 
-    lean                 mypt.generation.generate on MyPTForCausalLM, text included
+    fast                 mypt.generation.generate on MyPTForCausalLM, text included
     mypt, transformers   the same model through transformers' generate
     gpt2                 GPT2LMHeadModel.generate, random weights
     llama                LlamaForCausalLM.generate, random weights
@@ -10,7 +10,7 @@ For each shape, batch size and way of choosing, in rounds that alternate between
     bare loop            GPT-2's weights in the fewest lines of plain torch with a cache and argmax (classic shapes)
 
 One line each: the median of CPU milliseconds per step (a step is one token of every row), lowest and highest round, and
-how many times the time of `lean`. Before, greedy ids of all sides with the same weights are compared: lean and
+how many times the time of `fast`. Before, greedy ids of all sides with the same weights are compared: fast and
 transformers on MyPT, the three ways on GPT-2 (or Llama). Nothing is downloaded.
 """
 
@@ -87,14 +87,14 @@ def make_models(shape: str):
 
 
 def sides(shape: str, batch: int, sampling: bool, tokens: int) -> dict:
-    """Functions that generate once and return ids (batch, tokens), or text for `lean`."""
+    """Functions that generate once and return ids (batch, tokens), or text for `fast`."""
     mypt, gpt2, llama = make_models(shape)
     tokenizer = build_char_tokenizer("abcdefgh")
     prompts = torch.randint(3, 260, (batch, PROMPT), generator=torch.Generator().manual_seed(1))
     limits = {"max_new_tokens": tokens, "min_new_tokens": tokens}
     settings = GenerationSettings(greedy=not sampling, temperature=0.8, top_k=50, seed=0, **limits)
 
-    def lean():
+    def fast():
         return list(generate_batch(mypt, tokenizer, prompts.tolist(), settings, batch_size=batch))
 
     def by_transformers(model, **options):
@@ -103,7 +103,7 @@ def sides(shape: str, batch: int, sampling: bool, tokens: int) -> dict:
         return output[:, PROMPT:].tolist()
 
     functions = {
-        "lean": lean,
+        "fast": fast,
         "mypt, transformers": lambda: by_transformers(mypt),
         "gpt2": lambda: by_transformers(gpt2),
         "llama": lambda: by_transformers(llama),
@@ -117,13 +117,13 @@ def sides(shape: str, batch: int, sampling: bool, tokens: int) -> dict:
         functions["bare loop"] = lambda: bare_loop(gpt2, prompts, tokens)
     expected = by_transformers(stock)
     assert all(functions[name]() == expected for name in functions if name.endswith("loop")), "the loops differ"
-    assert lean_ids(mypt, prompts, tokens) == by_transformers(mypt, suppress_tokens=None), (
-        "lean and transformers differ"
+    assert fast_ids(mypt, prompts, tokens) == by_transformers(mypt, suppress_tokens=None), (
+        "fast and transformers differ"
     )
     return functions
 
 
-def lean_ids(model, prompts: torch.Tensor, tokens: int) -> list[list[int]]:
+def fast_ids(model, prompts: torch.Tensor, tokens: int) -> list[list[int]]:
     columns = []
 
     def choose(logits):
@@ -198,11 +198,11 @@ def main() -> None:
             for sampling in (False, True):
                 functions = sides(shape, batch, sampling, args.tokens)
                 times = measure(functions, args.rounds, args.tokens)
-                lean = statistics.median(times["lean"])
+                fast = statistics.median(times["fast"])
                 print(f"{shape}, batch {batch}, {'sampling' if sampling else 'greedy'}")
                 for name, found in times.items():
                     middle, spread = statistics.median(found), f"({min(found):.3f}-{max(found):.3f})"
-                    print(f"  {name:<20}{middle:9.3f} {spread:<19}{middle / lean:6.2f}x")
+                    print(f"  {name:<20}{middle:9.3f} {spread:<19}{middle / fast:6.2f}x")
                 sys.stdout.flush()
 
 

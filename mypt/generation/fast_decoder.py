@@ -49,7 +49,7 @@ class FastDecoder:
     models a copy of the layers (`prepare_layers`).
     """
 
-    path = "lean"
+    path = "fast"
 
     @torch.inference_mode()
     def __init__(self, model: MyPTForCausalLM):

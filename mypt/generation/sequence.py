@@ -124,7 +124,7 @@ class Completion:
     finish: Literal["eos", "stop", "length", "context"]
     dropped_tokens: int  # at the start of prompt and text, no longer seen by the model when it ended
     seed: int
-    path: Literal["lean", "transformers", "forward"]  # what computed it
+    path: Literal["fast", "transformers", "forward"]  # what computed it
 
 
 class TokenSequence:

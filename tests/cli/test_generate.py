@@ -145,9 +145,9 @@ def test_a_preset_gives_way_to_options(model, capsys):
 
 
 def test_the_path_is_told(model, capsys):
-    (lean,) = texts(capsys, model, "--greedy", "--max-new-tokens", "5")
+    (fast,) = texts(capsys, model, "--greedy", "--max-new-tokens", "5")
     (beams,) = texts(capsys, model, "--num-beams", "2", "--max-new-tokens", "5")
-    assert (lean["path"], beams["path"]) == ("lean", "transformers")
+    assert (fast["path"], beams["path"]) == ("fast", "transformers")
 
 
 def test_nothing_from_the_stop_string_on_is_printed(model, capsys):

@@ -1,4 +1,4 @@
-"""The lean path gives what the model's own forward and transformers' generate give."""
+"""The fast path gives what the model's own forward and transformers' generate give."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The general path: any model, any saved defaults, beams; and the same text as the lean path."""
+"""The general path: any model, any saved defaults, beams; and the same text as the fast path."""
 
 import pytest
 import torch
@@ -50,12 +50,12 @@ def settings_of(**settings) -> GenerationSettings:
     ],
 )
 def test_both_paths_give_the_same_texts(mypt, tokenizer, settings, monkeypatch):
-    lean = list(generate_batch(mypt, tokenizer, PROMPTS, settings_of(**settings)))
+    fast = list(generate_batch(mypt, tokenizer, PROMPTS, settings_of(**settings)))
     monkeypatch.setattr(module, "is_covered", lambda model: False)
     general = list(generate_batch(mypt, tokenizer, PROMPTS, settings_of(**settings)))
-    assert {completion.path for completion in lean} == {"lean"}
+    assert {completion.path for completion in fast} == {"fast"}
     assert {completion.path for completion in general} == {"transformers"}
-    told = [[(c.text, c.tokens, c.finish, c.dropped_tokens) for c in completions] for completions in (lean, general)]
+    told = [[(c.text, c.tokens, c.finish, c.dropped_tokens) for c in completions] for completions in (fast, general)]
     assert told[0] == told[1]
 
 
