@@ -33,11 +33,11 @@ import transformers
 from transformers import PreTrainedModel
 
 from mypt.checkpoints.load import load_model
-from mypt.cli.table import print_table
 from mypt.conversion.export import export_model
 from mypt.conversion.families import choose_target
 from mypt.conversion.weights import to_mypt
 from mypt.errors import MyPTError
+from mypt.terminal import print_table
 
 LENGTH, CHUNK, PADDING, VOCABULARY = 128, 48, 42, 4096
 COLUMNS = ("forward", "left-padded", "chunked", "compiled", "eager", "flex")

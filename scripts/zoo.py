@@ -38,10 +38,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from mypt.cli.main import main as mypt_main
-from mypt.cli.table import print_table
 from mypt.errors import MyPTError
 from mypt.preparation.prepare import prepare_dataset
 from mypt.streams.eval_windows import EvalWindows
+from mypt.terminal import print_table
 
 BLOCK, CONTEXT, VOCABULARY, STEPS, NEW = 32, 128, 384, 4, 6
 TOLERANCE = 1e-5

@@ -4,8 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from mypt.cli.prepare import add_reading
-from mypt.cli.table import print_dataset
+from mypt.cli.datasets import add_reading, print_dataset, reading
 from mypt.terminal import say, say_json
 
 HELP = "add text, or the shards of another dataset, to a dataset"
@@ -14,10 +13,9 @@ HELP = "add text, or the shards of another dataset, to a dataset"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("directory", metavar="DIR", help="dataset directory that grows")
-    given = parser.add_mutually_exclusive_group(required=True)
-    # Without a default, which help would print as None.
-    given.add_argument("--from", dest="other", metavar="OTHER_DIR", default=argparse.SUPPRESS, help="dataset to add")
-    add_reading(parser, given)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--from", dest="other", metavar="OTHER_DIR", help="dataset to add")
+    add_reading(parser, source)
     add("--no-overlap", action="store_true", help="do not look for documents of --from that DIR already has")
     add("--json", action="store_true", help="print the contents of the directory as JSON")
 
@@ -30,24 +28,20 @@ def run(args: argparse.Namespace) -> None:
     from mypt.preparation.overlap import overlaps
 
     shared = []
-    if hasattr(args, "source"):
+    if args.source:
         from mypt.preparation.prepare import append_text
-        from mypt.preparation.workers import available_cores
 
-        chosen = {name: getattr(args, name) for name in ("max_documents", "workers") if hasattr(args, name)}
-        chosen = {"text_column": args.text_column, "on_error": args.on_error, "workers": available_cores()} | chosen
-        manifest = append_text(args.directory, args.source, **chosen)
+        manifest = append_text(args.directory, args.source, **reading(args))
     else:
         if not args.no_overlap:
             found = overlaps(args.directory, args.other, lines=False)
             shared = [entry for entry in found if entry.directory == str(Path(args.other))]
         manifest = append_dataset(args.directory, args.other, say=partial(say, error=True))
     if args.json:
-        facts = summary(args.directory, manifest) | {"shared": [asdict(entry) for entry in shared]}
-        say_json(facts)
+        say_json(summary(args.directory, manifest) | {"shared": [asdict(entry) for entry in shared]})
         return
     print_dataset(summary(args.directory, manifest))
     for entry in shared:
         if entry.shared_documents:
             say(f"in both       {entry.shared_documents:,} of {entry.documents:,} {entry.split} documents of "
-                  f"{entry.directory} are in {entry.other_split} of {entry.other}")  # fmt: skip
+                f"{entry.directory} are in {entry.other_split} of {entry.other}")  # fmt: skip

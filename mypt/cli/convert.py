@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from mypt.cli.table import print_dataset
+from mypt.cli.datasets import given, print_dataset
 from mypt.errors import MyPTError
 from mypt.terminal import print_table, say, say_json
 
@@ -15,55 +15,29 @@ _OF_CHECKPOINTS = ("add_bytes", "rotary", "check", "dry_run")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "path",
-        metavar="PATH",
-        help="checkpoint: .pt file, or folder with config.json and model.pt; dataset: folder with shard_00000.bin, "
-        "train/shard_00000.bin or train.bin",
+    path = (
+        "checkpoint: .pt file, or folder with config.json and model.pt; dataset: folder with shard_00000.bin, "
+        "train/shard_00000.bin or train.bin"
     )
+    add("path", metavar="PATH", help=path)
     add("--out", required=True, metavar="DIR", help="folder to make")
-    add(
-        "--all",
-        action="store_true",
-        help="PATH is a folder of checkpoints: convert each to a folder of its name in DIR",
+    every = "PATH is a folder of checkpoints: convert each to a folder of its name in DIR"
+    add("--all", action="store_true", help=every)
+    dry = "checkpoints only: read and compare everything, print the findings, write nothing"
+    add("--dry-run", action="store_true", default=None, help=dry)
+    tokenizer = "gpt2, a directory or a hub id (default: PATH's own; where it has none gpt2, if the ids can be its)"
+    add("--tokenizer", metavar="NAME", help=tokenizer)
+    more = (
+        "checkpoints only: give a model of characters the 257 ids more (end of text, bytes) that converted datasets "
+        "have, so that it can be evaluated and trained on prepared data"
     )
-    add(
-        "--dry-run",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="checkpoints only: read and compare everything, print the findings, write nothing",
-    )
-    add(
-        "--tokenizer",
-        metavar="NAME",
-        default=argparse.SUPPRESS,
-        help="gpt2, a directory or a hub id (default: PATH's own; where it has none gpt2, if the ids can be its)",
-    )
-    add(
-        "--add-bytes",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="of checkpoints: give a model of characters the 257 ids more (end of text, bytes) that converted datasets "
-        "have, so that it can be evaluated and trained on prepared data",
-    )
-    add(
-        "--rotary",
-        choices=("halves", "interleaved"),
-        default=argparse.SUPPRESS,
-        help="checkpoints only: pairs that rotary positions turn (default: halves, as the original)",
-    )
-    add(
-        "--check",
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="checkpoints only: a .pt file with input_ids and the logits that the new model must give",
-    )
-    add(
-        "--dtype",
-        choices=("uint16", "uint32"),
-        default=argparse.SUPPRESS,
-        help="datasets only: dtype of the shards (default: that of the metadata, else uint32; nanoGPT's are uint16)",
-    )
+    add("--add-bytes", action="store_true", default=None, help=more)
+    rotary = "checkpoints only: pairs that rotary positions turn (default: halves, as the original)"
+    add("--rotary", choices=("halves", "interleaved"), help=rotary)
+    check = "checkpoints only: a .pt file with input_ids and the logits that the new model must give"
+    add("--check", metavar="FILE", help=check)
+    dtype = "datasets only: dtype of the shards (default: that of the metadata, else uint32; nanoGPT's are uint16)"
+    add("--dtype", choices=("uint16", "uint32"), help=dtype)
     add("--json", action="store_true", help="print what was made as JSON")
 
 
@@ -89,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chosen(args: argparse.Namespace, known: tuple[str, ...], others: tuple[str, ...], kind: str) -> dict:
-    if wrong := [f"--{name.replace('_', '-')}" for name in others if hasattr(args, name)]:
+    if wrong := [f"--{name.replace('_', '-')}" for name in given(args, *others)]:
         raise MyPTError(f"{', '.join(wrong)}: only for a {kind}, and {args.path} is none; leave it out")
-    return {name: getattr(args, name) for name in (*known, "tokenizer") if hasattr(args, name)}
+    return given(args, *known, "tokenizer")
 
 
 def _convert_dataset(args: argparse.Namespace, options: dict) -> int:
@@ -99,10 +73,7 @@ def _convert_dataset(args: argparse.Namespace, options: dict) -> int:
     from mypt.inspection.dataset import summary
 
     manifest = convert_dataset(args.path, args.out, say=partial(say, error=True), **options)
-    if args.json:
-        say_json(summary(args.out, manifest))
-    else:
-        print_dataset(summary(args.out, manifest))
+    (say_json if args.json else print_dataset)(summary(args.out, manifest))
     return 0
 
 
@@ -142,8 +113,7 @@ def _convert_all(args: argparse.Namespace, options: dict) -> int:
     outcomes = {}
     good = convert_all(args.path, args.out, lambda name, outcome: outcomes.update({name: outcome}), **options)
     if args.json:
-        told = {name: {"error": str(it)} if isinstance(it, MyPTError) else it for name, it in outcomes.items()}
-        say_json(told)
+        say_json({name: {"error": str(it)} if isinstance(it, MyPTError) else it for name, it in outcomes.items()})
         return 0 if good else 1
     from mypt.legacy.checkpoint import NotOriginal
 

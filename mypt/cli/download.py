@@ -20,12 +20,11 @@ def run(args: argparse.Namespace) -> None:
     from mypt.storage.uri import parse_uri
 
     received = parse_uri(args.uri).download(args.directory)
-    facts = describe(Path(args.directory))
+    model = describe(Path(args.directory))
     if args.json:
-        report = {"uri": args.uri, "directory": args.directory, "model": facts, **received._asdict()}
-        say_json(report)
+        say_json({"uri": args.uri, "directory": args.directory, "model": model, **received._asdict()})
         return
-    for name, value in facts.items():
+    for name, value in model.items():
         say(f"{name:<13} {value}")
     say(f"{'commit':<13} {received.commit}")
     say("", f"{len(received.files)} files, {sum(received.files.values()):,} bytes in {args.directory}")

@@ -9,25 +9,18 @@ HELP = "measure exact loss, perplexity and bits per byte of models"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "models",
-        nargs="+",
-        metavar="MODEL",
-        help="run or checkpoint folders or hub ids; changes are relative to the first",
-    )
-    parser.add_argument(
-        "--data", nargs="+", action="extend", required=True, metavar="NAME=DIR", help="dataset directories by name"
-    )
-    parser.add_argument("--split", choices=("val", "train"), default="val", help="split of each directory")
-    parser.add_argument("--block-size", type=int, help="context in tokens (default: the models' shortest context)")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows evaluated at once")
-    parser.add_argument(
-        "--guard", nargs="+", action="extend", default=[], metavar="NAME", help="sets whose change is judged"
-    )
-    parser.add_argument(
-        "--document-mask", action="store_true", help="tokens see their own document only, as with data.document_mask"
-    )
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add = parser.add_argument
+    models = "run or checkpoint folders or hub ids; changes are relative to the first"
+    add("models", nargs="+", metavar="MODEL", help=models)
+    several = {"nargs": "+", "action": "extend"}
+    add("--data", **several, required=True, metavar="NAME=DIR", help="dataset directories by name")
+    add("--split", choices=("val", "train"), default="val", help="split of each directory")
+    add("--block-size", type=int, help="context in tokens (default: the models' shortest context)")
+    add("--batch-size", type=int, default=8, help="windows evaluated at once")
+    add("--guard", **several, default=[], metavar="NAME", help="sets whose change is judged")
+    mask = "tokens see their own document only, as with data.document_mask"
+    add("--document-mask", action="store_true", help=mask)
+    add("--json", action="store_true", help="print the figures as JSON")
 
 
 def run(args: argparse.Namespace) -> None:

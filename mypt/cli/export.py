@@ -28,10 +28,7 @@ def run(args: argparse.Namespace) -> None:
 
     load_transformers()
     report = export_model(args.model, args.out, args.to, args.dtype, args.format)
-    if args.json:
-        say_json(report)
-    else:
-        _print_report(report)
+    (say_json if args.json else _print_report)(report)
 
 
 def _print_report(report: dict) -> None:

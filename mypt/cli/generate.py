@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from mypt.cli.datasets import given
 from mypt.cli.frameworks import load_transformers
 from mypt.generation.settings import (
     NO_CONTRASTIVE_SEARCH,
@@ -19,40 +20,33 @@ HELP = "continue prompts, answer questions or chat with a model"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="run folder, checkpoint folder or hub id")
-    add(
-        "--prompt",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="text to continue, - for standard input; repeatable; without any prompt a document is begun",
-    )
+    prompt = "text to continue, - for standard input; repeatable; without any prompt a document is begun"
+    add("--prompt", action="append", default=[], metavar="TEXT", help=prompt)
     add("--prompt-file", action="append", default=[], metavar="FILE", help="file that is one prompt; repeatable")
     add("--prompts", metavar="FILE", help="file with a prompt on each line, or .jsonl with a prompt in each object")
-    _add_choice(parser)
-    _add_end(parser)
+    _add_settings(parser)
+    add("--stop", action="append", default=[], metavar="TEXT", help=r"end before this text, \n a line end; repeatable")
     add("--num-samples", type=int, default=1, metavar="N", help="texts for each prompt, with seeds SEED, SEED + 1, ...")
-    add("--seed", type=int, default=argparse.SUPPRESS, help="same seed, same text (default: a new one each time)")
+    add("--seed", type=int, help="same seed, same text (default: a new one each time)")
     add("--qa", action="store_true", help="prompts are questions: print the answers alone")
     add("--template", metavar="TEXT|FILE", help="text around a question, with {question} in it")
     add("--batch-size", type=int, default=8, metavar="N", help="texts computed together with --json and --out")
     add("--resume", action="store_true", help="continue the file of --out")
     add("--trust-remote-code", action="store_true", help="run model code that comes with a hub model")
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument(
-        "--chat", action="store_true", help="answer each line of standard input, remembering earlier ones"
-    )
-    output.add_argument("--out", metavar="FILE", help="write a JSON line for each text; nothing is streamed")
-    output.add_argument("--json", action="store_true", help="print prompts, texts, token counts and seeds as JSON")
+    add("--contrastive", action="store_true", help="refused: transformers 5 no longer has it")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--chat", action="store_true", help="answer each line of standard input, remembering earlier ones")
+    add("--out", metavar="FILE", help="write a JSON line for each text; nothing is streamed")
+    add("--json", action="store_true", help="print prompts, texts, token counts and seeds as JSON")
 
 
-def _add_choice(parser: argparse.ArgumentParser) -> None:
-    """How a token is chosen. What is not given stays out of the arguments: it may come from the preset."""
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add fields of GenerationSettings; one that is not given is None, since it may come from the preset."""
 
     def add(name: str, help: str, **options) -> None:
         default = getattr(GenerationSettings, name.removeprefix("--").replace("-", "_"))
-        told = "all" if default is None else default
-        shown = "" if isinstance(default, bool) else f" ({told})"
-        parser.add_argument(name, default=argparse.SUPPRESS, help=help + shown, **options)
+        shown = "" if isinstance(default, bool) else f" ({'all' if default is None else default})"
+        parser.add_argument(name, default=None, help=help + shown, **options)
 
     parser.add_argument("--preset", choices=list(PRESETS), help="settings for a purpose; options given with it win")
     add("--temperature", "below 1: more predictable, above 1: more surprising", type=float, metavar="T")
@@ -64,16 +58,9 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     add("--num-beams", "above 1: search for the likeliest text with N beams", type=int, metavar="N")
     add("--length-penalty", "beams only; above 0 favours long texts", type=float, metavar="X")
     add("--early-stopping", "beams only: end when N texts have ended", action="store_true")
-    parser.add_argument("--contrastive", action="store_true", help="refused: transformers 5 no longer has it")
-
-
-def _add_end(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    suppress = argparse.SUPPRESS
-    add("--max-new-tokens", type=int, default=suppress, metavar="N", help="tokens at most (200)")
-    add("--min-new-tokens", type=int, default=suppress, metavar="N", help="no end of text before so many tokens (0)")
-    add("--stop", action="append", default=[], metavar="TEXT", help=r"end before this text, \n a line end; repeatable")
-    add("--overflow", choices=["stop", "slide"], default=suppress, help="at the end of the context (stop)")
+    add("--max-new-tokens", "tokens at most", type=int, metavar="N")
+    add("--min-new-tokens", "no end of text before so many tokens", type=int, metavar="N")
+    add("--overflow", "at the end of the context", choices=["stop", "slide"])
 
 
 def run(args: argparse.Namespace) -> None:
@@ -93,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     for message, wrong in conflicts.items():
         if wrong:
             raise MyPTError(f"{message}; add that, or leave out what does not go with it")
-    chosen = {field.name: getattr(args, field.name) for field in fields(GenerationSettings) if field.name in args}
+    chosen = given(args, *(field.name for field in fields(GenerationSettings)))
     settings = preset_settings(args.preset, **chosen | {"stop": tuple(map(unescape, args.stop))})
     results = ResultsFile(args.out, args.resume) if args.out else None
     if results and results.seed is not None and "seed" not in chosen:
@@ -159,16 +146,8 @@ def _batches(args, model, tokenizer, settings, template, jobs, results) -> None:
         questions = QuestionTemplate(tokenizer, template)
         prompts, settings = [questions.prompt(prompt) for prompt in prompts], questions.settings(settings)
     first = results.done if results else 0
-    completions = generate_batch(
-        model,
-        tokenizer,
-        prompts[first:],
-        settings,
-        seeds=[sample.seed for _, sample in jobs[first:]],
-        batch_size=args.batch_size,
-        strip=args.qa,
-        say=_say,
-    )
+    options = {"seeds": [sample.seed for _, sample in jobs[first:]], "batch_size": args.batch_size, "strip": args.qa}
+    completions = generate_batch(model, tokenizer, prompts[first:], settings, say=_say, **options)
     bar = progress_bar(total=len(jobs), initial=first, unit="text")
     texts = []
     for (record, _), completion in zip(jobs[first:], completions, strict=True):
@@ -180,8 +159,7 @@ def _batches(args, model, tokenizer, settings, template, jobs, results) -> None:
     if results:
         say(f"{len(texts)} texts written to {args.out}, which has {len(jobs)}")
     else:
-        report = {"model": args.model, "settings": asdict(settings), "texts": texts}
-        say_json(report)
+        say_json({"model": args.model, "settings": asdict(settings), "texts": texts})
 
 
 def _chat(model, tokenizer, settings, template) -> None:

@@ -12,22 +12,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("adapter", metavar="ADAPTER", help="folder of a LoRA run, its best or a checkpoint of it")
     add("--out", required=True, metavar="DIR", help="folder to make; it must not exist, or be empty")
-    add(
-        "--base",
-        default=argparse.SUPPRESS,
-        metavar="MODEL",
-        help="folder or hub id of the base model (default: the one that the adapter names)",
-    )
+    base = "folder or hub id of the base model (default: the one that the adapter names)"
+    add("--base", metavar="MODEL", help=base)
     add("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
     from mypt.conversion.merge import merge_adapter, require_merge
 
-    require_merge(args.adapter, args.out, getattr(args, "base", None))
+    require_merge(args.adapter, args.out, args.base)
 
     load_transformers()
-    report = merge_adapter(args.adapter, args.out, getattr(args, "base", None))
+    report = merge_adapter(args.adapter, args.out, args.base)
     if args.json:
         say_json(report)
         return

@@ -25,8 +25,7 @@ def run(args: argparse.Namespace) -> None:
         raise MyPTError(error) from None
     counts = {name: count_parameters(dimensions) for name, dimensions in presets.items()}
     if args.json:
-        report = {name: {"dimensions": presets[name], "parameters": counts[name]} for name in presets}
-        say_json(report)
+        say_json({name: {"dimensions": presets[name], "parameters": counts[name]} for name in presets})
     elif args.name:
         _print_one(args.name, presets[args.name], counts[args.name])
     else:
@@ -35,15 +34,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _print_all(presets: dict[str, dict], counts: dict[str, dict[str, int]]) -> None:
     columns = ["preset", "layers", "heads", "kv heads", "width", "mlp width", "block", "vocabulary", "parameters"]
-    fields = (
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "hidden_size",
-        "intermediate_size",
-        "max_position_embeddings",
-        "vocab_size",
-    )
+    fields = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size",
+              "max_position_embeddings", "vocab_size")  # fmt: skip
     rows = [
         [name, *(dimensions[field] for field in fields), f"{counts[name]['total']:,}"]
         for name, dimensions in presets.items()

@@ -3,7 +3,7 @@
 import argparse
 from functools import partial
 
-from mypt.cli.table import print_dataset
+from mypt.cli.datasets import given, print_dataset
 from mypt.terminal import say, say_json
 
 HELP = "copy a reproducible sample of a dataset"
@@ -14,22 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("directory", metavar="DIR", help="dataset directory to take from")
     add("--out", required=True, metavar="DIR", help="dataset directory to make")
     size = parser.add_mutually_exclusive_group()
-    # Which size is meant is known from which is given, so only the help names the default.
-    size.add_argument(
-        "--samples", type=int, metavar="N", default=argparse.SUPPRESS, help="documents of train (default: 10000)"
-    )
-    size.add_argument(
-        "--tokens", type=int, metavar="N", default=argparse.SUPPRESS, help="as many documents as fit in N tokens"
-    )
-    size.add_argument(
-        "--fraction", type=float, metavar="F", default=argparse.SUPPRESS, help="share of the documents of train"
-    )
-    add(
-        "--val",
-        choices=("whole", "proportional"),
-        default="whole",
-        help="keep all of val, or the same share as of train",
-    )
+    size.add_argument("--samples", type=int, metavar="N", help="documents of train (default: 10000)")
+    size.add_argument("--tokens", type=int, metavar="N", help="as many documents as fit in N tokens")
+    size.add_argument("--fraction", type=float, metavar="F", help="share of the documents of train")
+    share = "keep all of val, or the same share as of train"
+    add("--val", choices=("whole", "proportional"), default="whole", help=share)
     add("--seed", type=int, default=42, help="picks the documents")
     add("--json", action="store_true", help="print what was made as JSON")
 
@@ -38,11 +27,6 @@ def run(args: argparse.Namespace) -> None:
     from mypt.inspection.dataset import summary
     from mypt.preparation.subset import subset_dataset
 
-    size = {name: getattr(args, name) for name in ("samples", "tokens", "fraction") if hasattr(args, name)}
-    manifest = subset_dataset(
-        args.directory, args.out, seed=args.seed, val=args.val, say=partial(say, error=True), **size
-    )
-    if args.json:
-        say_json(summary(args.out, manifest))
-    else:
-        print_dataset(summary(args.out, manifest))
+    options = given(args, "samples", "tokens", "fraction", "seed", "val")
+    manifest = subset_dataset(args.directory, args.out, say=partial(say, error=True), **options)
+    (say_json if args.json else print_dataset)(summary(args.out, manifest))

@@ -5,7 +5,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from mypt.cli.prepare import add_reading, add_training
+from mypt.cli.datasets import add_reading, add_training, reading, training
 from mypt.errors import TokenizerError
 from mypt.terminal import one_line, print_table, say, say_json
 
@@ -14,25 +14,14 @@ HELP = "inspect, measure, train or extend a tokenizer"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "name",
-        nargs="?",
-        metavar="TOKENIZER",
-        help="directory with a tokenizer (dataset, checkpoint), gpt2 or a hub id",
-    )
+    add("name", nargs="?", metavar="TOKENIZER", help="directory of a tokenizer (dataset, checkpoint), gpt2 or a hub id")
     add_reading(parser, parser)
     add("--text", help="show the tokens of this text")
     add("--out", metavar="DIR", help="make a tokenizer in this directory, of --source or with --add-tokens")
-    add(
-        "--add-tokens",
-        nargs="+",
-        metavar="TOKEN",
-        default=argparse.SUPPRESS,
-        help="write TOKENIZER with these added to --out: tokens, or files with one a line",
-    )
-    add(
-        "--tokenizer", choices=("bpe", "char"), default="bpe", help="what to make: byte-level BPE, or an id a character"
-    )
+    more = "write TOKENIZER with these added to --out: tokens, or files with one a line"
+    add("--add-tokens", nargs="+", metavar="TOKEN", help=more)
+    kind = "what to make: byte-level BPE, or an id a character"
+    add("--tokenizer", choices=("bpe", "char"), default="bpe", help=kind)
     add_training(parser)
     add("--lowercase", action="store_true", help="lower-case the text first")
     add("--retrain", action="store_true", help="make it again if --out holds one")
@@ -44,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     from mypt.tokenization.data_tokenizer import load_data_tokenizer
     from mypt.tokenization.measure import inspect_tokenizer, loss_of, tokens_of
 
-    adding = hasattr(args, "add_tokens")
+    adding = args.add_tokens is not None
     if adding and None in (args.name, args.out):
         raise TokenizerError("--add-tokens needs a tokenizer to add to and --out: mypt tokenizer gpt2 --add-tokens ...")
     if not adding and (args.name is None) == (args.out is None):
@@ -61,34 +50,19 @@ def run(args: argparse.Namespace) -> None:
     if args.text is not None:
         report["text"] = tokens_of(tokenizer, args.text)
         report["text_loss"] = loss_of(tokenizer, args.text)
-    if (args.out is None or adding) and hasattr(args, "source"):
+    if (args.out is None or adding) and args.source:
         report["source"] = _measured(args, tokenizer)
-    if args.json:
-        say_json(report)
-    else:
-        _print_report(report)
+    (say_json if args.json else _print_report)(report)
 
 
 def _train(args: argparse.Namespace) -> None:
     from mypt.preparation.train_tokenizer import train_tokenizer
-    from mypt.preparation.workers import available_cores
 
-    if not hasattr(args, "source"):
+    if args.source is None:
         raise TokenizerError("--out makes a tokenizer of a text; name the text with --source")
-    names = ("vocab_size", "min_vocab_size", "max_vocab_size", "tokenizer_train_examples", "seed", "text_column")
-    settings = {
-        name: getattr(args, name) for name in (*names, "lowercase", "max_documents", "on_error") if hasattr(args, name)
-    }
-    workers = getattr(args, "workers", None) or available_cores()
-    train_tokenizer(
-        args.source,
-        args.out,
-        args.tokenizer,
-        retrain=args.retrain,
-        workers=workers,
-        say=partial(say, error=True),
-        **settings,
-    )
+    options = reading(args) | training(args)
+    say_error = partial(say, error=True)
+    train_tokenizer(args.source, args.out, args.tokenizer, retrain=args.retrain, say=say_error, **options)
 
 
 def _extend(args: argparse.Namespace) -> None:
@@ -122,7 +96,7 @@ def _measured(args: argparse.Namespace, tokenizer) -> dict:
     units = find_units(args.source, text_column=args.text_column, on_error=args.on_error)
     on_fault = PrepareSettings("", on_error=args.on_error).on_fault
     documents = chain.from_iterable(read_documents(unit, on_fault) for unit in units)
-    if hasattr(args, "max_documents"):
+    if args.max_documents is not None:
         if args.max_documents < 1:
             raise TokenizerError(f"--max-documents is {args.max_documents}; it must be 1 or more")
         documents = first_documents(documents, args.max_documents)

@@ -9,20 +9,15 @@ HELP = "pretrain, adapt or resume a run described by a recipe"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     parser.usage = "%(prog)s RECIPE [--resume [CHECKPOINT]] [--yes] [--section.key=value ...]"
-    parser.add_argument(
-        "recipe", nargs="?", metavar="RECIPE", help="a YAML recipe, or a run folder to repeat or resume"
+    add("recipe", nargs="?", metavar="RECIPE", help="a YAML recipe, or a run folder to repeat or resume")
+    resume = (
+        "resume from the last complete checkpoint, start if there is none; or from this one, by its name in the run "
+        "folder or its path"
     )
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="CHECKPOINT",
-        help="resume from the last complete checkpoint, start if there is none; or from this one, by its name in the "
-        "run folder or its path",
-    )
-    parser.add_argument("--yes", action="store_true", help="do not ask when the data would be seen less than once")
+    add("--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT", help=resume)
+    add("--yes", action="store_true", help="do not ask when the data would be seen less than once")
     parser.set_defaults(overrides=[])
     parser.epilog = "--section.key=value changes one value of the recipe, for example --training.max_steps=100"
 

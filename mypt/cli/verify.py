@@ -11,12 +11,8 @@ HELP = "check integrity; find text that two datasets share"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "directories",
-        nargs="+",
-        metavar="DIR",
-        help="dataset directories (two or more are also compared pair by pair), run or checkpoint folders",
-    )
+    directories = "dataset directories (two or more are also compared pair by pair), run or checkpoint folders"
+    add("directories", nargs="+", metavar="DIR", help=directories)
     add("--no-lines", action="store_true", help="compare whole documents only, not lines of 40 characters or more")
     add("--workers", type=int, default=1, metavar="N", help="shards read at once")
     add("--json", action="store_true", help="print the report as JSON")
