@@ -7,19 +7,16 @@ from pathlib import Path
 from mypt.errors import MyPTError
 from mypt.terminal import print_table, say, say_json
 
-_TOLD = ("of", "from", "samples", "tokens", "fraction", "val", "seed")  # of what made a dataset of another one
-
 HELP = "show a run, a checkpoint or a dataset; compare two of them"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "path",
-        metavar="PATH",
-        help="run folder, checkpoint folder, adapter, checkpoint of the original MyPT, dataset directory, or a hub id "
-        "whose files are in the cache",
+    path = (
+        "run folder, checkpoint folder, adapter, checkpoint of the original MyPT, dataset directory, or a hub id whose "
+        "files are in the cache"
     )
+    add("path", metavar="PATH", help=path)
     add("other", metavar="OTHER", nargs="?", help="a second one: show the differences")
     add("--weights", action="store_true", help="with OTHER: compare all weights, too, one pair of tensors at a time")
     add("--show", type=int, default=0, metavar="N", help="datasets only: print the first N training windows as text")
@@ -28,22 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mypt.inspection.describe import describe, describe_dataset, describe_diff
+
     if args.other is not None:
-        return _diff(args)
-    if args.weights:
+        report, words = _diff(args), describe_diff
+    elif args.weights:
         raise MyPTError("--weights compares two checkpoints; name a second one")
-    path = _found(args.path)
-    if _is_dataset(path):
-        report = _dataset_report(path, args)
-        show = _print_dataset
+    elif _is_dataset(path := _found(args.path)):
+        report, words = _dataset_report(path, args), describe_dataset
     else:
-        report = _checkpoint_report(path, args)
-        show = _print_checkpoint
+        report, words = _checkpoint_report(path, args), describe
     if args.json:
         say_json(report)
     else:
-        show(report)
-    return 1 if report["problems"] else 0
+        _print_blocks(words(report))
+    return 1 if report.get("problems") else 0
 
 
 def _found(name: str) -> Path:
@@ -73,31 +69,16 @@ def _is_dataset(path: Path) -> bool:
     return (path / METADATA_NAME).is_file() or is_foreign(path)
 
 
-def _diff(args: argparse.Namespace) -> int:
+def _diff(args: argparse.Namespace) -> dict:
     first, second = _found(args.path), _found(args.other)
     datasets = _is_dataset(first) + _is_dataset(second)
     if datasets == 1:
         raise MyPTError(f"{first} and {second}: one is a dataset, the other a model; name two of a kind")
     if args.show or (datasets and args.weights):
         raise MyPTError(f"{'--show' if args.show else '--weights'} has no meaning here; leave it out")
-    from mypt.inspection.describe import describe_diff, describe_fields
-    from mypt.inspection.diff import diff_checkpoints, differing_fields
+    from mypt.inspection.diff import diff_checkpoints, diff_datasets
 
-    if datasets:
-        from mypt.inspection.dataset import inspect_dataset
-
-        a, b = ({k: v for k, v in inspect_dataset(path).items() if k not in ("path", "files")}
-                for path in (first, second))  # fmt: skip
-        report = {"kind": "diff", "a": str(first), "b": str(second), "fields": differing_fields(a, b)}
-        blocks = describe_fields(report["a"], report["b"], report["fields"])
-    else:
-        report = diff_checkpoints(first, second, weights=args.weights)
-        blocks = describe_diff(report)
-    if args.json:
-        say_json(report)
-    else:
-        _print_blocks(blocks)
-    return 0
+    return diff_datasets(first, second) if datasets else diff_checkpoints(first, second, weights=args.weights)
 
 
 def _dataset_report(path: Path, args: argparse.Namespace) -> dict:
@@ -133,54 +114,9 @@ def _checkpoint_report(path: Path, args: argparse.Namespace) -> dict:
     return report
 
 
-def _print_checkpoint(report: dict) -> None:
-    from mypt.inspection.describe import describe
-
-    _print_blocks(describe(report))
-
-
-def _print_dataset(report: dict) -> None:
-    from mypt.inspection.describe import files, line, pairs, plain
-
-    columns = ["split", "tokens", "documents", "bytes of text", "bytes/token", "shards"]
-    rows = [
-        [name, *_numbers(s["tokens"], s["documents"], s["bytes"]), _figure(s["bytes_per_token"]), s["shards"]]
-        for name, s in report["splits"].items()
-    ]
-    print_table(f"{report['path']}: dataset", columns, rows)
-    tokenizer = report["tokenizer"]
-    say()
-    say(line("tokenizer", f"{tokenizer['name']}, {tokenizer['vocab_size']:,} ids, EOS is {tokenizer['eos_token_id']}"))
-    say(line("token ids", report["dtype"]))
-    say(line("format", report["format"]))
-    for entry in report["history"]:
-        told = {name: value for name, value in entry.items() if name in _TOLD}
-        texts = ", ".join(source["name"] for source in entry.get("text", ()))
-        say(line(entry["did"], plain({"of": texts} | told if texts else told)))
-    say()
-    sources = [[s["name"], *_numbers(s["documents"], s["bytes"], s["tokens"])] for s in report["sources"]]
-    print_table("", ["source", "documents", "bytes of text", "tokens"], sources)
-    _print_blocks(pairs("settings", report["settings"]))
-    _print_blocks(pairs("while preparing", report["report"]))
-    say()
-    _print_blocks(files(report))
-    for window in report.get("windows", ()):
-        count = len(window["input_ids"])
-        say("", f"--- sample {window['sample']}: {count} tokens from token {window['first_token']:,}")
-        say(*window["text"].split("\n"))
-
-
 def _print_blocks(blocks: Iterable) -> None:
     for block in blocks:
         if isinstance(block, str):
             say(block)
         else:
             print_table("", *block)
-
-
-def _numbers(*values: int) -> list[str]:
-    return [f"{value:,}" for value in values]
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mypt.inspection.checkpoint import inspect_checkpoint
+from mypt.inspection.dataset import inspect_dataset
 from mypt.inspection.training_history import settings_of
 from mypt.legacy.checkpoint import is_original, read_original
 from mypt.legacy.weight_names import config_fields
@@ -42,6 +43,13 @@ def diff_checkpoints(first: Path, second: Path, *, weights: bool = False) -> dic
 
         report["weights"] = compare_weights(Path(a["folder"]), Path(b["folder"]))
     return report
+
+
+def diff_datasets(first: Path, second: Path) -> dict[str, Any]:
+    """A JSON-ready report of two dataset directories; `fields`: see `differing_fields`. Raises DataError."""
+    a, b = (inspect_dataset(path) for path in (first, second))
+    fields = differing_fields(*({k: v for k, v in it.items() if k not in ("path", "files")} for it in (a, b)))
+    return {"kind": "diff", "a": str(first), "b": str(second), "fields": fields}
 
 
 def differing_fields(first: dict, second: dict) -> dict[str, list]:

@@ -38,15 +38,23 @@ def read_training_history(path: Path) -> dict:
     """
     kind, (_, state), recipe = kind_of(path), last_state(path), _recipe(path)
     # A checkpoint's own state is at its step; the files of its run may be further on.
-    run = path.parent if kind == "checkpoint" else path
+    is_run, run = kind == "run", path.parent if kind == "checkpoint" else path
+    diagnosis, file = None, path / "diagnosis.json"
+    if is_run and file.exists():
+        diagnosis = read_json(file, _Diagnosis, CheckpointError, "restore it, or delete it")
     return {
         "progress": _progress(state),
-        "coverage": _coverage(path, kind, state),
-        "forgetting": _forgetting(run, kind, state),
-        "diagnosis": _diagnosis(path) if kind == "run" else None,
+        # sources, block_size, next_sample, events; `mypt.streams.ledger` derives what was seen.
+        "coverage": read_ledger(path) if is_run else state and state.coverage,
+        "forgetting": _forgetting(run, is_run, state),
+        "diagnosis": diagnosis,
         "recipe": recipe,
         "changed_settings": recipe and _changed(recipe),
     }
+
+
+class _Diagnosis(TypedDict):
+    lines: list[str]
 
 
 def settings_of(recipe: dict | None) -> dict:
@@ -57,9 +65,7 @@ def settings_of(recipe: dict | None) -> dict:
 
 def read_object(path: Path) -> dict | None:
     """The object in a JSON file, None if there is no such file. Raises CheckpointError if it is no JSON object."""
-    if not path.is_file():
-        return None
-    return read_json(path, dict, CheckpointError)
+    return read_json(path, dict, CheckpointError) if path.is_file() else None
 
 
 def _progress(state: RunState | None) -> dict | None:
@@ -80,18 +86,11 @@ def _progress(state: RunState | None) -> dict | None:
     }
 
 
-def _coverage(path: Path, kind: str, state: RunState | None) -> dict | None:
-    """The stream's state: sources, block_size, next_sample, events; `mypt.streams.ledger` derives what was seen."""
-    if kind == "run":
-        return read_ledger(path)
-    return state and state.coverage
-
-
-def _forgetting(run: Path, kind: str, state: RunState | None) -> dict | None:
+def _forgetting(run: Path, is_run: bool, state: RunState | None) -> dict | None:
     """The rules, the last measurement (step, every set's reading, the verdict if it is about this one), the history."""
     report = read_forgetting(run) or {}
     history = report.get("history", [])
-    if kind != "run":
+    if not is_run:
         history = state.forgetting["history"] if state and state.forgetting else []
     if not history:
         return None
@@ -105,15 +104,6 @@ def _forgetting(run: Path, kind: str, state: RunState | None) -> dict | None:
     ]
     verdict = report.get("verdict") if current else None
     return rules | {"step": last["step"], "sets": last["sets"], "verdict": verdict, "history": short}
-
-
-class _Diagnosis(TypedDict):
-    lines: list[str]
-
-
-def _diagnosis(run: Path) -> dict | None:
-    path = run / "diagnosis.json"
-    return read_json(path, _Diagnosis, CheckpointError, "restore it, or delete it") if path.exists() else None
 
 
 def _recipe(path: Path) -> dict | None:

@@ -35,7 +35,8 @@ def compare_weights(first: Path, second: Path) -> dict[str, Any]:
         if a.shape != b.shape:
             tensors[name] = {"state": "other shape", "shapes": [list(a.shape), list(b.shape)]}
             continue
-        size, change = _norms(a, b)
+        a, b = a.double(), b.double()
+        size, change = a.norm().item(), (b - a).norm().item()
         tensors[name] = {"state": "changed" if change else "identical", "relative_change": _ratio(change, size)}
         for key in {"total", part_of(name), layer_of(name)} - {None}:
             sums[key].add(size, change)
@@ -84,12 +85,6 @@ def _read(file: Path, name: str) -> torch.Tensor:
             return tensors.get_tensor(name)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged ({error}); restore it") from None
-
-
-def _norms(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
-    """||a|| and ||b - a||."""
-    a, b = a.double(), b.double()
-    return a.norm().item(), (b - a).norm().item()
 
 
 def _ratio(change: float, size: float) -> float | None:

@@ -125,7 +125,7 @@ def test_settings_that_only_one_tells_are_not_compared(tmp_path):
     (a / "recipe.yaml").write_text("training: {learning_rate: 1e-3}\n")
     report = diff_checkpoints(a, b)
     assert report["settings"] is None
-    assert "settings      not compared: A or B tells none" in list(describe_diff(report))
+    assert "settings      not compared: A or B has none" in list(describe_diff(report))
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_weights": True, "mlp_type": "swiglu", "norm_type": "rmsnorm"}])
