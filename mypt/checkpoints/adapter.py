@@ -5,12 +5,12 @@ import mmap
 from pathlib import Path
 from typing import Annotated, TypedDict
 
+from mypt.checkpoints.config import ADAPTER_CONFIG, CONFIG_NAME, cached_file
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, read_header, weight_files
 from mypt.errors import CheckpointError
 from mypt.files import replace_text
 from mypt.json_files import Rule, read_json
 
-ADAPTER_CONFIG = "adapter_config.json"  # peft's
 BASE_NAME = "adapter_base.json"  # ours, beside it
 INSTALL_PEFT = "LoRA needs the package peft: pip install mypt[lora]"
 
@@ -26,7 +26,7 @@ class _Base(TypedDict):
 
 def is_adapter(folder: str | Path) -> bool:
     """Whether a folder holds an adapter, as peft saves them, and no model of its own."""
-    return Path(folder, ADAPTER_CONFIG).is_file() and not Path(folder, "config.json").is_file()
+    return Path(folder, ADAPTER_CONFIG).is_file() and not Path(folder, CONFIG_NAME).is_file()
 
 
 def read_adapter_config(folder: str | Path) -> dict:
@@ -53,8 +53,7 @@ def recorded_base(folder: str | Path) -> str:
 
 def save_base(folder: str | Path, base: str, weights: str | None) -> None:
     """Record the base model in an adapter's folder: its name and `weights_fingerprint`."""
-    content = {"base_model_name_or_path": base, "weights": weights}
-    replace_text(Path(folder, BASE_NAME), json.dumps(content, indent=1))
+    replace_text(Path(folder, BASE_NAME), json.dumps({"base_model_name_or_path": base, "weights": weights}, indent=1))
 
 
 def require_base(folder: str | Path, base: str) -> None:
@@ -82,9 +81,10 @@ def weights_fingerprint(model: str) -> str | None:
     """
     import xxhash
 
-    folder, digest = _folder(model), xxhash.xxh3_128()
-    if folder is None:
+    cached = None if Path(model).is_dir() else cached_file(model, CONFIG_NAME)
+    if cached is None and not Path(model).is_dir():
         return None
+    folder, digest = cached.parent if cached else Path(model), xxhash.xxh3_128()
     adapter = is_adapter(folder)
     files = [folder / name for name in ([ADAPTER_WEIGHTS] if adapter else weight_files(folder))]
     if not all(path.is_file() for path in files):
@@ -109,16 +109,3 @@ def weights_fingerprint(model: str) -> str | None:
 def _mapped(path: Path) -> memoryview:
     with open(path, "rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _folder(model: str) -> Path | None:
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        cached = try_to_load_from_cache(model, "config.json")
-    except HFValidationError:  # the path of a folder that is not there
-        return None
-    return Path(cached).parent if isinstance(cached, str) else None

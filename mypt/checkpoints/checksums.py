@@ -56,9 +56,8 @@ def read_checksums(folder: Path) -> dict[str, Recorded] | None:
     path = folder / CHECKSUMS_NAME
     if not path.exists():
         return None
-    return read_json(path, _Checksums, CheckpointError, "restore it, or delete it to use the files as they are")[
-        "files"
-    ]
+    advice = "restore it, or delete it to use the files as they are"
+    return read_json(path, _Checksums, CheckpointError, advice)["files"]
 
 
 def checksums_of(folder: Path, names: Iterable[str]) -> str | None:

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from mypt.checkpoints.adapter import ADAPTER_CONFIG
 from mypt.errors import CheckpointError
 from mypt.json_files import Count, Positive, as_kind, read_json
 from mypt.planning.parameters import FORMULAS
 
 CONFIG_NAME = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"  # peft's
 
 
 class Config(TypedDict, total=False):
@@ -61,15 +61,19 @@ def read_config_file(folder: Path, advice: str = "restore it") -> Config:
     return read_json(folder / CONFIG_NAME, _config, CheckpointError, advice)
 
 
-def cached_model(name: str) -> Path | None:
-    """Return the folder of a hub id in the local cache, or None; the hub is not asked."""
+def cached_file(name: str, file: str) -> Path | None:
+    """Return a file of a hub id in the local cache, or None; the hub is not asked."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    for file in (CONFIG_NAME, ADAPTER_CONFIG):
-        try:
-            if isinstance(found := try_to_load_from_cache(name, file), str):
-                return Path(found).parent
-        except HFValidationError:
-            return None
-    return None
+    try:
+        found = try_to_load_from_cache(name, file)
+    except (HFValidationError, ValueError):  # no hub id; no path
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def cached_model(name: str) -> Path | None:
+    """Return the folder of a hub id in the local cache, or None."""
+    found = cached_file(name, CONFIG_NAME) or cached_file(name, ADAPTER_CONFIG)
+    return found and found.parent

@@ -7,17 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mypt import hub_errors
-from mypt.checkpoints.adapter import (
-    ADAPTER_CONFIG,
-    BASE_NAME,
-    INSTALL_PEFT,
-    is_adapter,
-    recorded_base,
-    require_base,
-)
+from mypt.checkpoints.adapter import BASE_NAME, INSTALL_PEFT, is_adapter, recorded_base, require_base
 from mypt.checkpoints.checksums import require_unchanged
 from mypt.checkpoints.complete import checkpoints
-from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, LOADABLE, read_header, weight_files
+from mypt.checkpoints.config import ADAPTER_CONFIG, CONFIG_NAME, cached_file
+from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, LOADABLE, first_line, read_header, weight_files
 from mypt.errors import CheckpointError
 from mypt.legacy.checkpoint import refuse_original
 from mypt.terminal import say
@@ -25,6 +19,8 @@ from mypt.terminal import say
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+_DECODER = "a decoder-only language model; choose one that is, such as GPT-2, Llama or Qwen"
 
 
 def load_model(
@@ -55,7 +51,10 @@ def load_model(
         require_unchanged(path, [*LOADABLE, *weight_files(path)])
         model = _from_pretrained(name, local=True, **options)
     else:
-        model = _from_hub(name, **options)
+        try:
+            model = _from_pretrained(name, local=True, **options)
+        except CheckpointError:
+            model = _from_pretrained(name, local=False, **options)
     return (model if quantization is not None else model.to(device)).eval()
 
 
@@ -70,8 +69,12 @@ def require_model(name_or_path: str | Path) -> Path | None:
         return _adapter_of_hub(str(name_or_path))
     if is_adapter(path):
         return path
-    _require_config(path)
-    return None
+    if (path / CONFIG_NAME).is_file():
+        return None
+    saved = (step for step in reversed(checkpoints(path)) if is_adapter(step) or (step / CONFIG_NAME).is_file())
+    newest = next(saved, None)
+    hint = f"its run has not finished, but there is {newest}" if newest else "name a run folder or a checkpoint folder"
+    raise CheckpointError(f"{path} holds no {CONFIG_NAME}: {hint}")
 
 
 def load_adapter(
@@ -83,7 +86,7 @@ def load_adapter(
     Raises CheckpointError as `load_model` does.
     """
     try:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict
     except ImportError as error:
         raise CheckpointError(f"{folder} is an adapter. {INSTALL_PEFT}") from error
     base = base or recorded_base(folder)
@@ -109,13 +112,14 @@ def load_adapter(
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is going away
             adapted = PeftModel.from_pretrained(model, str(folder))
     except Exception as error:
-        raise CheckpointError(f"adapter {folder} cannot be loaded beside {base}: {_first_line(error)}") from error
+        raise CheckpointError(f"adapter {folder} cannot be loaded beside {base}: {first_line(error)}") from error
     if adapted.active_peft_config.is_prompt_learning:
         raise CheckpointError(
             f"adapter {folder} is {adapted.active_peft_config.peft_type.value}, which the weights of a model cannot "
             "take in: load it with peft"
         )
-    if missing := sorted(_adapter_names(adapted) - tensors.keys()):
+    names = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    if missing := sorted(names - tensors.keys()):
         raise CheckpointError(
             f"adapter {folder} lacks {len(missing)} of its weights, {missing[0]} first; save or copy it again"
         )
@@ -127,39 +131,21 @@ def with_adapter(adapted: PeftModel, folder: str | Path) -> PreTrainedModel:
     try:
         return adapted.merge_and_unload()
     except Exception as error:  # of peft, for kinds that it cannot merge, such as aLoRA
-        raise CheckpointError(f"adapter {folder} cannot be merged into its base: {_first_line(error)}") from error
-
-
-def _adapter_names(model: PeftModel) -> set[str]:
-    from peft import get_peft_model_state_dict
-
-    return set(get_peft_model_state_dict(model, save_embedding_layers=False))
-
-
-def _require_config(path: Path) -> None:
-    if (path / "config.json").is_file():
-        return
-    newest = next((step for step in reversed(checkpoints(path)) if _holds_model(step)), None)
-    hint = f"its run has not finished, but there is {newest}" if newest else "name a run folder or a checkpoint folder"
-    raise CheckpointError(f"{path} holds no config.json: {hint}")
-
-
-def _holds_model(folder: Path) -> bool:
-    return is_adapter(folder) or (folder / "config.json").is_file()
+        raise CheckpointError(f"adapter {folder} cannot be merged into its base: {first_line(error)}") from error
 
 
 def _adapter_of_hub(name: str) -> Path | None:
     """The folder in the hub's cache of an adapter that the hub has by this name; None if it has a whole model."""
-    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+    from huggingface_hub import HfApi, snapshot_download
 
     wanted = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_NAME]
     try:
-        files = {item for item in ("config.json", *wanted) if isinstance(try_to_load_from_cache(name, item), str)}
-        here = bool({"config.json", ADAPTER_WEIGHTS} & files)
+        files = {item for item in (CONFIG_NAME, *wanted) if cached_file(name, item)}
+        here = bool({CONFIG_NAME, ADAPTER_WEIGHTS} & files)
         if not here:
             # One quick question first: without a network, transformers would retry for most of a minute.
             files = {item.rfilename for item in HfApi().model_info(name, timeout=10).siblings or []}
-        if "config.json" in files or ADAPTER_CONFIG not in files:
+        if CONFIG_NAME in files or ADAPTER_CONFIG not in files:
             return None
         return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=here))
     except Exception as error:
@@ -173,13 +159,6 @@ def _login(error: Exception) -> str:
     """What to add for a model that may be there for those who may read it."""
     refused = hub_errors.statuses(error) & {401, 403} or "gated repo" in str(error)
     return "; for a private or gated one: `hf auth login`" if refused else ""
-
-
-def _from_hub(name: str, **options) -> PreTrainedModel:
-    try:
-        return _from_pretrained(name, local=True, **options)
-    except CheckpointError:
-        return _from_pretrained(name, local=False, **options)
 
 
 def _from_pretrained(name: str, *, local: bool, **options) -> PreTrainedModel:
@@ -196,26 +175,18 @@ def _from_pretrained(name: str, *, local: bool, **options) -> PreTrainedModel:
         )
     except Exception as error:
         if config is not None and (config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING):
-            raise CheckpointError(
-                f"model {name} ({(config.architectures or [config.model_type])[0]}) is not a decoder-only language "
-                "model; choose one that is, such as GPT-2, Llama or Qwen"
-            ) from None
+            kind = (config.architectures or [config.model_type])[0]
+            raise CheckpointError(f"model {name} ({kind}) is not {_DECODER}") from None
         # Whatever strangers' files are able to provoke, the user can only change the files.
         refused = "trust_remote_code" in str(error) and not options["trust_remote_code"]
         advice = "; --trust-remote-code runs it" if refused else _login(error)
-        raise CheckpointError(f"model {name} cannot be loaded: {_first_line(error)}{advice}") from error
+        raise CheckpointError(f"model {name} cannot be loaded: {first_line(error)}{advice}") from error
     saved_as = (model.config.architectures or [type(model).__name__])[0]
     missing = sorted(report["missing_keys"])
     if missing and saved_as != type(model).__name__:
-        raise CheckpointError(
-            f"model {name} is {saved_as}, which has no {missing[0]}: it is not a decoder-only language model; choose "
-            "one that is, such as GPT-2, Llama or Qwen"
-        )
+        raise CheckpointError(f"model {name} is {saved_as}, which has no {missing[0]}: it is not {_DECODER}")
     if model.config.get_text_config(decoder=True) is not model.config:
-        raise CheckpointError(
-            f"model {name} ({saved_as}) reads more than text: it is not a decoder-only language model; choose one "
-            "that is, such as GPT-2, Llama or Qwen"
-        )
+        raise CheckpointError(f"model {name} ({saved_as}) reads more than text: it is not {_DECODER}")
     if missing:
         raise CheckpointError(
             f"model {name} lacks {len(missing)} of its weights, {missing[0]} first; save or download it again"
@@ -225,7 +196,3 @@ def _from_pretrained(name: str, *, local: bool, **options) -> PreTrainedModel:
         line = f"model {name} has {len(left)} weights that {type(model).__name__} has no place for: {names}"
         say(f"{line}; they are left out", error=True)
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

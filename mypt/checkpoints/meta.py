@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mypt import hub_errors
 from mypt.checkpoints.config import cached_model, read_config_file
-from mypt.checkpoints.tensors import count_by_part
+from mypt.checkpoints.tensors import count_by_part, first_line
 from mypt.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ def measured_dimensions(folder: Path, vocab_size: int | None = None) -> dict:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever strangers' files are able to provoke
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        reason = first_line(error)[:200]
         raise CheckpointError(
-            f"{folder} cannot be planned as a causal language model: {reason[:200]}; name a model that `mypt train` "
-            "takes as model.init_from, or plan bare numbers: mypt plan --tokens N --params N"
+            f"{folder} cannot be planned as a causal language model: {reason}; name a model that `mypt train` takes as "
+            "model.init_from, or plan bare numbers: mypt plan --tokens N --params N"
         ) from None
     return _dimensions(model)
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 
+from mypt.checkpoints.tensors import first_line
 from mypt.errors import CheckpointError, MyPTError
-
-if TYPE_CHECKING:
-    import torch
 
 LENGTH = 12  # tokens of the window that is tried
 CUTS = (1, 5, 11)  # positions from which on other tokens are put
@@ -34,8 +31,6 @@ def require_causal(model: torch.nn.Module, name: str) -> None:
         CheckpointError: a later token changes an earlier logit (an encoder), there are no logits for each token, or
             a logit is NaN or infinite.
     """
-    import torch
-
     parameters = [p for p in model.parameters() if p.is_floating_point()]
     half = any(p.element_size() < 4 for p in parameters)
     small = sum(p.numel() for p in parameters) < COPIED
@@ -66,8 +61,6 @@ def probe_tokens(model: torch.nn.Module, rows: int, length: int) -> torch.Tensor
 
     length: at most; a shorter context of the model's is filled.
     """
-    import torch
-
     config = model.config.get_text_config(decoder=True)
     size = getattr(config, "vocab_size", None) or model.get_input_embeddings().num_embeddings
     context = getattr(config, "max_position_embeddings", None) or length  # XLNet's is -1
@@ -85,10 +78,9 @@ def _logits(model: torch.nn.Module, ids: torch.Tensor, name: str) -> torch.Tenso
     try:
         logits = model(input_ids=ids, use_cache=False).logits.float()
     except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
             f"model {name} ({type(model).__name__}) is not a decoder-only language model: it gives no logits for "
-            f"token ids alone ({reason})"
+            f"token ids alone ({first_line(error)})"
         ) from error
     if logits.shape[:2] != ids.shape:
         raise CheckpointError(

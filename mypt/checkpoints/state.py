@@ -187,36 +187,23 @@ class SafetyState(TypedDict, total=False):
     rollbacks: Count
 
 
-class _Coverage(TypedDict):
-    attributes: Annotated[StreamState, Rule(check_stream, "a stream's state")]
-
-
-class _Forgetting(TypedDict):
-    attributes: ForgettingState
-
-
-class _Spikes(TypedDict):
-    attributes: SpikeState
-
-
-class _Safety(TypedDict):
-    attributes: SafetyState
+def _saved(kind: Any) -> Any:
+    """The type of a callback's entry in trainer_state.json."""
+    return TypedDict("_Saved", {"attributes": kind})
 
 
 class Callbacks(TypedDict, total=False):
-    CoverageCallback: _Coverage
-    ForgettingCallback: _Forgetting
-    SpikeCallback: _Spikes
-    SafetyCallback: _Safety
+    CoverageCallback: _saved(Annotated[StreamState, Rule(check_stream, "a stream's state")])
+    ForgettingCallback: _saved(ForgettingState)
+    SpikeCallback: _saved(SpikeState)
+    SafetyCallback: _saved(SafetyState)
 
 
 # Fields of RunState by the callbacks that save them.
 _CALLBACKS = {
-    "coverage": "CoverageCallback",
-    "forgetting": "ForgettingCallback",
-    "spikes": "SpikeCallback",
+    "coverage": "CoverageCallback", "forgetting": "ForgettingCallback", "spikes": "SpikeCallback",
     "safety": "SafetyCallback",
-}
+}  # fmt: skip
 
 
 def _is_entry(entry: dict) -> bool:
@@ -333,7 +320,7 @@ def read_forgetting(run: Path) -> ForgettingReport | None:
 
 
 def _if_there(path: Path, kind: Any) -> Any:
-    return read_json(path, kind, CheckpointError, "restore it", LARGER) if path.exists() else None
+    return read_json(path, kind, CheckpointError, largest=LARGER) if path.exists() else None
 
 
 def read_state(folder: Path) -> RunState:

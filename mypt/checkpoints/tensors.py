@@ -15,13 +15,11 @@ from mypt.json_files import Count, FileName, Rule, check, parse_json, read_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Each of these, where it is there, may be what transformers or peft loads, whatever else is.
-LOADABLE = ("model.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS)
+INDEX_NAME = "model.safetensors.index.json"
+LOADABLE = ("model.safetensors", INDEX_NAME, ADAPTER_WEIGHTS)
 _LARGEST = 100_000_000  # bytes of a header, by the format
 _ADVICE = "save or copy the file again"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"}
-INDEX_NAME = "model.safetensors.index.json"
-BIN_INDEX_NAME = "pytorch_model.bin.index.json"  # of torch.save's files, which folders of before safetensors hold
-BIN_FILES = "pytorch_model*.bin"
 # The first that matches decides; the words of GPT-2, Llama, Qwen, NeoX, OPT, BLOOM, and the original MyPT.
 _PARTS = {
     "norms": re.compile(r"norm|(^|\.)ln_?\w{1,3}\."),
@@ -38,6 +36,11 @@ class _Tensor(TypedDict):
     dtype: str
     shape: list[Count]
     data_offsets: Annotated[tuple[Count, Count], Rule(lambda ends: ends[0] <= ends[1], "a begin and an end")]
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, in one line for a message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def read_header(path: Path) -> tuple[dict, bool]:
@@ -70,11 +73,10 @@ def weight_files(checkpoint: Path) -> list[str]:
     """What transformers loads: the model's file, or else the files that the index of a large model names."""
     if (checkpoint / "model.safetensors").exists():
         return ["model.safetensors"]
-    index = checkpoint / "model.safetensors.index.json"
-    if index.exists():
+    if (index := checkpoint / INDEX_NAME).exists():
         return indexed_files(index)
     shards = sorted(path.name for path in checkpoint.glob("model-*-of-*.safetensors"))
-    return [index.name, *shards] if shards else ["model.safetensors"]
+    return [INDEX_NAME, *shards] if shards else ["model.safetensors"]
 
 
 class _Index(TypedDict):
@@ -108,8 +110,9 @@ def list_tensors(folder: Path) -> tuple[dict[str, TensorEntry], list[str]]:
     """
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob(ADAPTER_WEIGHTS))
     index = folder / INDEX_NAME
-    if not files and not index.is_file():
-        files, index = bin_files(folder), folder / BIN_INDEX_NAME
+    if not files and not index.is_file():  # saved by torch.save: a model, else an adapter
+        files = sorted(folder.glob("pytorch_model*.bin")) or sorted(folder.glob("adapter_model.bin"))
+        index = folder / "pytorch_model.bin.index.json"
     listed = indexed_files(index) if index.is_file() else []
     missing = [name for name in listed if name not in {file.name for file in files}]
     problems = [f"{name} is missing" for name in missing]
@@ -118,7 +121,8 @@ def list_tensors(folder: Path) -> tuple[dict[str, TensorEntry], list[str]]:
     found = {}
     for file in files:
         if file.suffix == ".bin":
-            found |= _saved_by_torch(file)
+            for name, tensor in read_bin(file).items():
+                found[name] = TensorEntry(file, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
             continue
         header, whole = read_header(file)
         if not whole:
@@ -126,11 +130,6 @@ def list_tensors(folder: Path) -> tuple[dict[str, TensorEntry], list[str]]:
         for name, entry in header.items():
             found[name] = TensorEntry(file, DTYPES.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"]))
     return found, problems
-
-
-def bin_files(folder: Path) -> list[Path]:
-    """The folder's weights by torch.save: a model's, else an adapter's."""
-    return sorted(folder.glob(BIN_FILES)) or sorted(folder.glob("adapter_model.bin"))
 
 
 def read_bin(file: Path) -> dict:
@@ -146,21 +145,14 @@ def read_bin(file: Path) -> dict:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
         tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     except Exception as error:  # whatever a damaged or foreign pickle provokes
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)[:200]
         raise CheckpointError(
-            f"{file} cannot be read as weights ({reason[:200]}); save or copy it again, best as safetensors"
+            f"{file} cannot be read as weights ({reason}); save or copy it again, best as safetensors"
         ) from None
     first = {}
     for name, tensor in tensors.items():
         first.setdefault((tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape), name)
     return {name: tensors[name] for name in first.values()}
-
-
-def _saved_by_torch(file: Path) -> dict[str, TensorEntry]:
-    return {
-        name: TensorEntry(file, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-        for name, tensor in read_bin(file).items()
-    }
 
 
 def summarize(tensors: dict[str, TensorEntry]) -> dict | None:

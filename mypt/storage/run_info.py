@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 from mypt.checkpoints.adapter import is_adapter, read_adapter_config
 from mypt.checkpoints.complete import last_complete_checkpoint
-from mypt.checkpoints.config import CONFIG_NAME, read_config_file
+from mypt.checkpoints.config import CONFIG_NAME, cached_file, read_config_file
 from mypt.checkpoints.state import read_forgetting, read_ledger, read_state
 from mypt.errors import CheckpointError
 from mypt.json_files import read_json
@@ -45,7 +45,8 @@ class RunInfo:
         self.first, self.last = (history[0], history[-1]) if len(history) > 1 else (None, None)
         base = (self.adapter or {}).get("base_model_name_or_path") or self.recipe.get("model", {}).get("init_from")
         self.base = without_places(base) if base else None
-        self.hub_base = base if base and _came_from_hub(base) else None
+        # runs/base may as well be a folder that was moved: the cache tells what came from the hub.
+        self.hub_base = base if base and not Path(base).exists() and cached_file(base, CONFIG_NAME) else None
 
     def _step(self, run: Path) -> int | None:
         """Return the optimizer step of these weights."""
@@ -55,17 +56,6 @@ class RunInfo:
             return self.coverage.get("step")
         last, _ = last_complete_checkpoint(run)
         return read_state(last).trainer.get("best_global_step") if last else None
-
-
-def _came_from_hub(base: str) -> bool:
-    """Whether a base model is the hub's; runs/base may as well be a folder that was moved, so the cache is asked."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return not Path(base).exists() and isinstance(try_to_load_from_cache(base, "config.json"), str)
-    except (HFValidationError, ValueError):  # no hub id; no path
-        return False
 
 
 def _sent_recipe(path: Path) -> str:
