@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mypt.checkpoints.checksums import CHECKSUMS_NAME
+from mypt.checkpoints.config import ADAPTER_CONFIG, CONFIG_NAME
 from mypt.checkpoints.state import is_foreign, read_state
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, read_header, weight_files
 from mypt.errors import CheckpointError, MyPTError
@@ -15,6 +16,9 @@ from mypt.json_files import LARGER, read_json
 
 # Lies in a checkpoint from before its first file until all are on the disk itself; HF's JIT checkpoints use this name.
 SAVING_NAME = "checkpoint-is-incomplete.txt"
+FSDP_WEIGHTS = "pytorch_model_fsdp_0"
+FSDP_OPTIMIZER = "optimizer_0"
+DEEPSPEED_TAG = "latest"  # a file that names the folder
 
 
 def checkpoints(run: str | Path) -> list[Path]:
@@ -87,12 +91,17 @@ def what_is_missing(checkpoint: Path) -> str | None:
 
 def _missing_model(checkpoint: Path) -> str | None:
     """JSON files and weights; where weights lie in parts, whole ones need not be beside them."""
-    adapter, in_parts = _holds_adapter(checkpoint), _holds_parts(checkpoint)
-    required = [] if in_parts else [checkpoint / ("adapter_config.json" if adapter else "config.json")]
+    # An interrupted save may have left either of an adapter's two files.
+    adapter = any((checkpoint / name).exists() for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG))
+    parts = (FSDP_WEIGHTS, FSDP_OPTIMIZER, "pytorch_model_fsdp.bin", DEEPSPEED_TAG)
+    in_parts = any((checkpoint / name).exists() for name in parts)
+    required = [] if in_parts else [checkpoint / (ADAPTER_CONFIG if adapter else CONFIG_NAME)]
     # Before a save has ended, any JSON file may be cut short; later, some may be the user's.
     ended = (checkpoint / CHECKSUMS_NAME).exists()
     for path in sorted({*required, *checkpoint.glob("adapter_base.json" if ended else "*.json")}):
-        if not _is_json(path):
+        try:
+            read_json(path, dict, largest=LARGER)
+        except MyPTError:
             return f"{path.name} is missing or cut short"
     names = [ADAPTER_WEIGHTS] if adapter else weight_files(checkpoint)
     if in_parts and not any((checkpoint / name).exists() for name in names):
@@ -103,18 +112,13 @@ def _missing_model(checkpoint: Path) -> str | None:
     return None
 
 
-def _holds_parts(checkpoint: Path) -> bool:
-    parts = (FSDP_WEIGHTS, FSDP_OPTIMIZER, "pytorch_model_fsdp.bin", DEEPSPEED_TAG)
-    return any((checkpoint / name).exists() for name in parts)
-
-
 def _missing_parts(checkpoint: Path, world_size: int) -> str | None:
     if (checkpoint / DEEPSPEED_TAG).exists():
         return missing_deepspeed(checkpoint, world_size)
     folders = [checkpoint / name for name in (FSDP_WEIGHTS, FSDP_OPTIMIZER)]
     if not any(folder.exists() for folder in folders):
         return None
-    return missing_shard(folders[0]) or missing_shard(folders[1])
+    return _missing_shard(folders[0]) or _missing_shard(folders[1])
 
 
 def _missing_states(checkpoint: Path, world_size: int) -> str | None:
@@ -132,22 +136,9 @@ def _missing_states(checkpoint: Path, world_size: int) -> str | None:
     return None
 
 
-def _is_json(path: Path) -> bool:
-    try:
-        read_json(path, dict, largest=LARGER)
-    except MyPTError:
-        return False
-    return True
-
-
-def _holds_adapter(checkpoint: Path) -> bool:
-    """Whichever of an adapter's two files an interrupted save has left."""
-    return any((checkpoint / name).exists() for name in (ADAPTER_WEIGHTS, "adapter_config.json"))
-
-
 def holds_model(checkpoint: Path) -> bool:
     """Whether a complete checkpoint can be loaded as a model: it has a config, and its weights not only in parts."""
-    return all((checkpoint / name).is_file() for name in ["config.json", *weight_files(checkpoint)])
+    return all((checkpoint / name).is_file() for name in [CONFIG_NAME, *weight_files(checkpoint)])
 
 
 def _is_whole(weights: Path) -> bool:
@@ -155,11 +146,6 @@ def _is_whole(weights: Path) -> bool:
         return read_header(weights)[1]
     except (OSError, CheckpointError):
         return False
-
-
-FSDP_WEIGHTS = "pytorch_model_fsdp_0"
-FSDP_OPTIMIZER = "optimizer_0"
-DEEPSPEED_TAG = "latest"  # a file that names the folder
 
 
 class _Record:
@@ -178,11 +164,10 @@ class _Records(pickle.Unpickler):
         return _Record
 
 
-def missing_shard(folder: Path) -> str | None:
+def _missing_shard(folder: Path) -> str | None:
     """What a folder of torch.distributed.checkpoint lacks, or None.
 
-    `.metadata`, which is written last, says where each tensor lies: in which `.distcp` file, from which byte on, how
-    long.
+    `.metadata`, which is written last, has file (`.distcp`), first byte and length of each tensor.
     """
     try:
         with open(folder / ".metadata", "rb") as file:

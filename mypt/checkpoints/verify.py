@@ -22,7 +22,8 @@ def last_good_checkpoint(run: str | Path, unreadable: dict[Path, str] | None = N
     """
     known = unreadable or {}
     found, faults = newest_without_fault(run, lambda path: known.get(path) or fault_of(path))
-    damaged = known | {path: fault for path, fault in faults.items() if not _was_interrupted(path)}
+    saved = {path for path in faults if any(path.iterdir()) and not (path / SAVING_NAME).exists()}  # to the end
+    damaged = known | {path: fault for path, fault in faults.items() if path in saved}
     if found is None and damaged:
         reasons = "; ".join(f"{path.name}: {fault}" for path, fault in damaged.items())
         raise CheckpointError(
@@ -81,11 +82,6 @@ def _verified(path: Path, fault_of: Callable[[Path], str | None]) -> dict:
     recorded = {} if fault else read_checksums(path) or {}
     size = sum(saved["bytes"] for saved in recorded.values())
     return {"path": str(path), "files": len(recorded), "bytes": size, "problem": fault}
-
-
-def _was_interrupted(checkpoint: Path) -> bool:
-    """Whether its save never ended: nothing was there to resume from."""
-    return (checkpoint / SAVING_NAME).exists() or not any(checkpoint.iterdir())
 
 
 def _damaged(checkpoint: Path) -> str | None:
