@@ -42,11 +42,9 @@ class QuestionTemplate:
         if not self.is_chat:
             before = "".join(f"{self._fill(asked)} {answer}\n\n" for asked, answer in turns)
             return before + self._fill(question)
-        messages = [
-            {"role": role, "content": text}
-            for turn in turns
-            for role, text in zip(("user", "assistant"), turn, strict=True)
-        ]
+        messages = []
+        for asked, answer in turns:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
         messages.append({"role": "user", "content": question})
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 

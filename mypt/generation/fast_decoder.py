@@ -83,10 +83,8 @@ class FastDecoder:
         self.padding = padding[:, None] if padded else None  # (B, 1)
         places = {}
         if padded:
-            places = {
-                "attention_mask": (columns >= self.padding).long(),
-                "position_ids": (columns - self.padding).clamp(min=0),
-            }
+            places["attention_mask"] = (columns >= self.padding).long()
+            places["position_ids"] = (columns - self.padding).clamp(min=0)
         outputs = self.model(ids, use_cache=True, logits_to_keep=1, **places)
         self._allocate(outputs.past_key_values, self.length + room)
         return outputs.logits[:, -1]

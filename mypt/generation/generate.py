@@ -15,13 +15,7 @@ from mypt.generation.hf_decoder import ForwardDecoder, HFDecoder, beam_search
 from mypt.generation.sampler import Sampler
 from mypt.generation.sequence import Completion, TokenSequence
 from mypt.generation.settings import GenerationSettings
-from mypt.generation.trials import (
-    Say,
-    caches_beams,
-    generates_alone,
-    generates_batches,
-    require_generates_alone,
-)
+from mypt.generation.trials import Say, caches_beams, generates_alone, generates_batches
 from mypt.tokenization.encode import encode_documents
 from mypt.tokenization.load import largest_id
 
@@ -41,12 +35,18 @@ def generate(
 ) -> Completion:
     """Continue `prompt` until the end of text, a stop string, `max_new_tokens`, or the end of the model's context.
 
-    prompt: a text, or token ids (not none). on_text gets the new text in pieces, as soon as they are whole characters
-    and cannot be the beginning of a stop string; together they are `Completion.text`. strip: leave out white space
-    before and after it. The same model, prompt and settings give the same text; global random states stay as they were.
-    say: gets one line if `mypt.generation.trials` finds that the model needs a slower way.
-    Raises MyPTError if the prompt leaves no room for a token (and may not slide) and for logits that are NaN or
-    infinite, TokenizerError if the tokenizer is not the model's.
+    The same model, prompt and settings give the same text; global random states stay as they were.
+
+    Args:
+        prompt: A text, or token ids (at least one).
+        on_text: Gets the new text in pieces, as soon as they are whole characters and cannot be the beginning of a
+            stop string; together they are `Completion.text`.
+        strip: Leave out white space before and after the new text.
+        say: Gets one line if `mypt.generation.trials` finds that the model needs a slower way.
+
+    Raises:
+        MyPTError: The prompt leaves no room for a token (and may not slide), or logits are NaN or infinite.
+        TokenizerError: The tokenizer is not the model's.
     """
     generator = _Generator(model, tokenizer, settings, say)
     return generator.complete([prompt], generator.encode([prompt]), [settings.seed], on_text, strip)[0]
@@ -65,10 +65,15 @@ def generate_batch(
 ) -> Iterator[Completion]:
     """Continue each prompt as `generate` would, `batch_size` at a time; completions come in order, batch by batch.
 
-    seeds: one for each prompt (default: `settings.seed` for all). A text does not depend on the others of its batch,
-    except for ties within rounding: a batch's sums are taken in another order. A model whose results in a batch differ
-    from those of single prompts completes one prompt after the other, and `say` gets a line about it.
-    Raises as `generate`, for a prompt of any batch before the first one is computed.
+    A text does not depend on the others of its batch, except for ties within rounding: a batch's sums are taken in
+    another order. A model whose results in a batch differ from those of single prompts completes one prompt after the
+    other, and `say` gets a line about it.
+
+    Args:
+        seeds: One for each prompt (default: `settings.seed` for all).
+
+    Raises:
+        MyPTError, TokenizerError: As `generate`, for a prompt of any batch before the first one is computed.
     """
     if batch_size < 1:
         raise MyPTError(f"batch_size is {batch_size}; it must be 1 or more")
@@ -136,13 +141,16 @@ class _Generator:
         return frozenset(id for id in ids if id is not None and id < self.vocab_size)
 
     def _decoder(self) -> FastDecoder | HFDecoder | ForwardDecoder:
-        if self.settings.num_beams > 1:
-            require_generates_alone(self.model, self.say)
-        elif is_covered(self.model):
+        if is_covered(self.model) and self.settings.num_beams == 1:
             return FastDecoder(self.model)
-        elif not generates_alone(self.model, self.say):
-            return ForwardDecoder(self.model)
-        return HFDecoder(self.model, self.pad)
+        if generates_alone(self.model, self.say):
+            return HFDecoder(self.model, self.pad)
+        if self.settings.num_beams > 1:
+            raise MyPTError(
+                "beam search needs transformers' generate, which gives other logits than the forward pass of "
+                f"{type(self.model).__name__}; leave out num_beams (--num-beams), or use --greedy"
+            )
+        return ForwardDecoder(self.model)
 
     def _batches(self) -> bool:
         """Whether sequences of different lengths can be computed together."""
@@ -150,15 +158,13 @@ class _Generator:
             return generates_batches(self.model, self.longest, self.say)
         return isinstance(self.decoder, FastDecoder)
 
-    def _beginning(self) -> list[int]:
-        """Ids that start a document: the end-of-text token, or a line end where the model has none."""
-        if self._known(self.tokenizer.eos_token_id):
-            return [self.tokenizer.eos_token_id]
-        return encode_documents(self.tokenizer, ["\n"])[0].tolist()
-
     def encode(self, prompts: Sequence[str | Sequence[int]]) -> list[list[int]]:
         """The ids of each prompt, checked."""
-        found = _encode(self.tokenizer, prompts, self._beginning())
+        if self._known(self.tokenizer.eos_token_id):
+            beginning = [self.tokenizer.eos_token_id]
+        else:  # a line end starts a document of a model without an end of text
+            beginning = encode_documents(self.tokenizer, ["\n"])[0].tolist()
+        found = _encode(self.tokenizer, prompts, beginning)
         for ids in found:
             if not ids:
                 raise MyPTError("the prompt is empty, and the model has no end of text to begin behind; give a prompt")
@@ -189,10 +195,14 @@ class _Generator:
             TokenSequence(self.tokenizer, row_ids, replace(self.settings, seed=seed), self.ends, on_text, strip)
             for row_ids, seed in zip(ids, seeds, strict=True)
         ]
+        slides = self.settings.overflow == "slide"
         while active := [sequence for sequence in sequences if not sequence.finish]:
             if full := [sequence for sequence in active if self.context and len(sequence.window) >= self.context]:
                 for sequence in full:
-                    self._overflow(sequence)
+                    if slides and self.context > 1:
+                        sequence.slide(self.context)
+                    else:
+                        sequence.end("context")
             elif self.settings.num_beams > 1:
                 for sequence in active:
                     self._search(sequence)
@@ -201,19 +211,14 @@ class _Generator:
             else:
                 for sequence in active:
                     self._extend([sequence])
-        return [
-            sequence.completion(self._text(prompt), self.decoder.path)
-            for prompt, sequence in zip(prompts, sequences, strict=True)
-        ]
+        texts = (prompt if isinstance(prompt, str) else self.tokenizer.decode(list(prompt)) for prompt in prompts)
+        pairs = zip(texts, sequences, strict=True)
+        return [sequence.completion(text, self.decoder.path) for text, sequence in pairs]
 
     def _extend(self, sequences: list[TokenSequence]) -> None:
         """Add tokens to sequences of equally many new tokens until all end or the longest fills the context."""
-        done, histories, randoms = (
-            sequences[0].tokens,
-            [sequence.ids for sequence in sequences],
-            [sequence.random for sequence in sequences],
-        )
-        sampler = Sampler(self.settings, randoms, histories, self.banned, self.ends, done)
+        histories, randoms = [sequence.ids for sequence in sequences], [sequence.random for sequence in sequences]
+        sampler = Sampler(self.settings, randoms, histories, self.banned, self.ends, done=sequences[0].tokens)
 
         def choose(logits: torch.Tensor) -> torch.Tensor | None:
             chosen = sampler.choose(logits)
@@ -241,15 +246,5 @@ class _Generator:
     def _budget(self, sequences: list[TokenSequence]) -> int:
         """New tokens that all sequences have room for, by `max_new_tokens` and the context."""
         budget = self.settings.max_new_tokens - sequences[0].tokens
-        return (
-            min(budget, self.context - max(len(sequence.window) for sequence in sequences)) if self.context else budget
-        )
-
-    def _overflow(self, sequence: TokenSequence) -> None:
-        if self.settings.overflow == "slide" and self.context > 1:
-            sequence.slide(self.context)
-        else:
-            sequence.end("context")
-
-    def _text(self, prompt: str | Sequence[int]) -> str:
-        return prompt if isinstance(prompt, str) else self.tokenizer.decode(list(prompt))
+        longest = max(len(sequence.window) for sequence in sequences)
+        return min(budget, self.context - longest) if self.context else budget

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mypt.models.modeling_mypt import MyPTDecoderLayer, MyPTModel, MyPTRMSNorm, rotate
@@ -51,14 +51,8 @@ class PlainLayers:
         self.grouped = model.config.num_key_value_heads != model.config.num_attention_heads
 
     def __call__(
-        self,
-        states: torch.Tensor,
-        cache: torch.Tensor,
-        index: int,
-        cosine: torch.Tensor | None,
-        sine: torch.Tensor | None,
-        mask: torch.Tensor | None,
-    ) -> torch.Tensor:
+        self, states: Tensor, cache: Tensor, index: int, cosine: Tensor | None, sine: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
         batch = len(states)
         for layer, (keys, values) in zip(self.layers, cache, strict=True):
             attention = layer.self_attn
@@ -107,14 +101,8 @@ class FusedLayers:
         self.sign[: config.head_dim // 2] = -1
 
     def __call__(
-        self,
-        states: torch.Tensor,
-        cache: torch.Tensor,
-        index: int,
-        cosine: torch.Tensor | None,
-        sine: torch.Tensor | None,
-        mask: torch.Tensor | None,
-    ) -> torch.Tensor:
+        self, states: Tensor, cache: Tensor, index: int, cosine: Tensor | None, sine: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
         batch, turned, half = len(states), self.query_heads + self.groups, self.head_dim // 2
         scales, turns = self._turns(cosine, sine)
         flat = cache.flatten(0, 1)  # keys and values of each layer in turn: two views of all in two calls
@@ -147,7 +135,7 @@ class FusedLayers:
         states = self.norm(states)
         return states if self.norm_scale is None else states * self.norm_scale
 
-    def _turns(self, cosine: torch.Tensor | None, sine: torch.Tensor | None) -> tuple:
+    def _turns(self, cosine: Tensor | None, sine: Tensor | None) -> tuple:
         """What each layer multiplies its queries and keys with, and what it multiplies them with after a half turn."""
         if cosine is None:
             return (None if self.qk_scale is None else self.qk_scale.unbind()), None
@@ -159,16 +147,16 @@ class FusedLayers:
 
 @dataclass(slots=True)
 class _FusedLayer:
-    norm: Callable[[torch.Tensor], torch.Tensor]
-    qkv: torch.Tensor  # (C, H D + 2 K D)
-    qkv_bias: torch.Tensor | None
-    output: torch.Tensor  # (H D, C)
-    output_bias: torch.Tensor | None
-    mlp_norm: Callable[[torch.Tensor], torch.Tensor]
-    up: torch.Tensor  # (C, I); with a gate (C, 2 I)
-    up_bias: torch.Tensor | None
-    down: torch.Tensor  # (I, C)
-    down_bias: torch.Tensor | None
+    norm: Callable[[Tensor], Tensor]
+    qkv: Tensor  # (C, H D + 2 K D)
+    qkv_bias: Tensor | None
+    output: Tensor  # (H D, C)
+    output_bias: Tensor | None
+    mlp_norm: Callable[[Tensor], Tensor]
+    up: Tensor  # (C, I); with a gate (C, 2 I)
+    up_bias: Tensor | None
+    down: Tensor  # (I, C)
+    down_bias: Tensor | None
 
     @classmethod
     def of(cls, layer: MyPTDecoderLayer) -> _FusedLayer:
@@ -195,7 +183,7 @@ class _FusedLayer:
         )
 
 
-def _stacked(projections: list[nn.Linear], norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _stacked(projections: list[nn.Linear], norm: nn.Module) -> tuple[Tensor, Tensor | None]:
     """One matrix (C, out) for several, rows multiplied with what `norm` leaves to it, and one bias (all or none)."""
     weight = torch.cat([projection.weight for projection in projections]).t().contiguous()
     scale = _norm(norm)[1]
@@ -205,7 +193,7 @@ def _stacked(projections: list[nn.Linear], norm: nn.Module) -> tuple[torch.Tenso
     return weight, torch.cat([projection.bias for projection in projections]) if biased else None
 
 
-def _norm(norm: nn.Module) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor | None]:
+def _norm(norm: nn.Module) -> tuple[Callable[[Tensor], Tensor], Tensor | None]:
     """The norm in few calls, and the factor (C,) that it leaves to what follows.
 
     torch has one kernel for LayerNorm on CPU, and a chain of operations for RMSNorm that costs four times as much.
@@ -217,12 +205,12 @@ def _norm(norm: nn.Module) -> tuple[Callable[[torch.Tensor], torch.Tensor], torc
     return partial(_unit, length=length), norm.weight * math.sqrt(size)
 
 
-def _unit(states: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+def _unit(states: Tensor, length: Tensor) -> Tensor:
     """`states` divided by sqrt(sum of squares + length^2) over the last axis: RMSNorm but for its constant factors."""
     return states / torch.hypot(torch.linalg.vector_norm(states, dim=-1, keepdim=True), length)
 
 
-def _qk_scale(layer: MyPTDecoderLayer) -> torch.Tensor:
+def _qk_scale(layer: MyPTDecoderLayer) -> Tensor:
     """(H + K, D): the weights of the norms of queries and keys, with `_unit`'s constant and the attention's scale."""
     attention = layer.self_attn
     heads = len(attention.q_proj.weight) // attention.head_dim, len(attention.k_proj.weight) // attention.head_dim
@@ -231,12 +219,12 @@ def _qk_scale(layer: MyPTDecoderLayer) -> torch.Tensor:
     return torch.cat([query, (attention.k_norm.weight * root).expand(heads[1], -1)])
 
 
-def _product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _product(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """states @ weight + bias."""
     return torch.mm(states, weight) if bias is None else torch.addmm(bias, states, weight)
 
 
-def _add_product(states: torch.Tensor, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None):
+def _add_product(states: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor | None):
     """states + inputs @ weight + bias."""
     states = torch.addmm(states, inputs, weight)
     return states if bias is None else states.add_(bias)

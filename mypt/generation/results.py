@@ -28,21 +28,19 @@ class ResultsFile:
 
     def __init__(self, path: str, resume: bool = False):
         self.path = Path(path)
-        if self.path.exists() and not resume:
-            raise MyPTError(f"{path} exists already; --resume continues it, or name another file")
-        if exists := self.path.exists():
+        data = b""
+        if self.path.exists():
+            if not resume:
+                raise MyPTError(f"{path} exists already; --resume continues it, or name another file")
             require_file(path)
-        data = self.path.read_bytes() if exists else b""
+            data = self.path.read_bytes()
         self._whole = data.rfind(b"\n") + 1
         self.records = [
             parse_json(line, Completion, f"{path} line {number}", MyPTError, "name a file of completions")
             for number, line in enumerate(data[: self._whole].splitlines(), start=1)
         ]
         self.seed = self.records[0]["seed"] if self.records else None
-
-    @property
-    def done(self) -> int:
-        return len(self.records)
+        self.done = len(self.records)
 
     def continue_for(self, jobs: Sequence[tuple[str, int]]) -> None:
         """Make the file ready for the jobs (prompt, seed) after those it has.

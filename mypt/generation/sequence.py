@@ -93,11 +93,8 @@ class StoppedText:
     def _beginning(self) -> int:
         """The length of the longest end of the text that a stop string (or white space at the end) begins with."""
         longest = max((len(stop) for stop in self._stop), default=1) - 1
-        kept = 0
-        for length in range(min(longest, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-length:]) for stop in self._stop):
-                kept = length
-                break
+        lengths = range(min(longest, len(self._held)), 0, -1)
+        kept = next((n for n in lengths if any(stop.startswith(self._held[-n:]) for stop in self._stop)), 0)
         if self._strip:
             kept = len(self._held) - len(self._held[: len(self._held) - kept].rstrip())
         return kept
@@ -176,13 +173,5 @@ class TokenSequence:
         self.dropped = len(self.ids) - context // 2
 
     def completion(self, prompt: str, path: str) -> Completion:
-        return Completion(
-            prompt,
-            self._text.text,
-            self.prompt_tokens,
-            self.tokens,
-            self.finish,
-            self.dropped,
-            self.settings.seed,
-            path,
-        )
+        text, seed = self._text.text, self.settings.seed
+        return Completion(prompt, text, self.prompt_tokens, self.tokens, self.finish, self.dropped, seed, path)

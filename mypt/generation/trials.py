@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from mypt.errors import MyPTError
 from mypt.generation.hf_decoder import HFDecoder, beam_search
 from mypt.generation.sampler import require_finite
 from mypt.generation.settings import GenerationSettings
@@ -91,15 +90,6 @@ def caches_beams(model: PreTrainedModel, say: Say = warnings.warn) -> bool:
 
     words = "beams found with a cache differ from those without: each token is computed from the whole text"
     return _once(model, "beams", trial, say, words)
-
-
-def require_generates_alone(model: PreTrainedModel, say: Say) -> None:
-    """Raises MyPTError for beam search with a model that only ForwardDecoder decodes."""
-    if not generates_alone(model, say):
-        raise MyPTError(
-            f"beam search needs transformers' generate, which gives other logits than the forward pass of "
-            f"{type(model).__name__}; leave out num_beams (--num-beams), or use --greedy"
-        )
 
 
 def _once(model: PreTrainedModel, name: str, trial: Callable[[], bool], say: Say, words: str) -> bool:
