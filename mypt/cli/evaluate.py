@@ -38,17 +38,10 @@ def run(args: argparse.Namespace) -> None:
         say_json([asdict(score) for score in scores])
         return
     columns = ["model", "data", "tokens", "nats/token", "perplexity", "bits/byte", "change", "forgetting"]
-    rows = [
-        [
-            score.model,
-            score.data,
-            f"{score.tokens:,}",
-            f"{score.loss:.4f} +/- {score.standard_error:.4f}",
-            f"{score.perplexity:.2f}",
-            f"{score.bits_per_byte:.4f}",
-            "" if score.delta is None else f"{score.delta:+.4f} +/- {score.delta_error:.4f}",
-            score.state or "",
-        ]
-        for score in scores
-    ]
+    rows = []
+    for score in scores:
+        loss = f"{score.loss:.4f} +/- {score.standard_error:.4f}"
+        change = "" if score.delta is None else f"{score.delta:+.4f} +/- {score.delta_error:.4f}"
+        figures = (f"{score.tokens:,}", loss, f"{score.perplexity:.2f}", f"{score.bits_per_byte:.4f}", change)
+        rows.append([score.model, score.data, *figures, score.state or ""])
     print_table("", columns, rows)

@@ -54,11 +54,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_report(report: dict) -> None:
-    rows = [
-        [name, *(f"{split[count]:,}" for count in ("shards", "tokens", "documents"))]
-        for name, split in report["splits"].items()
-    ]
-    print_table(report["path"], ["split", "shards", "tokens", "documents"], rows)
+    counts = ["shards", "tokens", "documents"]
+    rows = [[name, *(f"{split[count]:,}" for count in counts)] for name, split in report["splits"].items()]
+    print_table(report["path"], ["split", *counts], rows)
     for problem in report["problems"]:
         say(f"PROBLEM: {problem['file']}: {problem['problem']}")
     for note in report["notes"]:

@@ -10,14 +10,13 @@ from mypt.conversion.weights import assemble
 from mypt.errors import RecipeError
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
     from mypt.models.configuration_mypt import MyPTConfig
     from mypt.models.modeling_mypt import MyPTForCausalLM
 
 VOCABULARY_MULTIPLE = 64
-# How rotary positions reach beyond the length that they were trained on, and who found it.
+# How rotary positions reach beyond the trained length, and the paper.
 ROPE_TYPES = {
     "yarn": "Peng 2023, 2309.00071",
     "linear": "Chen 2023, 2306.15595",
@@ -114,10 +113,14 @@ def _rope(config: MyPTConfig, length: int, asked: Mapping[str, Any] | None) -> d
 def grow_vocabulary(model: PreTrainedModel, known: int, pieces: Sequence[Sequence[int]]) -> None:
     """Give ids from `known` on a row in the embedding and in the head, in place.
 
-    known: ids that the model was trained with. pieces: for each new id the old ones that its text was spelled in: the
-    new row is the mean of theirs (Koto 2021, 2109.04607), of all old rows where there are none. Rows that the model
-    has beyond its tokenizer are used first; new ones fill up to a multiple of 64 and are never generated. They are
-    the mean of all old rows, which takes little probability from any (Hewitt 2021, "Initializing New Word Embeddings").
+    Rows that the model has beyond its tokenizer are used first; new ones fill up to a multiple of 64 and are never
+    generated. They are the mean of all old rows, which takes little probability from any (Hewitt 2021, "Initializing
+    New Word Embeddings").
+
+    Args:
+        known: Ids that the model was trained with.
+        pieces: For each new id the old ones that its text was spelled in: the new row is the mean of theirs (Koto 2021,
+            2109.04607), of all old rows where there are none.
     """
     import torch
 
@@ -126,8 +129,14 @@ def grow_vocabulary(model: PreTrainedModel, known: int, pieces: Sequence[Sequenc
     if size > rows:
         model.resize_token_embeddings(size, pad_to_multiple_of=VOCABULARY_MULTIPLE, mean_resizing=False)
     total = model.get_input_embeddings().weight.shape[0]
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tables = [embedding.weight]  # everything that has a row for each id
+    if head is not None and head.weight is not embedding.weight:
+        tables.append(head.weight)
+    if getattr(head, "bias", None) is not None:
+        tables.append(head.bias)
     with torch.no_grad():
-        for table in _tables(model):
+        for table in tables:
             mean = table[:known].float().mean(0)
             if total > rows:
                 table[rows:] = mean.to(table.dtype)
@@ -137,14 +146,3 @@ def grow_vocabulary(model: PreTrainedModel, known: int, pieces: Sequence[Sequenc
         model.config.unpadded_vocab_size = size
     suppressed = {*(model.generation_config.suppress_tokens or ())} - {*range(known, size)} | {*range(size, total)}
     model.generation_config.suppress_tokens = sorted(suppressed) or None
-
-
-def _tables(model: PreTrainedModel) -> list[Tensor]:
-    """Everything that has a row for each id; a tied head is the embedding itself."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tables = [embedding.weight]
-    if head is not None and head.weight is not embedding.weight:
-        tables.append(head.weight)
-    if getattr(head, "bias", None) is not None:
-        tables.append(head.bias)
-    return tables

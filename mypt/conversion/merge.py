@@ -23,13 +23,18 @@ if TYPE_CHECKING:
 def merge_adapter(adapter: str | Path, out: str | Path, base: str | None = None) -> dict[str, Any]:
     """Write the base model with the adapter added to its weights to the folder `out`, in the base's dtype.
 
-    base: folder or hub id of the base model, if it is no longer where the adapter says. The sums are made in float32.
-    The tokenizer, and what a run left beside the adapter (recipe, coverage, forgetting), go along. What was written
-    is read again and compared with the two apart, in float32, on random ids; beyond the tolerance nothing is kept.
+    The sums are made in float32. The tokenizer, and what a run left beside the adapter (recipe, coverage, forgetting),
+    are copied. What was written is read again and compared with the two apart, in float32, on random ids.
 
-    Returns a JSON-ready report: `difference`, the largest of any logit; `largest_logit`; `tolerance`, relative to it.
-    Raises CheckpointError for a folder that is no adapter, an `out` that is not empty, a base that is gone or another;
-    CheckFailed beyond the tolerance.
+    Args:
+        base: Folder or hub id of the base model, if it is no longer where the adapter says.
+
+    Returns:
+        JSON-ready: `difference`, the largest of any logit; `largest_logit`; `tolerance`, relative to it.
+
+    Raises:
+        CheckpointError: The folder holds no adapter, `out` is not empty, or the base is gone or another.
+        CheckFailed: The difference is beyond the tolerance; nothing is kept.
     """
     base = require_merge(adapter, out, base)
     import torch

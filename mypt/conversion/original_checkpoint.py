@@ -41,14 +41,23 @@ def convert_checkpoint(
 ) -> dict[str, Any]:
     """Write the original's checkpoint at `path` (see `read_original`) to the folder `out`, whole or not at all.
 
-    tokenizer: a name as load_tokenizer takes it, in place of the checkpoint's own. add_bytes: give a model of
-    characters EOS and the 256 bytes, too. rotary: see `rename`. check: a .pt file with {"input_ids": int64 (B, T),
-    "logits": (B, T, V)} that the new model must reproduce. dry_run: read and compare everything, write nothing.
     Weights keep their dtype in the file; they are loaded as float32, in which the original computes.
-    Returns a JSON-ready report: path, out, form, era, step, parameters, dtype, tokenizer, config (MyPTConfig fields),
-    notes (a line for each thing to know), max_logit_difference (None unless checked).
-    Raises CheckpointError (nothing of the original's, contradictions, `out` is not empty), TokenizerError, and
-    CheckFailed if the logits differ.
+
+    Args:
+        tokenizer: A name as load_tokenizer takes it, in place of the checkpoint's own.
+        add_bytes: Give a model of characters EOS and the 256 bytes, too.
+        rotary: See `rename`.
+        check: A .pt file with {"input_ids": int64 (B, T), "logits": (B, T, V)} that the new model must reproduce.
+        dry_run: Read and compare everything, write nothing.
+
+    Returns:
+        JSON-ready: path, out, form, era, step, parameters, dtype, tokenizer, config (MyPTConfig fields), notes (a line
+        for each thing to know), max_logit_difference (None unless checked).
+
+    Raises:
+        CheckpointError: It is nothing of the original's, contradicts itself, or `out` is not empty.
+        TokenizerError: There is no such tokenizer.
+        CheckFailed: The logits differ.
     """
     out = Path(out)
     if not dry_run:
@@ -61,12 +70,9 @@ def convert_checkpoint(
         add_rows(tensors, fields, largest_id(text) + 1)
     fields |= token_fields(text)
     model = _empty_model(original, fields, tensors)
-    report = {
-        "path": str(original.path),
+    facts = {"path": str(original.path), "form": original.form, "era": original.era, "step": original.step}
+    report = facts | {
         "out": str(out),
-        "form": original.form,
-        "era": original.era,
-        "step": original.step,
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "dtype": str(tensors["model.embed_tokens.weight"].dtype).removeprefix("torch."),
         "tokenizer": text and {"ids": largest_id(text) + 1, "eos_token": text.eos_token},
@@ -81,7 +87,17 @@ def convert_checkpoint(
         model.save_pretrained(folder, state_dict={name: tensor.clone() for name, tensor in tensors.items()})
         if text:
             save_tokenizer(text, folder)
-        (folder / PROVENANCE_NAME).write_text(json.dumps(_provenance(original), indent=1, default=str) + "\n")
+        provenance = (
+            {"from": "the original MyPT"}
+            | facts
+            | {
+                "checkpoint_dtype": original.checkpoint_dtype,
+                "config": original.config,
+                "training_state": original.training_state,
+                "optimizer_state": "not carried over" if original.has_optimizer else "none",
+            }
+        )
+        (folder / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=1, default=str) + "\n")
         if check:
             report["max_logit_difference"] = _checked(folder, Path(check), report)
     return report
@@ -90,7 +106,7 @@ def convert_checkpoint(
 def convert_all(
     folder: str | Path, out: str | Path, say: Callable[[str, dict | MyPTError], object], **options: Any
 ) -> bool:
-    """Convert every checkpoint in `folder` to a folder of its name in `out`, and go on after one that fails.
+    """Convert every checkpoint in `folder` to a folder of its name in `out`; one that fails does not end it.
 
     say(name, report or error) is called after each; a file that holds something else is an error of type NotOriginal.
     Returns whether none failed, other than such. Raises CheckpointError if there is nothing to convert.
@@ -145,20 +161,6 @@ def _empty_model(original: Original, fields: dict[str, Any], tensors: dict[str, 
                 f"{meant.get(name)}; restore the file"
             )
     return model
-
-
-def _provenance(original: Original) -> dict[str, Any]:
-    return {
-        "from": "the original MyPT",
-        "path": str(original.path),
-        "form": original.form,
-        "era": original.era,
-        "step": original.step,
-        "checkpoint_dtype": original.checkpoint_dtype,
-        "config": original.config,
-        "training_state": original.training_state,
-        "optimizer_state": "not carried over" if original.has_optimizer else "none",
-    }
 
 
 def _checked(folder: Path, expected: Path, report: dict[str, Any]) -> float:

@@ -52,10 +52,8 @@ def convert_dataset(
                 writer = ShardWriter(staging, split, written)
                 write_stream(checked_chunks(directory, manifest, split, bar.update), writer, eos, text.sizes)
                 splits[split] = writer.close()
-            counts = {
-                name: sum(getattr(split, name) for split in splits.values())
-                for name in ("documents", "bytes", "tokens")
-            }
+            names = ("documents", "bytes", "tokens")
+            counts = {name: sum(getattr(split, name) for split in splits.values()) for name in names}
             converted = Manifest(
                 dtype=written,
                 vocab_size=manifest.vocab_size,

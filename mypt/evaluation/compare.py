@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mypt.checkpoints.load import load_model, require_model
 from mypt.checkpoints.meta import read_config
@@ -15,9 +14,6 @@ from mypt.shards.format import read_manifest
 from mypt.shards.reader import check_files
 from mypt.terminal import progress_bar
 from mypt.tokenization.load import require_model_tokenizer
-
-if TYPE_CHECKING:
-    from mypt.evaluation.evaluator import Reading
 
 
 @dataclass(frozen=True)
@@ -78,10 +74,9 @@ def compare(
     sets = {name: EvalWindows(directory, split, **options) for name, directory in data.items()}
     for path, model in loaded.items():
         for name, windows in sets.items():
-            data_of, manifest = f"the data of {name}", windows.reader.manifest
-            require_model_tokenizer(
-                path, model.config.vocab_size, data_of, manifest.tokenizer_hash, manifest.vocab_size
-            )
+            manifest = windows.reader.manifest
+            data_is = (f"the data of {name}", manifest.tokenizer_hash, manifest.vocab_size)
+            require_model_tokenizer(path, model.config.vocab_size, *data_is)
     scores, first = [], None
     evaluator = Evaluator(sets, batch_size)
     total = len(loaded) * sum(len(windows) for windows in sets.values())
@@ -89,9 +84,24 @@ def compare(
         for path, model in loaded.items():
             readings = evaluator.measure(model, bar.update)
             for name, reading in readings.items():
-                if not math.isfinite(reading.losses.loss):
-                    raise MyPTError(f"the loss of {path} on {name} is {reading.losses.loss}: its weights are broken")
-                scores.append(_score(path, name, reading, first and first[name], name in (guard or [])))
+                losses = reading.losses
+                if not math.isfinite(losses.loss):
+                    raise MyPTError(f"the loss of {path} on {name} is {losses.loss}: its weights are broken")
+                delta, error = losses.delta(first[name].losses) if first else (None, None)
+                scores.append(
+                    Score(
+                        model=path,
+                        data=name,
+                        loss=losses.loss,
+                        standard_error=losses.standard_error,
+                        perplexity=losses.perplexity,
+                        bits_per_byte=reading.bits_per_byte,
+                        tokens=int(losses.tokens.sum()),
+                        delta=delta,
+                        delta_error=error,
+                        state=judge(delta, error) if first and name in (guard or []) else None,
+                    )
+                )
             first = first or readings
     return scores
 
@@ -130,24 +140,6 @@ def _common_block_size(contexts: dict[str, int | None], asked: int | None) -> in
         limit = f"1 to {contexts[shortest]} tokens, the context of {shortest}" if shortest else "1 token or more"
         raise MyPTError(f"--block-size is {block_size}, expected {limit}")
     return block_size
-
-
-def _score(path: str, name: str, reading: Reading, first: Reading | None, guarded: bool) -> Score:
-    """first: the same set by the first model; None for that model itself."""
-    losses = reading.losses
-    delta, error = losses.delta(first.losses) if first else (None, None)
-    return Score(
-        model=path,
-        data=name,
-        loss=losses.loss,
-        standard_error=losses.standard_error,
-        perplexity=losses.perplexity,
-        bits_per_byte=reading.bits_per_byte,
-        tokens=int(losses.tokens.sum()),
-        delta=delta,
-        delta_error=error,
-        state=judge(delta, error) if guarded and first else None,
-    )
 
 
 def parse_data(arguments: list[str]) -> dict[str, str]:

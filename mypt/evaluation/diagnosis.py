@@ -185,9 +185,8 @@ def _words(state: str, rules: dict) -> str:
             f"step {over['step']:,}, while the training loss went from {before:.3f} to {now:.3f}"
         )
     if state == "oscillating":
-        return (
-            f"the training loss goes up and down by {line.scatter:.3f} nats ({line.scatter / line.mean:.0%}; {where})"
-        )
+        share = line.scatter / line.mean
+        return f"the training loss goes up and down by {line.scatter:.3f} nats ({share:.0%}; {where})"
     if state == "falling_with_rate":
         high, low = rules["learning_rate"]
         return f"it fell {slope} ({where}), while the learning rate went from {high:.2e} to {low:.2e}"
@@ -199,9 +198,7 @@ def _words(state: str, rules: dict) -> str:
 
 
 def _advice(state: str, rules: dict, data: dict | None) -> str:
-    seen = (
-        data and f"the data has been seen {data['passes']:.2f}x, {data['advised'][0]}-{data['advised'][1]}x is advised"
-    )
+    seen = data and "the data has been seen {:.2f}x, {}-{}x is advised".format(data["passes"], *data["advised"])
     used_up = bool(data) and data["passes"] >= data["advised"][1]
     per_parameter = data["tokens_per_parameter"] if data else None
     longer = f"longer: raise training.max_steps{f' ({seen})' if seen else ''}"

@@ -86,20 +86,10 @@ def _complete(dimensions: dict[str, Any]) -> dict[str, Any]:
     return dimensions | {field: value for field, value in derived.items() if field not in dimensions}
 
 
-def _preset(family: dict, layers: int, heads: int, key_value_heads: int, width: int, block: int) -> dict[str, Any]:
-    return _complete(
-        {
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": key_value_heads,
-            "hidden_size": width,
-            "max_position_embeddings": block,
-            **family,
-        }
-    )
-
-
-PRESETS: dict[str, dict[str, Any]] = {name: _preset(*shape) for name, shape in _SHAPES.items()}
+_FIELDS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "max_position_embeddings")
+PRESETS: dict[str, dict[str, Any]] = {
+    name: _complete(dict(zip(_FIELDS, sizes, strict=True)) | family) for name, (family, *sizes) in _SHAPES.items()
+}
 
 
 def preset_dimensions(name: str, **overrides: Any) -> dict[str, Any]:

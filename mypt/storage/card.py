@@ -125,27 +125,22 @@ def _use(info: RunInfo, what: str) -> str:
             f'base = AutoModelForCausalLM.from_pretrained("{base}")',
             f"model = PeftModel.from_pretrained(base, {what})",
         )  # fmt: skip
-        return f"## Use\n\n{_python(lines)}"
+        return "## Use\n\n" + _block("python", "\n".join(lines))
     ours = info.config.get("model_type") == "mypt"
-    text = f"## Use\n\n{_python((*(['import mypt'] if ours else []), *_generating(what)))}"
+    text = "## Use\n\n" + _block("python", ("import mypt\n" if ours else "") + _generating(what))
     if ours and info.config.get("auto_map"):
         text += "\n\nWithout mypt installed, by the code that lies beside the weights:\n\n"
-        text += _python(_generating(f"{what}, trust_remote_code=True"))
+        text += _block("python", _generating(f"{what}, trust_remote_code=True"))
     return text
 
 
-def _generating(arguments: str) -> tuple[str, ...]:
-    return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-        f"model = AutoModelForCausalLM.from_pretrained({arguments})",
-        f"tokenizer = AutoTokenizer.from_pretrained({arguments})",
-        'inputs = tokenizer("Once upon a time", return_tensors="pt")',
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))",
-    )  # fmt: skip
+def _generating(arguments: str) -> str:
+    return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 
-
-def _python(lines: tuple[str, ...]) -> str:
-    return _block("python", "\n".join(lines))
+model = AutoModelForCausalLM.from_pretrained({arguments})
+tokenizer = AutoTokenizer.from_pretrained({arguments})
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"""
 
 
 def _training(info: RunInfo) -> str:
@@ -228,15 +223,16 @@ def _plain(text: object) -> str:
 def _code(text: object) -> str:
     """A text as a code span."""
     text = one_line(text)
-    fence = "`" * _longer_than_backticks(text, 1)
+    fence = _fence(text, 1)
     blank = " " if "`" in text else ""
     return f"{fence}{blank}{text}{blank}{fence}"
 
 
 def _block(language: str, text: str) -> str:
-    fence = "`" * _longer_than_backticks(text, 3)
+    fence = _fence(text, 3)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def _longer_than_backticks(text: str, least: int) -> int:
-    return max([least, *(len(run) + 1 for run in re.findall("`+", text))])
+def _fence(text: str, least: int) -> str:
+    """Backticks, more in a row than the text has."""
+    return "`" * max([least, *(len(run) + 1 for run in re.findall("`+", text))])

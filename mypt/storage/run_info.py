@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from mypt.checkpoints.adapter import is_adapter, read_adapter_config
 from mypt.checkpoints.complete import last_complete_checkpoint
@@ -34,10 +34,14 @@ class RunInfo:
         self.config = read_config_file(folder) if (folder / CONFIG_NAME).is_file() else None
         self.adapter = read_adapter_config(folder) if is_adapter(folder) else None
         self.recipe_text = _sent_recipe(run / RESOLVED_NAME)
-        self.recipe = _section(run / RESOLVED_NAME, load_yaml(self.recipe_text) or {})
+        self.recipe = load_yaml(self.recipe_text) or {}
+        if not isinstance(self.recipe, dict):
+            kind = type(self.recipe).__name__
+            raise CheckpointError(f"{run / RESOLVED_NAME} is damaged ({kind} in place of names and values); restore it")
         self.coverage = without_places(read_ledger(run) or {})
         self.forgetting = read_forgetting(run) or {}
-        self.environment = _json(run / "environment.json", _Environment) or {}
+        environment = run / "environment.json"
+        self.environment = read_json(environment, _Environment, CheckpointError) if environment.is_file() else {}
         self.step = self._step(run)
         if self.coverage.get("step") != self.step:
             self.coverage = {key: self.coverage[key] for key in ("sources", "data") if key in self.coverage}
@@ -64,13 +68,3 @@ def _sent_recipe(path: Path) -> str:
         return ""
     changed = content_to_send(path)
     return changed.decode() if changed is not None else path.read_text(encoding="utf-8")
-
-
-def _json(path: Path, kind: Any = dict) -> Any:
-    return read_json(path, kind, CheckpointError) if path.is_file() else None
-
-
-def _section(path: Path, content: object) -> dict:
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged ({type(content).__name__} in place of names and values); restore it")
-    return content
