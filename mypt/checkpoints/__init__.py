@@ -1,1 +1,1 @@
-"""What is in a checkpoint, and whether all of it is there."""
+"""Load checkpoints, read their state, and check that they are complete."""

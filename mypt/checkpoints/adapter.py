@@ -76,8 +76,8 @@ def require_base(folder: str | Path, base: str) -> None:
 def weights_fingerprint(model: str) -> str | None:
     """xxh3-128 (32 hex digits) of a model's tensors: names, dtypes, shapes and bytes, in however many files.
 
-    model: a folder, or a hub id that the cache holds. Of an adapter, its own tensors and the fingerprint that it has of
-    its base. Of a model without safetensors, the names and bytes of its pytorch_model*.bin. None without any of these.
+    model: a folder, or a hub id that the cache holds. For an adapter, its own tensors and its base's fingerprint count;
+    for a model without safetensors, the names and bytes of its pytorch_model*.bin. None without any of these.
     """
     import xxhash
 

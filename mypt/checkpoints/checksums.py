@@ -25,7 +25,7 @@ def _is_inside(name: str) -> bool:
 
 
 class Recorded(TypedDict):
-    """What a file was when it was saved."""
+    """Size and checksum of a file when it was saved."""
 
     bytes: Count
     xxh3_128: Annotated[str, Rule(re.compile("[0-9a-f]{32}").fullmatch, "32 hex digits")]
@@ -49,7 +49,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, Recorded] | None:
-    """What was recorded of each file, by its path in `folder`; None if nothing was.
+    """Read the record of each file, by its path in `folder`; None if nothing was recorded.
 
     Raises CheckpointError if checksums.json is damaged or names files outside of the folder.
     """

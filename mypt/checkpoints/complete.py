@@ -165,7 +165,7 @@ class _Records(pickle.Unpickler):
 
 
 def _missing_shard(folder: Path) -> str | None:
-    """What a folder of torch.distributed.checkpoint lacks, or None.
+    """Name a file that a folder of torch.distributed.checkpoint lacks, or None.
 
     `.metadata`, which is written last, has file (`.distcp`), first byte and length of each tensor.
     """
@@ -185,7 +185,7 @@ def _missing_shard(folder: Path) -> str | None:
 
 
 def missing_deepspeed(checkpoint: Path, world_size: int) -> str | None:
-    """What DeepSpeed's folder lacks, or None: the model's states, and under ZeRO the optimizer's of every process."""
+    """Name what DeepSpeed's folder lacks, or None: model states, and under ZeRO the optimizer's of every process."""
     tag = (checkpoint / DEEPSPEED_TAG).read_text(encoding="utf-8", errors="replace").strip()
     folder = checkpoint / tag
     if not tag or tag != Path(tag).name or not folder.is_dir():

@@ -59,7 +59,7 @@ def load_model(
 
 
 def require_model(name_or_path: str | Path) -> Path | None:
-    """What `load_model` refuses before it imports torch: raise CheckpointError if there is no model of this name.
+    """Raise CheckpointError, as `load_model` does, if there is no model of this name; torch is not imported.
 
     Returns the folder of an adapter, None for a whole model.
     """
@@ -82,7 +82,7 @@ def load_adapter(
 ) -> PeftModel:
     """A LoRA adapter beside its base model, which keeps its own weights, in eval mode.
 
-    base: folder or hub id of the base model, if it is no longer where the adapter says.
+    base: folder or hub id of the base model, if it is no longer where the adapter names it.
     Raises CheckpointError as `load_model` does.
     """
     try:
@@ -156,7 +156,7 @@ def _adapter_of_hub(name: str) -> Path | None:
 
 
 def _login(error: Exception) -> str:
-    """What to add for a model that may be there for those who may read it."""
+    """A hint for a model that may exist for those who may read it."""
     refused = hub_errors.statuses(error) & {401, 403} or "gated repo" in str(error)
     return "; for a private or gated one: `hf auth login`" if refused else ""
 

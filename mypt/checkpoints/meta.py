@@ -30,7 +30,7 @@ class HubError(CheckpointError):
 def read_config(name_or_path: str) -> tuple[Path, dict]:
     """The folder and the content of a model's config.json; name_or_path: a folder or a hub id.
 
-    Of a hub model the cache is asked first, then the hub for this one file.
+    For a hub model the cache is asked first, then the hub for this one file.
     Raises HubError if there is no such model, CheckpointError if its config cannot be read.
     """
     folder = Path(name_or_path)
@@ -121,7 +121,7 @@ def used_share(model: PreTrainedModel, module, path: str, weight, config) -> flo
 
 
 def _state_numbers(model: PreTrainedModel, config) -> int:
-    """Numbers per token that state-space layers keep, which no matrix's width tells.
+    """Numbers per token that state-space layers keep, which no matrix's width shows.
 
     Mamba's decay A has a number for each state of each channel, Mamba-2's one for each head, which keeps a matrix of
     chunk_size x chunk_size for each chunk. The factor 3.4 is measured (docs/estimate.md).

@@ -102,8 +102,8 @@ DOCUMENT = 8  # tokens of each of the two documents that are tried
 def leaks_between_documents(model: torch.nn.Module) -> bool:
     """Whether another first document changes the logits of the second one, beyond float32's rounding.
 
-    The positions (B, T) start at 0 again with the second document, and there is no cache: the way in which
-    transformers is told of packed documents.
+    The positions (B, T) start at 0 again with the second document, and there is no cache: so
+    transformers detects packed documents.
     """
     was_training = model.training
     model.eval()

@@ -34,7 +34,7 @@ class Grown(TypedDict):
 
 
 class Event(TypedDict, total=False):
-    """What was changed from a sample on: one of weights, appended and changes."""
+    """A change from a sample on: one of weights, appended and changes."""
 
     sample: Count
     step: Count

@@ -39,7 +39,7 @@ class _Tensor(TypedDict):
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says, in one line for a message."""
+    """Return the first line of a library's error, for a message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
@@ -70,7 +70,7 @@ def read_header(path: Path) -> tuple[dict, bool]:
 
 
 def weight_files(checkpoint: Path) -> list[str]:
-    """What transformers loads: the model's file, or else the files that the index of a large model names."""
+    """Names of the files that transformers loads: the model's, or else those in the index of a large model."""
     if (checkpoint / "model.safetensors").exists():
         return ["model.safetensors"]
     if (index := checkpoint / INDEX_NAME).exists():
@@ -90,7 +90,7 @@ def indexed_files(index: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a weights file: where it is, and what the file says of it."""
+    """One tensor of a weights file: its file, dtype and shape."""
 
     file: Path
     dtype: str

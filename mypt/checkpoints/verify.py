@@ -61,7 +61,7 @@ def verify_model(path: Path) -> list[dict]:
 
 
 def _is_model(folder: Path) -> bool:
-    """Of a run that has not ended, the folder itself is none yet."""
+    """Whether a folder is a model; that of a run that has not ended is none yet."""
     if not ((folder / "config.json").exists() or is_adapter(folder)):
         return False
     return not checkpoints(folder) or any((folder / name).exists() for name in LOADABLE)
@@ -85,7 +85,7 @@ def _verified(path: Path, fault_of: Callable[[Path], str | None]) -> dict:
 
 
 def _damaged(checkpoint: Path) -> str | None:
-    """What a checkpoint that has no checksums tells of damage."""
+    """Find damage in a checkpoint without checksums, or None."""
     for path in sorted(checkpoint.glob("*.safetensors")):
         for name, entry in read_header(path)[0].items():
             if name.endswith(".weight") and entry["dtype"] not in _FLOATS:

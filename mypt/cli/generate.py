@@ -132,7 +132,7 @@ def _stream(args, model, tokenizer, template, jobs) -> None:
             write(prompt)
         completion = generate(model, tokenizer, prompt, sample, on_text=write, strip=args.qa, say=_say)
         write("\n")
-        _tell(completion)
+        _report_end(completion)
 
 
 def _batches(args, model, tokenizer, settings, template, jobs, results) -> None:
@@ -182,13 +182,13 @@ def _chat(model, tokenizer, settings, template) -> None:
         forgotten = chat.forgotten
         completion = chat.ask(question, write)
         write("\n")
-        _tell(completion)
+        _report_end(completion)
         if chat.forgotten > forgotten:
             _say(f"the context is full: the model no longer reads the first {chat.forgotten} turns")
 
 
-def _tell(completion) -> None:
-    """What happened at the end of the context, on standard error."""
+def _report_end(completion) -> None:
+    """Report the end of the context on standard error."""
     if completion.finish == "context":
         _say(f"stopped after {completion.tokens} tokens: the model's context is full")
     elif completion.dropped_tokens:

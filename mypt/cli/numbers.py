@@ -33,7 +33,7 @@ def _parse(text: str, units: dict[str, int], expected: str) -> int:
 
 
 def whole(text: str) -> int:
-    """What `int` reads, of at most 64 bits: what arrays and files hold."""
+    """Parse what `int` parses, of at most 64 bits: what arrays and files hold."""
     try:
         return _of_64_bits(int(text), text)
     except ValueError:
@@ -41,7 +41,7 @@ def whole(text: str) -> int:
 
 
 def finite(text: str) -> float:
-    """What `float` reads, but neither NaN nor infinite."""
+    """Parse what `float` parses, but neither NaN nor infinite."""
     try:
         number = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`mypt train RECIPE`: train or resume what a recipe describes."""
+"""`mypt train RECIPE`: train or resume a run that a recipe describes."""
 
 import argparse
 

@@ -71,7 +71,7 @@ def export_model(
 
 
 def require_export(name: str | Path, out: str | Path) -> None:
-    """What `export_model` refuses before it imports torch."""
+    """Raise what `export_model` raises before it imports torch."""
     require_free(out, CheckpointError)
     require_model(name)
 

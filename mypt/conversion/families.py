@@ -93,7 +93,7 @@ TARGETS = tuple(name for name, family in FAMILIES.items() if family.is_target)
 
 
 def obstacles(config: dict) -> list[str]:
-    """What keeps MyPT from computing exactly what a model with this config computes, field by field; none: it can."""
+    """List the fields of a model's config that MyPT cannot compute exactly; empty: it can be a MyPT model."""
     family = FAMILIES.get(config.get("model_type"))
     if family is None:
         return [f"model_type {config.get('model_type')}"]
@@ -134,7 +134,7 @@ def mypt_fields(config: dict) -> dict[str, Any]:
 
 
 def unexpressed(config: dict, target: str) -> list[str]:
-    """What a MyPT config has and a target does not, field by field; none: the target computes the same."""
+    """List the fields of a MyPT config that a target cannot express; empty: the target computes the same."""
     family = FAMILIES[target]
     found = [f"{name} {config[name]}" for name, value in family.fixed.items() if config[name] != value]
     found += [f"{name} true" for name, rule in _rules(family) if rule is False and config[name]]

@@ -24,10 +24,10 @@ def merge_adapter(adapter: str | Path, out: str | Path, base: str | None = None)
     """Write the base model with the adapter added to its weights to the folder `out`, in the base's dtype.
 
     The sums are made in float32. The tokenizer, and what a run left beside the adapter (recipe, coverage, forgetting),
-    are copied. What was written is read again and compared with the two apart, in float32, on random ids.
+    are copied. The written model is read again and compared with the two apart, in float32, on random ids.
 
     Args:
-        base: Folder or hub id of the base model, if it is no longer where the adapter says.
+        base: Folder or hub id of the base model, if it is no longer where the adapter names it.
 
     Returns:
         JSON-ready: `difference`, the largest of any logit; `largest_logit`; `tolerance`, relative to it.
@@ -73,7 +73,7 @@ def merge_adapter(adapter: str | Path, out: str | Path, base: str | None = None)
 
 
 def require_merge(adapter: str | Path, out: str | Path, base: str | None = None) -> str:
-    """What `merge_adapter` refuses before it imports torch. Returns the base model."""
+    """Return the base model; raise what `merge_adapter` raises before it imports torch."""
     if not is_adapter(adapter):
         raise CheckpointError(
             f"{adapter} holds no adapter (adapter_config.json): name the folder of a LoRA run, or of one that "

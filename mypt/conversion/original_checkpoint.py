@@ -123,7 +123,7 @@ def convert_all(
 
 
 def find_all(folder: Path) -> dict[str, Path]:
-    """What may be a checkpoint, by the name it gets: bundles and `.pt` files in `folder`, or one folder deeper.
+    """Find what may be a checkpoint, by the name it gets: bundles and `.pt` files in `folder`, or one folder deeper.
 
     Raises CheckpointError if there is nothing.
     """

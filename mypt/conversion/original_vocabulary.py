@@ -21,7 +21,7 @@ _NEVER = -30.0  # added to an id's logit: e**-30 of the probability of any other
 def find_tokenizer(
     original: Original, name: str | None, vocab_size: int, add_bytes: bool
 ) -> tuple[PreTrainedTokenizerFast | None, list[str]]:
-    """The tokenizer (None: there is none), and what is to be said of it, a line each.
+    """Return the tokenizer (None: there is none), and notes about it, a line each.
 
     It has no id beyond the model's; with `add_bytes` one of characters has EOS and the 256 bytes behind them.
     Raises CheckpointError if it gives ids that the model does not have, TokenizerError if it cannot be had.
@@ -90,7 +90,7 @@ def add_rows(tensors: dict[str, torch.Tensor], fields: dict[str, Any], size: int
 
 
 def _state(original: Original, vocab_size: int) -> TokenizerState | None:
-    """What the checkpoint says of its tokenizer; the original takes GPT-2's where it says nothing."""
+    """The tokenizer that the checkpoint names; the original takes GPT-2's where none is named."""
     content = original.tokenizer
     if content:
         return parse_state(content, f"the tokenizer of {original.path}", str(content.get("token_kind")))

@@ -94,7 +94,7 @@ def assess(step: int, readings: Readings, baseline: dict[str, WindowLosses], pol
 
 
 def decide(history: list[dict], policy: Policy) -> Decision | None:
-    """What follows from the measurements so far; None while every guarded set is kept.
+    """Decide the action after the measurements so far; None while every guarded set is kept.
 
     history: entries of `assess`, the newest last; those of a resumed run may lack all but `step`, and of their sets all
     but `loss`, `delta`, `delta_error` and `state`.

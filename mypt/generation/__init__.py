@@ -1,1 +1,1 @@
-"""Words again: continue a prompt with a trained model."""
+"""Continue a prompt with a trained model."""

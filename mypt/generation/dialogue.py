@@ -1,4 +1,4 @@
-"""Questions and answers: what the model reads of a dialogue, and where its answer ends."""
+"""Prompts for questions and dialogues, and the strings that end an answer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class QuestionTemplate:
         self.stop = () if self.is_chat else ("\n\n", *(["\n" + opening] if opening else []))
 
     def prompt(self, question: str, turns: Sequence[tuple[str, str]] = ()) -> str | list[int]:
-        """What the model continues with the answer; `turns` are the questions and answers before."""
+        """Return the text or ids that the model continues; `turns` are the questions and answers before."""
         if not self.is_chat:
             before = "".join(f"{self._fill(asked)} {answer}\n\n" for asked, answer in turns)
             return before + self._fill(question)

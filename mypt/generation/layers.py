@@ -136,7 +136,7 @@ class FusedLayers:
         return states if self.norm_scale is None else states * self.norm_scale
 
     def _turns(self, cosine: Tensor | None, sine: Tensor | None) -> tuple:
-        """What each layer multiplies its queries and keys with, and what it multiplies them with after a half turn."""
+        """Factors of queries and keys of each layer, and those of the same after a half turn."""
         if cosine is None:
             return (None if self.qk_scale is None else self.qk_scale.unbind()), None
         sine = sine * self.sign

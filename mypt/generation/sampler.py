@@ -69,7 +69,7 @@ class Sampler:
         return scores
 
     def probabilities(self, scores: torch.Tensor) -> torch.Tensor:
-        """What a token is drawn from, (B, V), 0 where it cannot be; a row's sum is at most 1, not always 1."""
+        """Return the weights by which a token is drawn, (B, V), 0 where it cannot be; a row's sum is at most 1."""
         settings = self.settings
         if settings.temperature != 1:
             scores = scores / settings.temperature

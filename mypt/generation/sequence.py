@@ -36,7 +36,7 @@ class GrowingText:
         return "" if text.endswith("\ufffd") else self._hand_out(text)
 
     def rest(self) -> str:
-        """What was held back, an unfinished character as U+FFFD."""
+        """Return the text held back, an unfinished character as U+FFFD."""
         return self._hand_out(self._decode())
 
     def _hand_out(self, text: str) -> str:
@@ -53,7 +53,7 @@ class GrowingText:
 class StoppedText:
     """Passes pieces of text on up to the first stop string, and holds back what may be the beginning of one.
 
-    Of several stop strings the one that is complete first counts, however the text is cut into pieces. strip: white
+    The stop string that is complete first counts, however the text is cut into pieces. strip: white
     space before and after the text is left out, and before it no stop string of white space counts.
     """
 

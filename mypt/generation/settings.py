@@ -35,7 +35,7 @@ class GenerationSettings:
     the highest sum of log-probabilities divided by its tokens ** `length_penalty`; nothing is drawn. early_stopping:
     end when `num_beams` texts have ended, not when no better one can come.
     stop: the text ends before the first of these strings. min_new_tokens: no end-of-text token before so many.
-    overflow: at the end of the context the text ends (`stop`), or the model goes on with its last half (`slide`).
+    overflow: at the end of the context the text ends (`stop`), or continues from its last half (`slide`).
     Raises MyPTError for a value out of range.
     """
 

@@ -1,4 +1,4 @@
-"""What is in a run folder, a checkpoint, a model or an adapter, from JSON files and headers; no weight is loaded."""
+"""Report on a run folder, a checkpoint, a model or an adapter from JSON files and headers; no weight is loaded."""
 
 from pathlib import Path
 

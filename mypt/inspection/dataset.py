@@ -1,6 +1,6 @@
-"""What is in a dataset directory, from its metadata and the sizes of its files.
+"""Report on a dataset directory from its metadata and the sizes of its files.
 
-No token is read, but of a directory of the original MyPT's or of nanoGPT's, whose metadata says nothing of them.
+Tokens are read only where the metadata does not count them: directories of the original MyPT and of nanoGPT.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What differs between two checkpoints: configuration, hyperparameters, tokenizer, progress, losses, weights."""
+"""Compare two checkpoints: configuration, hyperparameters, tokenizer, progress, losses, weights."""
 
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ _IGNORED = ("transformers_version", "auto_map", "_name_or_path", "architectures"
 def diff_checkpoints(first: Path, second: Path, *, weights: bool = False) -> dict[str, Any]:
     """A JSON-ready report of two run folders, checkpoints, models or adapters A and B; values are [A's, B's].
 
-    config, settings (hyperparameters; None unless both tell some): the fields that differ. tokenizer: "same",
+    config, settings (hyperparameters; None unless both have some): the fields that differ. tokenizer: "same",
     "different", or None if one has none. parameters, progress: of both. losses: {set: {"loss": [...], "delta": [...]}}
     as last measured. weights: see `compare_weights`, None unless asked for, as every tensor is read.
     Raises CheckpointError as `inspect_checkpoint` does.
     """
     a, b = _facts(first), _facts(second)
-    if is_original(first) != is_original(second):  # one says nothing of fields that the other has
+    if is_original(first) != is_original(second):  # one lacks fields that the other has
         shared = a["config"].keys() & b["config"].keys()
         a["config"], b["config"] = ({name: it["config"][name] for name in shared} for it in (a, b))
     report = {
@@ -59,7 +59,7 @@ def differing_fields(first: dict, second: dict) -> dict[str, list]:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """What is compared, of a checkpoint of today's or of the original's."""
+    """The values to compare, of a checkpoint of today's or of the original's."""
     if is_original(path):
         original = read_original(path)
         training = original.training_state.get("training_config") or {}

@@ -1,4 +1,4 @@
-"""What is in a checkpoint of the original MyPT; its tensors are mapped from the file, not read."""
+"""Report on a checkpoint of the original MyPT; its tensors are mapped from the file, not read."""
 
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ _FIELDS = {
 def inspect_original(path: Path) -> dict[str, Any]:
     """A JSON-ready report with the keys of `inspect_checkpoint`, as far as they apply, and form and era beside them.
 
-    parameters: by part, as they will be after `mypt convert`; model.config: the original's own. settings: what its
-    training state says. problems: why it cannot be converted. Raises CheckpointError if the file cannot be read.
+    parameters: by part, as they will be after `mypt convert`; model.config: the original's own. settings: those of
+    its training state. problems: why it cannot be converted. Raises CheckpointError if the file cannot be read.
     """
     original = read_original(path)
     path = original.path

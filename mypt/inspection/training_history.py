@@ -31,7 +31,7 @@ def last_state(path: Path) -> tuple[Path | None, RunState | None]:
 
 
 def read_training_history(path: Path) -> dict:
-    """JSON-ready: progress, coverage, forgetting, diagnosis, recipe, changed_settings; None: the folder tells nothing.
+    """JSON-ready: progress, coverage, forgetting, diagnosis, recipe, changed_settings; None: not in the folder.
 
     changed_settings: names (section.key) of the recipe's values that are not the defaults, those of `training` all.
     Raises CheckpointError for a file that is damaged.

@@ -64,7 +64,7 @@ class _Sums:
 
 
 def _reader(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
-    """What reads each tensor of a checkpoint, today's or the original's under today's names."""
+    """Functions that read the tensors of a checkpoint, by today's names."""
     if is_original(path):
         original = read_original(path)
         renamed = rename(original, config_fields(original))

@@ -76,7 +76,7 @@ def _metadata(info: RunInfo, name: str, license: str | None) -> str:
 
 
 def describe(folder: Path) -> dict[str, str]:
-    """What kind of model a folder holds, in words: {"architecture": ..., "parameters": ..., ...}."""
+    """Describe the model in a folder: {"architecture": ..., "parameters": ..., ...}."""
     info = RunInfo(folder)
     if info.adapter:
         rank = {"rank": str(info.adapter["r"])} if "r" in info.adapter else {}

@@ -21,9 +21,9 @@ class _Environment(TypedDict, total=False):
 
 
 class RunInfo:
-    """What the folder's files say; a part that is not there is None or empty.
+    """The content of the folder's files; a part that is not there is None or empty.
 
-    A checkpoint and OUT/best lie in their run's folder; what its files tell counts as far as it is of their step.
+    A checkpoint and OUT/best lie in their run's folder, whose files count as far as they are of their step.
     """
 
     def __init__(self, folder: Path):
@@ -49,7 +49,7 @@ class RunInfo:
         self.first, self.last = (history[0], history[-1]) if len(history) > 1 else (None, None)
         base = (self.adapter or {}).get("base_model_name_or_path") or self.recipe.get("model", {}).get("init_from")
         self.base = without_places(base) if base else None
-        # runs/base may as well be a folder that was moved: the cache tells what came from the hub.
+        # runs/base may as well be a folder that was moved: the cache shows what came from the hub.
         self.hub_base = base if base and not Path(base).exists() and cached_file(base, CONFIG_NAME) else None
 
     def _step(self, run: Path) -> int | None:

@@ -19,7 +19,7 @@ class Outgoing(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What an upload did; names of files."""
+    """The result of an upload; names of files."""
 
     commit: str
     sent: list[str]
@@ -28,7 +28,7 @@ class Sent(NamedTuple):
 
 
 class Received(NamedTuple):
-    """What a download brought: the commit, {name: bytes}, and the names that stayed in the store."""
+    """The result of a download: the commit, {name: bytes}, and the names that stayed in the store."""
 
     commit: str
     files: dict[str, int]

@@ -1,4 +1,4 @@
-"""What of a folder goes to others: a model and what tells about it, without secrets and this machine's paths."""
+"""Choose the files of a folder to upload: a model and its records, without secrets and this machine's paths."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def check_weights(folder: Path) -> list[str]:
 
 
 def content_to_send(path: Path, token: str | None = None) -> bytes | None:
-    """What is sent instead of a file that names places on this machine; None: the file as it is.
+    """Return what is sent in place of a file that names places on this machine; None: the file as it is.
 
     Raises CheckpointError for a text that holds `token`, or anything of a Hugging Face token's form.
     """
