@@ -23,15 +23,17 @@ from mypt.errors import DataError, TokenizerError
 from mypt.files import replace_text
 from mypt.folders import only_writer
 from mypt.json_files import Count, read_json
-from mypt.preparation.encoding import UnitWriter, finished_of
-from mypt.preparation.pipeline import TRAINED, Pipeline
-from mypt.preparation.prepare import disk_errors, join_units
-from mypt.preparation.units import Finished, Piece, Work, changed_files, rows, save_invalid, token_ids
+from mypt.preparation.assignment import assign
+from mypt.preparation.encoding import save_result, write_unit
+from mypt.preparation.prepare import write_dataset
+from mypt.preparation.prescan import TRAINED
+from mypt.preparation.report import require_documents
+from mypt.preparation.run import PrepareRun
+from mypt.preparation.units import EncodedText, EncodedUnit, EncodeJob, UnitResult, files_are_whole
 from mypt.shards.format import METADATA_NAME, Manifest, dtype_for, read_manifest
 from mypt.shards.publishing import LAUNCH, STAGING, UNITS, previous_manifest, publish, require_dataset_folder
 from mypt.shards.settings import PrepareSettings
 from mypt.terminal import say
-from mypt.text.clean import Cleaner
 from mypt.text.dedup import text_hash
 from mypt.text.document import Document
 from mypt.text.plain import cut_text
@@ -66,9 +68,9 @@ class Launch:
     def read(cls, folder: Path) -> Launch:
         return read_json(folder / LAUNCH, cls, DataError, f"remove {folder.parent} and start again")
 
-    def work(self, folder: Path) -> Work:
+    def job(self, folder: Path, engine: str = "tokenizers") -> EncodeJob:
         tokenizer = folder / "tokenizer" / "tokenizer.json"
-        return Work(folder, self.settings, tokenizer, self.tokenizer_hash, "tokenizers", self.dtype, self.eos_token_id)
+        return EncodeJob(folder, self.settings, tokenizer, self.tokenizer_hash, engine, self.dtype, self.eos_token_id)
 
     def key(self, rank: int, ranks: int) -> str:
         """Of all that decides a unit beside the documents that the rank is given."""
@@ -76,20 +78,17 @@ class Launch:
         return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
-@dataclass(frozen=True, kw_only=True)
-class RankPiece(Piece):
+class RankUnit(EncodedUnit):
     """The unit of a rank: its text is not there any more, but its tokens tell it."""
 
-    work: Work
-
-    def parts(self, row: int, cleaner: Cleaner) -> Iterator[Document]:
+    def parts(self, row: int, job: EncodeJob) -> Iterator[Document]:
         """Raises DataError if the tokenizer does not give back the very text that it encoded."""
         from tokenizers import Tokenizer
 
-        table = rows(self.work.folder, self.number)
+        table = self.rows
         end = int(table["tokens"][: row + 1].sum())
-        ids = token_ids(self.work.folder, self.number, self.work.dtype)[end - int(table["tokens"][row]) : end - 1]
-        text = Tokenizer.from_file(str(self.work.tokenizer)).decode(ids.tolist(), skip_special_tokens=False)
+        ids = self.ids[end - int(table["tokens"][row]) : end - 1]
+        text = Tokenizer.from_file(str(job.tokenizer)).decode(ids.tolist(), skip_special_tokens=False)
         if text_hash(text.encode()) != table["hash"][row]:
             raise DataError(
                 f"val begins inside document {row} of {self.unit.name}, which this tokenizer cannot give back for the "
@@ -138,7 +137,7 @@ def start(out: str | Path, tokenizer: str | Path, source: str, **settings: Any) 
         replace_text(folder / LAUNCH, json.dumps(asdict(launch)))
 
 
-def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> Finished:
+def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> UnitResult:
     """Clean, hash and encode the documents of one rank of `ranks`; what an earlier attempt left is replaced.
 
     Raises DataError if `start` was not called for `out`, or `out` is finished.
@@ -153,15 +152,15 @@ def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> 
     own = Path(tempfile.mkdtemp(".rank", f"{name}.", folder))
     cleaner, seen = launch.settings.cleaner(), xxhash.xxh3_128(b"rank")
     documents = cleaner(_documents(texts, launch.settings.document or "file", seen))
-    work = launch.work(folder)
-    if work.tokenizer_hash not in _ENGINES:
+    if launch.tokenizer_hash not in _ENGINES:
         sample, documents = _look(documents)
-        _ENGINES[work.tokenizer_hash] = choose_engine(Tokenizer.from_file(str(work.tokenizer)), sample, _say)
-    writer = UnitWriter(replace(work, folder=own, engine=_ENGINES[work.tokenizer_hash]), rank)
-    writer.write(iter(lambda: list(islice(documents, _TOGETHER)), []))
-    save_invalid(writer.path, RankPiece(rank, Unit(launch.source, "rank", (f"rank {rank}",)), work=work), cleaner)
-    finished = finished_of(cleaner, writer, key=launch.key(rank, ranks), digest=seen.hexdigest())
-    finished.save(own / f"{name}.json")
+        backend = Tokenizer.from_file(str(launch.job(folder).tokenizer))
+        _ENGINES[launch.tokenizer_hash] = choose_engine(backend, sample, _say)
+    job = replace(launch.job(folder, _ENGINES[launch.tokenizer_hash]), folder=own)
+    batches = iter(lambda: list(islice(documents, _TOGETHER)), [])
+    counted = write_unit(job, rank, _unit(launch, rank), cleaner, batches)
+    result = UnitResult(key=launch.key(rank, ranks), digest=seen.hexdigest(), **counted)
+    result = save_result(own / f"{name}.json", result)
     (folder / f"{name}.json").unlink(missing_ok=True)
     for suffix in ("ids", "signatures.npy", "invalid.npy", "npy", "json"):  # the record last
         if (own / f"{name}.{suffix}").is_file():
@@ -169,7 +168,7 @@ def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> 
         else:  # of an attempt before this one
             (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     own.rmdir()
-    return finished
+    return result
 
 
 def finish(out: str | Path, say: Callable[[str], object] | None = None) -> Manifest:
@@ -187,18 +186,24 @@ def finish(out: str | Path, say: Callable[[str], object] | None = None) -> Manif
             say(f"{out} is finished")
             return read_manifest(out)
         launch = _launch(out)
-        finished = _finished_ranks(folder, launch)
-        units = [Unit(launch.source, "rank", (f"rank {rank}",)) for rank in range(len(finished))]
-        pipeline = Pipeline(staging, launch.settings, units, 1, say, progress=False)
-        with disk_errors(out, pipeline):
-            tokenizer, work = load_data_tokenizer(folder / "tokenizer"), launch.work(folder)
+        units = [
+            RankUnit(_unit(launch, rank), result, folder / f"{rank:05d}", launch.dtype)
+            for rank, result in enumerate(_results(folder, launch))
+        ]
+        run = PrepareRun(staging, launch.settings, [unit.unit for unit in units], 1, say, progress=False)
+        with run.disk_errors():
+            tokenizer = load_data_tokenizer(folder / "tokenizer")
             save_tokenizer(tokenizer, staging)
-            pipeline.pieces = [RankPiece(rank, unit, work=work) for rank, unit in enumerate(units)]
-            pipeline.finished, pipeline.engine = finished, "as each rank chose"
-            manifest, run = join_units(pipeline, work, tokenizer, launch.tokenizer)
+            encoded = EncodedText(launch.job(folder), units, engine="as each rank chose")
+            require_documents(encoded)
+            assignment = assign(run, encoded)
+            manifest, facts = write_dataset(run, encoded, assignment, tokenizer, launch.tokenizer)
             publish(out, manifest)
-    manifest.report |= run
-    return manifest
+    return replace(manifest, report=manifest.report | facts)
+
+
+def _unit(launch: Launch, rank: int) -> Unit:
+    return Unit(launch.source, "rank", (f"rank {rank}",))
 
 
 def _launch(out: Path) -> Launch:
@@ -209,7 +214,7 @@ def _launch(out: Path) -> Launch:
     return Launch.read(out / STAGING / UNITS)
 
 
-def _finished_ranks(folder: Path, launch: Launch) -> list[Finished]:
+def _results(folder: Path, launch: Launch) -> list[UnitResult]:
     """What each rank has recorded, in order. Raises DataError unless all are there and made alike."""
     sizes = sorted(int(path.stem) for path in folder.glob("*.ranks"))
     if len(sizes) != 1:
@@ -225,10 +230,10 @@ def _finished_ranks(folder: Path, launch: Launch) -> list[Finished]:
         if not record.is_file():
             missing.append(rank)
             continue
-        found.append(read_json(record, Finished, DataError, f"run rank {rank} again"))
+        found.append(read_json(record, UnitResult, DataError, f"run rank {rank} again"))
         if found[-1].key != launch.key(rank, sizes[0]):
             other.append(rank)
-        elif not found[-1].files or changed_files(folder, found[-1].files):
+        elif not files_are_whole(folder, found[-1].files):
             damaged.append(rank)
     for ranks, what in (
         (missing, "not finished"),
