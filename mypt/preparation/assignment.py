@@ -12,7 +12,7 @@ import numpy as np
 
 from mypt.errors import DataError
 from mypt.preparation.overlap import id_hash
-from mypt.preparation.run import PrepareRun
+from mypt.preparation.run import PrepareRun, few
 from mypt.preparation.units import EncodedText, EncodedUnit
 from mypt.shards.format import SPLITS
 from mypt.shards.settings import PrepareSettings
@@ -22,7 +22,6 @@ FEWEST_FOR_HASH = 20  # documents; with fewer, the share of val would be a matte
 BLOCK = 1_000  # characters; a source of no more may be on one side
 TOLERANCE = 0.3, 0.03  # how far val's share of the tokens may be from the one asked for: in parts of it, and at most
 SHORT = ""  # the group of all sources of up to BLOCK characters
-_NAMED = 5  # sources in a message
 
 
 class Part(NamedTuple):
@@ -140,20 +139,20 @@ class SplitAssignment:
             kept &= ~marks[span]
         return kept
 
-    def fates(self, unit: int) -> np.ndarray:
+    def assigned(self, unit: int) -> np.ndarray:
         """DROPPED, TRAIN or VAL for each row of a unit, uint8 (documents,); a cut document counts as dropped."""
-        fates = np.where(self.kept(unit), TRAIN, DROPPED).astype(np.uint8)
+        assigned = np.where(self.kept(unit), TRAIN, DROPPED).astype(np.uint8)
         span, tail = slice(int(self.starts[unit]), int(self.starts[unit + 1])), self.tails.get(unit)
         if tail is None:
             is_val = hashed_to_val(self.units[unit].rows["hash"], self.settings.val_fraction)
         else:
             is_val = np.arange(span.start, span.stop) >= tail.first
             if tail.cut and tail.cut.unit == unit:
-                fates[tail.cut.row] = DROPPED
+                assigned[tail.cut.row] = DROPPED
         if self.in_train is not None:
             is_val &= ~self.in_train[span]
-        fates[(fates == TRAIN) & is_val] = VAL
-        return fates
+        assigned[(assigned == TRAIN) & is_val] = VAL
+        return assigned
 
     @property
     def cuts(self) -> dict[int, Cut]:
@@ -176,7 +175,7 @@ class SplitAssignment:
 
     def hashes(self, fate: int) -> Iterator[np.ndarray]:
         """The hashes of the documents with this fate, uint64, unit by unit."""
-        return (unit.rows["hash"][self.fates(index) == fate] for index, unit in enumerate(self.units))
+        return (unit.rows["hash"][self.assigned(index) == fate] for index, unit in enumerate(self.units))
 
     def cut_hashes(self) -> list[int]:
         """The hashes of the documents that are cut in two."""
@@ -240,15 +239,12 @@ def _id_hashes(unit: EncodedUnit) -> np.ndarray:
 def require_splits(assignment: SplitAssignment) -> None:
     """Raise DataError if a split that was asked for would be empty."""
     settings = assignment.settings
-    documents = np.zeros(3, np.int64)  # by fate
-    for unit in range(len(assignment.units)):
-        documents += np.bincount(assignment.fates(unit), minlength=3)
-    documents[[TRAIN, VAL]] += len(assignment.cuts)  # a cut one is in both
-    for name, fate in zip(SPLITS, (TRAIN, VAL), strict=True):
-        if not documents[fate] and (name == "train" or settings.val_fraction):
+    [total] = _shares(assignment, [""] * len(assignment.units)).values()
+    for name in SPLITS:
+        if not getattr(total, name) and (name == "train" or settings.val_fraction):
             other = "" if settings.val_split == "tail" else ", or use --val-split tail"
             raise DataError(
-                f"the {name} split of {documents[TRAIN] + documents[VAL]} documents is empty with --val-fraction "
+                f"the {name} split of {total.train + total.val} documents is empty with --val-fraction "
                 f"{settings.val_fraction:g}; change it (0: no val split), give more text{other}"
             )
 
@@ -268,16 +264,14 @@ def _divide(assignment: SplitAssignment, scratch: Path, say: Callable[[str], obj
     documents = sum(share.train + share.val for share in shares.values())
     if documents < FEWEST_FOR_HASH and not present:
         whole, units = _with_tail(assignment), [unit.unit for unit in assignment.units]
-        # How documents are dealt to ranks says nothing of the text.
+        # How documents are dealt to ranks depends on the job, not on the text.
         names = [u.paths[0] if len(u.paths) == 1 and u.kind != "rank" else u.source for u in units]
         if not any(share.one_sided for share in _shares(whole, names).values()):
             say(f"only {documents} documents: val is the tail of the text rather than a share of the documents")
             return whole
         shares = _shares(assignment, names)
     groups = {name: name if share.characters > BLOCK else SHORT for name, share in shares.items()}
-    group_shares: dict[str, Share] = {}
-    for name, share in shares.items():
-        group_shares[groups[name]] = group_shares.get(groups[name], Share()).plus(share)
+    group_shares = _summed((groups[name], share) for name, share in shares.items())
     one_sided = [name for name, share in shares.items() if share.one_sided]
     cut = groups_to_cut(group_shares, set(one_sided), settings.val_fraction, present)
     if cut:
@@ -286,29 +280,45 @@ def _divide(assignment: SplitAssignment, scratch: Path, say: Callable[[str], obj
             units = [unit for unit, name in enumerate(names) if groups[name] == group]
             place = round(group_shares[group].tokens * (1 - settings.val_fraction))
             tails |= dict.fromkeys(units, _tail(assignment, units, "tokens", place, ended=True))
-        replaced = _explain(shares, [name for name in shares if groups[name] in cut], one_sided, settings, say)
+        tailed, total = [name for name in shares if groups[name] in cut], reduce(Share.plus, shares.values())
+        by_hash = total.val_tokens / max(1, total.tokens)
+        sources = "1 source" if len(one_sided) == 1 else f"{len(one_sided)} sources"
+        say(
+            f"val is the last {settings.val_fraction:.3g} of the tokens of {len(tailed)} of {len(shares)} sources "
+            f"({few(tailed)}): by hash, val would have {by_hash:.3g} of all tokens"
+            + f" and {sources} would be on one side only"
+            * bool(one_sided)
+        )
         assignment = replace(assignment, tails=tails)
         if settings.dedup != "document":
             assignment = _with_copies_together(assignment, scratch)
         hashes = sorted(f"{value:016x}" for value in assignment.cut_hashes())
-        assignment = replace(assignment, replaced=replaced | {"cut": hashes})
+        replaced = {"tail_of": tailed, "share_by_hash": by_hash, "cut": hashes}
+        assignment = replace(assignment, replaced=replaced)
         shares = _shares(assignment, names)
     for split in SPLITS:
         alone = [name for name, share in shares.items() if getattr(share, split) == share.train + share.val > 0]
         if alone and len(shares) > 1:
-            say(f"in {split} only: {len(alone)} of {len(shares)} sources, too short to divide ({_few(alone)})")
+            say(f"in {split} only: {len(alone)} of {len(shares)} sources, too short to divide ({few(alone)})")
     return assignment
 
 
 def _shares(assignment: SplitAssignment, names: list[str]) -> dict[str, Share]:
     """What the assignment makes of each source; `names` has that of each unit."""
-    shares: dict[str, Share] = {}
     cuts = assignment.cuts
-    for index, (name, unit) in enumerate(zip(names, assignment.units, strict=True)):
-        table, kept, fates = unit.rows, assignment.kept(index), assignment.fates(index)
+
+    def share(index: int) -> Share:
+        table, kept, assigned = assignment.units[index].rows, assignment.kept(index), assignment.assigned(index)
         characters, tokens = (int(table[column][kept].sum()) for column in ("characters", "tokens"))
-        train, val = (int((fates == fate).sum()) + (index in cuts) for fate in (TRAIN, VAL))
-        share = Share(characters, tokens, int(table["tokens"][fates == VAL].sum()), train, val)
+        train, val = (int((assigned == fate).sum()) + (index in cuts) for fate in (TRAIN, VAL))
+        return Share(characters, tokens, int(table["tokens"][assigned == VAL].sum()), train, val)
+
+    return _summed((name, share(index)) for index, name in enumerate(names))
+
+
+def _summed(pairs: Iterable[tuple[str, Share]]) -> dict[str, Share]:
+    shares: dict[str, Share] = {}
+    for name, share in pairs:
         shares[name] = shares.get(name, Share()).plus(share)
     return shares
 
@@ -328,7 +338,7 @@ def _tail(assignment: SplitAssignment, units: Iterable[int], measure: str, place
         table = assignment.units[unit].rows
         part = table[measure] * assignment.kept(unit)
         ends = before + np.cumsum(part)
-        row = int(np.searchsorted(ends, place, side="right"))  # the first document that ends behind the cut
+        row = int(np.searchsorted(ends, place, side="right"))  # the first document that ends after the cut
         if row < len(part):
             inside, first = place - int(ends[row] - part[row]), int(assignment.starts[unit]) + row
             characters = int(table["characters"][row]) * inside // int(part[row])
@@ -350,23 +360,3 @@ def _with_copies_together(assignment: SplitAssignment, scratch: Path) -> SplitAs
     assignment = replace(assignment, tails=tails)
     everything = (np.array(unit.rows["hash"]) for unit in assignment.units)
     return replace(assignment, in_train=shared(assignment.hashes(TRAIN), everything, scratch))
-
-
-def _explain(
-    shares: dict[str, Share], names: list[str], one_sided: list[str], settings: PrepareSettings, say: Callable
-) -> dict:
-    """Report why val is the tail of the sources in `names`."""
-    total = reduce(Share.plus, shares.values())
-    share = total.val_tokens / max(1, total.tokens)
-    sources = "1 source" if len(one_sided) == 1 else f"{len(one_sided)} sources"
-    say(
-        f"val is the last {settings.val_fraction:.3g} of the tokens of {len(names)} of {len(shares)} sources "
-        f"({_few(names)}): by hash, val would have {share:.3g} of all tokens"
-        + f" and {sources} would be on one side only"
-        * bool(one_sided)
-    )
-    return {"tail_of": names, "share_by_hash": share}
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)

@@ -2,7 +2,7 @@
 
 `start` (where the tokenizer can be had), `write_rank` (in each rank) and `finish` (when all ranks are done) share
 OUT/.preparing/units: launch.json and tokenizer/, an empty file N.ranks (of how many ranks the job is), and the files of
-finished units. A rank works in a folder of its own there, so that a unit is whole or not there, whoever is killed.
+finished units. A rank works in a folder of its own there, so a kill leaves a unit whole or not there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +24,12 @@ from mypt.files import replace_text
 from mypt.folders import only_writer
 from mypt.json_files import Count, read_json
 from mypt.preparation.assignment import assign
-from mypt.preparation.encoding import save_result, write_unit
+from mypt.preparation.encoding import write_unit
 from mypt.preparation.prepare import write_dataset
 from mypt.preparation.prescan import TRAINED
 from mypt.preparation.report import require_documents
-from mypt.preparation.run import PrepareRun
-from mypt.preparation.units import EncodedText, EncodedUnit, EncodeJob, UnitResult, files_are_whole
+from mypt.preparation.run import PrepareRun, few
+from mypt.preparation.units import EncodedText, EncodedUnit, EncodeJob, UnitResult, files_are_whole, save_record
 from mypt.shards.format import METADATA_NAME, Manifest, dtype_for, read_manifest
 from mypt.shards.publishing import LAUNCH, STAGING, UNITS, previous_manifest, publish, require_dataset_folder
 from mypt.shards.settings import PrepareSettings
@@ -39,7 +39,7 @@ from mypt.text.document import Document
 from mypt.text.plain import cut_text
 from mypt.text.sources import Unit
 from mypt.tokenization.data_tokenizer import load_data_tokenizer
-from mypt.tokenization.fast import SAMPLE_CHARACTERS, choose_engine
+from mypt.tokenization.fast import choose_engine
 from mypt.tokenization.load import largest_id, save_tokenizer, tokenizer_hash
 
 _ENGINES: dict[str, str] = {}  # the encoder for each tokenizer (by hash): every process chooses once
@@ -73,13 +73,13 @@ class Launch:
         return EncodeJob(folder, self.settings, tokenizer, self.tokenizer_hash, engine, self.dtype, self.eos_token_id)
 
     def key(self, rank: int, ranks: int) -> str:
-        """Of all that decides a unit beside the documents that the rank is given."""
+        """A hash of all that decides a unit, except the documents that the rank is given."""
         content = [self.source, self.tokenizer_hash, self.dtype, self.settings.reading(), rank, ranks]
         return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 class RankUnit(EncodedUnit):
-    """The unit of a rank: its text is not there any more, but its tokens tell it."""
+    """The unit of a rank: its text is gone, and is decoded from its tokens."""
 
     def parts(self, row: int, job: EncodeJob) -> Iterator[Document]:
         """Raises DataError if the tokenizer does not give back the very text that it encoded."""
@@ -100,7 +100,7 @@ class RankUnit(EncodedUnit):
 def start(out: str | Path, tokenizer: str | Path, source: str, **settings: Any) -> None:
     """Lay down the tokenizer and the settings for all ranks; nothing happens if `out` is finished with the same.
 
-    `tokenizer` is gpt2, a directory or a hub id; `source` is what the metadata shall call the text; `settings` are
+    `tokenizer` is gpt2, a directory or a hub id; `source` is the name of the text in the metadata; `settings` are
     the fields of `PrepareSettings`. Raises DataError for settings that are out of range or need the whole text and for
     an `out` that holds something else, and TokenizerError for the tokenizer.
     """
@@ -153,14 +153,15 @@ def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> 
     cleaner, seen = launch.settings.cleaner(), xxhash.xxh3_128(b"rank")
     documents = cleaner(_documents(texts, launch.settings.document or "file", seen))
     if launch.tokenizer_hash not in _ENGINES:
-        sample, documents = _look(documents)
+        sample, documents = tee(documents)
         backend = Tokenizer.from_file(str(launch.job(folder).tokenizer))
-        _ENGINES[launch.tokenizer_hash] = choose_engine(backend, sample, _say)
+        _ENGINES[launch.tokenizer_hash] = choose_engine(backend, (text for text, _ in sample), _say)
+        del sample  # which would keep all documents
     job = replace(launch.job(folder, _ENGINES[launch.tokenizer_hash]), folder=own)
     batches = iter(lambda: list(islice(documents, _TOGETHER)), [])
     counted = write_unit(job, rank, _unit(launch, rank), cleaner, batches)
     result = UnitResult(key=launch.key(rank, ranks), digest=seen.hexdigest(), **counted)
-    result = save_result(own / f"{name}.json", result)
+    save_record(own / f"{name}.json", result)
     (folder / f"{name}.json").unlink(missing_ok=True)
     for suffix in ("ids", "signatures.npy", "invalid.npy", "npy", "json"):  # the record last
         if (own / f"{name}.{suffix}").is_file():
@@ -197,9 +198,9 @@ def finish(out: str | Path, say: Callable[[str], object] | None = None) -> Manif
             encoded = EncodedText(launch.job(folder), units, engine="as each rank chose")
             require_documents(encoded)
             assignment = assign(run, encoded)
-            manifest, facts = write_dataset(run, encoded, assignment, tokenizer, launch.tokenizer)
+            manifest, info = write_dataset(run, encoded, assignment, tokenizer, launch.tokenizer)
             publish(out, manifest)
-    return replace(manifest, report=manifest.report | facts)
+    return replace(manifest, report=manifest.report | info)
 
 
 def _unit(launch: Launch, rank: int) -> Unit:
@@ -224,7 +225,9 @@ def _results(folder: Path, launch: Launch) -> list[UnitResult]:
             if sizes
             else f"no rank has been run for {folder.parent.parent}; run them before they are joined"
         )
-    found, missing, other, damaged = [], [], [], []
+    found = []
+    problems = {"not finished": [], "made with other settings or another tokenizer": [], "damaged": []}
+    missing, other, damaged = problems.values()
     for rank in range(sizes[0]):
         record = folder / f"{rank:05d}.json"
         if not record.is_file():
@@ -235,15 +238,11 @@ def _results(folder: Path, launch: Launch) -> list[UnitResult]:
             other.append(rank)
         elif not files_are_whole(folder, found[-1].files):
             damaged.append(rank)
-    for ranks, what in (
-        (missing, "not finished"),
-        (other, "made with other settings or another tokenizer"),
-        (damaged, "damaged"),
-    ):
+    for what, ranks in problems.items():
         if ranks:
             raise DataError(
-                f"of {sizes[0]} ranks {len(ranks)} are {what}: {_few(ranks)}; run them again (datatrove leaves out "
-                "what its logging_dir counts as completed; skip_completed=False runs all)"
+                f"of {sizes[0]} ranks {len(ranks)} are {what}: {few(ranks, _NAMED)}; run them again (datatrove leaves "
+                "out what its logging_dir counts as completed; skip_completed=False runs all)"
             )
     return found
 
@@ -252,22 +251,6 @@ def _documents(texts: Iterable[str], document: str, seen: xxhash.xxh3_128) -> It
     for text in texts:
         seen.update(f"{len(text)} ".encode() + text.encode("utf-8", "surrogatepass"))
         yield from cut_text(text, document)
-
-
-def _look(documents: Iterator[Document]) -> tuple[list[str], Iterator[Document]]:
-    """The first texts, enough for an encoder to prove itself, and all documents."""
-    head, characters = [], 0
-    for document in documents:
-        head.append(document)
-        characters += len(document.text)
-        if characters >= SAMPLE_CHARACTERS:
-            break
-    return [text for text, _ in head], chain(head, documents)
-
-
-def _few(ranks: list[int]) -> str:
-    more = f" and {len(ranks) - _NAMED:,} more" if len(ranks) > _NAMED else ""
-    return ", ".join(map(str, ranks[:_NAMED])) + more
 
 
 def _say(line: str) -> None:

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 _BATCH_CHARACTERS = 1_000_000
 _SAMPLE_CHARACTERS = 25_000  # of real text from each of four units: on them a fast encoder has to prove itself
 _LOSS_CHARACTERS = 250_000  # from each of four units, if the tokenizer changes those: how much of the text it loses
-_FILES = ("ids", "npy", "signatures.npy", "invalid.npy", "skipped.jsonl")  # of a unit, beside its record
 
 
 def encode(run: PrepareRun, tokenizer: DataTokenizer | PreTrainedTokenizerFast, dtype: str) -> EncodedText:
@@ -101,7 +100,7 @@ def encode_unit(job: EncodeJob, piece: Piece) -> UnitResult:
     if stamp(unit) != before:
         raise DataError(f"{unit.name} changed while it was being prepared; run the same command again")
     skipped = faults.counts() if faults else {}
-    return save_result(record, UnitResult(key=key.hexdigest(), digest=input_digest, skipped=skipped, **counted))
+    return save_record(record, UnitResult(key=key.hexdigest(), digest=input_digest, skipped=skipped, **counted))
 
 
 def write_unit(
@@ -142,13 +141,8 @@ def write_unit(
     }
 
 
-def save_result(record: Path, result: UnitResult) -> UnitResult:
-    """Write the record of an encoded unit, its last file."""
-    return save_record(record, result, _FILES)
-
-
 class BatchEncoder:
-    """Encodes the documents of a unit batch by batch; a document may go on in the next one."""
+    """Encodes the documents of a unit batch by batch; a document may continue in the next one."""
 
     def __init__(self, job: EncodeJob) -> None:
         self.encoder = load_encoder(job)
@@ -161,7 +155,7 @@ class BatchEncoder:
         """Encode documents, or parts of them.
 
         Returns:
-            Their ids in the dtype of the job, (tokens,), with an EOS behind each document; and the rows of the
+            Their ids in the dtype of the job, (tokens,), with an EOS after each document; and the rows of the
             documents that end here, ROW (ended documents,).
         """
         texts, ended = zip(*documents, strict=True)

@@ -26,7 +26,7 @@ from mypt.preparation.report import (
     examples,
     invalid_files,
     require_documents,
-    run_facts,
+    run_info,
     write_report,
     write_skipped,
 )
@@ -73,7 +73,7 @@ def prepare_dataset(
         **settings: Fields of `PrepareSettings`.
 
     Returns:
-        The manifest. Its `report` also has `notes` and `run_facts`, which are not written into the metadata.
+        The manifest. Its `report` also has `notes` and `run_info`, which are not written into the metadata.
 
     Raises:
         DataError: For unusable sources, settings, splits or a full disk; what `out` held is then untouched.
@@ -104,11 +104,11 @@ def prepare_dataset(
         encoded = encode(run, loaded, dtype_for(largest_id(loaded)))
         require_documents(encoded)
         assignment = assign(run, encoded, hash_only=hash_only)
-        manifest, facts = write_dataset(run, encoded, assignment, loaded, name)
+        manifest, info = write_dataset(run, encoded, assignment, loaded, name)
         if not manifest.report.get("skipped"):
             (out / SKIPPED_NAME).unlink(missing_ok=True)
         publish(out, manifest)
-    return replace(manifest, report=manifest.report | {"notes": notes, **facts})
+    return replace(manifest, report=manifest.report | {"notes": notes, **info})
 
 
 def append_text(
@@ -124,7 +124,7 @@ def append_text(
     """Prepare more text with the tokenizer and the settings of the dataset `directory`, and add it as new shards.
 
     Documents that the directory already holds are dropped if it was made so. A killed call continues where it was when
-    it is repeated; at any moment the directory is as it was or as it shall be. Raises as `prepare_dataset` does.
+    it is repeated; at any moment the directory is as it was, or complete. Raises as `prepare_dataset` does.
     """
     directory, say = Path(directory), partial(_say, [], progress)
     with only_appender(directory):
@@ -148,7 +148,8 @@ def append_text(
                 return manifest
             splits, added = write_splits(run, encoded, assignment)
             report = count(encoded, assignment, splits, run.scratch())
-            _say_invalid(run, report, invalid_files(assignment.invalid()))
+            for line in describe_invalid(invalid_files(assignment.invalid()), report["invalid_utf8"]):
+                run.say(line)
             if write_skipped(run, encoded, before=directory / SKIPPED_NAME):
                 os.replace(run.staging / SKIPPED_NAME, directory / SKIPPED_NAME)
             new = replace(manifest, splits=splits, sources=added)
@@ -165,7 +166,7 @@ def write_dataset(
     tokenizer: PreTrainedTokenizerFast,
     name: str,
 ) -> tuple[Manifest, dict[str, Any]]:
-    """Write shards and report to the staging directory; returns its metadata, and `run_facts`.
+    """Write shards and report to the staging directory; returns its metadata, and `run_info`.
 
     `name` is the tokenizer as it was given. Raises DataError if a split is empty.
     """
@@ -182,13 +183,14 @@ def write_dataset(
         report=count(encoded, assignment, splits, run.scratch(), tokenizer=name),
     )
     report, invalid = manifest.report, invalid_files(assignment.invalid())
-    _say_invalid(run, report, invalid)
+    for line in describe_invalid(invalid, report["invalid_utf8"]):
+        run.say(line)
     if report["contaminated"]:
         run.say(f"{report['contaminated']:,} documents are in train and in val: leave out --no-dedup or split by hash")
     write_skipped(run, encoded)
-    facts = run_facts(run, encoded)
-    write_report(run.staging, manifest, examples(encoded, assignment, tokenizer), invalid, facts)
-    return manifest, facts
+    info = run_info(run, encoded)
+    write_report(run.staging, manifest, examples(encoded, assignment, tokenizer), invalid, info)
+    return manifest, info
 
 
 def _find(
@@ -209,11 +211,6 @@ def _say(notes: list[str], aloud: bool, line: str) -> None:
     notes.append(line)
     if aloud:
         say(line, error=True)
-
-
-def _say_invalid(run: PrepareRun, report: dict, files: list[dict]) -> None:
-    for line in describe_invalid(files, report["invalid_utf8"]):
-        run.say(line)
 
 
 def _require_same_faults(out: Path, previous: Manifest, settings: PrepareSettings) -> None:

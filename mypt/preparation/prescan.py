@@ -34,24 +34,13 @@ class PrescanResult:
     files: dict[FileName, str] = field(default_factory=dict)  # name and xxh3-128 of the others
 
 
-@dataclass(frozen=True)
-class PrescanJob:
-    """What to look for: the same for every unit of a preparation."""
-
-    folder: Path
-    settings: PrepareSettings
-    make: str | None  # the kind of tokenizer to make: bpe, char or none
-    corpus: str  # changes with any unit: what a sample may leave out depends on the others
-
-
 def prescan(run: PrepareRun, sample: TextSample | None = None) -> Iterator[tuple[Piece, PrescanResult]]:
     """Read each unit once; the examples of a bpe are added to `sample`."""
-    make = run.settings.tokenizer if run.settings.tokenizer in TRAINED else None
-    job = PrescanJob(run.folder, run.settings, make, run.corpus())
-    limit = (lambda: sample.below) if sample is not None else (lambda: 2**64)
-    for piece, result in run.each("reading", prescan_unit, run.pieces, lambda piece: (job, piece, limit())):
+    below = (lambda: sample.below) if sample is not None else (lambda: 2**64)
+    shared = run.folder, run.settings, run.corpus()
+    for piece, result in run.each("reading", prescan_unit, run.pieces, lambda piece: (*shared, piece, below())):
         if sample is not None:
-            _merge(sample, job.folder / f"{piece.number:05d}.sample")
+            _merge(sample, run.folder / f"{piece.number:05d}.sample")
         yield piece, result
 
 
@@ -69,10 +58,14 @@ def mark_lines(run: PrepareRun) -> list[Piece]:
     ]
 
 
-def prescan_unit(job: PrescanJob, piece: Piece, below: int = 2**64) -> PrescanResult:
-    """Read a unit, unless that was done before. Only examples whose hash is under `below` can be in the sample."""
-    settings, path = job.settings, job.folder / f"{piece.number:05d}"
-    content = [version_of("mypt"), job.corpus, piece.number, settings.reading(), settings.training(), job.make]
+def prescan_unit(folder: Path, settings: PrepareSettings, corpus: str, piece: Piece, below: int) -> PrescanResult:
+    """Read a unit, unless that was done before.
+
+    `corpus` changes with any unit: which examples a sample leaves out depends on the others. Only examples whose hash
+    is under `below` can be in the sample.
+    """
+    path, make = folder / f"{piece.number:05d}", settings.tokenizer if settings.tokenizer in TRAINED else None
+    content = [version_of("mypt"), corpus, piece.number, settings.reading(), settings.training(), make]
     key = xxhash.xxh3_128_hexdigest(json.dumps([*content, piece.limit], sort_keys=True).encode())
     record = path.with_suffix(".survey.json")
     if (found := read_record(PrescanResult, record, key)) is not None:
@@ -83,9 +76,9 @@ def prescan_unit(job: PrescanJob, piece: Piece, below: int = 2**64) -> PrescanRe
     with open(path.with_suffix(".lines"), "wb") as hashes:
         for text, _ in piece.documents(cleaner, settings.on_fault):
             text_bytes += len(text) if text.isascii() else len(text.encode())
-            if job.make == "bpe":
+            if make == "bpe":
                 sample.add(text)
-            elif job.make == "char":
+            elif make == "char":
                 characters.update(text)
             if settings.dedup == "line":
                 lines = [xxhash.xxh3_64_intdigest(line.encode()) for line in kept_lines(text)]

@@ -147,7 +147,7 @@ def examples(
     return found | ({"duplicate": duplicates} if duplicates else {})
 
 
-def run_facts(run: PrepareRun, encoded: EncodedText) -> dict[str, Any]:
+def run_info(run: PrepareRun, encoded: EncodedText) -> dict[str, Any]:
     """How it went: seconds, 10^6 bytes of text a second, the encoder, and the most memory of a process in MB."""
     seconds, units = time.perf_counter() - run.started, encoded.units
     text_bytes = sum(int(unit.rows["bytes"].sum()) for unit in units)

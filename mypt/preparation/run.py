@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class PrepareRun:
                 used.append(piece if left is None else replace(piece, limit=left))
                 yield call(used[-1])
 
-        workers = min(self.workers, len(pieces)) if left is None else 1  # one tells how many the next may read
+        workers = min(self.workers, len(pieces)) if left is None else 1  # each decides how many the next may read
         with self.bar(what, len(pieces), "units") as bar:
             for number, result in enumerate(run_in_order(function, calls(), workers)):
                 left = None if left is None else left - result.documents_read
@@ -107,3 +108,9 @@ class PrepareRun:
                 kept = f"{len(paths)} of {len(self.units)} units are finished and kept, about {needed / 1e6:,.1f} MB"
                 kept += " more are needed"
             raise write_error(error, self.staging.parent, kept) from None
+
+
+def few(names: Collection[object], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" * (len(names) > most)
+    return ", ".join(map(str, islice(names, most))) + more

@@ -141,7 +141,7 @@ def _already_made(out: Path, made_of: dict[str, Any], retrain: bool) -> bool:
     differing = [
         f"{name} {previous['settings'].get(name)} -> {value}"
         for name, value in made_of["settings"].items()
-        if previous and previous["settings"].get(name) != value
+        if previous["settings"].get(name) != value
     ]
     reason = "; ".join(differing) or "other text"
     raise TokenizerError(f"{out} holds another tokenizer ({reason}); choose another --out, or --retrain to replace it")

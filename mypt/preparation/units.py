@@ -29,6 +29,7 @@ from mypt.text.document import Document
 from mypt.text.sources import Unit, read_documents
 
 ROW = np.dtype([("hash", "<u8"), ("tokens", "<i8"), ("bytes", "<i8"), ("characters", "<i8")])
+UNIT_FILES = ("ids", "npy", "signatures.npy", "invalid.npy", "skipped.jsonl")  # suffixes; the record comes last
 _CHUNK = 1 << 20
 
 
@@ -150,7 +151,7 @@ def save_invalid(path: Path, unit: Unit, cleaner: Cleaner) -> None:
     np.save(target, np.stack([rows, np.searchsorted(ends, seen, side="right"), sizes], axis=1))
 
 
-def save_record(record: Path, result, suffixes: Iterable[str]):
+def save_record(record: Path, result, suffixes: Iterable[str] = UNIT_FILES):
     """Write the record of a unit, NNNNN.json, after its other files; returns it with their checksums as `files`."""
     stem = record.name.partition(".")[0]
     paths = (record.with_name(f"{stem}.{suffix}") for suffix in suffixes)

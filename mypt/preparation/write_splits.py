@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import xxhash
 
-from mypt.preparation.assignment import TRAIN, VAL, Cut, SplitAssignment, split_at
+from mypt.preparation.assignment import DROPPED, TRAIN, VAL, Cut, SplitAssignment, split_at
 from mypt.preparation.encoding import load_encoder
 from mypt.preparation.run import PrepareRun
 from mypt.preparation.units import EncodedText, EncodedUnit, EncodeJob
@@ -32,18 +32,18 @@ def write_splits(
     writers = {split: ShardWriter(run.staging, split, job.dtype, run.settings.tokens_per_shard) for split in SPLITS}
     counts = {unit.unit.source: Counter() for unit in units}
     digests = {source: xxhash.xxh3_128() for source in counts}
-    tokens = [int(unit.rows["tokens"].sum()) for unit in units]
+    total = sum(int(unit.rows["tokens"].sum()) for unit in units)
     try:
-        with run.bar("writing shards", sum(tokens), "tokens") as bar:
+        with run.bar("writing shards", total, "tokens") as bar:
             for index, unit in enumerate(units):
-                source, fates = unit.unit.source, assignment.fates(index)
-                digests[source].update(unit.result.digest.encode())
-                for split, fate in zip(SPLITS, (TRAIN, VAL), strict=True):
-                    if index in cuts and split == "val":
-                        _write_cut(job, unit, cuts[index], writers, counts[source])
-                    for ids, sizes, text_bytes, goes_on in _documents(unit, fates == fate):
-                        _write(writers, split, counts[source], ids, sizes, text_bytes, goes_on)
-                bar.update(tokens[index])
+                found, assigned, cut = counts[unit.unit.source], assignment.assigned(index), cuts.get(index)
+                digests[unit.unit.source].update(unit.result.digest.encode())
+                found["documents"] += int(np.count_nonzero(assigned != DROPPED)) + (cut is not None)
+                for split, ids, tokens, text_bytes, goes_on in _by_split(job, unit, assigned, cut):
+                    writers[split].write(ids, tokens, text_bytes, goes_on=goes_on)
+                    begun = len(tokens) - goes_on
+                    found.update({"bytes": int(text_bytes.sum()), "tokens": len(ids), split: begun})
+                bar.update(int(unit.rows["tokens"].sum()))
         splits = {split: writer.close() for split, writer in writers.items()}
     finally:
         for writer in writers.values():
@@ -59,24 +59,23 @@ def write_splits(
     ]
 
 
-def _write(
-    writers: dict[str, ShardWriter],
-    split: str,
-    counts: Counter,
-    ids: np.ndarray,
-    tokens: np.ndarray,
-    text_bytes: np.ndarray,
-    goes_on: bool,
-) -> None:
-    """`ShardWriter.write`, counted."""
-    writers[split].write(ids, tokens, text_bytes, goes_on=goes_on)
-    begun = len(tokens) - goes_on
-    counts.update({"documents": begun, "bytes": int(text_bytes.sum()), "tokens": len(ids), split: begun})
+_Chunk = tuple[
+    np.ndarray, np.ndarray, np.ndarray, bool
+]  # ids (n,); ids and bytes of each document; whether the first is continued
 
 
-def _documents(unit: EncodedUnit, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, bool]]:
-    """The chosen documents of a unit, at most _CHUNK_TOKENS at once: ids (n,), ids and bytes of each document, and
-    whether the first of them began in the chunk before. Read rather than mapped: a mapped file counts as memory."""
+def _by_split(
+    job: EncodeJob, unit: EncodedUnit, assigned: np.ndarray, cut: Cut | None
+) -> Iterator[tuple[str, *_Chunk]]:
+    """The documents of a unit, each chunk with its split; what is cut comes between those of train and of val."""
+    yield from (("train", *chunk) for chunk in _documents(unit, assigned == TRAIN))
+    if cut:
+        yield from _cut_parts(job, unit, cut)
+    yield from (("val", *chunk) for chunk in _documents(unit, assigned == VAL))
+
+
+def _documents(unit: EncodedUnit, chosen: np.ndarray) -> Iterator[_Chunk]:
+    """The chosen documents of a unit, at most _CHUNK_TOKENS at once. Read, since a mapped file counts as memory."""
     if not chosen.any():
         return
     table, path, dtype = unit.rows, unit.path.with_suffix(".ids"), DTYPES[unit.dtype]
@@ -99,7 +98,7 @@ def _documents(unit: EncodedUnit, chosen: np.ndarray) -> Iterator[tuple[np.ndarr
         first = last
 
 
-def _write_cut(job: EncodeJob, unit: EncodedUnit, cut: Cut, writers: dict[str, ShardWriter], counts: Counter) -> None:
+def _cut_parts(job: EncodeJob, unit: EncodedUnit, cut: Cut) -> Iterator[tuple[str, *_Chunk]]:
     """Read the cut document again and encode its two parts."""
     encoder, place, begun = load_encoder(job), 0, set()
     add, size = {split: encoder.document() for split in SPLITS}, dict.fromkeys(SPLITS, 0)
@@ -109,10 +108,8 @@ def _write_cut(job: EncodeJob, unit: EncodedUnit, cut: Cut, writers: dict[str, S
             ids, size[split] = add[split](part, last), size[split] + len(part.encode())
             if last and (split == "val" or cut.ended):
                 ids = np.append(ids, np.uint32(job.eos_token_id))
-            if not len(ids):  # none is certain yet
-                continue
-            _write(writers, split, counts, ids, np.array([len(ids)]), np.array([size[split]]), split in begun)
-            begun.add(split)
-            size[split] = 0
+            if len(ids):  # else none is certain yet
+                yield split, ids, np.array([len(ids)]), np.array([size[split]]), split in begun
+                begun.add(split)
+                size[split] = 0
         place += len(text)
-    counts["documents"] += 1 - len(begun)  # it is one document
