@@ -161,7 +161,7 @@ def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> 
     batches = iter(lambda: list(islice(documents, _TOGETHER)), [])
     counted = write_unit(job, rank, _unit(launch, rank), cleaner, batches)
     result = UnitResult(key=launch.key(rank, ranks), digest=seen.hexdigest(), **counted)
-    save_record(own / f"{name}.json", result)
+    result = save_record(own / f"{name}.json", result)
     (folder / f"{name}.json").unlink(missing_ok=True)
     for suffix in ("ids", "signatures.npy", "invalid.npy", "npy", "json"):  # the record last
         if (own / f"{name}.{suffix}").is_file():
