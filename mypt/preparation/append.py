@@ -21,7 +21,7 @@ from mypt.shards.scan import checked_chunks, checksum, progress_bar, shard_probl
 from mypt.shards.writer import ShardWriter
 from mypt.tokenization.load import require_same_tokenizer
 
-APPENDING = ".appending"  # in the dataset directory: what is on its way, and the metadata of what shall be
+APPENDING = ".appending"  # in the dataset directory: what is being added, and the metadata that will list it
 
 
 def append_dataset(
@@ -31,10 +31,10 @@ def append_dataset(
     say: Callable[[str], object] = lambda line: None,
     progress: bool = True,
 ) -> Manifest:
-    """Copy the shards of the dataset `other` behind those of `directory` and return the new manifest.
+    """Copy the shards of the dataset `other` after those of `directory` and return the new manifest.
 
-    Every id and checksum of `other` is checked on the way. Killed at any moment, `directory` is as it was or as it
-    shall be, and the same call finishes or finds it done. Raises DataError for damage or dtypes that do not fit,
+    Every id and checksum of `other` is checked on the way. Killed at any moment, `directory` is as it was, or
+    complete, and the same call finishes or finds it done. Raises DataError for damage or dtypes that do not fit,
     TokenizerError for another tokenizer.
     """
     directory, other = Path(directory), Path(other)
@@ -65,7 +65,7 @@ def append_dataset(
 
 
 def append_shards(directory: Path, staged: Path, added: Manifest, entry: dict) -> Manifest:
-    """Move the shards in `staged`, which `added` lists, behind those of `directory`; returns the new manifest.
+    """Move the shards in `staged`, which `added` lists, after those of `directory`; returns the new manifest.
 
     The last step of every append, inside `only_appender`. `staged` is on the file system of `directory`, its shards
     have its dtype and ids of its tokenizer. `entry` becomes the last of the manifest's `history`. Where a split ends
@@ -114,7 +114,7 @@ def only_appender(directory: Path) -> Iterator[None]:
     Raises FolderInUse if another process is writing in it.
     """
     if not directory.is_dir():
-        read_manifest(directory)  # says what is wrong
+        read_manifest(directory)  # raises what is wrong
     with only_writer(directory):
         take_back(directory)
         try:
@@ -124,7 +124,7 @@ def only_appender(directory: Path) -> Iterator[None]:
 
 
 def appended(manifest: Manifest) -> list[dict]:
-    """The entries of `history` for what was appended and is there as a whole: of a subset, what came behind it."""
+    """The entries of `history` for what was appended and is there as a whole: of a subset, what came after it."""
     entries: list[dict] = []
     for entry in manifest.history:
         entries = [] if entry["did"] == "subset" else [*entries, entry]

@@ -1,9 +1,9 @@
-"""Assign each document to train, to val or to nothing, by hashes, tokens and lengths."""
+"""Assign each document to train, to val or to nothing: by the hashes of texts, or at the tails of sources."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,8 @@ import numpy as np
 
 from mypt.errors import DataError
 from mypt.preparation.overlap import id_hash
-from mypt.preparation.units import hashes, invalid_bytes, rows, token_ids
+from mypt.preparation.run import PrepareRun, few
+from mypt.preparation.units import EncodedText, EncodedUnit
 from mypt.shards.format import SPLITS
 from mypt.shards.settings import PrepareSettings
 from mypt.text.dedup import Marks, first_occurrences, shared
@@ -20,6 +21,7 @@ from mypt.text.dedup import Marks, first_occurrences, shared
 FEWEST_FOR_HASH = 20  # documents; with fewer, the share of val would be a matter of luck
 BLOCK = 1_000  # characters; a source of no more may be on one side
 TOLERANCE = 0.3, 0.03  # how far val's share of the tokens may be from the one asked for: in parts of it, and at most
+SHORT = ""  # the group of all sources of up to BLOCK characters
 
 
 class Part(NamedTuple):
@@ -30,11 +32,13 @@ class Part(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What a split by hash makes of some text."""
+    """Some text, and what a split makes of it."""
 
     characters: int = 0
     tokens: int = 0
     val_tokens: int = 0
+    train: int = 0  # documents; one that is cut counts in both
+    val: int = 0
 
     def plus(self, other: Share) -> Share:
         return Share(*(a + b for a, b in zip(self, other, strict=True)))
@@ -42,6 +46,11 @@ class Share(NamedTuple):
     def excess(self, fraction: float) -> float:
         """Tokens of val above (below: negative) the share that was asked for."""
         return self.val_tokens - fraction * self.tokens
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether it is long enough to be on both sides, and is on one."""
+        return self.characters > BLOCK and (not self.train) != (not self.val)
 
 
 def hashed_to_val(hashes: np.ndarray, fraction: float) -> np.ndarray:
@@ -109,121 +118,245 @@ class Tail(NamedTuple):
     cut: Cut | None  # the document before it, if that is in both
 
 
-@dataclass
-class Resolution:
-    """Where the documents of `units` finished units go; what it says of a unit is worked out when it is asked."""
+@dataclass(frozen=True)
+class SplitAssignment:
+    """Where the documents of encoded units go; of each unit (by its number) it is computed when it is asked for."""
 
-    folder: Path
+    units: list[EncodedUnit]
     settings: PrepareSettings
-    starts: (
-        np.ndarray
-    )  # ordinal of each unit's first document, and behind the last the number of all, int64 (units + 1,)
-    keep: Marks | None = None  # first occurrences; None: all
-    drop: list[Marks] = field(default_factory=list)  # near-duplicates, and what another dataset holds already
-    groups: list[str] = field(default_factory=list)  # of each unit: documents that are split together
-    tails: dict[str, Tail] = field(default_factory=dict)  # of groups; the others are split by hash
+    starts: np.ndarray  # ordinal of each unit's first document, then the number of all, int64 (units + 1,)
+    first: Marks | None  # first occurrences of texts; None: all
+    drop: tuple[Marks, ...]  # near-duplicates, and what another dataset holds already
+    tails: dict[int, Tail] = field(default_factory=dict)  # by unit; the others are split by hash
     in_train: Marks | None = None  # documents whose text is in train: none of them goes to val
+    replaced: dict | None = None  # for the report: what tails replace of the split by hash
 
-    def fates(self, unit: int) -> np.ndarray:
-        """DROPPED, TRAIN or VAL for each row of a unit, uint8 (documents,); a cut document counts as dropped."""
-        fates = np.where(self.kept(unit), TRAIN, DROPPED).astype(np.uint8)
+    def kept(self, unit: int) -> np.ndarray:
+        """Which documents of a unit are no duplicates, bool (documents,)."""
         span = slice(int(self.starts[unit]), int(self.starts[unit + 1]))
-        tail = self.tails.get(self.groups[unit]) if self.groups else None
+        kept = np.ones(span.stop - span.start, bool) if self.first is None else self.first[span].copy()
+        for marks in self.drop:
+            kept &= ~marks[span]
+        return kept
+
+    def assigned(self, unit: int) -> np.ndarray:
+        """DROPPED, TRAIN or VAL for each row of a unit, uint8 (documents,); a cut document counts as dropped."""
+        assigned = np.where(self.kept(unit), TRAIN, DROPPED).astype(np.uint8)
+        span, tail = slice(int(self.starts[unit]), int(self.starts[unit + 1])), self.tails.get(unit)
         if tail is None:
-            is_val = hashed_to_val(rows(self.folder, unit)["hash"], self.settings.val_fraction)
+            is_val = hashed_to_val(self.units[unit].rows["hash"], self.settings.val_fraction)
         else:
             is_val = np.arange(span.start, span.stop) >= tail.first
             if tail.cut and tail.cut.unit == unit:
-                fates[tail.cut.row] = DROPPED
+                assigned[tail.cut.row] = DROPPED
         if self.in_train is not None:
             is_val &= ~self.in_train[span]
-        fates[(fates == TRAIN) & is_val] = VAL
-        return fates
+        assigned[(assigned == TRAIN) & is_val] = VAL
+        return assigned
 
     @property
     def cuts(self) -> dict[int, Cut]:
         """The document that is cut in two, by unit."""
         return {tail.cut.unit: tail.cut for tail in self.tails.values() if tail.cut}
 
-    def invalid(self, unit: int) -> np.ndarray:
-        """Bytes that were not UTF-8: row, number of the file, bytes, int64 (n, 3).
-
-        Of the documents that are kept, and with row -1 of those that the filter dropped.
-        """
-        found = invalid_bytes(self.folder, unit)
-        return found[np.append(self.kept(unit), True)[found[:, 0]]] if len(found) else found
-
-    def kept(self, unit: int) -> np.ndarray:
-        """Which documents of a unit are no duplicates, bool (documents,)."""
-        span = slice(int(self.starts[unit]), int(self.starts[unit + 1]))
-        kept = np.ones(span.stop - span.start, bool) if self.keep is None else self.keep[span].copy()
-        for marks in self.drop:
-            kept &= ~marks[span]
-        return kept
-
     @property
-    def units(self) -> range:
-        return range(len(self.starts) - 1)
+    def documents(self) -> int:
+        """How many are kept."""
+        return sum(int(self.kept(unit).sum()) for unit in range(len(self.units)))
+
+    def invalid(self) -> Iterator[tuple[EncodedUnit, np.ndarray]]:
+        """Bytes that were not UTF-8, by unit: row, number of the file, bytes, int64 (n, 3).
+
+        They are those of documents that are kept, and with row -1 of documents that the filter dropped.
+        """
+        for index, unit in enumerate(self.units):
+            found = unit.invalid
+            yield unit, found[np.append(self.kept(index), True)[found[:, 0]]] if len(found) else found
 
     def hashes(self, fate: int) -> Iterator[np.ndarray]:
         """The hashes of the documents with this fate, uint64, unit by unit."""
-        return (rows(self.folder, unit)["hash"][self.fates(unit) == fate] for unit in self.units)
+        return (unit.rows["hash"][self.assigned(index) == fate] for index, unit in enumerate(self.units))
 
-    def drop_held(self, held: Iterable[np.ndarray], dtype: str, scratch: Path) -> None:
-        """Leave out the documents that are held elsewhere; `held`: the `id_hash` of each, uint64 in chunks."""
-
-        def hashes() -> Iterator[np.ndarray]:
-            for unit in self.units:
-                ids, ends = token_ids(self.folder, unit, dtype), np.cumsum(rows(self.folder, unit)["tokens"])
-                starts = np.concatenate(([0], ends[:-1])).tolist()
-                spans = zip(starts, (ends - 1).tolist(), strict=True)  # EOS left out
-                yield np.fromiter((id_hash(ids[a:b]) for a, b in spans), np.uint64, len(ends))
-
-        self.drop.append(shared(held, hashes(), scratch))
-
-    def drop_texts(self, hashes: list[int]) -> None:
-        """Leave out the documents whose text has one of these hashes."""
-        if not hashes:
-            return
-        marks, wanted = Marks(int(self.starts[-1])), np.array(hashes, np.uint64)
-        for unit in self.units:
-            found = np.isin(rows(self.folder, unit)["hash"], wanted)
-            marks.mark(np.flatnonzero(found) + self.starts[unit])
-        self.drop.append(marks)
+    def cut_hashes(self) -> list[int]:
+        """The hashes of the documents that are cut in two."""
+        return [int(self.units[cut.unit].rows["hash"][cut.row]) for cut in self.cuts.values()]
 
     def contaminated(self, scratch: Path) -> int:
         """Val documents whose text is in train, too."""
         return shared(self.hashes(TRAIN), self.hashes(VAL), scratch).count()
 
 
-def resolve(folder: Path, units: int, settings: PrepareSettings, scratch: Path) -> Resolution:
-    """Find the documents that came before."""
-    sizes = [len(rows(folder, unit)) for unit in range(units)]
-    resolution = Resolution(folder, settings, np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))))
+def assign(
+    run: PrepareRun,
+    encoded: EncodedText,
+    *,
+    held: Iterable[np.ndarray] | None = None,
+    held_texts: Sequence[int] = (),
+    present: int = 0,
+    hash_only: bool = False,
+) -> SplitAssignment:
+    """Drop the documents that came before, and divide the others into train and val.
+
+    Args:
+        run: The preparation.
+        encoded: Its encoded units.
+        held: The `id_hash` of each document that the text is added to, uint64 in chunks: those are dropped too.
+        held_texts: The hashes of texts that are there in two parts.
+        present: Tokens of the dataset that the text is added to.
+        hash_only: Whether `val_split` hash is not corrected by tails.
+    """
+    settings, units, scratch = run.settings, encoded.units, run.scratch()
+    sizes = [len(unit.rows) for unit in units]
+    starts = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+    first, drop = None, []
     if settings.dedup == "document":
-        resolution.keep = first_occurrences((part for unit in range(units) for part in hashes(folder, unit)), scratch)
+        first = first_occurrences((part for unit in units for part in unit.hashes()), scratch)
     if settings.near_dedup is not None:
         from mypt.text.near_dedup import near_duplicates
 
-        # A copy of a document that is dropped anyway must not decide over others.
-        signatures = (
-            np.load(folder / f"{unit:05d}.signatures.npy", mmap_mode="r") for unit in range(units) if sizes[unit]
-        )
-        resolution.drop.append(near_duplicates(signatures, settings.near_dedup, scratch))
-    return resolution
+        paths = [unit.path.with_suffix(".signatures.npy") for unit, size in zip(units, sizes, strict=True) if size]
+        drop.append(near_duplicates((np.load(path, mmap_mode="r") for path in paths), settings.near_dedup, scratch))
+    if held_texts:
+        marks, wanted = Marks(int(starts[-1])), np.array(held_texts, np.uint64)
+        for unit, start in zip(units, starts, strict=False):
+            marks.mark(np.flatnonzero(np.isin(unit.rows["hash"], wanted)) + start)
+        drop.append(marks)
+    if held is not None:
+        drop.append(shared(held, map(_id_hashes, units), scratch))
+    assignment = SplitAssignment(units, settings, starts, first, tuple(drop))
+    by_hash = not settings.val_fraction or (hash_only and settings.val_split == "hash")
+    return assignment if by_hash or not assignment.documents else _divide(assignment, scratch, run.say, present)
 
 
-def require_text(resolution: Resolution) -> None:
+def _id_hashes(unit: EncodedUnit) -> np.ndarray:
+    """`id_hash` of each document, uint64 (documents,)."""
+    ids, tokens = unit.ids, unit.rows["tokens"]
+    ends = np.cumsum(tokens)
+    spans = zip((ends - tokens).tolist(), (ends - 1).tolist(), strict=True)  # EOS left out
+    return np.fromiter((id_hash(ids[begin:end]) for begin, end in spans), np.uint64, len(ends))
+
+
+def require_splits(assignment: SplitAssignment) -> None:
     """Raise DataError if a split that was asked for would be empty."""
-    settings = resolution.settings
-    documents = np.zeros(3, np.int64)  # by fate
-    for unit in resolution.units:
-        documents += np.bincount(resolution.fates(unit), minlength=3)
-    documents[[TRAIN, VAL]] += len(resolution.cuts)  # a cut one is in both
-    for name, fate in zip(SPLITS, (TRAIN, VAL), strict=True):
-        if not documents[fate] and (name == "train" or settings.val_fraction):
+    settings = assignment.settings
+    [total] = _shares(assignment, [""] * len(assignment.units)).values()
+    for name in SPLITS:
+        if not getattr(total, name) and (name == "train" or settings.val_fraction):
             other = "" if settings.val_split == "tail" else ", or use --val-split tail"
             raise DataError(
-                f"the {name} split of {documents[TRAIN] + documents[VAL]} documents is empty with --val-fraction "
+                f"the {name} split of {total.train + total.val} documents is empty with --val-fraction "
                 f"{settings.val_fraction:g}; change it (0: no val split), give more text{other}"
             )
+
+
+def _divide(assignment: SplitAssignment, scratch: Path, say: Callable[[str], object], present: int) -> SplitAssignment:
+    """Choose which documents are val.
+
+    val_split tail: the end of the whole text, in characters. hash: the documents chosen by their hashes; but where
+    that would put another share of the tokens into val than was asked for, or a source of more than BLOCK characters
+    on one side, the end of each source concerned, in tokens. With fewer than FEWEST_FOR_HASH documents, if `present`
+    is 0: the end of the whole text, if that has all such files on both sides; else each file counts as a source.
+    """
+    settings, names = assignment.settings, [unit.unit.source for unit in assignment.units]
+    if settings.val_split == "tail":
+        return _with_tail(assignment)
+    shares = _shares(assignment, names)
+    documents = sum(share.train + share.val for share in shares.values())
+    if documents < FEWEST_FOR_HASH and not present:
+        whole, units = _with_tail(assignment), [unit.unit for unit in assignment.units]
+        # How documents are dealt to ranks depends on the job, not on the text.
+        names = [u.paths[0] if len(u.paths) == 1 and u.kind != "rank" else u.source for u in units]
+        if not any(share.one_sided for share in _shares(whole, names).values()):
+            say(f"only {documents} documents: val is the tail of the text rather than a share of the documents")
+            return whole
+        shares = _shares(assignment, names)
+    groups = {name: name if share.characters > BLOCK else SHORT for name, share in shares.items()}
+    group_shares = _summed((groups[name], share) for name, share in shares.items())
+    one_sided = [name for name, share in shares.items() if share.one_sided]
+    cut = groups_to_cut(group_shares, set(one_sided), settings.val_fraction, present)
+    if cut:
+        tails = {}
+        for group in cut:
+            units = [unit for unit, name in enumerate(names) if groups[name] == group]
+            place = round(group_shares[group].tokens * (1 - settings.val_fraction))
+            tails |= dict.fromkeys(units, _tail(assignment, units, "tokens", place, ended=True))
+        tailed, total = [name for name in shares if groups[name] in cut], reduce(Share.plus, shares.values())
+        by_hash = total.val_tokens / max(1, total.tokens)
+        sources = "1 source" if len(one_sided) == 1 else f"{len(one_sided)} sources"
+        say(
+            f"val is the last {settings.val_fraction:.3g} of the tokens of {len(tailed)} of {len(shares)} sources "
+            f"({few(tailed)}): by hash, val would have {by_hash:.3g} of all tokens"
+            + f" and {sources} would be on one side only"
+            * bool(one_sided)
+        )
+        assignment = replace(assignment, tails=tails)
+        if settings.dedup != "document":
+            assignment = _with_copies_together(assignment, scratch)
+        hashes = sorted(f"{value:016x}" for value in assignment.cut_hashes())
+        replaced = {"tail_of": tailed, "share_by_hash": by_hash, "cut": hashes}
+        assignment = replace(assignment, replaced=replaced)
+        shares = _shares(assignment, names)
+    for split in SPLITS:
+        alone = [name for name, share in shares.items() if getattr(share, split) == share.train + share.val > 0]
+        if alone and len(shares) > 1:
+            say(f"in {split} only: {len(alone)} of {len(shares)} sources, too short to divide ({few(alone)})")
+    return assignment
+
+
+def _shares(assignment: SplitAssignment, names: list[str]) -> dict[str, Share]:
+    """What the assignment makes of each source; `names` has that of each unit."""
+    cuts = assignment.cuts
+
+    def share(index: int) -> Share:
+        table, kept, assigned = assignment.units[index].rows, assignment.kept(index), assignment.assigned(index)
+        characters, tokens = (int(table[column][kept].sum()) for column in ("characters", "tokens"))
+        train, val = (int((assigned == fate).sum()) + (index in cuts) for fate in (TRAIN, VAL))
+        return Share(characters, tokens, int(table["tokens"][assigned == VAL].sum()), train, val)
+
+    return _summed((name, share(index)) for index, name in enumerate(names))
+
+
+def _summed(pairs: Iterable[tuple[str, Share]]) -> dict[str, Share]:
+    shares: dict[str, Share] = {}
+    for name, share in pairs:
+        shares[name] = shares.get(name, Share()).plus(share)
+    return shares
+
+
+def _with_tail(assignment: SplitAssignment) -> SplitAssignment:
+    """Val is the tail of the whole text."""
+    units = range(len(assignment.units))
+    characters = sum(int(assignment.units[unit].rows["characters"][assignment.kept(unit)].sum()) for unit in units)
+    place = tail_cut(characters, assignment.settings.val_fraction)
+    return replace(assignment, tails=dict.fromkeys(units, _tail(assignment, units, "characters", place, ended=False)))
+
+
+def _tail(assignment: SplitAssignment, units: Iterable[int], measure: str, place: int, *, ended: bool) -> Tail:
+    """The tail of some units from `place` on, in tokens or characters, whichever `measure` names."""
+    before = 0
+    for unit in units:
+        table = assignment.units[unit].rows
+        part = table[measure] * assignment.kept(unit)
+        ends = before + np.cumsum(part)
+        row = int(np.searchsorted(ends, place, side="right"))  # the first document that ends after the cut
+        if row < len(part):
+            inside, first = place - int(ends[row] - part[row]), int(assignment.starts[unit]) + row
+            characters = int(table["characters"][row]) * inside // int(part[row])
+            return Tail(first + 1, Cut(unit, row, characters, ended)) if characters else Tail(first, None)
+        before = int(ends[-1]) if len(part) else before
+    return Tail(int(assignment.starts[-1]), None)
+
+
+def _with_copies_together(assignment: SplitAssignment, scratch: Path) -> SplitAssignment:
+    """All copies of a text go to train if one does, and a document with copies is not cut."""
+    wanted, seen = np.array(sorted(assignment.cut_hashes()), np.uint64), []
+    for index, unit in enumerate(assignment.units):
+        table = unit.rows["hash"][assignment.kept(index)]
+        seen += table[np.isin(table, wanted)].tolist()
+    tails = {}
+    for unit, tail in assignment.tails.items():
+        copied = tail.cut and seen.count(int(assignment.units[tail.cut.unit].rows["hash"][tail.cut.row])) > 1
+        tails[unit] = Tail(tail.first, None) if copied else tail  # before val's first document: in train
+    assignment = replace(assignment, tails=tails)
+    everything = (np.array(unit.rows["hash"]) for unit in assignment.units)
+    return replace(assignment, in_train=shared(assignment.hashes(TRAIN), everything, scratch))

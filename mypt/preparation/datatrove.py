@@ -40,8 +40,8 @@ class MyPTWriter(PipelineStep):
         start(self.out, tokenizer, source, **settings)
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        """Writes the unit of this rank; no document goes on."""
-        # datatrove runs as many tasks on a machine as it has room for, so each is one thread unless told otherwise.
+        """Writes the unit of this rank; it passes no document on."""
+        # datatrove runs as many tasks on a machine as it has room for, so each gets one thread by default.
         os.environ.setdefault("RAYON_NUM_THREADS", "1")
         with self.track_time("task"):
             unit = write_rank(self.out, rank, world_size, (document.text for document in data))
@@ -63,7 +63,7 @@ class MyPTMerger(PipelineStep):
         self.out = _local(out)
 
     def run(self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        """Writes the dataset directory; there are no documents to go on."""
+        """Writes the dataset directory; it passes no document on."""
         if world_size != 1:
             raise DataError(f"MyPTMerger is run by {world_size} tasks; give it an executor of its own with tasks=1")
         with self.track_time("task"):

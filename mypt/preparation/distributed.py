@@ -2,7 +2,7 @@
 
 `start` (where the tokenizer can be had), `write_rank` (in each rank) and `finish` (when all ranks are done) share
 OUT/.preparing/units: launch.json and tokenizer/, an empty file N.ranks (of how many ranks the job is), and the files of
-finished units. A rank works in a folder of its own there, so that a unit is whole or not there, whoever is killed.
+finished units. A rank works in a folder of its own there, so a kill leaves a unit whole or not there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,21 +23,23 @@ from mypt.errors import DataError, TokenizerError
 from mypt.files import replace_text
 from mypt.folders import only_writer
 from mypt.json_files import Count, read_json
-from mypt.preparation.encoding import UnitWriter, finished_of
-from mypt.preparation.pipeline import TRAINED, Pipeline
-from mypt.preparation.prepare import disk_errors, join_units
-from mypt.preparation.units import Finished, Piece, Work, changed_files, rows, save_invalid, token_ids
+from mypt.preparation.assignment import assign
+from mypt.preparation.encoding import write_unit
+from mypt.preparation.prepare import write_dataset
+from mypt.preparation.prescan import TRAINED
+from mypt.preparation.report import require_documents
+from mypt.preparation.run import PrepareRun, few
+from mypt.preparation.units import EncodedText, EncodedUnit, EncodeJob, UnitResult, files_are_whole, save_record
 from mypt.shards.format import METADATA_NAME, Manifest, dtype_for, read_manifest
 from mypt.shards.publishing import LAUNCH, STAGING, UNITS, previous_manifest, publish, require_dataset_folder
 from mypt.shards.settings import PrepareSettings
 from mypt.terminal import say
-from mypt.text.clean import Cleaner
 from mypt.text.dedup import text_hash
 from mypt.text.document import Document
 from mypt.text.plain import cut_text
 from mypt.text.sources import Unit
 from mypt.tokenization.data_tokenizer import load_data_tokenizer
-from mypt.tokenization.fast import SAMPLE_CHARACTERS, choose_engine
+from mypt.tokenization.fast import choose_engine
 from mypt.tokenization.load import largest_id, save_tokenizer, tokenizer_hash
 
 _ENGINES: dict[str, str] = {}  # the encoder for each tokenizer (by hash): every process chooses once
@@ -66,30 +68,27 @@ class Launch:
     def read(cls, folder: Path) -> Launch:
         return read_json(folder / LAUNCH, cls, DataError, f"remove {folder.parent} and start again")
 
-    def work(self, folder: Path) -> Work:
+    def job(self, folder: Path, engine: str = "tokenizers") -> EncodeJob:
         tokenizer = folder / "tokenizer" / "tokenizer.json"
-        return Work(folder, self.settings, tokenizer, self.tokenizer_hash, "tokenizers", self.dtype, self.eos_token_id)
+        return EncodeJob(folder, self.settings, tokenizer, self.tokenizer_hash, engine, self.dtype, self.eos_token_id)
 
     def key(self, rank: int, ranks: int) -> str:
-        """Of all that decides a unit beside the documents that the rank is given."""
+        """A hash of all that decides a unit, except the documents that the rank is given."""
         content = [self.source, self.tokenizer_hash, self.dtype, self.settings.reading(), rank, ranks]
         return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
-@dataclass(frozen=True, kw_only=True)
-class RankPiece(Piece):
-    """The unit of a rank: its text is not there any more, but its tokens tell it."""
+class RankUnit(EncodedUnit):
+    """The unit of a rank: its text is gone, and is decoded from its tokens."""
 
-    work: Work
-
-    def parts(self, row: int, cleaner: Cleaner) -> Iterator[Document]:
+    def parts(self, row: int, job: EncodeJob) -> Iterator[Document]:
         """Raises DataError if the tokenizer does not give back the very text that it encoded."""
         from tokenizers import Tokenizer
 
-        table = rows(self.work.folder, self.number)
+        table = self.rows
         end = int(table["tokens"][: row + 1].sum())
-        ids = token_ids(self.work.folder, self.number, self.work.dtype)[end - int(table["tokens"][row]) : end - 1]
-        text = Tokenizer.from_file(str(self.work.tokenizer)).decode(ids.tolist(), skip_special_tokens=False)
+        ids = self.ids[end - int(table["tokens"][row]) : end - 1]
+        text = Tokenizer.from_file(str(job.tokenizer)).decode(ids.tolist(), skip_special_tokens=False)
         if text_hash(text.encode()) != table["hash"][row]:
             raise DataError(
                 f"val begins inside document {row} of {self.unit.name}, which this tokenizer cannot give back for the "
@@ -101,7 +100,7 @@ class RankPiece(Piece):
 def start(out: str | Path, tokenizer: str | Path, source: str, **settings: Any) -> None:
     """Lay down the tokenizer and the settings for all ranks; nothing happens if `out` is finished with the same.
 
-    `tokenizer` is gpt2, a directory or a hub id; `source` is what the metadata shall call the text; `settings` are
+    `tokenizer` is gpt2, a directory or a hub id; `source` is the name of the text in the metadata; `settings` are
     the fields of `PrepareSettings`. Raises DataError for settings that are out of range or need the whole text and for
     an `out` that holds something else, and TokenizerError for the tokenizer.
     """
@@ -138,7 +137,7 @@ def start(out: str | Path, tokenizer: str | Path, source: str, **settings: Any) 
         replace_text(folder / LAUNCH, json.dumps(asdict(launch)))
 
 
-def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> Finished:
+def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> UnitResult:
     """Clean, hash and encode the documents of one rank of `ranks`; what an earlier attempt left is replaced.
 
     Raises DataError if `start` was not called for `out`, or `out` is finished.
@@ -153,15 +152,16 @@ def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> 
     own = Path(tempfile.mkdtemp(".rank", f"{name}.", folder))
     cleaner, seen = launch.settings.cleaner(), xxhash.xxh3_128(b"rank")
     documents = cleaner(_documents(texts, launch.settings.document or "file", seen))
-    work = launch.work(folder)
-    if work.tokenizer_hash not in _ENGINES:
-        sample, documents = _look(documents)
-        _ENGINES[work.tokenizer_hash] = choose_engine(Tokenizer.from_file(str(work.tokenizer)), sample, _say)
-    writer = UnitWriter(replace(work, folder=own, engine=_ENGINES[work.tokenizer_hash]), rank)
-    writer.write(iter(lambda: list(islice(documents, _TOGETHER)), []))
-    save_invalid(writer.path, RankPiece(rank, Unit(launch.source, "rank", (f"rank {rank}",)), work=work), cleaner)
-    finished = finished_of(cleaner, writer, key=launch.key(rank, ranks), digest=seen.hexdigest())
-    finished.save(own / f"{name}.json")
+    if launch.tokenizer_hash not in _ENGINES:
+        sample, documents = tee(documents)
+        backend = Tokenizer.from_file(str(launch.job(folder).tokenizer))
+        _ENGINES[launch.tokenizer_hash] = choose_engine(backend, (text for text, _ in sample), _say)
+        del sample  # which would keep all documents
+    job = replace(launch.job(folder, _ENGINES[launch.tokenizer_hash]), folder=own)
+    batches = iter(lambda: list(islice(documents, _TOGETHER)), [])
+    counted = write_unit(job, rank, _unit(launch, rank), cleaner, batches)
+    result = UnitResult(key=launch.key(rank, ranks), digest=seen.hexdigest(), **counted)
+    result = save_record(own / f"{name}.json", result)
     (folder / f"{name}.json").unlink(missing_ok=True)
     for suffix in ("ids", "signatures.npy", "invalid.npy", "npy", "json"):  # the record last
         if (own / f"{name}.{suffix}").is_file():
@@ -169,7 +169,7 @@ def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> 
         else:  # of an attempt before this one
             (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     own.rmdir()
-    return finished
+    return result
 
 
 def finish(out: str | Path, say: Callable[[str], object] | None = None) -> Manifest:
@@ -187,18 +187,24 @@ def finish(out: str | Path, say: Callable[[str], object] | None = None) -> Manif
             say(f"{out} is finished")
             return read_manifest(out)
         launch = _launch(out)
-        finished = _finished_ranks(folder, launch)
-        units = [Unit(launch.source, "rank", (f"rank {rank}",)) for rank in range(len(finished))]
-        pipeline = Pipeline(staging, launch.settings, units, 1, say, progress=False)
-        with disk_errors(out, pipeline):
-            tokenizer, work = load_data_tokenizer(folder / "tokenizer"), launch.work(folder)
+        units = [
+            RankUnit(_unit(launch, rank), result, folder / f"{rank:05d}", launch.dtype)
+            for rank, result in enumerate(_results(folder, launch))
+        ]
+        run = PrepareRun(staging, launch.settings, [unit.unit for unit in units], 1, say, progress=False)
+        with run.disk_errors():
+            tokenizer = load_data_tokenizer(folder / "tokenizer")
             save_tokenizer(tokenizer, staging)
-            pipeline.pieces = [RankPiece(rank, unit, work=work) for rank, unit in enumerate(units)]
-            pipeline.finished, pipeline.engine = finished, "as each rank chose"
-            manifest, run = join_units(pipeline, work, tokenizer, launch.tokenizer)
+            encoded = EncodedText(launch.job(folder), units, engine="as each rank chose")
+            require_documents(encoded)
+            assignment = assign(run, encoded)
+            manifest, info = write_dataset(run, encoded, assignment, tokenizer, launch.tokenizer)
             publish(out, manifest)
-    manifest.report |= run
-    return manifest
+    return replace(manifest, report=manifest.report | info)
+
+
+def _unit(launch: Launch, rank: int) -> Unit:
+    return Unit(launch.source, "rank", (f"rank {rank}",))
 
 
 def _launch(out: Path) -> Launch:
@@ -209,7 +215,7 @@ def _launch(out: Path) -> Launch:
     return Launch.read(out / STAGING / UNITS)
 
 
-def _finished_ranks(folder: Path, launch: Launch) -> list[Finished]:
+def _results(folder: Path, launch: Launch) -> list[UnitResult]:
     """What each rank has recorded, in order. Raises DataError unless all are there and made alike."""
     sizes = sorted(int(path.stem) for path in folder.glob("*.ranks"))
     if len(sizes) != 1:
@@ -219,26 +225,24 @@ def _finished_ranks(folder: Path, launch: Launch) -> list[Finished]:
             if sizes
             else f"no rank has been run for {folder.parent.parent}; run them before they are joined"
         )
-    found, missing, other, damaged = [], [], [], []
+    found = []
+    problems = {"not finished": [], "made with other settings or another tokenizer": [], "damaged": []}
+    missing, other, damaged = problems.values()
     for rank in range(sizes[0]):
         record = folder / f"{rank:05d}.json"
         if not record.is_file():
             missing.append(rank)
             continue
-        found.append(read_json(record, Finished, DataError, f"run rank {rank} again"))
+        found.append(read_json(record, UnitResult, DataError, f"run rank {rank} again"))
         if found[-1].key != launch.key(rank, sizes[0]):
             other.append(rank)
-        elif not found[-1].files or changed_files(folder, found[-1].files):
+        elif not files_are_whole(folder, found[-1].files):
             damaged.append(rank)
-    for ranks, what in (
-        (missing, "not finished"),
-        (other, "made with other settings or another tokenizer"),
-        (damaged, "damaged"),
-    ):
+    for what, ranks in problems.items():
         if ranks:
             raise DataError(
-                f"of {sizes[0]} ranks {len(ranks)} are {what}: {_few(ranks)}; run them again (datatrove leaves out "
-                "what its logging_dir counts as completed; skip_completed=False runs all)"
+                f"of {sizes[0]} ranks {len(ranks)} are {what}: {few(ranks, _NAMED)}; run them again (datatrove leaves "
+                "out what its logging_dir counts as completed; skip_completed=False runs all)"
             )
     return found
 
@@ -247,22 +251,6 @@ def _documents(texts: Iterable[str], document: str, seen: xxhash.xxh3_128) -> It
     for text in texts:
         seen.update(f"{len(text)} ".encode() + text.encode("utf-8", "surrogatepass"))
         yield from cut_text(text, document)
-
-
-def _look(documents: Iterator[Document]) -> tuple[list[str], Iterator[Document]]:
-    """The first texts, enough for an encoder to prove itself, and all documents."""
-    head, characters = [], 0
-    for document in documents:
-        head.append(document)
-        characters += len(document.text)
-        if characters >= SAMPLE_CHARACTERS:
-            break
-    return [text for text, _ in head], chain(head, documents)
-
-
-def _few(ranks: list[int]) -> str:
-    more = f" and {len(ranks) - _NAMED:,} more" if len(ranks) > _NAMED else ""
-    return ", ".join(map(str, ranks[:_NAMED])) + more
 
 
 def _say(line: str) -> None:

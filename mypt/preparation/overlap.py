@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO
 
 import numpy as np
 import xxhash
@@ -111,48 +111,24 @@ def _write_hashes(
     advance: Callable[[int], object],
 ) -> None:
     """Write xxh3-64 of each document with any text, and of each long line, to TARGET.documents and TARGET.lines."""
-    eos, hasher = manifest.eos_token_id, _Hasher(lines)
+    eos, digest, size, rest = manifest.eos_token_id, xxhash.xxh3_64(), 0, b""
+    chunks = whole_documents(checked_chunks(directory, manifest, split, advance), eos)
     with open(f"{target}.documents", "wb") as documents, open(f"{target}.lines", "wb") as long_lines:
-        for ids in whole_documents(checked_chunks(directory, manifest, split, advance), eos):
-            begin = 0
-            for length in pieces(ids, eos).tolist():
-                ended = bool(ids[begin + length - 1] == eos)
-                hasher.add(encode(ids[begin : begin + length - ended]), ended)
-                begin += length
-            hasher.flush(documents, long_lines)
-        hasher.end()  # a document that goes on in val
-        hasher.flush(documents, long_lines)
-
-
-class _Hasher:
-    """The hashes of documents and of their long lines, from pieces of text that come one after another."""
-
-    def __init__(self, lines: bool) -> None:
-        self._with_lines, self._documents, self._lines = lines, [], []
-        self._begin()
-
-    def _begin(self) -> None:
-        self._digest, self._size, self._rest = xxhash.xxh3_64(), 0, b""
-
-    def add(self, text: bytes, ended: bool) -> None:
-        self._digest.update(text)
-        self._size += len(text)
-        if self._with_lines:
-            *full, self._rest = (self._rest + text).split(b"\n")
-            self._lines += _long(full)
-        if ended:
-            self.end()
-
-    def end(self) -> None:
-        if self._size:
-            self._documents.append(self._digest.intdigest())
-            self._lines += _long([self._rest])
-        self._begin()
-
-    def flush(self, documents: IO[bytes], lines: IO[bytes]) -> None:
-        documents.write(np.array(self._documents, np.uint64).data)
-        lines.write(np.array(self._lines, np.uint64).data)
-        self._documents, self._lines = [], []
+        for ids in chain(chunks, [np.array([eos], manifest.numpy_dtype)]):  # the last may end in val
+            hashes, line_hashes, begin = [], [], 0
+            for end in np.cumsum(pieces(ids, eos)).tolist():
+                ended = bool(ids[end - 1] == eos)
+                text = encode(ids[begin : end - ended])
+                digest.update(text)
+                begin, size = end, size + len(text)
+                if lines:
+                    *full, rest = (rest + text).split(b"\n")
+                    line_hashes += _long([*full, rest] if ended else full)
+                if ended:
+                    hashes += [digest.intdigest()] if size else []
+                    digest, size, rest = xxhash.xxh3_64(), 0, b""
+            documents.write(np.array(hashes, np.uint64).data)
+            long_lines.write(np.array(line_hashes, np.uint64).data)
 
 
 def whole_documents(chunks: Iterable[np.ndarray], eos: int) -> Iterator[np.ndarray]:

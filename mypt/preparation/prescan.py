@@ -4,88 +4,95 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
-from mypt.files import replace_text
 from mypt.json_files import Count, FileName
-from mypt.preparation.units import Piece, checksums, kept_lines, read_record
+from mypt.preparation.run import PrepareRun
+from mypt.preparation.units import Piece, kept_lines, read_record, save_record
 from mypt.shards.scan import read_chunks
 from mypt.shards.settings import PrepareSettings
+from mypt.text.dedup import first_occurrences
 from mypt.tokenization.train import TextSample
 from mypt.versions import version_of
 
+TRAINED = ("bpe", "char")  # tokenizers that are made from the text
 
-@dataclass
-class Surveyed:
-    """What one unit showed."""
+
+@dataclass(frozen=True)
+class PrescanResult:
+    """What one unit showed: the contents of its NNNNN.survey.json."""
 
     key: str
     documents_read: Count
     bytes: Count  # UTF-8 bytes of the documents that cleaning keeps
     lines: Count  # that are not blank
     characters: str  # the different ones, if a char tokenizer is to be made
-    files: dict[FileName, str] = field(default_factory=dict)  # `checksums` of the others
+    files: dict[FileName, str] = field(default_factory=dict)  # name and xxh3-128 of the others
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What to look for: the same for every unit of a preparation."""
+def prescan(run: PrepareRun, sample: TextSample | None = None) -> Iterator[tuple[Piece, PrescanResult]]:
+    """Read each unit once; the examples of a bpe are added to `sample`."""
+    below = (lambda: sample.below) if sample is not None else (lambda: 2**64)
+    shared = run.folder, run.settings, run.corpus()
+    for piece, result in run.each("reading", prescan_unit, run.pieces, lambda piece: (*shared, piece, below())):
+        if sample is not None:
+            _merge(sample, run.folder / f"{piece.number:05d}.sample")
+        yield piece, result
 
-    folder: Path
-    settings: PrepareSettings
-    make: str | None  # the kind of tokenizer to make: bpe, char or none
-    corpus: str  # changes with any unit: what a sample may leave out depends on the others
+
+def mark_lines(run: PrepareRun) -> list[Piece]:
+    """The pieces of a run with marks on the lines that came before in the whole text."""
+    found = list(prescan(run))
+    paths = [run.folder / f"{piece.number:05d}.lines" for piece, _ in found]
+    hashes = (chunk for path in paths for chunk in read_chunks(path, np.dtype("<u8")))
+    keep = first_occurrences(hashes, run.scratch())
+    ends = np.cumsum([result.lines for _, result in found]).tolist()
+    starts = [0, *ends]
+    return [
+        replace(piece, lines=np.packbits(keep[start:end]))
+        for (piece, _), start, end in zip(found, starts, ends, strict=False)
+    ]
 
 
-def survey_unit(survey: Survey, piece: Piece, below: int = 2**64) -> Surveyed:
-    """Read a unit once, unless that was done before. Of the sample only hashes under `below` can still win."""
-    settings, index, own = survey.settings, piece.number, version_of("mypt")
-    content = [own, survey.corpus, index, settings.reading(), settings.training(), survey.make, piece.limit]
-    key = xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
-    record = survey.folder / f"{index:05d}.survey.json"
-    if (found := read_record(Surveyed, record, key)) is not None:
+def prescan_unit(folder: Path, settings: PrepareSettings, corpus: str, piece: Piece, below: int) -> PrescanResult:
+    """Read a unit, unless that was done before.
+
+    `corpus` changes with any unit: which examples a sample leaves out depends on the others. Only examples whose hash
+    is under `below` can be in the sample.
+    """
+    path, make = folder / f"{piece.number:05d}", settings.tokenizer if settings.tokenizer in TRAINED else None
+    content = [version_of("mypt"), corpus, piece.number, settings.reading(), settings.training(), make]
+    key = xxhash.xxh3_128_hexdigest(json.dumps([*content, piece.limit], sort_keys=True).encode())
+    record = path.with_suffix(".survey.json")
+    if (found := read_record(PrescanResult, record, key)) is not None:
         return found
     record.unlink(missing_ok=True)
     sample = TextSample(settings.tokenizer_train_examples, settings.seed, below)
-    characters: set[str] = set()
-    found = Surveyed(key, 0, 0, 0, "")
-    cleaner = settings.cleaner()
-    with open(survey.folder / f"{index:05d}.lines", "wb") as hashes:
+    cleaner, characters, text_bytes, line_count = settings.cleaner(), set(), 0, 0
+    with open(path.with_suffix(".lines"), "wb") as hashes:
         for text, _ in piece.documents(cleaner, settings.on_fault):
-            found.bytes += len(text) if text.isascii() else len(text.encode())
-            if survey.make == "bpe":
+            text_bytes += len(text) if text.isascii() else len(text.encode())
+            if make == "bpe":
                 sample.add(text)
-            elif survey.make == "char":
+            elif make == "char":
                 characters.update(text)
             if settings.dedup == "line":
                 lines = [xxhash.xxh3_64_intdigest(line.encode()) for line in kept_lines(text)]
-                found.lines += len(lines)
+                line_count += len(lines)
                 hashes.write(np.array(lines, "<u8").data)
-    found.documents_read, found.characters = cleaner.counts["documents"], "".join(sorted(characters))
-    _write_sample(survey.folder / f"{index:05d}.sample", sample)
-    found.files = checksums(record, ("lines", "sample"))
-    replace_text(record, json.dumps(asdict(found), ensure_ascii=False))
-    return found
+    with open(path.with_suffix(".sample"), "wb") as file:
+        for example_hash, example in sample.entries():
+            file.write(example_hash.to_bytes(8, "little") + len(example).to_bytes(4, "little") + example)
+    result = PrescanResult(key, cleaner.counts["documents"], text_bytes, line_count, "".join(sorted(characters)))
+    return save_record(record, result, ("lines", "sample"))
 
 
-def line_hashes(folder: Path, pieces: list[Piece]) -> Iterator[np.ndarray]:
-    """The hashes of all lines that are not blank, uint64, unit by unit, at most a million at once."""
-    for piece in pieces:
-        yield from read_chunks(folder / f"{piece.number:05d}.lines", np.dtype("<u8"))
-
-
-def _write_sample(path: Path, sample: TextSample) -> None:
-    with open(path, "wb") as file:
-        for key, example in sample.entries():
-            file.write(key.to_bytes(8, "little") + len(example).to_bytes(4, "little") + example)
-
-
-def merge_sample(sample: TextSample, path: Path) -> None:
-    """Take a unit's sample into the sample of the whole text."""
+def _merge(sample: TextSample, path: Path) -> None:
+    """Add a unit's sample to the sample of the whole text."""
     data, place = path.read_bytes(), 0
     while place < len(data):
         key, size = (int.from_bytes(data[place + a : place + b], "little") for a, b in ((0, 8), (8, 12)))

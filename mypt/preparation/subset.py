@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,8 @@ def subset_dataset(
         tokenizer = own_tokenizer(directory, manifest)
         if not manifest.splits["train"].documents:
             raise DataError(f"{directory} has no document in its train split")
-        if len(manifest.sources) > 1 and not _told_apart(manifest):
+        names, source_ends = _sources(manifest, directory)
+        if len(names) < len(manifest.sources):
             say("its metadata does not say which documents are of which source; each keeps its share, uncounted")
         total = sum(split.tokens for split in manifest.splits.values()) * manifest.numpy_dtype.itemsize
         with progress_bar("choosing", total * (1 + ("tokens" in asked)), progress) as bar, staged(out) as staging:
@@ -63,20 +65,17 @@ def subset_dataset(
             chosen["val"] = choose(documents, kept, seed)
             save_tokenizer(tokenizer, staging)
             text, splits, counts = TextOf(tokenizer), {}, {}
+            per_shard = manifest.settings.get("tokens_per_shard", 10_000_000)
             for split in manifest.splits:
-                writer = ShardWriter(
-                    staging, split, manifest.dtype, manifest.settings.get("tokens_per_shard", 10_000_000)
+                writer = ShardWriter(staging, split, manifest.dtype, per_shard)
+                numbered = _numbered_pieces(directory, manifest, split, bar.update)
+                splits[split], counts[split] = _write(
+                    numbered, chosen[split], writer, text, manifest.eos_token_id, source_ends[split]
                 )
-                taken = _taken(directory, manifest, split, chosen[split], bar.update)
-                splits[split], counts[split] = _write(taken, writer, text, _source_ends(manifest, split))
-            subset = Manifest(
-                dtype=manifest.dtype,
-                vocab_size=manifest.vocab_size,
-                eos_token_id=manifest.eos_token_id,
-                tokenizer_hash=manifest.tokenizer_hash,
+            subset = replace(
+                manifest,
                 splits=splits,
-                sources=_sources(manifest, directory, counts),
-                settings=manifest.settings,
+                sources=_counted(names, counts),
                 report={"tokenizer": manifest.report.get("tokenizer")},
                 history=[*manifest.history, made],
             )
@@ -149,17 +148,15 @@ def _closest(lengths: np.ndarray, tokens: int, seed: int) -> np.ndarray:
 
 def _lengths(directory: Path, manifest: Manifest, advance: Advance) -> np.ndarray:
     """Tokens of each document of train, uint32 (documents,)."""
-    lengths, ordinal = np.zeros(manifest.splits["train"].documents + 1, np.uint32), 0
+    lengths = np.zeros(manifest.splits["train"].documents, np.uint32)
     for _, tokens, first in _numbered_pieces(directory, manifest, "train", advance):
         lengths[first : first + len(tokens)] += tokens.astype(np.uint32)
-        ordinal = first + len(tokens)
-    return lengths[: max(1, ordinal)]
+    return lengths
 
 
 def _numbered_pieces(directory: Path, manifest: Manifest, split: str, advance: Advance) -> Iterator[tuple]:
     """Chunks of ids, the lengths of the pieces of documents in them, and the ordinal of each one's first document."""
-    eos, ordinal, expected = manifest.eos_token_id, 0, manifest.splits[split].documents
-    goes_on = False
+    eos, ordinal, expected, is_open = manifest.eos_token_id, 0, manifest.splits[split].documents, False
     for ids in checked_chunks(directory, manifest, split, advance):
         tokens = pieces(ids, eos)
         if ordinal + len(tokens) > expected:
@@ -167,65 +164,60 @@ def _numbered_pieces(directory: Path, manifest: Manifest, split: str, advance: A
                 f"{directory}: {split} has more documents than its metadata says; run mypt verify {directory}"
             )
         yield ids, tokens, ordinal
-        goes_on = ids[-1] != eos  # what does not end goes on in the next chunk
-        ordinal += len(tokens) - goes_on
-    if ordinal + goes_on != expected:
+        is_open = ids[-1] != eos  # the last document continues in the next chunk
+        ordinal += len(tokens) - is_open
+    if ordinal + is_open != expected:
         raise DataError(
-            f"{directory}: {split} has {ordinal + goes_on:,} documents, its metadata says {expected:,}; run "
+            f"{directory}: {split} has {ordinal + is_open:,} documents, its metadata says {expected:,}; run "
             f"mypt verify {directory}"
         )
 
 
-def _taken(
-    directory: Path, manifest: Manifest, split: str, chosen: np.ndarray, advance: Advance
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, bool]]:
-    """The ids of the chosen documents, chunk by chunk: ids, tokens of each piece, its document's ordinal, and whether
-    the first piece goes on with the last document."""
-    goes_on = False
-    for ids, tokens, first in _numbered_pieces(directory, manifest, split, advance):
+def _write(
+    numbered: Iterator[tuple], chosen: np.ndarray, writer: ShardWriter, text: TextOf, eos: int, source_ends: np.ndarray
+) -> tuple[Split, np.ndarray]:
+    """Write the chosen documents of `_numbered_pieces`.
+
+    Returns their shards, and documents, bytes and tokens of each source, int64 (sources, 3).
+    """
+    counts, continued = np.zeros((len(source_ends), 3), np.int64), False
+    for ids, tokens, first in numbered:
         ordinals = chosen[slice(*np.searchsorted(chosen, (first, first + len(tokens))))]
         taken = np.zeros(len(tokens), bool)
         taken[ordinals - first] = True
         if len(ordinals):
-            yield ids[np.repeat(taken, tokens)], tokens[taken], ordinals, bool(goes_on and taken[0])
-        goes_on = bool(ids[-1] != manifest.eos_token_id)
-
-
-def _write(taken: Iterator, writer: ShardWriter, text: TextOf, source_ends: np.ndarray) -> tuple[Split, np.ndarray]:
-    """Write what is taken; returns its shards, and documents, bytes and tokens of each source, int64 (sources, 3)."""
-    counts = np.zeros((len(source_ends), 3), np.int64)
-    for ids, tokens, ordinals, goes_on in taken:
-        sizes, begun = text.sizes(ids, tokens), np.ones(len(ordinals), np.int64)
-        begun[0] = not goes_on
-        writer.write(ids, tokens, sizes, goes_on=goes_on)
-        owners = np.searchsorted(source_ends, ordinals, side="right")
-        np.add.at(counts, owners, np.column_stack((begun, sizes, tokens)))
+            taken_ids, taken_tokens = ids[np.repeat(taken, tokens)], tokens[taken]
+            sizes, begun = text.sizes(taken_ids, taken_tokens), np.ones(len(ordinals), np.int64)
+            begun[0] = not (continued and taken[0])
+            writer.write(taken_ids, taken_tokens, sizes, goes_on=not begun[0])
+            owners = np.searchsorted(source_ends, ordinals, side="right")
+            np.add.at(counts, owners, np.column_stack((begun, sizes, taken_tokens)))
+        continued = bool(ids[-1] != eos)
     return writer.close(), counts
 
 
-def _source_ends(manifest: Manifest, split: str) -> np.ndarray:
-    """The ordinal behind each source's last document, int64 (sources,); one source if they cannot be told apart."""
-    numbers = [source.get("splits", {}).get(split, 0) for source in manifest.sources]
-    documents = manifest.splits[split].documents
-    return np.cumsum(numbers if _told_apart(manifest) else [documents], dtype=np.int64)
+def _sources(manifest: Manifest, directory: Path) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The names of the sources, and for each split the ordinal after the last document of each, int64 (sources,).
+
+    All is one source if the metadata does not say how many documents of each split are of each.
+    """
+    names = [source["name"] for source in manifest.sources]
+    numbers = {
+        split: [source.get("splits", {}).get(split, 0) for source in manifest.sources] for split in manifest.splits
+    }
+    if not names or any(sum(numbers[name]) != split.documents for name, split in manifest.splits.items()):
+        names = names if len(names) == 1 else [str(directory)]
+        numbers = {name: [split.documents] for name, split in manifest.splits.items()}
+    return names, {split: np.cumsum(found, dtype=np.int64) for split, found in numbers.items()}
 
 
-def _told_apart(manifest: Manifest) -> bool:
-    """Whether the metadata says how many documents of each split are of each source."""
-    return bool(manifest.sources) and all(
-        sum(source.get("splits", {}).get(name, 0) for source in manifest.sources) == split.documents
-        for name, split in manifest.splits.items()
-    )
-
-
-def _sources(manifest: Manifest, directory: Path, counts: dict[str, np.ndarray]) -> list[dict]:
-    one_name = manifest.sources[0]["name"] if len(manifest.sources) == 1 else str(directory)
-    names = [source["name"] for source in manifest.sources] if _told_apart(manifest) else [one_name]
-    total = sum(counts.values())
+def _counted(names: list[str], counts: dict[str, np.ndarray]) -> list[dict]:
+    """The metadata of the sources; `counts` as `_write` returns them, by split."""
+    total = sum(counts.values()).tolist()
     return [
         {
             "name": name,
-            **dict(zip(("documents", "bytes", "tokens"), total[index].tolist(), strict=True)),
+            **dict(zip(("documents", "bytes", "tokens"), total[index], strict=True)),
             "splits": {split: int(numbers[index, 0]) for split, numbers in counts.items()},
         }
         for index, name in enumerate(names)

@@ -1,4 +1,4 @@
-"""A tokenizer alone: the one that `prepare_dataset` would make of the same text, in a directory of its own."""
+"""Make a tokenizer of text: for a preparation, or alone in a directory of its own."""
 
 from __future__ import annotations
 
@@ -15,13 +15,52 @@ from mypt.errors import TokenizerError
 from mypt.files import replace_text
 from mypt.folders import only_writer, require_own
 from mypt.json_files import read_json
-from mypt.preparation.pipeline import Pipeline
+from mypt.preparation.prescan import prescan
+from mypt.preparation.run import PrepareRun
 from mypt.shards.format import METADATA_NAME
 from mypt.shards.publishing import STAGING, UNITS
 from mypt.shards.settings import PrepareSettings
 from mypt.text.sources import find_units, stamp
+from mypt.tokenization.data_tokenizer import DataTokenizer, read_data_tokenizer
+from mypt.tokenization.load import save_tokenizer
+from mypt.tokenization.train import TextSample, build_char, choose_vocab_size, train_bpe
 
 TRAINING_NAME = "tokenizer_training.json"  # beside tokenizer.json: what it was made of, and the reasons for its size
+
+
+def make_tokenizer(run: PrepareRun, retrain: bool) -> DataTokenizer:
+    """Train a bpe or collect the characters of a char tokenizer, unless a killed run has done so."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    record, key = run.folder / "tokenizer.key", run.corpus()
+    kept = not retrain and record.is_file() and record.read_bytes() == key.encode()
+    if kept and (tokenizer := read_data_tokenizer(run.staging)):
+        run.say(f"using the tokenizer in {run.staging}, made from the same text (--retrain: make it again)")
+        return tokenizer
+    record.unlink(missing_ok=True)
+    tokenizer = _train_bpe(run) if run.settings.tokenizer == "bpe" else _collect_characters(run)
+    save_tokenizer(tokenizer, run.staging)
+    replace_text(record, key)
+    return tokenizer
+
+
+def _train_bpe(run: PrepareRun) -> DataTokenizer:
+    settings = run.settings
+    sample = TextSample(settings.tokenizer_train_examples, settings.seed)
+    text_bytes = sum(found.bytes for _, found in prescan(run, sample))
+    size = settings.vocab_size
+    if size == "auto":
+        size, reasons = choose_vocab_size(text_bytes, settings.min_vocab_size, settings.max_vocab_size)
+        run.say(f"vocabulary of {size:,} ids: {'; '.join(reasons)}")
+    tokenizer = DataTokenizer.made(train_bpe(sample, size))
+    run.say(f"trained a byte-level BPE of {len(tokenizer):,} ids on {len(sample):,} examples")
+    return tokenizer
+
+
+def _collect_characters(run: PrepareRun) -> DataTokenizer:
+    characters = set().union(*(found.characters for _, found in prescan(run)))
+    tokenizer = DataTokenizer.made(build_char(characters))
+    run.say(f"{len(characters):,} characters; with the 256 bytes and EOS a vocabulary of {len(tokenizer):,} ids")
+    return tokenizer
 
 
 def train_tokenizer(
@@ -39,7 +78,7 @@ def train_tokenizer(
 
     `settings` are fields of PrepareSettings: vocab_size, min_vocab_size, max_vocab_size, tokenizer_train_examples,
     seed, text_column, lowercase, max_documents. A tokenizer that was made of the same sources with the same settings
-    is left as it is unless `retrain`; a killed call goes on where it was. `say` gets the reasons for the size.
+    is left as it is unless `retrain`; a killed call continues when it is repeated. `say` gets the reasons for the size.
     Raises TokenizerError if `out` holds anything else, and DataError for the sources and the settings.
     """
     out, chosen = Path(out), PrepareSettings.of(tokenizer, **settings)
@@ -51,18 +90,18 @@ def train_tokenizer(
     }
     _require_tokenizer_folder(out)
     notes: list[str] = []
-    pipeline = Pipeline(out / STAGING, chosen, units, workers, notes.append, progress)
+    run = PrepareRun(out / STAGING, chosen, units, workers, notes.append, progress)
     with only_writer(out):
         if _already_made(out, made_of, retrain):
-            shutil.rmtree(pipeline.staging, ignore_errors=True)  # of a call that was killed when all was done
+            shutil.rmtree(run.staging, ignore_errors=True)  # of a call that was killed when all was done
             say(f"{out} already holds the tokenizer of this text with these settings (--retrain: make it again)")
             return out
-        pipeline.make_tokenizer(retrain=True)  # also one that a killed call made: its notes went with that call
+        make_tokenizer(run, retrain=True)  # also one that a killed call made: its notes went with that call
         (out / TRAINING_NAME).unlink(missing_ok=True)
-        for path in pipeline.staging.glob("tokenizer*.json"):
+        for path in run.staging.glob("tokenizer*.json"):
             os.replace(path, out / path.name)
         replace_text(out / TRAINING_NAME, json.dumps(made_of | {"notes": notes}, indent=1, ensure_ascii=False))
-        shutil.rmtree(pipeline.staging)
+        shutil.rmtree(run.staging)
     return out
 
 
@@ -102,7 +141,7 @@ def _already_made(out: Path, made_of: dict[str, Any], retrain: bool) -> bool:
     differing = [
         f"{name} {previous['settings'].get(name)} -> {value}"
         for name, value in made_of["settings"].items()
-        if previous and previous["settings"].get(name) != value
+        if previous["settings"].get(name) != value
     ]
     reason = "; ".join(differing) or "other text"
     raise TokenizerError(f"{out} holds another tokenizer ({reason}); choose another --out, or --retrain to replace it")

@@ -1,9 +1,9 @@
-"""A unit of the input as a preparation reads it, and what is kept of it, so that a killed run goes on unit by unit.
+"""A unit of the input, and what a preparation keeps of it, so that a killed run continues unit by unit.
 
-A finished unit is three files in OUT/.preparing/units: NNNNN.ids (raw token ids), NNNNN.npy (a row per document) and,
+An encoded unit is three files in OUT/.preparing/units: NNNNN.ids (raw token ids), NNNNN.npy (a row per document) and,
 written last, NNNNN.json (counts, the key of all that decided them, and the checksums of the others). Where there is
-something to tell, NNNNN.invalid.npy has the documents with bytes that were not UTF-8, and NNNNN.skipped.jsonl what
-could not be read.
+something to report, NNNNN.invalid.npy has the documents with bytes that were not UTF-8, and NNNNN.skipped.jsonl the
+records and files that could not be read.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from mypt.text.document import Document
 from mypt.text.sources import Unit, read_documents
 
 ROW = np.dtype([("hash", "<u8"), ("tokens", "<i8"), ("bytes", "<i8"), ("characters", "<i8")])
+UNIT_FILES = ("ids", "npy", "signatures.npy", "invalid.npy", "skipped.jsonl")  # suffixes; the record comes last
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Work:
-    """All that decides what becomes of a unit, the same for every unit of a preparation."""
+class EncodeJob:
+    """All that decides how units are encoded, the same for every unit of a preparation."""
 
-    folder: Path  # of the finished units
+    folder: Path  # of the encoded units
     settings: PrepareSettings
     tokenizer: Path  # a tokenizer.json
     tokenizer_hash: str
@@ -55,7 +56,7 @@ class Piece:
     lines: np.ndarray | None = None  # packed bits: for each line that is not blank whether to keep it
 
     def batches(self, cleaner: Cleaner, on_fault: OnFault = stop) -> Iterator[list[Document]]:
-        """What is left of its documents after cleaning; `on_fault` as in `read_documents`."""
+        """Its documents that are left after cleaning; `on_fault` as in `read_documents`."""
         documents = read_documents(self.unit, on_fault)
         if self.limit is not None:
             documents = first_documents(documents, self.limit)
@@ -66,19 +67,10 @@ class Piece:
         """The same one by one."""
         return chain.from_iterable(self.batches(cleaner, on_fault))
 
-    def parts(self, row: int, cleaner: Cleaner) -> Iterator[Document]:
-        """The parts of document number `row` of those."""
-        for document in self.documents(cleaner, ignore):  # its faults are known already
-            if row == 0:
-                yield document
-            row -= document.ended
-            if row < 0:
-                return
 
-
-@dataclass
-class Finished:
-    """What a finished unit holds: the contents of its NNNNN.json."""
+@dataclass(frozen=True)
+class UnitResult:
+    """What was counted of an encoded unit: the contents of its NNNNN.json."""
 
     key: str
     digest: str  # xxh3-128 of the unit's input
@@ -88,81 +80,104 @@ class Finished:
     dropped_lines: dict[str, Count]
     examples: dict[str, list[str]]
     encode_seconds: float  # spent in the encoder
-    files: dict[FileName, str] = field(default_factory=dict)  # `checksums` of the others
+    files: dict[FileName, str] = field(default_factory=dict)  # name and xxh3-128 of the others
     skipped: dict[str, Count] = field(default_factory=dict)  # records and files that could not be read, by reason
 
-    def save(self, record: Path) -> None:
-        """Write the record, the last file of a unit, with the checksums of the others."""
-        self.files = checksums(record, ("ids", "npy", "signatures.npy", "invalid.npy", "skipped.jsonl"))
-        replace_text(record, json.dumps(asdict(self), ensure_ascii=False))
+
+@dataclass(frozen=True)
+class EncodedUnit:
+    """A unit whose documents are on the disk as token ids."""
+
+    unit: Unit
+    result: UnitResult
+    path: Path  # of its files, without their suffixes
+    dtype: str
+    piece: Piece | None = None  # how it was read; None: it cannot be read again
+
+    @property
+    def rows(self) -> np.ndarray:
+        """A row per document, ROW (documents,), memory-mapped."""
+        path = self.path.with_suffix(".npy")
+        return np.load(path, mmap_mode="r") if path.stat().st_size > 128 else np.load(path)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The ids, EOS included, (tokens,), memory-mapped."""
+        path = self.path.with_suffix(".ids")
+        return np.memmap(path, DTYPES[self.dtype], mode="r") if path.stat().st_size else np.empty(0, DTYPES[self.dtype])
+
+    @property
+    def invalid(self) -> np.ndarray:
+        """What `save_invalid` wrote, int64 (n, 3)."""
+        path = self.path.with_suffix(".invalid.npy")
+        return np.load(path) if path.is_file() else np.empty((0, 3), np.int64)
+
+    def hashes(self) -> Iterator[np.ndarray]:
+        """The hashes of the documents, uint64, a million at once."""
+        table = self.rows
+        return (np.array(table["hash"][start : start + _CHUNK]) for start in range(0, len(table), _CHUNK))
+
+    def parts(self, row: int, job: EncodeJob) -> Iterator[Document]:
+        """The parts of one document, read again."""
+        for document in self.piece.documents(job.settings.cleaner(), ignore):  # its faults are known already
+            if row == 0:
+                yield document
+            row -= document.ended
+            if row < 0:
+                return
 
 
-def save_invalid(path: str, piece: Piece, cleaner: Cleaner) -> None:
+@dataclass(frozen=True)
+class EncodedText:
+    """All units of a preparation, encoded, in order."""
+
+    job: EncodeJob
+    units: list[EncodedUnit]
+    engine: str  # that encoded them
+    loss: dict = field(default_factory=dict)  # `measure_loss`; empty if a sample lost nothing
+
+
+def save_invalid(path: Path, unit: Unit, cleaner: Cleaner) -> None:
     """Write PATH.invalid.npy, int64 (n, 3): row, number of the file in the unit, bytes that were not UTF-8."""
-    target = Path(f"{path}.invalid.npy")
+    target = path.with_suffix(".invalid.npy")
     if not cleaner.invalid:
         target.unlink(missing_ok=True)
         return
     rows, seen, sizes = np.array(cleaner.invalid, np.int64).T
     ends = []
-    if len(piece.unit.paths) > 1:
-        files = (replace(piece.unit, paths=(name,)) for name in piece.unit.paths)
-        ends = np.cumsum([sum(last for _, last in read_documents(unit, ignore)) for unit in files])
+    if len(unit.paths) > 1:
+        files = (replace(unit, paths=(name,)) for name in unit.paths)
+        ends = np.cumsum([sum(last for _, last in read_documents(file, ignore)) for file in files])
     np.save(target, np.stack([rows, np.searchsorted(ends, seen, side="right"), sizes], axis=1))
 
 
-def invalid_bytes(folder: Path, index: int) -> np.ndarray:
-    """What `save_invalid` wrote, (n, 3)."""
-    path = folder / f"{index:05d}.invalid.npy"
-    return np.load(path) if path.is_file() else np.empty((0, 3), np.int64)
-
-
-def checksums(record: Path, suffixes: Iterable[str]) -> dict[str, str]:
-    """xxh3-128 of the files of a unit that are there, by name; `record` is its NNNNN.json."""
+def save_record(record: Path, result, suffixes: Iterable[str] = UNIT_FILES):
+    """Write the record of a unit, NNNNN.json, after its other files; returns it with their checksums as `files`."""
     stem = record.name.partition(".")[0]
     paths = (record.with_name(f"{stem}.{suffix}") for suffix in suffixes)
-    return {path.name: _checksum(path) for path in paths if path.is_file()}
+    result = replace(result, files={path.name: _checksum(path) for path in paths if path.is_file()})
+    replace_text(record, json.dumps(asdict(result), ensure_ascii=False))
+    return result
 
 
-def changed_files(folder: Path, recorded: dict[str, str]) -> list[str]:
-    """The files of a unit that are missing, or are not those that its record is of."""
-    return [
-        name
-        for name, checksum in recorded.items()
-        if not (folder / name).is_file() or _checksum(folder / name) != checksum
-    ]
+def read_record(kind: type, path: Path, key: str):
+    """The record of a unit, if it and its files are there, whole, and were made with this key; else None."""
+    try:
+        found = read_json(path, kind)
+    except MyPTError:  # unfinished, damaged, or of another version of mypt
+        return None
+    return found if found.key == key and files_are_whole(path.parent, found.files) else None
+
+
+def files_are_whole(folder: Path, recorded: dict[str, str]) -> bool:
+    """Whether the files of a unit are there and have the checksums in its record, which names one at least."""
+    paths = {folder / name: checksum for name, checksum in recorded.items()}
+    return bool(paths) and all(path.is_file() and _checksum(path) == checksum for path, checksum in paths.items())
 
 
 def _checksum(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
-
-
-def read_record(kind: type, path: Path, key: str):
-    """The record of a finished unit, if it and its files are there, whole, and were made with this key; else None."""
-    try:
-        found = read_json(path, kind)
-    except MyPTError:  # unfinished, damaged, or of another version of mypt
-        return None
-    return found if found.key == key and found.files and not changed_files(path.parent, found.files) else None
-
-
-def rows(folder: Path, index: int) -> np.ndarray:
-    """The table of a finished unit, ROW (documents,), memory-mapped."""
-    path = folder / f"{index:05d}.npy"
-    return np.load(path, mmap_mode="r") if path.stat().st_size > 128 else np.load(path)
-
-
-def hashes(folder: Path, index: int) -> Iterator[np.ndarray]:
-    """The hashes of a finished unit's documents, uint64, a million at once."""
-    table = rows(folder, index)
-    return (np.array(table["hash"][start : start + _CHUNK]) for start in range(0, len(table), _CHUNK))
-
-
-def token_ids(folder: Path, index: int, dtype: str) -> np.ndarray:
-    """The ids of a finished unit, EOS included, (tokens,), memory-mapped."""
-    path = folder / f"{index:05d}.ids"
-    return np.memmap(path, DTYPES[dtype], mode="r") if path.stat().st_size else np.empty(0, DTYPES[dtype])
 
 
 def first_documents(documents: Iterable[Document], limit: int) -> Iterator[Document]:

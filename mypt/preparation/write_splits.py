@@ -1,62 +1,84 @@
-"""The tokens of finished units to the shards of train and val."""
+"""Write the tokens of encoded units to the shards of train and val."""
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
+import xxhash
 
-from mypt.preparation.assignment import TRAIN, VAL, Cut, Resolution, split_at
+from mypt.preparation.assignment import DROPPED, TRAIN, VAL, Cut, SplitAssignment, split_at
 from mypt.preparation.encoding import load_encoder
-from mypt.preparation.units import Piece, Work, rows
+from mypt.preparation.run import PrepareRun
+from mypt.preparation.units import EncodedText, EncodedUnit, EncodeJob
 from mypt.shards.format import DTYPES, SPLITS, Split
 from mypt.shards.writer import ShardWriter
 
 _CHUNK_TOKENS = 4_000_000  # copied at once; a longer document goes alone
 
-Advance = Callable[[int], object]
 
+def write_splits(
+    run: PrepareRun, encoded: EncodedText, assignment: SplitAssignment
+) -> tuple[dict[str, Split], list[dict]]:
+    """Write the shards of train and val to the staging folder, in the order of the input.
 
-def write_shards(
-    work: Work,
-    resolution: Resolution,
-    pieces: list[Piece],
-    writers: dict[str, ShardWriter],
-    advance: Advance,
-) -> tuple[dict[str, Split], dict[str, Counter]]:
-    """Write train and val in the order of the input; returns their shards and the counts of each source.
-
-    `advance` is called with the tokens of each unit.
+    Returns them, and the name, counts and digest of each source.
     """
-    sources = {piece.unit.source: Counter(documents=0, bytes=0, tokens=0, train=0, val=0) for piece in pieces}
-    cuts = resolution.cuts
+    for split in SPLITS:
+        shutil.rmtree(run.staging / split, ignore_errors=True)
+    job, units, cuts = encoded.job, encoded.units, assignment.cuts
+    writers = {split: ShardWriter(run.staging, split, job.dtype, run.settings.tokens_per_shard) for split in SPLITS}
+    counts = {unit.unit.source: Counter() for unit in units}
+    digests = {source: xxhash.xxh3_128() for source in counts}
+    total = sum(int(unit.rows["tokens"].sum()) for unit in units)
     try:
-        for piece in pieces:
-            index, counts = piece.number, sources[piece.unit.source]
-            for split, fate in zip(SPLITS, (TRAIN, VAL), strict=True):
-                if index in cuts and split == "val":
-                    _write_cut(work, piece, cuts[index], writers, counts)
-                for ids, tokens, sizes, goes_on in _documents(work, resolution, index, fate):
-                    writers[split].write(ids, tokens, sizes, goes_on=goes_on)
+        with run.bar("writing shards", total, "tokens") as bar:
+            for index, unit in enumerate(units):
+                found, assigned, cut = counts[unit.unit.source], assignment.assigned(index), cuts.get(index)
+                digests[unit.unit.source].update(unit.result.digest.encode())
+                found["documents"] += int(np.count_nonzero(assigned != DROPPED)) + (cut is not None)
+                for split, ids, tokens, text_bytes, goes_on in _by_split(job, unit, assigned, cut):
+                    writers[split].write(ids, tokens, text_bytes, goes_on=goes_on)
                     begun = len(tokens) - goes_on
-                    counts.update({"documents": begun, "bytes": int(sizes.sum()), "tokens": len(ids), split: begun})
-            advance(int(rows(work.folder, index)["tokens"].sum()))
-        return {split: writer.close() for split, writer in writers.items()}, sources
+                    found.update({"bytes": int(text_bytes.sum()), "tokens": len(ids), split: begun})
+                bar.update(int(unit.rows["tokens"].sum()))
+        splits = {split: writer.close() for split, writer in writers.items()}
     finally:
         for writer in writers.values():
             writer.abandon()
+    return splits, [
+        {
+            "name": source,
+            **{what: counts[source][what] for what in ("documents", "bytes", "tokens")},
+            "splits": {split: counts[source][split] for split in SPLITS},
+            "xxh3_128": digest.hexdigest(),  # neither names nor times of files change it
+        }
+        for source, digest in digests.items()
+    ]
 
 
-def _documents(
-    work: Work, resolution: Resolution, index: int, fate: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, bool]]:
-    """A unit's documents with one fate, at most _CHUNK_TOKENS at once: ids (n,), ids and bytes of each document, and
-    whether the first of them began in the chunk before. Read rather than mapped: a mapped file counts as memory."""
-    table, chosen = rows(work.folder, index), resolution.fates(index) == fate
+_Chunk = tuple[
+    np.ndarray, np.ndarray, np.ndarray, bool
+]  # ids (n,); ids and bytes of each document; whether the first is continued
+
+
+def _by_split(
+    job: EncodeJob, unit: EncodedUnit, assigned: np.ndarray, cut: Cut | None
+) -> Iterator[tuple[str, *_Chunk]]:
+    """The documents of a unit, each chunk with its split; what is cut comes between those of train and of val."""
+    yield from (("train", *chunk) for chunk in _documents(unit, assigned == TRAIN))
+    if cut:
+        yield from _cut_parts(job, unit, cut)
+    yield from (("val", *chunk) for chunk in _documents(unit, assigned == VAL))
+
+
+def _documents(unit: EncodedUnit, chosen: np.ndarray) -> Iterator[_Chunk]:
+    """The chosen documents of a unit, at most _CHUNK_TOKENS at once. Read, since a mapped file counts as memory."""
     if not chosen.any():
         return
-    path, width = work.folder / f"{index:05d}.ids", DTYPES[work.dtype].itemsize
+    table, path, dtype = unit.rows, unit.path.with_suffix(".ids"), DTYPES[unit.dtype]
     ends = np.cumsum(table["tokens"])
     first = 0
     while first < len(table):
@@ -66,32 +88,28 @@ def _documents(
         total = int(ends[last - 1]) - begin
         if total > _CHUNK_TOKENS and which[0]:  # one long document, in parts
             for start in range(0, total, _CHUNK_TOKENS):
-                ids = np.fromfile(
-                    path, DTYPES[work.dtype], min(_CHUNK_TOKENS, total - start), offset=(begin + start) * width
-                )
+                count = min(_CHUNK_TOKENS, total - start)
+                ids = np.fromfile(path, dtype, count, offset=(begin + start) * dtype.itemsize)
                 share = [int(sizes[0]) * place // total for place in (start, start + len(ids))]
                 yield ids, np.array([len(ids)]), np.diff(share), start > 0
         elif which.any():
-            ids = np.fromfile(path, DTYPES[work.dtype], total, offset=begin * width)
+            ids = np.fromfile(path, dtype, total, offset=begin * dtype.itemsize)
             yield ids if which.all() else ids[np.repeat(which, tokens)], tokens[which], sizes[which], False
         first = last
 
 
-def _write_cut(work: Work, piece: Piece, cut: Cut, writers: dict[str, ShardWriter], counts: Counter) -> None:
+def _cut_parts(job: EncodeJob, unit: EncodedUnit, cut: Cut) -> Iterator[tuple[str, *_Chunk]]:
     """Read the cut document again and encode its two parts."""
-    encoder, place, begun = load_encoder(work), 0, set()
+    encoder, place, begun = load_encoder(job), 0, set()
     add, size = {split: encoder.document() for split in SPLITS}, dict.fromkeys(SPLITS, 0)
-    for text, ended in piece.parts(cut.row, work.settings.cleaner()):
+    for text, ended in unit.parts(cut.row, job):
         for split, part in split_at(text, place, cut.characters):
             last = ended if split == "val" else place + len(part) == cut.characters
             ids, size[split] = add[split](part, last), size[split] + len(part.encode())
             if last and (split == "val" or cut.ended):
-                ids = np.append(ids, np.uint32(work.eos_token_id))
-            if not len(ids):  # none is certain yet
-                continue
-            writers[split].write(ids, [len(ids)], [size[split]], goes_on=split in begun)
-            counts.update({"bytes": size[split], "tokens": len(ids), split: split not in begun})
-            begun.add(split)
-            size[split] = 0
+                ids = np.append(ids, np.uint32(job.eos_token_id))
+            if len(ids):  # else none is certain yet
+                yield split, ids, np.array([len(ids)]), np.array([size[split]]), split in begun
+                begun.add(split)
+                size[split] = 0
         place += len(text)
-    counts["documents"] += 1

@@ -14,13 +14,14 @@ from mypt.errors import DataError, MyPTError, TokenizerError
 from mypt.files import is_disk_full
 from mypt.folders import require_own
 from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, read_manifest, write_manifest
+from mypt.shards.scan import shard_problem
 from mypt.shards.settings import PrepareSettings
 from mypt.tokenization.data_tokenizer import load_data_tokenizer
 from mypt.tokenization.load import largest_id, tokenizer_hash
 
 STAGING = ".preparing"  # inside the dataset directory, so that finished files are moved by a rename
-LAUNCH = "launch.json"  # there: the units are made by ranks (mypt/shards/ranks.py)
-UNITS = "units"  # inside the staging directory: what goes on after a kill, and is not published
+LAUNCH = "launch.json"  # there: the units are made by ranks (mypt/preparation/distributed.py)
+UNITS = "units"  # inside the staging directory: what a killed run continues from; it is not published
 PREVIOUS = "previous"  # there, during a publication: the metadata of what is replaced
 
 
@@ -53,9 +54,8 @@ def previous_manifest(
             f"{out} already holds another dataset ({'; '.join(differences)}); choose another --out or remove it"
         )
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    sizes = [(out / shard.file, shard.tokens * manifest.numpy_dtype.itemsize) for shard in shards]
-    whole = all(path.is_file() and path.stat().st_size == size for path, size in sizes)
-    return manifest if whole and (out / "tokenizer.json").is_file() else None
+    whole = (out / "tokenizer.json").is_file() and not any(shard_problem(out, shard, manifest) for shard in shards)
+    return manifest if whole else None
 
 
 def publish(out: Path, manifest: Manifest | None = None) -> None:

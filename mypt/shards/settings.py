@@ -17,7 +17,7 @@ _READING = ("text_column", "document", "normalize", "filter", "dedup", "near_ded
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """All that decides the bytes of a dataset beside the contents of its sources."""
+    """All that decides the bytes of a dataset, except the contents of its sources."""
 
     tokenizer: str  # bpe, char, gpt2, or the hash of any other
     vocab_size: int | str = "auto"  # ids of a bpe

@@ -71,12 +71,12 @@ if __name__ == "__main__":
 
 
 MOMENTS = [
-    "mypt.preparation.pipeline:survey_unit:4",
-    "mypt.preparation.pipeline:train_bpe:1",
-    "mypt.preparation.pipeline:finish_unit:4",
-    "mypt.preparation.encoding:UnitWriter._flush:3",
+    "mypt.preparation.prescan:prescan_unit:4",
+    "mypt.preparation.train_tokenizer:train_bpe:1",
+    "mypt.preparation.encoding:encode_unit:4",
+    "mypt.preparation.encoding:BatchEncoder.encode:3",
     "mypt.preparation.units:replace_text:2",
-    "mypt.preparation.pipeline:resolve:1",
+    "mypt.preparation.prepare:assign:1",
     "mypt.shards.writer:ShardWriter._finish:2",
     "mypt.shards.publishing:write_manifest:1",
     *(f"mypt.shards.publishing:os.replace:{call}" for call in (1, 4, 8)),
@@ -110,10 +110,10 @@ def test_killed_at_random_moments_with_workers(corpus, whole, tmp_path):
 def test_a_restart_does_not_repeat_finished_units_but_those_that_were_damaged(corpus, whole, tmp_path):
     out = tmp_path / "out"
     folder = out / STAGING / UNITS
-    start(corpus, out, kill="mypt.preparation.pipeline:finish_unit:6").wait()
+    start(corpus, out, kill="mypt.preparation.encoding:encode_unit:6").wait()
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("0000?.json")}
     assert len(before) == 5
-    start(corpus, out, kill="mypt.preparation.pipeline:resolve:1").wait()
+    start(corpus, out, kill="mypt.preparation.prepare:assign:1").wait()
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("0000?.json")}
     assert len(after) == FILES and before.items() <= after.items()
     ids = bytearray((folder / "00000.ids").read_bytes())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mypt.errors import DataError, RecipeError
 from mypt.legacy.checkpoint import refuse_original
-from mypt.preparation.pipeline import TRAINED
+from mypt.preparation.prescan import TRAINED
 from mypt.recipe import Recipe
 from mypt.shards.format import Manifest, read_manifest
 from mypt.shards.publishing import own_tokenizer
