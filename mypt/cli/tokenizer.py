@@ -30,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="write TOKENIZER with these added to --out: tokens, or files with one a line",
     )
-    add(
-        "--tokenizer", choices=("bpe", "char"), default="bpe", help="what to make: byte-level BPE, or an id a character"
-    )
+    add("--tokenizer", default="bpe", metavar="KIND", help="what to make: bpe (byte-level BPE) or char (an id each)")
     add_training(parser)
     add("--lowercase", action="store_true", help="lower-case the text first")
     add("--retrain", action="store_true", help="make it again if --out holds one")

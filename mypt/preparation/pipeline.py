@@ -19,7 +19,7 @@ from mypt.files import replace_text
 from mypt.preparation.assignment import Resolution, resolve
 from mypt.preparation.divide import divide
 from mypt.preparation.encoding import finish_unit, load_encoder
-from mypt.preparation.prescan import Survey, Surveyed, line_hashes, merge_sample, survey_unit
+from mypt.preparation.prescan import Survey, Surveyed, line_hashes, survey_unit
 from mypt.preparation.report import SKIPPED_NAME, describe_invalid, invalid_files, total
 from mypt.preparation.units import Finished, Piece, Work, rows
 from mypt.preparation.workers import run_in_order
@@ -31,17 +31,15 @@ from mypt.shards.writer import ShardWriter
 from mypt.terminal import progress_bar
 from mypt.text.dedup import first_occurrences
 from mypt.text.sources import Unit, digest, stamp
-from mypt.tokenization.data_tokenizer import DataTokenizer, read_data_tokenizer
+from mypt.tokenization.data_tokenizer import AnyTokenizer, DataTokenizer, read_data_tokenizer
 from mypt.tokenization.fast import Encoder, choose_engine
 from mypt.tokenization.load import save_tokenizer, tokenizer_hash
 from mypt.tokenization.measure import describe_loss, measure_loss
-from mypt.tokenization.train import TextSample, build_char, choose_vocab_size, train_bpe
+from mypt.tokenization.train import TRAINED
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
 
-TRAINED = ("bpe", "char")  # tokenizers that are made from the text
 _SAMPLE_CHARACTERS = 25_000  # of real text from each of four units: on them a fast encoder has to prove itself
 _LOSS_CHARACTERS = 250_000  # from each of four units, if the tokenizer changes those: how much of the text it loses
 
@@ -73,7 +71,7 @@ class Pipeline:
         return self.staging / UNITS
 
     def make_tokenizer(self, retrain: bool) -> DataTokenizer:
-        """Train a bpe or collect the characters of a char tokenizer, unless a killed run has done so."""
+        """Make a tokenizer of a kind in TRAINED, unless a killed run has done so."""
         self.folder.mkdir(parents=True, exist_ok=True)
         record, key = self.folder / "tokenizer.key", self._corpus()
         kept = not retrain and record.is_file() and record.read_bytes() == key.encode()
@@ -81,12 +79,12 @@ class Pipeline:
             self.say(f"using the tokenizer in {self.staging}, made from the same text (--retrain: make it again)")
             return tokenizer
         record.unlink(missing_ok=True)
-        tokenizer = self._trained() if self.settings.tokenizer == "bpe" else self._of_characters()
+        tokenizer = self._trained()
         save_tokenizer(tokenizer, self.staging)
         replace_text(record, key)
         return tokenizer
 
-    def encode(self, tokenizer: DataTokenizer | PreTrainedTokenizerFast, dtype: str) -> Work:
+    def encode(self, tokenizer: AnyTokenizer, dtype: str) -> Work:
         """Encode every unit that is not finished yet. Keeps the tokenizer in the staging folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_tokenizer(tokenizer, self.staging)
@@ -199,37 +197,21 @@ class Pipeline:
         finished = f"{len(sizes)} of {len(self.units)} units are finished and kept"
         return f"{finished}, about {needed / 1e6:,.1f} MB more are needed"
 
-    def _of_characters(self) -> DataTokenizer:
-        characters: set[str] = set()
-        for _, found in self._survey("char"):
-            characters.update(found.characters)
-        tokenizer = DataTokenizer.made(build_char(characters))
-        self.say(f"{len(characters):,} characters; with the 256 bytes and EOS a vocabulary of {len(tokenizer):,} ids")
-        return tokenizer
-
     def _trained(self) -> DataTokenizer:
-        settings = self.settings
-        sample = TextSample(settings.tokenizer_train_examples, settings.seed)
-        text_bytes = 0
-        for piece, found in self._survey("bpe", sample):
-            merge_sample(sample, self.folder / f"{piece.number:05d}.sample")
+        kind = TRAINED[self.settings.tokenizer]
+        collected, text_bytes = kind.collect(self.settings, 2**64), 0
+        for piece, found in self._survey(lambda: collected.below):
+            collected.merge((self.folder / f"{piece.number:05d}.sample").read_bytes())
             text_bytes += found.bytes
-        size = settings.vocab_size
-        if size == "auto":
-            size, reasons = choose_vocab_size(text_bytes, settings.min_vocab_size, settings.max_vocab_size)
-            self.say(f"vocabulary of {size:,} ids: {'; '.join(reasons)}")
-        tokenizer = DataTokenizer.made(train_bpe(sample, size))
-        self.say(f"trained a byte-level BPE of {len(tokenizer):,} ids on {len(sample):,} examples")
-        return tokenizer
+        return DataTokenizer.made(kind.make(collected, text_bytes, self.settings, self.say))
 
-    def _survey(self, make: str | None, sample: TextSample | None = None) -> Iterator[tuple[Piece, Surveyed]]:
-        survey = Survey(self.folder, self.settings, make, self._corpus())
-        limit = (lambda: sample.below) if sample else (lambda: 2**64)
-        return self._each("reading", survey_unit, lambda piece: (survey, piece, limit()))
+    def _survey(self, below: Callable[[], int] = lambda: 2**64) -> Iterator[tuple[Piece, Surveyed]]:
+        survey = Survey(self.folder, self.settings, self._corpus())
+        return self._each("reading", survey_unit, lambda piece: (survey, piece, below()))
 
     def _mark_lines(self) -> None:
         """Find the lines that came before, in the whole text, and give each piece its share of the verdict."""
-        found = list(self._survey(self.settings.tokenizer if self.settings.tokenizer in TRAINED else None))
+        found = list(self._survey())
         keep = first_occurrences(line_hashes(self.folder, [piece for piece, _ in found]), self.scratch())
         start, pieces = 0, []
         for piece, surveyed in found:

@@ -15,7 +15,7 @@ from mypt.json_files import Count, FileName
 from mypt.preparation.units import Piece, checksums, kept_lines, read_record
 from mypt.shards.scan import read_chunks
 from mypt.shards.settings import PrepareSettings
-from mypt.tokenization.train import TextSample
+from mypt.tokenization.train import TRAINED
 from mypt.versions import version_of
 
 
@@ -27,7 +27,6 @@ class Surveyed:
     documents_read: Count
     bytes: Count  # UTF-8 bytes of the documents that cleaning keeps
     lines: Count  # that are not blank
-    characters: str  # the different ones, if a char tokenizer is to be made
     files: dict[FileName, str] = field(default_factory=dict)  # `checksums` of the others
 
 
@@ -37,36 +36,35 @@ class Survey:
 
     folder: Path
     settings: PrepareSettings
-    make: str | None  # the kind of tokenizer to make: bpe, char or none
     corpus: str  # changes with any unit: what a sample may leave out depends on the others
 
 
 def survey_unit(survey: Survey, piece: Piece, below: int = 2**64) -> Surveyed:
     """Read a unit once, unless that was done before. Of the sample only hashes under `below` can still win."""
     settings, index, own = survey.settings, piece.number, version_of("mypt")
-    content = [own, survey.corpus, index, settings.reading(), settings.training(), survey.make, piece.limit]
+    content = [own, survey.corpus, index, settings.reading(), settings.training(), piece.limit]
     key = xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
     record = survey.folder / f"{index:05d}.survey.json"
     if (found := read_record(Surveyed, record, key)) is not None:
         return found
     record.unlink(missing_ok=True)
-    sample = TextSample(settings.tokenizer_train_examples, settings.seed, below)
-    characters: set[str] = set()
-    found = Surveyed(key, 0, 0, 0, "")
+    kind = TRAINED.get(settings.tokenizer)
+    collected = kind and kind.collect(settings, below)
+    found = Surveyed(key, 0, 0, 0)
     cleaner = settings.cleaner()
     with open(survey.folder / f"{index:05d}.lines", "wb") as hashes:
         for text, _ in piece.documents(cleaner, settings.on_fault):
             found.bytes += len(text) if text.isascii() else len(text.encode())
-            if survey.make == "bpe":
-                sample.add(text)
-            elif survey.make == "char":
-                characters.update(text)
+            if collected is not None:
+                collected.add(text)
             if settings.dedup == "line":
                 lines = [xxhash.xxh3_64_intdigest(line.encode()) for line in kept_lines(text)]
                 found.lines += len(lines)
                 hashes.write(np.array(lines, "<u8").data)
-    found.documents_read, found.characters = cleaner.counts["documents"], "".join(sorted(characters))
-    _write_sample(survey.folder / f"{index:05d}.sample", sample)
+    found.documents_read = cleaner.counts["documents"]
+    with open(survey.folder / f"{index:05d}.sample", "wb") as file:
+        if collected is not None:
+            collected.write(file)
     found.files = checksums(record, ("lines", "sample"))
     replace_text(record, json.dumps(asdict(found), ensure_ascii=False))
     return found
@@ -76,18 +74,3 @@ def line_hashes(folder: Path, pieces: list[Piece]) -> Iterator[np.ndarray]:
     """The hashes of all lines that are not blank, uint64, unit by unit, at most a million at once."""
     for piece in pieces:
         yield from read_chunks(folder / f"{piece.number:05d}.lines", np.dtype("<u8"))
-
-
-def _write_sample(path: Path, sample: TextSample) -> None:
-    with open(path, "wb") as file:
-        for key, example in sample.entries():
-            file.write(key.to_bytes(8, "little") + len(example).to_bytes(4, "little") + example)
-
-
-def merge_sample(sample: TextSample, path: Path) -> None:
-    """Take a unit's sample into the sample of the whole text."""
-    data, place = path.read_bytes(), 0
-    while place < len(data):
-        key, size = (int.from_bytes(data[place + a : place + b], "little") for a, b in ((0, 8), (8, 12)))
-        sample.offer(key, data[place + 12 : place + 12 + size])
-        place += 12 + size

@@ -20,6 +20,7 @@ from mypt.shards.format import METADATA_NAME
 from mypt.shards.publishing import STAGING, UNITS
 from mypt.shards.settings import PrepareSettings
 from mypt.text.sources import find_units, stamp
+from mypt.tokenization.train import TRAINED
 
 TRAINING_NAME = "tokenizer_training.json"  # beside tokenizer.json: what it was made of, and the reasons for its size
 
@@ -35,13 +36,16 @@ def train_tokenizer(
     say: Callable[[str], object] = lambda line: None,
     **settings: Any,
 ) -> Path:
-    """Make a `bpe` or `char` tokenizer of `sources` and write it to the directory `out`, which is returned.
+    """Make a tokenizer of `sources`, of a kind in TRAINED, and write it to the directory `out`, which is returned.
 
     `settings` are fields of PrepareSettings: vocab_size, min_vocab_size, max_vocab_size, tokenizer_train_examples,
     seed, text_column, lowercase, max_documents. A tokenizer that was made of the same sources with the same settings
     is left as it is unless `retrain`; a killed call goes on where it was. `say` gets the reasons for the size.
-    Raises TokenizerError if `out` holds anything else, and DataError for the sources and the settings.
+    Raises TokenizerError for another kind, or if `out` holds anything else, and DataError for the sources and the
+    settings.
     """
+    if tokenizer not in TRAINED:
+        raise TokenizerError(f"a tokenizer {tokenizer!r} is not made of text; choose one of: {', '.join(TRAINED)}")
     out, chosen = Path(out), PrepareSettings.of(tokenizer, **settings)
     units = find_units(sources, text_column=chosen.text_column, on_error=chosen.on_error)
     made_of = {

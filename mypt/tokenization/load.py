@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 EOS = "<|endoftext|>"
+# How transformers' class is made for a tokenizer that is made here, which has no other roles.
+MADE = {"clean_up_tokenization_spaces": False, "eos_token": EOS, "pad_token": EOS}
 # Of which at least one belongs to any tokenizer; of a repository the hub's cache holds those that were asked for.
 _FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "config.json")
 SAY = partial(terminal.say, error=True)
@@ -69,24 +71,33 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | Path) ->
         tokenizer.save_pretrained(str(directory))
 
 
-def wrap(backend: Tokenizer, **attributes: Any) -> PreTrainedTokenizerFast:
+def wrap(backend: Tokenizer) -> PreTrainedTokenizerFast:
     """A `tokenizers` tokenizer as a transformers one, with EOS (added if it is missing) as its padding token."""
-    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
-    backend.add_special_tokens([AddedToken(EOS, special=True, normalized=False)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token=EOS, pad_token=EOS, clean_up_tokenization_spaces=False, **attributes
-    )
+    add_special(backend, [EOS])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **MADE)
 
 
-def state_tokenizer(state: TokenizerState) -> PreTrainedTokenizerFast:
+def add_special(backend: Tokenizer, texts: Iterable[str]) -> None:
+    """Add special tokens, or make tokens of the vocabulary special, in order."""
+    from tokenizers import AddedToken
+
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
+
+
+def state_tokenizer(state: TokenizerState, exact: bool = False) -> PreTrainedTokenizerFast:
     """Today's tokenizer with the same ids.
 
-    Behind the ids of a character tokenizer come EOS (unless it is one of the special tokens) and the 256 bytes, which
-    spell any other character. Data without EOS never has its id, so a model of it does not end a text by itself.
+    Args:
+        state: The state of a tokenizer of the original's or of nanoGPT's.
+        exact: Whether a character tokenizer has no other ids, as a model needs that has no more: other characters are
+            left out of a text, and there is no EOS unless the state names it. Else EOS and the 256 bytes, which spell
+            any other character, come behind its ids. Data without EOS never has its id, so a model of it does not end
+            a text by itself.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
 
     if state.chars is None and not state.special_tokens:
         return load_tokenizer("gpt2")
@@ -96,32 +107,14 @@ def state_tokenizer(state: TokenizerState) -> PreTrainedTokenizerFast:
         backend = Tokenizer.from_str(json.dumps(content))
     else:
         vocabulary = {token: id for id, token in enumerate(state.chars)} | state.special_tokens
-        for token in (EOS, *(f"<0x{byte:02X}>" for byte in range(256))):
+        for token in () if exact else (EOS, *(f"<0x{byte:02X}>" for byte in range(256))):
             vocabulary.setdefault(token, max(vocabulary.values()) + 1)
-        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=not exact))
         backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    texts = sorted(state.special_tokens, key=state.special_tokens.get)
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
+    add_special(backend, sorted(state.special_tokens, key=state.special_tokens.get))
+    if backend.token_to_id(EOS) is None:
+        return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False)
     return wrap(backend)
-
-
-def exact_tokenizer(state: TokenizerState) -> PreTrainedTokenizerFast:
-    """Today's tokenizer with the same ids and no others, as a model needs that has no more.
-
-    Of characters it has neither EOS (unless the state names one) nor bytes: other characters are left out of a text.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
-
-    if state.chars is None:
-        return state_tokenizer(state)
-    vocabulary = {token: id for id, token in enumerate(state.chars)} | state.special_tokens
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    texts = sorted(state.special_tokens, key=state.special_tokens.get)
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
-    end = {"eos_token": EOS, "pad_token": EOS} if EOS in vocabulary else {}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **end)
 
 
 def largest_id(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -308,8 +301,6 @@ def is_length(value: object) -> bool:
 
 
 def _completed(tokenizer: PreTrainedTokenizerFast, name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFast:
-    from tokenizers import AddedToken
-
     for volatile in ("is_local", "local_files_only", "name_or_path"):
         # Where it was loaded from is no part of it: saved again it gives the same files.
         tokenizer.init_kwargs.pop(volatile, None)
@@ -325,7 +316,7 @@ def _completed(tokenizer: PreTrainedTokenizerFast, name: str, say: Callable[[str
     backend = tokenizer.backend_tokenizer
     eos = backend.get_added_tokens_decoder().get(tokenizer.eos_token_id)
     if eos is not None and not eos.special:  # it would be found in text
-        backend.add_special_tokens([AddedToken(eos.content, special=True, normalized=False)])
+        add_special(backend, [eos.content])
     if dropout := getattr(backend.model, "dropout", None):
         backend.model.dropout = None
         say(f"{name}: BPE dropout {dropout:g} is switched off, so that a text always has the same ids")
