@@ -33,8 +33,7 @@ from mypt.shards.settings import PrepareSettings
 from mypt.terminal import say
 from mypt.text.clean import Cleaner
 from mypt.text.dedup import text_hash
-from mypt.text.document import Document
-from mypt.text.plain import cut_text
+from mypt.text.plain import Document, cut_text
 from mypt.text.sources import Unit
 from mypt.tokenization.data_tokenizer import load_data_tokenizer
 from mypt.tokenization.fast import SAMPLE_CHARACTERS, choose_engine

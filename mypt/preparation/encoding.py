@@ -18,7 +18,7 @@ from mypt.shards.format import DTYPES
 from mypt.text.bad_records import SkippedRecords, stop
 from mypt.text.clean import Cleaner
 from mypt.text.dedup import text_hash
-from mypt.text.document import Document
+from mypt.text.plain import Document
 from mypt.text.sources import digest, stamp
 from mypt.tokenization.fast import Encoder
 from mypt.versions import version_of

@@ -10,9 +10,11 @@ from operator import itemgetter
 
 import numpy as np
 
-from mypt.text.document import Document, whole_documents
+from mypt.text.plain import Document, whole_documents
 
 NOT_TEXT_SHARE = 0.1  # of the characters of a document or a line
+# Control characters that text has no use for: all but tab, line ends, form feed and escape.
+CONTROLS = bytes([*range(0x09), *range(0x0E, 0x1B), *range(0x1C, 0x20), 0x7F])
 EXAMPLES = 3  # kept of what each reason dropped
 EXAMPLE_CHARACTERS = 200
 
@@ -20,9 +22,7 @@ EXAMPLE_CHARACTERS = 200
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 1 << 16
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Control characters that text has no use for (tab, line ends, form feed and escape are fine) and U+FFFD.
-_NOT_TEXT = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
-_CONTROLS = bytes([*range(0x09), *range(0x0E, 0x1B), *range(0x1C, 0x20), 0x7F])
+_NOT_TEXT = re.compile(f"[{re.escape(CONTROLS.decode())}\ufffd]")
 # A line of one or two characters beside blanks. Where it stands is searched from line end to line end, for speed.
 _SHORT_LINE = re.compile(r"[^\S\n]*+(?:\S[^\S\n]*+){1,2}+")
 _SHORT_LINE_IN_TEXT = re.compile(rf"\n{_SHORT_LINE.pattern}(?![^\n])")
@@ -90,7 +90,7 @@ def _faults(texts: Sequence[str], whole: str, lines: bool) -> tuple[set[str], by
     controls = np.count_nonzero(data < 32) > len(ends)  # tabs too
     if (last == 32).any() or (controls and ((last == 9).any() or "\r" in whole)) or not _composed(texts, whole):
         faults.add("unnormal")
-    if "\ufffd" in whole or "\x7f" in whole or (controls and len(content.translate(None, _CONTROLS)) < len(content)):
+    if "\ufffd" in whole or "\x7f" in whole or (controls and len(content.translate(None, CONTROLS)) < len(content)):
         faults.add("not_text")
     if lines and _SHORT_LINE_IN_TEXT.search("\n" + whole):
         faults.add("short")

@@ -11,13 +11,12 @@ from glob import has_magic
 from pathlib import Path
 
 from mypt.errors import DataError
-from mypt.text.formats import KINDS, Format, suffix_of
+from mypt.text.formats import KINDS, Format, kind_by_name
 from mypt.text.hub import advice_for
-from mypt.text.tables import ipc_batches, row_groups, splits_of
+from mypt.text.tables import splits_of
 
 LARGE_FILE = 1_000_000  # bytes on the disk; a text file above it is cut into blocks unless it must stay whole
 UNIT_BYTES = 1 << 24  # of a large file that go to one unit
-_BY_BYTES = {("text", "block"), ("text", "line"), *(("jsonl", how) for how in ("file", "block", "line"))}
 # Of a dataset, beside its records:
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json")
 _OURS = ("dataset_metadata.json", "train/shard_00000.bin")  # in a directory that `mypt prepare` wrote
@@ -54,7 +53,7 @@ def record_files(directory: Path) -> list[Path]:
     kinds: dict[str, list[Path]] = {}
     for path in _glob(f"{_escaped(directory)}/**/*"):
         inner = path.relative_to(directory).parts
-        if (kind := KINDS.get(suffix_of(path))) and path.is_file() and not any(part[0] == "_" for part in inner):
+        if (kind := kind_by_name(path)) and path.is_file() and not any(part[0] == "_" for part in inner):
             kinds.setdefault(kind, []).append(path)
     if len(kinds) > 1 and "json" in kinds:
         kinds["json"] = [path for path in kinds["json"] if path.name not in _DESCRIPTIONS]
@@ -174,12 +173,10 @@ def document_of(path: Path, kind: str) -> str:
 
 def pieces(path: Path, form: Format, document: str, text_column: str) -> Iterator[tuple[int, int | None]]:
     """Where the units of a file start and stop: bytes, row groups or record batches; (0, None): read as a whole."""
-    size = path.stat().st_size
-    if form.kind == "parquet":
-        yield from _together(row_groups(str(path), text_column))
-    elif form.kind == "ipc" and (batches := ipc_batches(str(path), text_column)):
-        yield from _together([size // batches] * batches)
-    elif form.compressed or form.encoding != "utf-8" or (form.kind, document) not in _BY_BYTES:
+    kind, size = KINDS[form.kind], path.stat().st_size
+    if kind.sizes and (sizes := kind.sizes(str(path), text_column)):
+        yield from _together(sizes)
+    elif form.compressed or form.encoding != "utf-8" or document not in kind.boundaries:
         yield 0, None
     else:
         for start in range(0, size, UNIT_BYTES):

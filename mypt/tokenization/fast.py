@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mypt.tokenization.encode import LONG, cut_pattern, encode_flat, last_cut
+from mypt.tokenization.encode import LONG, SpecialIds, cut_pattern, encode_flat, last_cut
 from mypt.tokenization.load import parsed
 from mypt.tokenization.long_text import LongText
-from mypt.tokenization.special import SpecialIds
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
