@@ -135,7 +135,7 @@ def encoding_of(head: bytes) -> str:
         return "utf-8"
     quarter = len(head) // 4
     even, odd = zeros[0] + zeros[2], zeros[1] + zeros[3]
-    # The high bytes of Latin text are zero. Of other text few are, but then the bytes are no UTF-8 text either.
+    # The high bytes of Latin text are zero. In other text few are, but then the bytes are no UTF-8 text either.
     foreign = _invalid(head) or _controls(head) - sum(zeros) > 0.02 * len(head)
     enough = (0.04 if foreign else 1.5) * quarter
     likely = {
@@ -157,7 +157,7 @@ def _reads_as(head: bytes, encoding: str) -> bool:
 
 
 def binary_name(head: bytes, encoding: str = "utf-8") -> str | None:
-    """What a binary file is, such as "a PDF file"; None for text. Text may be in an encoding that is not known."""
+    """The kind of a binary file, such as "a PDF file"; None for text, also in an unknown encoding."""
     if encoding != "utf-8":
         return None
     for magic, name in _BINARY:

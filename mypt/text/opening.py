@@ -1,4 +1,4 @@
-"""Files as streams of bytes, decompressed where their contents or names say so, and of UTF-8 text; other encodings."""
+"""Open files, decompressed if their contents or names call for it, as bytes or UTF-8; guess other encodings."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def _sample(path: str) -> bytes:
 
 
 def conversion(path: str, encoding: str) -> str:
-    """A shell command that writes a text file as UTF-8 beside the old one."""
+    """A shell command that writes a text file as UTF-8 next to the old one."""
     file, suffix = Path(path), compression(path)
     plain = file.with_suffix("") if file.suffix.lower() in COMPRESSED else file
     new = shlex.quote(str(plain.with_name(f"{plain.stem}.utf8{plain.suffix}")))

@@ -21,7 +21,7 @@ _LEADING_BLANK_LINES = re.compile(rf"(?:[^\S\r\n]*+{_END})+")
 _SPACES = [chr(code).encode() for code in range(0x3001) if chr(code).isspace() and chr(code) not in "\r\n"]
 _SPACE_BYTES = b"".join(_SPACES) + b"\r\n"
 
-# Where a document may begin, in bytes: behind a line end, or behind one that a blank line follows.
+# A document may begin (in bytes) after a line end, or after one that a blank line follows.
 LINE_BOUNDARY = re.compile(rb"\n|\r\n?+")
 RECORD_BOUNDARY = re.compile(rb"\n")
 _BLANK_LINE = rb"(?=(?:" + b"|".join(map(re.escape, _SPACES)) + rb")*+[\r\n])"
@@ -52,7 +52,7 @@ def whole_documents(texts: Iterable[str]) -> Iterator[Document]:
 def boundary(file: IO[bytes], position: int, pattern: re.Pattern[bytes], limit: int = sys.maxsize) -> int:
     """The first place at or after `position` where a document begins: the file's end if there is none.
 
-    Once the search has passed `limit` it gives up and returns some place behind it.
+    Once the search has passed `limit` it ends and returns some place after it.
     """
     if position == 0:
         return 0

@@ -202,11 +202,11 @@ class _Buffer:
                 return ""
 
     def value(self):
-        """The value that begins at `place`, which then is behind it."""
+        """The value that begins at `place`, which is moved after it."""
         while True:
             try:
                 value, end = _scan(self.text, self.place)
-                if end < len(self.text) or not self._more():  # a number may go on in the next chunk
+                if end < len(self.text) or not self._more():  # the next chunk may continue a number
                     self.place = end
                     return value
                 continue
@@ -237,7 +237,7 @@ class _Buffer:
         return _BadRecord("broken_json", f"a value of more than {LONGEST_VALUE:,} characters; {hint}")
 
     def _more(self, wanted: int = 0) -> bool:
-        """Read a chunk, or so many characters behind `place`; False at the end of the file."""
+        """Read a chunk, or so many characters after `place`; False at the end of the file."""
         parts = [self.text[self.place :]]
         self._lines += self.text.count("\n", 0, self.place)
         size = len(parts[0])
@@ -301,7 +301,7 @@ def _row_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> It
 
 
 class _CsvLines:
-    """The lines of a file. One of more than LONGEST_VALUE characters raises csv.Error; the next is behind its row.
+    """The lines of a file. One of more than LONGEST_VALUE characters raises csv.Error; the next line is after its row.
 
     lost: how many lines the reader has not seen, and so not counted.
     """
@@ -326,7 +326,7 @@ class _CsvLines:
 
     def _read(self) -> str:
         line = self._stream.readline(LONGEST_VALUE + 1)
-        self._quoted ^= line.count('"') % 2 == 1  # whether a field goes on in the next line
+        self._quoted ^= line.count('"') % 2 == 1  # whether the next line continues a field
         return line
 
 

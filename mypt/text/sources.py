@@ -1,4 +1,4 @@
-"""What `--source` names, cut into units of work that the input alone fixes, and read as documents."""
+"""Cut the sources into units of work, which depend on the input alone, and read them as documents."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def find_units(
     """The units of each source in turn: paths, globs, directories of records, hf:// datasets.
 
     `document` is file, block or line; None means file, but block in text files above 1 MB unless `keep_whole`, which
-    is told to `say`. Raises DataError for a source that is missing, empty or can't be read as asked; with `on_error`
-    skip, a single file that can't be read becomes a unit of the kind `unreadable`.
+    `say` gets a line about. Raises DataError for a source that is missing, empty or can't be read as asked; with
+    `on_error` skip, a single file that can't be read becomes a unit of the kind `unreadable`.
     """
     units: list[Unit] = []
     chosen: list[str] = []  # what a document is in each file
@@ -191,7 +191,7 @@ def _texts(unit: Unit, path: str, on_fault: OnFault = stop) -> Iterator[list[str
 
 
 def _extent(file: IO[bytes], unit: Unit) -> tuple[int, int | None]:
-    """The bytes of the unit's documents: from the first boundary at or behind `start` to that of `stop`."""
+    """The bytes of the unit's documents: from the first boundary at or after `start` to that of `stop`."""
     if unit.stop is None:
         return 0, None
     pattern = KINDS[unit.kind].boundaries[unit.document]
@@ -298,7 +298,7 @@ def own_validation(source: str) -> str | None:
     """
     path, _, split = source.partition("#")
     if source.startswith(hub.PREFIX):
-        names, split = hub.splits(source), hub.split_of(source)
+        names, split = hub.splits(source)
     elif not Path(source).is_file() and Path(path).is_dir():
         names = tables.splits_of(Path(path)) or []
     else:

