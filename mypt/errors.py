@@ -1,4 +1,4 @@
-"""Errors for the user: each message says what was given, what was expected and what to do next."""
+"""Errors for the user: each message states what was given, what was expected and what to do next."""
 
 import re
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ class CheckpointError(MyPTError):
 
 
 class UnreadableCheckpoint(CheckpointError):
-    """A checkpoint whose files are all there, and which could not be loaded; `reason`: why."""
+    """A checkpoint that is complete and could not be loaded, for `reason`."""
 
     def __init__(self, checkpoint: str, reason: str):
         super().__init__(f"{checkpoint} cannot be loaded: {reason}")
@@ -104,7 +104,7 @@ class Diverged(MyPTError):
 
 
 class CheckFailed(MyPTError):
-    """The input was fine and the answer is no: a declined question, a check that did not pass.
+    """A check that did not pass on valid input, or a declined question.
 
     Attributes:
         reason: One word for programs, as `result.json` has it.

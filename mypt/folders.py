@@ -26,7 +26,7 @@ except ImportError:  # Windows: folders are not locked
 # The lock is in the folder, so that every process sees it, whatever path, mount or host it comes by.
 LOCK_NAME = ".mypt.lock"
 BEAT = 5.0  # seconds between two updates of the lock file by its holder
-SILENCE = 60.0  # seconds without an update, after which a holder that cannot be looked up counts as ended
+SILENCE = 60.0  # seconds without an update, after which a holder on another host counts as ended
 SETTLE = 1.0  # seconds to wait without system locks, until two processes that took the lock at once see who has it
 _REFUSED = 100  # times that a folder may disappear during one `acquire`
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -34,7 +34,7 @@ _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 class WriterLock:
-    """The lock of a folder: `acquire` makes the folder if it is absent, `release` leaves no file behind.
+    """The lock of a folder: `acquire` makes the folder if it is absent, `release` removes its file.
 
     It is the system's lock (flock) on the file `LOCK_NAME`, which ends with the process, even with a killed one. The
     file names its holder and is touched every `BEAT` seconds. This shows whether the holder still runs where a file
@@ -128,10 +128,7 @@ class WriterLock:
         return True
 
     def _is_gone(self, holder: dict, granted: bool | None) -> bool:
-        """Whether the process that the file names has ended. False: it released the lock just now.
-
-        Raises FolderInUse if it is alive.
-        """
+        """Whether the holder has ended; False: it released the lock just now. Raises FolderInUse if it is alive."""
         here = _this_process()
         local = not is_network(file_system(self.folder))
         copied = holder.get("file") != self._number()

@@ -1,4 +1,4 @@
-"""Explain an error of the Hugging Face hub in one line that says what to do and holds no secret."""
+"""Explain an error of the Hugging Face hub in one line with what to do and without secrets."""
 
 import re
 from collections.abc import Iterator
@@ -24,9 +24,8 @@ def may_pass(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    if any(isinstance(item, OfflineModeIsEnabled) for item in chain(error)):
-        return False
-    return bool(statuses(error) & _TEMPORARY) or any(map(connection_lost, chain(error)))
+    temporary = bool(statuses(error) & _TEMPORARY) or any(map(connection_lost, chain(error)))
+    return temporary and not has(error, OfflineModeIsEnabled)
 
 
 def chain(error: BaseException) -> list[BaseException]:
@@ -35,6 +34,11 @@ def chain(error: BaseException) -> list[BaseException]:
     while following := found[-1].__cause__ or found[-1].__context__:
         found.append(following)
     return found
+
+
+def has(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether an error, or one that caused it, is of that type."""
+    return any(isinstance(item, kind) for item in chain(error))
 
 
 def statuses(error: BaseException) -> set[int]:
@@ -71,19 +75,16 @@ def without_secrets(text: str) -> str:
 def _explanation(place: str, error: Exception) -> MyPTError:
     from huggingface_hub import errors
 
-    def has(kind: type[Exception]) -> bool:
-        return any(isinstance(item, kind) for item in chain(error))
-
     if any(map(connection_lost, chain(error))):
         return CheckFailed(f"{place}: the hub at {endpoint()} can't be reached ({reason(error)}); try again")
     if may_pass(error):
         status = max(statuses(error))
         return CheckFailed(f"{place}: the hub fails with status {status} ({reason(error)}); try again later")
-    if has(errors.GatedRepoError):
+    if has(error, errors.GatedRepoError):
         return MyPTError(f"{place} is gated: ask for access on its page, then run `hf auth login`")
-    if has(errors.RevisionNotFoundError):
+    if has(error, errors.RevisionNotFoundError):
         return MyPTError(f"{place}: there is no such revision; leave it out for main")
-    if has(errors.RepositoryNotFoundError):
+    if has(error, errors.RepositoryNotFoundError):
         return MyPTError(f"{place}: no such model that you may read; check the name, or run `hf auth login`")
     if 401 in statuses(error):
         return MyPTError("the hub refuses the token; run `hf auth login`, or set HF_TOKEN to a valid one")

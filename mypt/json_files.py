@@ -1,4 +1,4 @@
-"""Read JSON files. What a file holds is checked once, against a type, before anything uses it.
+"""Read JSON files. The content of a file is checked once, against a type, before anything uses it.
 
 A type is written as for a type checker: `int`, `float`, `str`, `bool`, `None`, `Any`, `Literal`, unions, `list`,
 `tuple`, `dict`, NamedTuple (a list in the file), TypedDict and dataclass (objects), and `Annotated` with a `Rule`.
@@ -47,7 +47,7 @@ _SHOWN = 60  # characters of a value in a message
 
 
 class Wrong(Exception):
-    """A value that is not what its format says. `place`: keys and positions that lead to it."""
+    """A value that does not fit its format. `place`: keys and positions that lead to it."""
 
     def __init__(self, reason: str, *place: str | int):
         super().__init__(reason)
@@ -55,7 +55,7 @@ class Wrong(Exception):
 
 
 class Unfit(Wrong):
-    """A value of another type, or one that breaks a rule. `expected` says what the value should be."""
+    """A value of another type, or one that breaks a rule. `expected`: what the value should be."""
 
     def __init__(self, value: Any, expected: str):
         super().__init__(f"found {found(value)}, expected {expected}")
@@ -80,11 +80,8 @@ def is_file_name(name: str) -> bool:
     return name not in ("", ".", "..") and "/" not in name and name.isprintable() and len(name.encode()) <= 255
 
 
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-Text = Annotated[str, Rule(_is_unicode, "Unicode text")]  # no half of a surrogate pair, which JSON can spell
+# No half of a surrogate pair, which JSON can spell.
+Text = Annotated[str, Rule(lambda text: not any("\ud800" <= letter <= "\udfff" for letter in text), "Unicode text")]
 FileName = Annotated[str, Rule(is_file_name, "the name of a file in this folder")]
 Count = Annotated[int, Rule(lambda number: number >= 0, "a whole number of 0 or more")]
 Positive = Annotated[int, Rule(lambda number: number >= 1, "a whole number of 1 or more")]
@@ -115,7 +112,21 @@ def parse_json(
     data: bytes | str, kind: Any, name: object, error: type[MyPTError] = MyPTError, advice: str = "restore it"
 ) -> Any:
     """The same for JSON that has been read; `name` is what the message calls it."""
-    return check(_parsed(data, name, error, advice), kind, name, error, advice)
+    try:
+        content = json.loads(data if isinstance(data, str) else data.decode("utf-8"), object_pairs_hook=_unique)
+    except Wrong as problem:
+        reason = str(problem)
+    except UnicodeDecodeError as problem:
+        reason = f"byte {problem.start} is not UTF-8"
+    except ValueError as problem:
+        reason = f"not JSON ({problem})"
+    except RecursionError:
+        reason = "too deeply nested"
+    except MemoryError:
+        reason = "too large for the memory"
+    else:
+        return check(content, kind, name, error, advice)
+    raise error(f"{name} is damaged: {reason}; {advice}")
 
 
 def check(content: Any, kind: Any, name: object, error: type[MyPTError] = MyPTError, advice: str = "restore it") -> Any:
@@ -127,29 +138,17 @@ def check(content: Any, kind: Any, name: object, error: type[MyPTError] = MyPTEr
         raise error(f"{name} is damaged{place}: {problem}; {advice}") from None
 
 
-def _parsed(data: bytes | str, name: object, error: type[MyPTError], advice: str) -> Any:
-    try:
-        text = data if isinstance(data, str) else data.decode("utf-8")
-        return json.loads(text, object_pairs_hook=_unique)
-    except Wrong as problem:
-        raise error(f"{name} is damaged: {problem}; {advice}") from None
-    except UnicodeDecodeError as problem:
-        raise error(f"{name} is damaged: byte {problem.start} is not UTF-8; {advice}") from None
-    except ValueError as problem:
-        raise error(f"{name} is damaged: not JSON ({problem}); {advice}") from None
-    except (RecursionError, MemoryError) as problem:
-        what = "too deeply nested" if isinstance(problem, RecursionError) else "too large for the memory"
-        raise error(f"{name} is damaged: {what}; {advice}") from None
-
-
 def as_kind(content: Any, kind: Any) -> Any:
-    """What `json.loads` gave as a value of the type `kind`. Raises Wrong."""
+    """The result of `json.loads` as a value of the type `kind`. Raises Wrong."""
     return _check_of(kind).fit(content)
 
 
 def at(place: list[str | int]) -> str:
     """splits.train.shards[3].tokens"""
-    steps = [f"[{step}]" if isinstance(step, int) else f".{_shown_key(step)}" for step in place]
+    steps = [
+        f"[{step}]" if isinstance(step, int) else f".{step if step.isidentifier() and step.isascii() else found(step)}"
+        for step in place
+    ]
     return "".join(steps).removeprefix(".")
 
 
@@ -162,10 +161,6 @@ def found(value: Any) -> str:
         return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in text)
     text = json.dumps(value, default=str)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _shown_key(key: str) -> str:
-    return key if key.isidentifier() and key.isascii() else found(key)
 
 
 def _read(path: str | Path, largest: int) -> bytes:

@@ -52,7 +52,7 @@ REFUSED_TRAINING_KEYS = {
 }
 
 
-# Rules for the annotations below. A rule sees values of every annotated type, and accepts those it says nothing about.
+# Rules for the annotations below. A rule sees values of every annotated type, and accepts those of other types.
 
 
 def between(low: float, high: float, words: str = "") -> Rule:
@@ -72,25 +72,23 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _are_names(value: Any) -> bool:
-    return not isinstance(value, list) or all(isinstance(item, str) and item for item in value)
-
-
-NAMES = Rule(_are_names, "a list of names")
+NAMES = Rule(
+    lambda value: not isinstance(value, list) or all(isinstance(v, str) and v for v in value), "a list of names"
+)
 Number = Annotated[float, float]  # a whole number becomes a float
 Mapping = dict[object, object]
 
 
 @dataclass
 class ModelSection:
-    """What is trained: a preset (with any MyPTConfig field changed) or an existing model."""
+    """The model to train: a preset (with any MyPTConfig field changed) or an existing model."""
 
-    preset: str | None = "modern-tiny"  # None beside init_from
+    preset: str | None = "modern-tiny"  # None with init_from
     init_from: str | None = None
     dtype: Annotated[str | None, one_of("float32", "bfloat16", "float16")] = None
     freeze_layers: Annotated[int, at_least(0)] = 0
     freeze_embeddings: bool = False
-    config: dict = field(default_factory=dict)  # MyPTConfig fields given beside the keys above
+    config: dict = field(default_factory=dict)  # MyPTConfig fields given next to the keys above
 
 
 @dataclass
@@ -107,7 +105,7 @@ class TokenizerSection:
 
 @dataclass
 class DataSection:
-    """What is trained on and what is evaluated; `train` is {source: weight}, `eval` {name: source}."""
+    """Training and evaluation data; `train` is {source: weight}, `eval` {name: source}."""
 
     train: dict[str, float] = field(default_factory=dict)
     eval: dict[str, str] = field(default_factory=dict)
@@ -130,7 +128,7 @@ class DataSection:
 
 @dataclass
 class CoverageSection:
-    """How often the data is seen: a target in passes, and what happens below one pass."""
+    """How often the data is seen: a target in passes, and whether a run below one pass asks or fails."""
 
     target: Number | None = None
     confirm: bool = True
@@ -139,7 +137,7 @@ class CoverageSection:
 
 @dataclass
 class ForgettingSection:
-    """Which evaluation set is being learned, which are guarded, and what a loss on a guarded one triggers."""
+    """The evaluation set that is learned, those that are guarded, and the action when a guarded loss rises."""
 
     target: str | None = None
     guard: Annotated[list | None, NAMES] = None
@@ -167,7 +165,7 @@ class OptimizerSection:
 
 @dataclass
 class HardwareSection:
-    """What the machine decides where a recipe does not; None: chosen when the run starts, and recorded."""
+    """Choices that follow from the machine; None: chosen when the run starts, and recorded."""
 
     matmul_precision: Annotated[str | None, one_of("highest", "high", "medium")] = None
     attention: Annotated[str | None, one_of("eager", "sdpa", "flash_attention_2", "flex_attention")] = None
@@ -175,7 +173,7 @@ class HardwareSection:
 
 @dataclass
 class LoraSection:
-    """Low-rank adapters (Hu 2021, 2106.09685) beside frozen weights; present in a recipe: on."""
+    """Low-rank adapters (Hu 2021, 2106.09685) on frozen weights; present in a recipe: on."""
 
     r: Annotated[int, at_least(1)] = 8
     alpha: Annotated[Number, at_least(1e-6)] = 16.0
@@ -186,7 +184,7 @@ class LoraSection:
 
 @dataclass
 class SafetySection:
-    """What is done when a step has no finite loss, and when the target stops improving."""
+    """Actions on a NaN or infinite loss, and when the target stops improving."""
 
     on_nan: Annotated[str, one_of("stop", "skip", "rollback")] = "stop"
     early_stopping_patience: Annotated[int | None, at_least(1)] = None
@@ -194,7 +192,7 @@ class SafetySection:
 
 @dataclass
 class UploadSection:
-    """Where the finished model, and every save before it, is sent."""
+    """Where the finished model, and every save before it, is uploaded."""
 
     uri: str
     private: bool = True
@@ -457,10 +455,10 @@ def _check_lora(recipe: Recipe) -> None:
             "leave them out"
         )
     if not recipe.model.init_from:
-        raise RecipeError("lora trains adapters beside a model that is frozen: name an existing one in model.init_from")
+        raise RecipeError("lora trains adapters of a frozen model: name an existing one in model.init_from")
     if recipe.optimizer.name == "muon":
         raise RecipeError(
-            "optimizer.name muon is refused beside lora: it evens out the update of a matrix, and an adapter is the "
+            "optimizer.name muon is refused beside lora: it normalizes the update of a matrix, and an adapter is the "
             "product of two; use adamw, the default there"
         )
     if not targets:

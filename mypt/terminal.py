@@ -41,7 +41,7 @@ def one_line(text: object) -> str:
 
 
 def is_terminal(stream: object) -> bool:
-    """Whether a stream is a terminal; False for None, a closed one and one that cannot tell."""
+    """Whether a stream is a terminal; False for None, a closed one and one without the method."""
     try:
         return bool(stream.isatty())
     except (AttributeError, OSError, ValueError):

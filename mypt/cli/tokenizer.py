@@ -20,8 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="DIR", help="make a tokenizer in this directory, of --source or with --add-tokens")
     more = "write TOKENIZER with these added to --out: tokens, or files with one a line"
     add("--add-tokens", nargs="+", metavar="TOKEN", help=more)
-    kind = "what to make: byte-level BPE, or an id a character"
-    add("--tokenizer", choices=("bpe", "char"), default="bpe", help=kind)
+    add("--tokenizer", default="bpe", metavar="KIND", help="what to make: bpe (byte-level BPE) or char (an id each)")
     add_training(parser)
     add("--lowercase", action="store_true", help="lower-case the text first")
     add("--retrain", action="store_true", help="make it again if --out holds one")

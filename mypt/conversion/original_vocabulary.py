@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mypt.errors import CheckpointError
 from mypt.legacy.checkpoint import Original
 from mypt.legacy.tokenizer import TokenizerState, parse_state
-from mypt.tokenization.load import exact_tokenizer, largest_id, load_tokenizer, state_tokenizer
+from mypt.tokenization.load import largest_id, load_tokenizer, state_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ def find_tokenizer(
             )
         if add_bytes:
             return state_tokenizer(state), notes
-        tokenizer = exact_tokenizer(state)
+        tokenizer = state_tokenizer(state, exact=True)
         notes.append(
             f"its {len(state.chars)} characters are all it knows, others are left out of a text, and no id ends one: "
             "to evaluate or train it on prepared data, convert it with --add-bytes"

@@ -26,7 +26,6 @@ from mypt.json_files import Count, read_json
 from mypt.preparation.assignment import assign
 from mypt.preparation.encoding import write_unit
 from mypt.preparation.prepare import write_dataset
-from mypt.preparation.prescan import TRAINED
 from mypt.preparation.report import require_documents
 from mypt.preparation.run import PrepareRun, few
 from mypt.preparation.units import EncodedText, EncodedUnit, EncodeJob, UnitResult, files_are_whole, save_record
@@ -35,12 +34,12 @@ from mypt.shards.publishing import LAUNCH, STAGING, UNITS, previous_manifest, pu
 from mypt.shards.settings import PrepareSettings
 from mypt.terminal import say
 from mypt.text.dedup import text_hash
-from mypt.text.document import Document
-from mypt.text.plain import cut_text
+from mypt.text.plain import Document, cut_text
 from mypt.text.sources import Unit
 from mypt.tokenization.data_tokenizer import load_data_tokenizer
 from mypt.tokenization.fast import choose_engine
 from mypt.tokenization.load import largest_id, save_tokenizer, tokenizer_hash
+from mypt.tokenization.train import TRAINED
 
 _ENGINES: dict[str, str] = {}  # the encoder for each tokenizer (by hash): every process chooses once
 _NAMED = 10  # ranks in a message

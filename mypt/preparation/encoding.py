@@ -30,7 +30,7 @@ from mypt.shards.format import DTYPES
 from mypt.text.bad_records import SkippedRecords, stop
 from mypt.text.clean import Cleaner
 from mypt.text.dedup import text_hash
-from mypt.text.document import Document
+from mypt.text.plain import Document
 from mypt.text.sources import Unit, digest, stamp
 from mypt.tokenization.data_tokenizer import DataTokenizer
 from mypt.tokenization.fast import Encoder, choose_engine

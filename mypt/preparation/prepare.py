@@ -18,7 +18,6 @@ from mypt.preparation.append import append_shards, appended, only_appender
 from mypt.preparation.assignment import SplitAssignment, assign, require_splits
 from mypt.preparation.encoding import encode
 from mypt.preparation.overlap import held_documents
-from mypt.preparation.prescan import TRAINED
 from mypt.preparation.report import (
     SKIPPED_NAME,
     count,
@@ -41,6 +40,7 @@ from mypt.terminal import say
 from mypt.text.sources import Unit, digest, find_units
 from mypt.tokenization.data_tokenizer import load_data_tokenizer
 from mypt.tokenization.load import largest_id, tokenizer_hash
+from mypt.tokenization.train import TRAINED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -16,10 +16,8 @@ from mypt.preparation.units import Piece, kept_lines, read_record, save_record
 from mypt.shards.scan import read_chunks
 from mypt.shards.settings import PrepareSettings
 from mypt.text.dedup import first_occurrences
-from mypt.tokenization.train import TextSample
+from mypt.tokenization.train import TRAINED, CharacterSet, TextSample
 from mypt.versions import version_of
-
-TRAINED = ("bpe", "char")  # tokenizers that are made from the text
 
 
 @dataclass(frozen=True)
@@ -30,17 +28,18 @@ class PrescanResult:
     documents_read: Count
     bytes: Count  # UTF-8 bytes of the documents that cleaning keeps
     lines: Count  # that are not blank
-    characters: str  # the different ones, if a char tokenizer is to be made
     files: dict[FileName, str] = field(default_factory=dict)  # name and xxh3-128 of the others
 
 
-def prescan(run: PrepareRun, sample: TextSample | None = None) -> Iterator[tuple[Piece, PrescanResult]]:
-    """Read each unit once; the examples of a bpe are added to `sample`."""
-    below = (lambda: sample.below) if sample is not None else (lambda: 2**64)
+def prescan(
+    run: PrepareRun, collected: TextSample | CharacterSet | None = None
+) -> Iterator[tuple[Piece, PrescanResult]]:
+    """Read each unit once; what a tokenizer is made of is added to `collected`."""
+    below = (lambda: collected.below) if collected is not None else (lambda: 2**64)
     shared = run.folder, run.settings, run.corpus()
     for piece, result in run.each("reading", prescan_unit, run.pieces, lambda piece: (*shared, piece, below())):
-        if sample is not None:
-            _merge(sample, run.folder / f"{piece.number:05d}.sample")
+        if collected is not None:
+            collected.merge((run.folder / f"{piece.number:05d}.sample").read_bytes())
         yield piece, result
 
 
@@ -64,37 +63,26 @@ def prescan_unit(folder: Path, settings: PrepareSettings, corpus: str, piece: Pi
     `corpus` changes with any unit: which examples a sample leaves out depends on the others. Only examples whose hash
     is under `below` can be in the sample.
     """
-    path, make = folder / f"{piece.number:05d}", settings.tokenizer if settings.tokenizer in TRAINED else None
-    content = [version_of("mypt"), corpus, piece.number, settings.reading(), settings.training(), make]
+    path, kind = folder / f"{piece.number:05d}", TRAINED.get(settings.tokenizer)
+    content = [version_of("mypt"), corpus, piece.number, settings.reading(), settings.training(), settings.tokenizer]
     key = xxhash.xxh3_128_hexdigest(json.dumps([*content, piece.limit], sort_keys=True).encode())
     record = path.with_suffix(".survey.json")
     if (found := read_record(PrescanResult, record, key)) is not None:
         return found
     record.unlink(missing_ok=True)
-    sample = TextSample(settings.tokenizer_train_examples, settings.seed, below)
-    cleaner, characters, text_bytes, line_count = settings.cleaner(), set(), 0, 0
+    collected = kind and kind.collect(settings, below)
+    cleaner, text_bytes, line_count = settings.cleaner(), 0, 0
     with open(path.with_suffix(".lines"), "wb") as hashes:
         for text, _ in piece.documents(cleaner, settings.on_fault):
             text_bytes += len(text) if text.isascii() else len(text.encode())
-            if make == "bpe":
-                sample.add(text)
-            elif make == "char":
-                characters.update(text)
+            if collected is not None:
+                collected.add(text)
             if settings.dedup == "line":
                 lines = [xxhash.xxh3_64_intdigest(line.encode()) for line in kept_lines(text)]
                 line_count += len(lines)
                 hashes.write(np.array(lines, "<u8").data)
     with open(path.with_suffix(".sample"), "wb") as file:
-        for example_hash, example in sample.entries():
-            file.write(example_hash.to_bytes(8, "little") + len(example).to_bytes(4, "little") + example)
-    result = PrescanResult(key, cleaner.counts["documents"], text_bytes, line_count, "".join(sorted(characters)))
+        if collected is not None:
+            collected.write(file)
+    result = PrescanResult(key, cleaner.counts["documents"], text_bytes, line_count)
     return save_record(record, result, ("lines", "sample"))
-
-
-def _merge(sample: TextSample, path: Path) -> None:
-    """Add a unit's sample to the sample of the whole text."""
-    data, place = path.read_bytes(), 0
-    while place < len(data):
-        key, size = (int.from_bytes(data[place + a : place + b], "little") for a, b in ((0, 8), (8, 12)))
-        sample.offer(key, data[place + 12 : place + 12 + size])
-        place += 12 + size

@@ -23,13 +23,13 @@ from mypt.shards.settings import PrepareSettings
 from mypt.text.sources import find_units, stamp
 from mypt.tokenization.data_tokenizer import DataTokenizer, read_data_tokenizer
 from mypt.tokenization.load import save_tokenizer
-from mypt.tokenization.train import TextSample, build_char, choose_vocab_size, train_bpe
+from mypt.tokenization.train import TRAINED
 
 TRAINING_NAME = "tokenizer_training.json"  # beside tokenizer.json: what it was made of, and the reasons for its size
 
 
 def make_tokenizer(run: PrepareRun, retrain: bool) -> DataTokenizer:
-    """Train a bpe or collect the characters of a char tokenizer, unless a killed run has done so."""
+    """Make a tokenizer of a kind in TRAINED, unless a killed run has done so."""
     run.folder.mkdir(parents=True, exist_ok=True)
     record, key = run.folder / "tokenizer.key", run.corpus()
     kept = not retrain and record.is_file() and record.read_bytes() == key.encode()
@@ -37,29 +37,12 @@ def make_tokenizer(run: PrepareRun, retrain: bool) -> DataTokenizer:
         run.say(f"using the tokenizer in {run.staging}, made from the same text (--retrain: make it again)")
         return tokenizer
     record.unlink(missing_ok=True)
-    tokenizer = _train_bpe(run) if run.settings.tokenizer == "bpe" else _collect_characters(run)
+    kind = TRAINED[run.settings.tokenizer]
+    collected = kind.collect(run.settings, 2**64)
+    text_bytes = sum(found.bytes for _, found in prescan(run, collected))
+    tokenizer = DataTokenizer.made(kind.make(collected, text_bytes, run.settings, run.say))
     save_tokenizer(tokenizer, run.staging)
     replace_text(record, key)
-    return tokenizer
-
-
-def _train_bpe(run: PrepareRun) -> DataTokenizer:
-    settings = run.settings
-    sample = TextSample(settings.tokenizer_train_examples, settings.seed)
-    text_bytes = sum(found.bytes for _, found in prescan(run, sample))
-    size = settings.vocab_size
-    if size == "auto":
-        size, reasons = choose_vocab_size(text_bytes, settings.min_vocab_size, settings.max_vocab_size)
-        run.say(f"vocabulary of {size:,} ids: {'; '.join(reasons)}")
-    tokenizer = DataTokenizer.made(train_bpe(sample, size))
-    run.say(f"trained a byte-level BPE of {len(tokenizer):,} ids on {len(sample):,} examples")
-    return tokenizer
-
-
-def _collect_characters(run: PrepareRun) -> DataTokenizer:
-    characters = set().union(*(found.characters for _, found in prescan(run)))
-    tokenizer = DataTokenizer.made(build_char(characters))
-    run.say(f"{len(characters):,} characters; with the 256 bytes and EOS a vocabulary of {len(tokenizer):,} ids")
     return tokenizer
 
 
@@ -74,13 +57,16 @@ def train_tokenizer(
     say: Callable[[str], object] = lambda line: None,
     **settings: Any,
 ) -> Path:
-    """Make a `bpe` or `char` tokenizer of `sources` and write it to the directory `out`, which is returned.
+    """Make a tokenizer of `sources`, of a kind in TRAINED, and write it to the directory `out`, which is returned.
 
     `settings` are fields of PrepareSettings: vocab_size, min_vocab_size, max_vocab_size, tokenizer_train_examples,
     seed, text_column, lowercase, max_documents. A tokenizer that was made of the same sources with the same settings
     is left as it is unless `retrain`; a killed call continues when it is repeated. `say` gets the reasons for the size.
-    Raises TokenizerError if `out` holds anything else, and DataError for the sources and the settings.
+    Raises TokenizerError for another kind, or if `out` holds anything else, and DataError for the sources and the
+    settings.
     """
+    if tokenizer not in TRAINED:
+        raise TokenizerError(f"a tokenizer {tokenizer!r} is not made of text; choose one of: {', '.join(TRAINED)}")
     out, chosen = Path(out), PrepareSettings.of(tokenizer, **settings)
     units = find_units(sources, text_column=chosen.text_column, on_error=chosen.on_error)
     made_of = {

@@ -25,7 +25,7 @@ from mypt.shards.format import DTYPES
 from mypt.shards.settings import PrepareSettings
 from mypt.text.bad_records import OnFault, ignore, stop
 from mypt.text.clean import Cleaner
-from mypt.text.document import Document
+from mypt.text.plain import Document
 from mypt.text.sources import Unit, read_documents
 
 ROW = np.dtype([("hash", "<u8"), ("tokens", "<i8"), ("bytes", "<i8"), ("characters", "<i8")])

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from mypt.errors import DataError, MyPTError, TokenizerError
 from mypt.files import is_disk_full
@@ -16,7 +15,7 @@ from mypt.folders import require_own
 from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, read_manifest, write_manifest
 from mypt.shards.scan import shard_problem
 from mypt.shards.settings import PrepareSettings
-from mypt.tokenization.data_tokenizer import load_data_tokenizer
+from mypt.tokenization.data_tokenizer import AnyTokenizer, load_data_tokenizer
 from mypt.tokenization.load import largest_id, tokenizer_hash
 
 STAGING = ".preparing"  # inside the dataset directory, so that finished files are moved by a rename
@@ -160,7 +159,9 @@ def staged(out: Path) -> Iterator[Path]:
         raise
 
 
-def own_tokenizer(directory: Path, manifest: Manifest, load: Callable[[Path], Any] = load_data_tokenizer):
+def own_tokenizer(
+    directory: Path, manifest: Manifest, load: Callable[[Path], AnyTokenizer] = load_data_tokenizer
+) -> AnyTokenizer:
     """The tokenizer in a dataset directory, as `load` gives it.
 
     Raises TokenizerError if it is not the one that the metadata describes.

@@ -7,10 +7,10 @@ from mypt.errors import DataError
 from mypt.json_files import Positive, Rule, Wrong
 from mypt.text.bad_records import ON_ERROR, OnFault, ignore, stop
 from mypt.text.clean import Cleaner
-from mypt.tokenization.train import SMALLEST_VOCABULARY
+from mypt.tokenization.train import SMALLEST_VOCABULARY, TRAINED
 
 DOCUMENTS = ("file", "block", "line")
-_BPE_ONLY = ("vocab_size", "min_vocab_size", "max_vocab_size", "tokenizer_train_examples", "seed")
+_TRAINING = {name for kind in TRAINED.values() for name in kind.settings}
 _SPLITTING = ("tokens_per_shard", "val_fraction", "val_split")
 _READING = ("text_column", "document", "normalize", "filter", "dedup", "near_dedup", "lowercase")
 
@@ -83,7 +83,7 @@ class PrepareSettings:
             isinstance(self.vocab_size, int) and self.vocab_size >= SMALLEST_VOCABULARY
         ):
             wrong["vocab_size"] = f"auto or {SMALLEST_VOCABULARY} or more (256 bytes and EOS)"
-        elif self.vocab_size != "auto" and self.tokenizer != "bpe":
+        elif self.vocab_size != "auto" and "vocab_size" not in self._of_tokenizer():
             wrong["vocab_size"] = "left out: only --tokenizer bpe is trained to a size"
         if not SMALLEST_VOCABULARY <= self.min_vocab_size <= self.max_vocab_size:
             wrong["min_vocab_size"] = f"from {SMALLEST_VOCABULARY} to max_vocab_size ({self.max_vocab_size})"
@@ -102,8 +102,12 @@ class PrepareSettings:
         """Names and values, without those of a tokenizer that is not trained, and without `on_error`: where nothing
         was skipped it decides nothing.
         """
-        left_out = {"on_error"} if self.tokenizer == "bpe" else {"on_error", *_BPE_ONLY}
+        left_out = {"on_error", *_TRAINING} - self._of_tokenizer()
         return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+    def _of_tokenizer(self) -> set[str]:
+        """Names of the settings that decide this kind of tokenizer; none of one that is not trained."""
+        return set(TRAINED[self.tokenizer].settings) if self.tokenizer in TRAINED else set()
 
     def training(self) -> dict[str, Any]:
         """What of it decides a trained tokenizer."""

@@ -11,7 +11,7 @@ from mypt.preparation.assignment import hashed_to_val
 from mypt.streams.permutation import derive_key, permute
 from mypt.text.clean import Cleaner
 from mypt.text.dedup import text_hash
-from mypt.text.document import Document
+from mypt.text.plain import Document
 from mypt.text.sources import Unit, read_documents
 
 BLOCK_CHARACTERS = 64 * 1024 * 1024  # of a block's documents: where they are long, it ends before it is full

@@ -21,13 +21,14 @@ from mypt.streams.ledger import Seen
 from mypt.streams.permutation import derive_key, permute
 from mypt.streams.timeline import Source
 from mypt.text.clean import Cleaner
+from mypt.text.formats import KINDS
 from mypt.text.sources import Unit, document_count, read_documents, stamp
 from mypt.tokenization.fast import Encoder, choose_engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-STREAMED_KINDS = ("jsonl", "json", "csv", "parquet", "ipc", "arrow", "hub")  # of units; plain text is prepared
+STREAMED_KINDS = (*(name for name in KINDS if name != "text"), "arrow", "hub")  # of units; plain text is prepared
 SIZE_NAME = "stream_size.json"  # in the run folder
 COUNTED_CHARACTERS = 128 * 1024 * 1024  # a source up to this size is counted whole, of a larger one as much
 BYTES_PER_TOKEN = 4  # English text under a BPE tokenizer of some tens of thousands of tokens

@@ -17,8 +17,7 @@ ON_ERROR = ("stop", "skip")
 class RecordError(DataError):
     """A record, or a file (or the rest of one), that cannot be read.
 
-    `reason` is one word to count it under, `place` is `line 17`, `record 17`, or empty for a file, `text` the
-    beginning of the record.
+    reason: one word to count it under. place: `line 17`, `record 17`, or empty for a file. text: the record.
     """
 
     def __init__(self, path: str, place: str, reason: str, detail: str, text: str = "") -> None:

@@ -10,9 +10,11 @@ from operator import itemgetter
 
 import numpy as np
 
-from mypt.text.document import Document, whole_documents
+from mypt.text.plain import Document, whole_documents
 
 NOT_TEXT_SHARE = 0.1  # of the characters of a document or a line
+# Control characters that text has no use for: all but tab, line ends, form feed and escape.
+CONTROLS = bytes([*range(0x09), *range(0x0E, 0x1B), *range(0x1C, 0x20), 0x7F])
 EXAMPLES = 3  # kept of what each reason dropped
 EXAMPLE_CHARACTERS = 200
 
@@ -20,10 +22,8 @@ EXAMPLE_CHARACTERS = 200
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 1 << 16
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Control characters that text has no use for (tab, line ends, form feed and escape are fine) and U+FFFD.
-_NOT_TEXT = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
-_CONTROLS = bytes([*range(0x09), *range(0x0E, 0x1B), *range(0x1C, 0x20), 0x7F])
-# A line of one or two characters beside blanks. Where it stands is searched from line end to line end, for speed.
+_NOT_TEXT = re.compile(f"[{re.escape(CONTROLS.decode())}\ufffd]")
+# A line of one or two characters and blanks. In a text it is searched from line end to line end, for speed.
 _SHORT_LINE = re.compile(r"[^\S\n]*+(?:\S[^\S\n]*+){1,2}+")
 _SHORT_LINE_IN_TEXT = re.compile(rf"\n{_SHORT_LINE.pattern}(?![^\n])")
 
@@ -47,10 +47,10 @@ def normalize(text: str) -> str:
 
 
 def drop_reason(text: str) -> str | None:
-    """Why a document is worth nothing to a language model, or None.
+    """Why a document is dropped, or None: `empty` (white space alone) or `not_text`.
 
-    Only rules that no prose and no source code fails: `empty` (white space alone) and `not_text` (more than a
-    tenth of the characters are control characters or U+FFFD: a binary file, UTF-16, another encoding).
+    not_text: more than a tenth of the characters are control characters or U+FFFD (a binary file, another encoding).
+    No prose and no source code fails these rules.
     """
     if not text or text.isspace():
         return "empty"
@@ -58,7 +58,7 @@ def drop_reason(text: str) -> str | None:
 
 
 def line_drop_reason(line: str) -> str | None:
-    """`not_text` as for a document, `short` (fewer than 3 characters beside blanks), or None; a blank line is kept."""
+    """`not_text` as for a document, `short` (fewer than 3 characters without blanks), or None; a blank line is kept."""
     if _is_not_text(line):
         return "not_text"
     return "short" if _SHORT_LINE.fullmatch(line) else None
@@ -74,11 +74,11 @@ def _escaped(text: str) -> str:
 
 
 def _faults(texts: Sequence[str], whole: str, lines: bool) -> tuple[set[str], bytes, np.ndarray]:
-    """What a batch of texts may need: the slow looks at each of them are taken only for what is found here at once.
+    """The faults that occur somewhere in a batch of texts; only for these is each text looked at by itself.
 
     invalid: lone surrogates; unnormal: `normalize` changes something; not_text: some character is no text; with
-    `lines` also short: some line is short. `whole` is the texts with a line end behind each. Also returns its UTF-8
-    bytes, and the places of the line ends among them, int64 (line ends,); neither if there are lone surrogates.
+    `lines` also short: some line is short. `whole` is the texts with a line end after each. Also returns its UTF-8
+    bytes, and the places of the line ends in them, int64 (line ends,); neither if there are lone surrogates.
     """
     try:
         content = whole.encode()
@@ -90,7 +90,7 @@ def _faults(texts: Sequence[str], whole: str, lines: bool) -> tuple[set[str], by
     controls = np.count_nonzero(data < 32) > len(ends)  # tabs too
     if (last == 32).any() or (controls and ((last == 9).any() or "\r" in whole)) or not _composed(texts, whole):
         faults.add("unnormal")
-    if "\ufffd" in whole or "\x7f" in whole or (controls and len(content.translate(None, _CONTROLS)) < len(content)):
+    if "\ufffd" in whole or "\x7f" in whole or (controls and len(content.translate(None, CONTROLS)) < len(content)):
         faults.add("not_text")
     if lines and _SHORT_LINE_IN_TEXT.search("\n" + whole):
         faults.add("short")
@@ -98,7 +98,7 @@ def _faults(texts: Sequence[str], whole: str, lines: bool) -> tuple[set[str], by
 
 
 def _normalized(texts: Sequence[str], whole: str, content: bytes, ends: np.ndarray) -> tuple[list[str], int]:
-    """Each of `texts` as `normalize` gives it, and how many of them changed; the others as in `_faults`."""
+    """Each of `texts` as `normalize` gives it, and how many of them changed; the other arguments as in `_faults`."""
     normal = list(texts)
     if "\r" in whole or not _composed(texts, whole):
         normal = list(map(normalize, texts))
@@ -131,7 +131,7 @@ class Cleaner:
     """Cleans documents and counts what it did.
 
     `filter="document"` drops documents for the reasons of `drop_reason`; "line" first drops lines for those of
-    `line_drop_reason`; None drops only documents of no characters. Of a document in parts, the first part decides.
+    `line_drop_reason`; None drops only documents of no characters. The first part of a document decides for the others.
 
     `counts` has `documents` (seen), `invalid_utf8` (bytes replaced in what is kept) and `normalized` (documents
     changed); `dropped` and `dropped_lines` have numbers by reason; `examples` has the beginnings of the first 3 texts
@@ -156,7 +156,7 @@ class Cleaner:
         return chain.from_iterable(self.batches(documents))
 
     def batches(self, documents: Iterable[Document]) -> Iterator[list[Document]]:
-        """The same in lists of a bounded number of characters: whoever counts or hashes them pays less for each."""
+        """The same in lists of a bounded number of characters, which are faster to count and hash."""
         documents, size = iter(documents), 1
         first, keep, counted = True, True, False  # of the document in parts that is being read
         while batch := list(islice(documents, size)):

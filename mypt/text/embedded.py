@@ -15,15 +15,8 @@ from pathlib import Path
 from mypt.terminal import say
 
 SKIPPED_PACKAGES = {
-    "pydoc_data",
-    "site-packages",
-    "dist-packages",
-    "test",
-    "tests",
-    "idle_test",
-    "lib2to3",
-    "__pycache__",
-}
+    "pydoc_data", "site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__",
+}  # fmt: skip
 LONG_DOCSTRING = 200  # characters; shorter ones are mostly one-line labels
 LONG_LINE = 40  # characters from which a shared line is more than a shared phrase
 
@@ -86,11 +79,8 @@ def _documented(tree: ast.Module) -> Iterator[ast.Expr]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
+            value = first.value if isinstance(first, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 yield first
 
 

@@ -7,18 +7,17 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from fnmatch import translate
-from glob import has_magic
+from glob import escape, has_magic
 from pathlib import Path
 
 from mypt.errors import DataError
-from mypt.text.formats import KINDS, Format, suffix_of
+from mypt.text.formats import KINDS, Format, kind_by_name
 from mypt.text.hub import advice_for
-from mypt.text.tables import ipc_batches, row_groups, splits_of
+from mypt.text.tables import splits_of
 
 LARGE_FILE = 1_000_000  # bytes on the disk; a text file above it is cut into blocks unless it must stay whole
 UNIT_BYTES = 1 << 24  # of a large file that go to one unit
-_BY_BYTES = {("text", "block"), ("text", "line"), *(("jsonl", how) for how in ("file", "block", "line"))}
-# Of a dataset, beside its records:
+# Files of a dataset that hold no records:
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json")
 _OURS = ("dataset_metadata.json", "train/shard_00000.bin")  # in a directory that `mypt prepare` wrote
 
@@ -52,9 +51,9 @@ def record_files(directory: Path) -> list[Path]:
     if any((directory / name).exists() for name in _OURS):
         raise DataError(f"source {directory} is a dataset directory of mypt, which is already prepared")
     kinds: dict[str, list[Path]] = {}
-    for path in _glob(f"{_escaped(directory)}/**/*"):
+    for path in _glob(f"{escape(str(directory))}/**/*"):
         inner = path.relative_to(directory).parts
-        if (kind := KINDS.get(suffix_of(path))) and path.is_file() and not any(part[0] == "_" for part in inner):
+        if (kind := kind_by_name(path)) and path.is_file() and not any(part[0] == "_" for part in inner):
             kinds.setdefault(kind, []).append(path)
     if len(kinds) > 1 and "json" in kinds:
         kinds["json"] = [path for path in kinds["json"] if path.name not in _DESCRIPTIONS]
@@ -81,12 +80,8 @@ def holds_records(path: Path) -> bool:
         return False
 
 
-def _escaped(path: Path) -> str:
-    return re.sub(r"([*?[])", r"[\1]", str(path))
-
-
 def _glob(pattern: str) -> Iterator[Path]:
-    """What glob.glob(recursive=True) finds, but no directory is entered twice: links may form a loop."""
+    """As glob.glob(recursive=True), but no directory is entered twice: links may form a loop."""
     anchor = Path(pattern).anchor
     places, parts = [Path(anchor)], list(Path(pattern).parts[bool(anchor) :])
     while parts:
@@ -168,18 +163,16 @@ def dataset_directory(source: str) -> Path | None:
 
 
 def document_of(path: Path, kind: str) -> str:
-    """What a document is in a file for which nothing was chosen: a block if it is text and large, else the file."""
+    """The default kind of document in a file: a block if it is text and large, else the file."""
     return "block" if kind == "text" and path.stat().st_size > LARGE_FILE else "file"
 
 
 def pieces(path: Path, form: Format, document: str, text_column: str) -> Iterator[tuple[int, int | None]]:
-    """Where the units of a file start and stop: bytes, row groups or record batches; (0, None): read as a whole."""
-    size = path.stat().st_size
-    if form.kind == "parquet":
-        yield from _together(row_groups(str(path), text_column))
-    elif form.kind == "ipc" and (batches := ipc_batches(str(path), text_column)):
-        yield from _together([size // batches] * batches)
-    elif form.compressed or form.encoding != "utf-8" or (form.kind, document) not in _BY_BYTES:
+    """Start and stop of the units of a file, in bytes, row groups or record batches; (0, None): read as a whole."""
+    kind, size = KINDS[form.kind], path.stat().st_size
+    if kind.sizes and (sizes := kind.sizes(str(path), text_column)):
+        yield from _together(sizes)
+    elif form.compressed or form.encoding != "utf-8" or document not in kind.boundaries:
         yield 0, None
     else:
         for start in range(0, size, UNIT_BYTES):

@@ -5,27 +5,48 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from mypt.errors import DataError
-from mypt.text.clean import NOT_TEXT_SHARE
+from mypt.text import records, tables
+from mypt.text.clean import CONTROLS, NOT_TEXT_SHARE
 from mypt.text.opening import COMPRESSED, compression, open_bytes
+from mypt.text.plain import BOUNDARIES, RECORD_BOUNDARY
 
 HEAD = 1 << 16  # bytes, decompressed, that are looked at
 
-KINDS = {
-    **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".jl", ".ldjson"), "jsonl"),
-    ".json": "json",
-    **dict.fromkeys((".csv", ".tsv", ".tab"), "csv"),
-    **dict.fromkeys((".parquet", ".pq"), "parquet"),
-    **dict.fromkeys((".arrow", ".feather", ".ipc"), "ipc"),
-}
-TEXT_KINDS = ("text", "jsonl", "json", "csv")
 ARCHIVES = (".zip", ".7z", ".tar", ".tgz", ".tbz2", ".txz", ".rar")
 
-_TABLES = {b"PAR1": "parquet", b"ARROW1": "ipc", b"FEA1": "ipc"}
-_STREAM = b"\xff\xff\xff\xff"  # with which a stream of Arrow's begins, which has no magic bytes
+
+class Kind(NamedTuple):
+    """How the files of one kind are recognized, read and cut.
+
+    A table is a binary format; any other kind is text, which may be compressed and in any encoding of `Format`.
+    """
+
+    # Yields the texts of the records, in lists; None: there are no records. Table: texts(path, column, start, stop);
+    # text: texts(file, path, column, on_fault), with a file of UTF-8, and begin, end (bytes) if it may be cut.
+    texts: Callable[..., Iterator[list[str]]] | None
+    suffixes: tuple[str, ...]
+    boundaries: dict[str, re.Pattern[bytes]]  # where a large file may be cut, by what a document is
+    magic: tuple[bytes, ...] = ()  # the first bytes of a table; empty for text
+    sizes: Callable[[str, str], list[int]] | None = None  # (path, column): bytes of text in each piece of a table
+
+
+_JSON_LINES = (".jsonl", ".ndjson", ".jsonlines", ".jl", ".ldjson")
+_ANY_LINE = dict.fromkeys(("file", "block", "line"), RECORD_BOUNDARY)
+KINDS = {
+    "text": Kind(None, (), BOUNDARIES),
+    "jsonl": Kind(records.json_texts, _JSON_LINES, _ANY_LINE),
+    "json": Kind(records.json_value_texts, (".json",), {}),  # arrays, or values over several lines
+    "csv": Kind(records.csv_texts, (".csv", ".tsv", ".tab"), {}),
+    "parquet": Kind(tables.parquet_texts, (".parquet", ".pq"), {}, (b"PAR1",), tables.row_group_sizes),
+    "ipc": Kind(tables.ipc_texts, (".arrow", ".feather", ".ipc"), {}, (b"ARROW1", b"FEA1"), tables.batch_sizes),
+}
+TEXT_KINDS = tuple(name for name, kind in KINDS.items() if not kind.magic)
+
 _BINARY = (
     *((magic, "a ZIP archive (perhaps .docx, .xlsx, .epub, .npz or .pt)") for magic in (b"PK\x03\x04", b"PK\x05\x06")),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
@@ -58,20 +79,24 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_CONTROLS = bytes([*range(0x09), *range(0x0E, 0x1B), *range(0x1C, 0x20), 0x7F])
 
 
 class Format(NamedTuple):
-    """What a file is read as."""
+    """How one file is read."""
 
-    kind: str  # text, jsonl, json (arrays, or values over several lines), csv, parquet, ipc (Arrow, Feather)
-    encoding: str = "utf-8"  # of text, jsonl, json and csv: a codec of Python
+    kind: str  # a name in KINDS, or `unreadable`
+    encoding: str = "utf-8"  # of text: a codec of Python
     compressed: bool = False
 
 
 def suffix_of(path: Path) -> str:
-    """In lower case, without the suffix of a compression."""
+    """A file's suffix in lower case, before that of a compression."""
     return (path.with_suffix("") if path.suffix.lower() in COMPRESSED else path).suffix.lower()
+
+
+def kind_by_name(path: Path) -> str | None:
+    """The kind of file that its suffix stands for."""
+    return next((name for name, kind in KINDS.items() if suffix_of(path) in kind.suffixes), None)
 
 
 def detect(path: Path, column: str) -> Format:
@@ -79,16 +104,16 @@ def detect(path: Path, column: str) -> Format:
 
     Raises DataError for a file that cannot be opened, is an archive, or is binary: the message names what it is.
     """
-    suffix = suffix_of(path)
-    if suffix in ARCHIVES:
+    if suffix_of(path) in ARCHIVES:
         raise DataError(f"{path} is an archive; unpack it first (.gz, .zst, .xz and .bz2 files are read as they are)")
     compressed = bool(compression(path))
+    head = b""
     with open_bytes(path) as file:
-        head = _read(file)
-    named = KINDS.get(suffix, "text")
-    table = next((kind for magic, kind in _TABLES.items() if head.startswith(magic)), None)
-    table = table or ("ipc" if named == "ipc" and head.startswith(_STREAM) else None)
-    if table or named in ("parquet", "ipc"):
+        while len(head) < HEAD and (data := file.read(HEAD - len(head))):
+            head += data
+    named = kind_by_name(path) or "text"
+    table = next((name for name, kind in KINDS.items() if head.startswith(kind.magic)), None)
+    if table or KINDS[named].magic:
         if compressed:
             raise DataError(f"{path} is a compressed table; decompress it first")
         return Format(table or named)
@@ -97,20 +122,11 @@ def detect(path: Path, column: str) -> Format:
         archive = "; unpack it first" if "archive" in found else ""
         raise DataError(f"{path} is {found}, not text{archive or '; leave it out, or extract its text first'}")
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
-    kind = _kind(text, whole=len(head) < HEAD, named=named, column=column)
-    return Format(kind, encoding, compressed)
-
-
-def _read(file) -> bytes:
-    parts, left = [], HEAD
-    while left and (data := file.read(left)):
-        parts.append(data)
-        left -= len(data)
-    return b"".join(parts)
+    return Format(_kind_of_text(text, len(head) < HEAD, named, column), encoding, compressed)
 
 
 def encoding_of(head: bytes) -> str:
-    """utf-8 (or anything that ASCII is a part of), or the form of UTF-16 or UTF-32, by mark or by where NULs stand."""
+    """utf-8 (also for any other superset of ASCII), utf-16 or utf-32 by a byte-order mark, or by where NULs stand."""
     for mark, name in _BOMS:
         if head.startswith(mark):
             return name
@@ -119,7 +135,7 @@ def encoding_of(head: bytes) -> str:
         return "utf-8"
     quarter = len(head) // 4
     even, odd = zeros[0] + zeros[2], zeros[1] + zeros[3]
-    # The high bytes of Latin text are zero. Of other text few are, but then the bytes are no UTF-8 text either.
+    # The high bytes of Latin text are zero. In other text few are, but then the bytes are no UTF-8 text either.
     foreign = _invalid(head) or _controls(head) - sum(zeros) > 0.02 * len(head)
     enough = (0.04 if foreign else 1.5) * quarter
     likely = {
@@ -141,7 +157,7 @@ def _reads_as(head: bytes, encoding: str) -> bool:
 
 
 def binary_name(head: bytes, encoding: str = "utf-8") -> str | None:
-    """What a binary file is, such as "a PDF file"; None for text. Text may be in an encoding that is not known."""
+    """The kind of a binary file, such as "a PDF file"; None for text, also in an unknown encoding."""
     if encoding != "utf-8":
         return None
     for magic, name in _BINARY:
@@ -160,18 +176,18 @@ def binary_name(head: bytes, encoding: str = "utf-8") -> str | None:
 
 
 def _controls(head: bytes) -> int:
-    """Control characters that text has no use for."""
-    return len(head) - len(head.translate(None, _CONTROLS))
+    """The number of control characters that text has no use for."""
+    return len(head) - len(head.translate(None, CONTROLS))
 
 
 def _invalid(head: bytes) -> int:
-    """Bytes that are not UTF-8."""
+    """The number of bytes that are not UTF-8."""
     text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(head)
     return sum("\udc80" <= c <= "\udcff" for c in text)
 
 
-def _kind(head: str, whole: bool, named: str, column: str) -> str:
-    """text, jsonl, json or csv; `whole`: `head` is all of the file."""
+def _kind_of_text(head: str, whole: bool, named: str, column: str) -> str:
+    """json or jsonl where the contents are JSON, else the kind `named` by the suffix. whole: `head` is all of it."""
     text = head.lstrip("\ufeff \t\r\n")
     records = named in ("jsonl", "json")
     if text.startswith("["):
@@ -200,7 +216,7 @@ def _parsed(line: str):
 
 
 def _has_column(text: str, column: str) -> bool:
-    """Whether it begins with a JSON object that has the column."""
+    """Whether a text begins with a JSON object that has the column."""
     try:
         value, _ = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
@@ -209,7 +225,7 @@ def _has_column(text: str, column: str) -> bool:
 
 
 def _spread(text: str, whole: bool) -> bool:
-    """Whether it begins with a JSON object over several lines, as far as it can be seen."""
+    """Whether a text begins with a JSON object over several lines, as far as it can be seen."""
     try:
         json.JSONDecoder().raw_decode(text)
     except json.JSONDecodeError as error:

@@ -61,31 +61,26 @@ def resolve(source: str) -> tuple[str, int]:
 
 
 def documents(place: str) -> int:
-    """How many a resolved dataset has, by what the hub says of its split; 0 if it says nothing."""
+    """The number of documents of a resolved dataset that the hub reports for its split; 0 if it reports none."""
     return getattr((_open(place).info.splits or {}).get(_Place.parse(place).split), "num_examples", 0)
 
 
-def splits(source: str) -> list[str]:
-    """The names of all splits of the dataset that `source` names. Raises DataError as `resolve` does."""
+def splits(source: str) -> tuple[list[str], str]:
+    """The names of all splits of a dataset, and the one that `source` names. Raises DataError as `resolve` does."""
     from datasets import get_dataset_split_names
 
     place = _Place.parse(source)
     try:
-        # Spelled as in `_open`.
-        return get_dataset_split_names(f"hf://datasets/{place.name}", place.config, revision=place.revision)
+        names = get_dataset_split_names(f"hf://datasets/{place.name}", place.config, revision=place.revision)
     except Exception as error:
         raise _explained(place, error) from None
-
-
-def split_of(source: str) -> str:
-    """The split that `source` names, train unless it says otherwise."""
-    return _Place.parse(source).split
+    return names, place.split
 
 
 def advice_for(source: str, advice: str) -> str:
-    """What to do about a source that does not exist: `advice`, and `hf://` where the name could be one of the hub.
+    """`advice` about a source that does not exist, and `hf://` where the name could be one of the hub.
 
-    A name like owner/dataset is one, unless there is a folder `owner`: then it is a path that was mistyped.
+    A name like owner/dataset is one, unless there is a folder `owner`: then the path was mistyped.
     """
     name = re.split("[:@#]", source)[0]
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or Path(name).suffix in _SUFFIXES:
@@ -96,7 +91,7 @@ def advice_for(source: str, advice: str) -> str:
 
 
 def texts(place: str, shard: int, column: str) -> Iterator[list[str]]:
-    """The texts of one shard of a resolved dataset, in lists. Lost connections are tried again by the libraries."""
+    """The texts of one shard of a resolved dataset, in lists. The libraries retry lost connections."""
     try:
         dataset = _open(place)
         for table in dataset.shard(dataset.num_shards, shard).with_format("arrow").iter(_ROWS):
@@ -118,21 +113,16 @@ def _open(place: str) -> IterableDataset:
 
 
 def _explained(place: _Place, error: BaseException) -> DataError:
-    """What to do about an error of the hub or the datasets library."""
+    """An error of the hub or the datasets library in one line, with what to do."""
     from huggingface_hub import errors
 
     page = f"{hub_errors.endpoint()}/datasets/{place.name}"
-    chain, reason = hub_errors.chain(error), hub_errors.reason(error)
-    text = " ".join(map(str, chain))
-
-    def has(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(item, kinds) for item in chain)
-
-    if has(errors.GatedRepoError) or "is a gated dataset" in text:
+    reason, text = hub_errors.reason(error), " ".join(map(str, hub_errors.chain(error)))
+    if hub_errors.has(error, errors.GatedRepoError) or "is a gated dataset" in text:
         return DataError(f"{place} is gated: ask for access on {page}, then run `hf auth login`")
-    if has(errors.RevisionNotFoundError):
+    if hub_errors.has(error, errors.RevisionNotFoundError):
         return DataError(f"{place}: there is no revision {place.revision!r}; see {page}/tree/main")
-    if has(errors.RepositoryNotFoundError) or hub_errors.statuses(error) & {401, 403}:
+    if hub_errors.has(error, errors.RepositoryNotFoundError) or hub_errors.statuses(error) & {401, 403}:
         return DataError(f"{place}: no such dataset that you may read; check the name, or run `hf auth login` ({page})")
     if found := re.search(r"Available splits: \[(.*?)\]", text):
         return DataError(f"{place}: no split {place.split!r}; add one of: {_listed(found[1], '#')}")

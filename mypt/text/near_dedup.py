@@ -64,7 +64,7 @@ def near_duplicates(chunks: Iterable[np.ndarray], threshold: float, scratch: Pat
     with TemporaryDirectory(dir=scratch, prefix="near-") as folder:
         stored = Path(folder, "signatures")
         with open(stored, "wb") as file:
-            # Equal signatures have equal fates but for the first, which is all that has to be compared.
+            # Only the first of equal signatures has to be compared.
             unique = first_occurrences(_stored(chunks, file), scratch)
         if not len(unique):
             return Marks(0)
@@ -86,7 +86,7 @@ def near_duplicates(chunks: Iterable[np.ndarray], threshold: float, scratch: Pat
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """How many bands of how many slots: as long ones as find pairs of similarity `threshold` with a chance of 99%."""
+    """The number and the length of bands: the longest that find pairs of similarity `threshold` with 99% chance."""
     for rows in range(SLOTS, 1, -1):
         count = SLOTS // rows
         if 1 - (1 - threshold**rows) ** count >= _RECALL:

@@ -1,4 +1,4 @@
-"""Files as streams of bytes, decompressed where their contents or names say so, and of UTF-8 text; other encodings."""
+"""Open files, decompressed if their contents or names call for it, as bytes or UTF-8; guess other encodings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import gzip
 import io
 import shlex
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -61,7 +61,7 @@ def _decompressed(path: str | Path, suffix: str) -> IO[bytes]:
     file = open(path, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
     if not suffix:
         return file
-    return io.BufferedReader(_Frames(file, *_decompressor(file, suffix)), 1 << 20)
+    return io.BufferedReader(_Stream(_frames(file, *_decompressor(file, suffix)), file), 1 << 20)
 
 
 class _DecompressionError(Exception):
@@ -86,12 +86,11 @@ def _decompressor(file: IO[bytes], suffix: str) -> tuple:
     return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj, zstandard.ZstdError
 
 
-class _Frames(io.RawIOBase):
-    """The content of all frames of a compressed file; a file that stops within a frame raises EOFError."""
+class _Stream(io.RawIOBase):
+    """The bytes that `chunks` yields of `file`, as a file."""
 
-    def __init__(self, file: IO[bytes], decompressor, error: type[Exception]) -> None:
-        self._file, self._decompressor, self._error = file, decompressor, error
-        self._frame, self._content, self._ahead, self._begun = None, b"", b"", False
+    def __init__(self, chunks: Iterator[bytes], file: IO[bytes]) -> None:
+        self._chunks, self._file, self._content = chunks, file, memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -101,34 +100,36 @@ class _Frames(io.RawIOBase):
         super().close()
 
     def readinto(self, buffer) -> int:
-        while not self._content and self._advance():
-            pass
+        while not self._content and (chunk := next(self._chunks, None)) is not None:
+            self._content = memoryview(chunk)
         count = min(len(buffer), len(self._content))
         buffer[:count] = self._content[:count]
         self._content = self._content[count:]
         return count
 
-    def _advance(self) -> bool:
-        """Decompress some more; False at the end of the file."""
-        data = self._ahead or self._file.read(_READ)
-        self._ahead = b""
-        if self._begun and self._frame is None:
+
+def _frames(file: IO[bytes], decompressor: Callable, error: type[Exception]) -> Iterator[bytes]:
+    """The content of all frames of a compressed file. Raises EOFError if the file stops within one."""
+    frame, ahead, begun = None, b"", False
+    while True:
+        data, ahead = ahead or file.read(_READ), b""
+        if begun and frame is None:
             padded, data = data, data.lstrip(b"\0")  # frames may be padded
             if padded and not data:
-                return True
-        self._begun = True
+                continue
+        begun = True
+        if not data and frame is not None:
+            raise EOFError("it stops within a frame")
         if not data:
-            if self._frame is not None:
-                raise EOFError("it stops within a frame")
-            return False
-        self._frame = self._frame or self._decompressor()
+            return
+        frame = frame or decompressor()
         try:
-            self._content = memoryview(self._frame.decompress(data))
-        except self._error as error:
-            raise _DecompressionError(str(error)) from None
-        if self._frame.eof:
-            self._ahead, self._frame = self._frame.unused_data, None
-        return True
+            content = frame.decompress(data)
+        except error as problem:
+            raise _DecompressionError(str(problem)) from None
+        if frame.eof:
+            ahead, frame = frame.unused_data, None
+        yield content
 
 
 @contextmanager
@@ -138,25 +139,14 @@ def open_utf8(path: str | Path, encoding: str = "utf-8") -> Iterator[IO[bytes]]:
     A sequence of bytes that is invalid in another `encoding` becomes one byte that is invalid in UTF-8.
     """
     with open_bytes(path) as file:
-        yield file if encoding == "utf-8" else io.BufferedReader(_Transcoded(file, encoding), _READ)
+        yield file if encoding == "utf-8" else io.BufferedReader(_Stream(_transcoded(file, encoding), file), _READ)
 
 
-class _Transcoded(io.RawIOBase):
-    def __init__(self, file: IO[bytes], encoding: str) -> None:
-        self._file, self._decoder, self._content = file, codecs.getincrementaldecoder(encoding)(_INVALID), b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        data = b" "
-        while not self._content and data:
-            data = self._file.read(_READ)
-            self._content = self._decoder.decode(data, final=not data).encode("utf-8", "surrogateescape")
-        count = min(len(buffer), len(self._content))
-        buffer[:count] = self._content[:count]
-        self._content = self._content[count:]
-        return count
+def _transcoded(file: IO[bytes], encoding: str) -> Iterator[bytes]:
+    decoder, data = codecs.getincrementaldecoder(encoding)(_INVALID), b" "
+    while data:
+        data = file.read(_READ)
+        yield decoder.decode(data, final=not data).encode("utf-8", "surrogateescape")
 
 
 _INVALID = "mypt.invalid"
@@ -169,10 +159,7 @@ _ICONV = {"mac-roman": "MACINTOSH", "utf-8": "UTF-8"}  # where Python's name is 
 
 
 def guess_encoding(path: str) -> str | None:
-    """The name for iconv of the encoding that a text file seems to have.
-
-    None if most of its characters beyond ASCII are valid UTF-8 (it is damaged), or if nothing fits.
-    """
+    """The encoding that a text file seems to have, by iconv's name; None if it is damaged UTF-8, or nothing fits."""
     sample = _sample(path)
     text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(sample)
     invalid = sum("\udc80" <= c <= "\udcff" for c in text)
@@ -189,7 +176,7 @@ def guess_encoding(path: str) -> str | None:
 
 
 def _sample(path: str) -> bytes:
-    """The lines beyond ASCII in the first part of a file that is not UTF-8, and in what follows it."""
+    """The lines beyond ASCII in the first part of a file that is not UTF-8, and in the part after it."""
     decoder, held = codecs.getincrementaldecoder("utf-8")(), b""
     with open_bytes(path) as file:
         while data := file.read(_SAMPLE):
@@ -203,7 +190,7 @@ def _sample(path: str) -> bytes:
 
 
 def conversion(path: str, encoding: str) -> str:
-    """A shell command that writes a text file as UTF-8 beside the old one."""
+    """A shell command that writes a text file as UTF-8 next to the old one."""
     file, suffix = Path(path), compression(path)
     plain = file.with_suffix("") if file.suffix.lower() in COMPRESSED else file
     new = shlex.quote(str(plain.with_name(f"{plain.stem}.utf8{plain.suffix}")))

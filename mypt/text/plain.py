@@ -1,13 +1,12 @@
-"""Plain text cut into documents: whole files, blocks between blank lines, or lines, in bounded memory."""
+"""Documents, and plain text cut into them: whole files, blocks between blank lines, or lines, in bounded memory."""
 
 import codecs
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import chain
-from typing import IO
-
-from mypt.text.document import Document, whole_documents
+from functools import partial
+from itertools import chain, repeat
+from typing import IO, NamedTuple
 
 LONGEST = 1_000_000  # characters; longer lines and blocks are cut into several documents, longer files read in parts
 
@@ -22,7 +21,7 @@ _LEADING_BLANK_LINES = re.compile(rf"(?:[^\S\r\n]*+{_END})+")
 _SPACES = [chr(code).encode() for code in range(0x3001) if chr(code).isspace() and chr(code) not in "\r\n"]
 _SPACE_BYTES = b"".join(_SPACES) + b"\r\n"
 
-# Where a document may begin, in bytes: behind a line end, or behind one that a blank line follows.
+# A document may begin (in bytes) after a line end, or after one that a blank line follows.
 LINE_BOUNDARY = re.compile(rb"\n|\r\n?+")
 RECORD_BOUNDARY = re.compile(rb"\n")
 _BLANK_LINE = rb"(?=(?:" + b"|".join(map(re.escape, _SPACES)) + rb")*+[\r\n])"
@@ -35,10 +34,25 @@ _LINE_END = re.compile(r"(?<=\S)[\r\n]")
 _WORD_END = re.compile(r"(?<=\S)\s")
 
 
+class Document(NamedTuple):
+    """The unit of text: deduplicated, split into train and val, ended by EOS. A very long one comes in parts."""
+
+    text: str
+    ended: bool = True  # False: the next item is the next part
+
+
+_new = partial(tuple.__new__, Document)
+
+
+def whole_documents(texts: Iterable[str]) -> Iterator[Document]:
+    """Each text as a document; at half the cost of calling `Document`, which counts where documents are lines."""
+    return map(_new, zip(texts, repeat(True)))
+
+
 def boundary(file: IO[bytes], position: int, pattern: re.Pattern[bytes], limit: int = sys.maxsize) -> int:
     """The first place at or after `position` where a document begins: the file's end if there is none.
 
-    Once the search has passed `limit` it gives up and returns some place behind it.
+    Once the search has passed `limit` it ends and returns some place after it.
     """
     if position == 0:
         return 0

@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, count
 from typing import IO
 
 from mypt.text.bad_records import OnFault, RecordError
@@ -18,13 +18,13 @@ LONGEST_VALUE = 1 << 26  # characters of one record of JSON, one line or field o
 _scan = json.JSONDecoder().scan_once
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 _OUTER_KEY = re.compile(r'\{\s*"((?:[^"\\]|\\.)*)"\s*:')
-_DELIMITERS = ",\t;|"
+_DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 
 
 def json_texts(
-    file: IO[bytes], path: str, begin: int, end: int | None, column: str, on_fault: OnFault
+    file: IO[bytes], path: str, column: str, on_fault: OnFault, begin: int = 0, end: int | None = None
 ) -> Iterator[list[str]]:
-    """The texts of the JSON objects, one a line, between two bytes of a file; blank lines are skipped."""
+    """The texts of the JSON objects, one a line, in a range of bytes, in lists; blank lines are skipped."""
     before, lines_before = 0, None  # the lines before `begin` are counted at the first fault
     for lines in _whole_lines(decoded(file, begin, end)):
         texts = []
@@ -32,11 +32,8 @@ def json_texts(
             try:
                 record, stop = _scan(line, 0)
                 text = record[column]
-                if (
-                    len(line) <= LONGEST_VALUE
-                    and type(text) is str
-                    and (stop == len(line) or not line[stop:].strip(" \t\r"))
-                ):
+                ended = stop == len(line) or not line[stop:].strip(" \t\r")
+                if ended and type(text) is str and len(line) <= LONGEST_VALUE:
                     texts.append(text)
                     continue
             except (StopIteration, ValueError, LookupError, TypeError, RecursionError):
@@ -125,31 +122,38 @@ def _lines_before(file: IO[bytes], position: int) -> int:
     return count
 
 
+def _lists(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts in lists of about a million characters."""
+    held, size = [], 0
+    for text in texts:
+        held.append(text)
+        size += len(text)
+        if size > _LIST_CHARACTERS:
+            yield held
+            held, size = [], 0
+    yield held
+
+
 def json_value_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> Iterator[list[str]]:
     """The texts of the objects of a JSON file, in lists: of an array, or one after the other, over any lines.
 
     A file is never held as a whole. Broken JSON ends the file: where the next record begins is not known.
     """
-    texts, size = [], 0
-    values = _values(decoded(file))
-    number = 0
-    while True:
-        number += 1
+    return _lists(_value_texts(_values(decoded(file)), path, column, on_fault))
+
+
+def _value_texts(values: Iterator, path: str, column: str, on_fault: OnFault) -> Iterator[str]:
+    for number in count(1):
         try:
             value = next(values)
             text = _text_of(value, column)
         except StopIteration:
-            break
+            return
         except _BadRecord as bad:
             beginning = "" if bad.reason == "broken_json" else json.dumps(value, ensure_ascii=False)
             on_fault(RecordError(path, f"record {number}", bad.reason, bad.detail, beginning))
-            continue
-        texts.append(text)
-        size += len(text)
-        if size > _LIST_CHARACTERS:
-            yield texts
-            texts, size = [], 0
-    yield texts
+        else:
+            yield text
 
 
 def _values(chunks: Iterator[str]) -> Iterator:
@@ -198,11 +202,11 @@ class _Buffer:
                 return ""
 
     def value(self):
-        """The value that begins at `place`, which then is behind it."""
+        """The value that begins at `place`, which is moved after it."""
         while True:
             try:
                 value, end = _scan(self.text, self.place)
-                if end < len(self.text) or not self._more():  # a number may go on in the next chunk
+                if end < len(self.text) or not self._more():  # the next chunk may continue a number
                     self.place = end
                     return value
                 continue
@@ -233,7 +237,7 @@ class _Buffer:
         return _BadRecord("broken_json", f"a value of more than {LONGEST_VALUE:,} characters; {hint}")
 
     def _more(self, wanted: int = 0) -> bool:
-        """Read a chunk, or so many characters behind `place`; False at the end of the file."""
+        """Read a chunk, or so many characters after `place`; False at the end of the file."""
         parts = [self.text[self.place :]]
         self._lines += self.text.count("\n", 0, self.place)
         size = len(parts[0])
@@ -253,26 +257,26 @@ def csv_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> Ite
     The delimiter is the one with which the header row has the column: a tab first in .tsv, else a comma, then a tab, a
     semicolon, a bar.
     """
+    return _lists(_row_texts(file, path, column, on_fault))
+
+
+def _row_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> Iterator[str]:
     csv.field_size_limit(LONGEST_VALUE)
     stream = io.TextIOWrapper(io.BufferedReader(file), encoding="utf-8-sig", errors="surrogateescape", newline="")
     first = stream.readline(LONGEST_VALUE)
     lines = _CsvLines(stream)
     rows = csv.reader(chain([first], lines), strict=True, delimiter=_delimiter(first, path, column))
-    texts: list[str] = []
-    size = 0
     try:
-        header = next(rows, None)
+        header = next(rows, [])
     except csv.Error as error:
         raise RecordError(path, "line 1", "broken_csv", f"broken CSV ({error}); repair that row", first) from None
-    if not header:
-        detail = f"{path} has no header row; its first line must name the columns"
-        raise RecordError(path, "", "no_column", detail)
-    if column not in header:
-        names = ", ".join(header)[:200]
-        detail = f"{path}: no column {column!r} in its header row; --text-column is one of: {names}"
-        raise RecordError(path, "", "no_column", detail)
-    if header.count(column) > 1:
+    if header.count(column) != 1:
         detail = f"{path}: {header.count(column)} columns are called {column!r}; rename all but one of them"
+        if not header:
+            detail = f"{path} has no header row; its first line must name the columns"
+        elif column not in header:
+            names = ", ".join(header)[:200]
+            detail = f"{path}: no column {column!r} in its header row; --text-column is one of: {names}"
         raise RecordError(path, "", "no_column", detail)
     place, width = header.index(column), len(header)
     while True:
@@ -280,30 +284,24 @@ def csv_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> Ite
         try:
             row = next(rows)
         except StopIteration:
-            break
+            return
         except csv.Error as error:
             last = rows.line_num + lines.lost
             more = f"; its quotes make lines {begun_at} to {last} one row" * (last > begun_at)
             detail = f"broken CSV ({error}){more}; repair that row"
             on_fault(RecordError(path, f"line {begun_at}", "broken_csv", detail))
             continue
-        if len(row) != width:
-            if row:
-                detail = f"a row of {len(row)} fields under a header of {width}"
-                detail += f"; repair it, or quote the field that holds {_named(rows.dialect.delimiter)}"
-                begun = rows.dialect.delimiter.join(row)
-                on_fault(RecordError(path, f"line {begun_at}", "row_width", detail, begun))
-            continue
-        texts.append(row[place])
-        size += len(row[place])
-        if size > _LIST_CHARACTERS:
-            yield texts
-            texts, size = [], 0
-    yield texts
+        if len(row) == width:
+            yield row[place]
+        elif row:
+            delimiter = rows.dialect.delimiter
+            detail = f"a row of {len(row)} fields under a header of {width}"
+            detail += f"; repair it, or quote the field that holds {_DELIMITERS[delimiter]}"
+            on_fault(RecordError(path, f"line {begun_at}", "row_width", detail, delimiter.join(row)))
 
 
 class _CsvLines:
-    """The lines of a file; raises csv.Error for one of more than LONGEST_VALUE characters, and goes on behind its row.
+    """The lines of a file. One of more than LONGEST_VALUE characters raises csv.Error; the next line is after its row.
 
     lost: how many lines the reader has not seen, and so not counted.
     """
@@ -328,12 +326,8 @@ class _CsvLines:
 
     def _read(self) -> str:
         line = self._stream.readline(LONGEST_VALUE + 1)
-        self._quoted ^= line.count('"') % 2 == 1  # whether a field goes on in the next line
+        self._quoted ^= line.count('"') % 2 == 1  # whether the next line continues a field
         return line
-
-
-def _named(delimiter: str) -> str:
-    return {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}[delimiter]
 
 
 def _delimiter(header: str, path: str, column: str) -> str:

@@ -1,4 +1,4 @@
-"""What `--source` names, cut into units of work that the input alone fixes, and read as documents."""
+"""Cut the sources into units of work, which depend on the input alone, and read them as documents."""
 
 from __future__ import annotations
 
@@ -11,44 +11,39 @@ from typing import IO
 import xxhash
 
 from mypt.errors import DataError
-from mypt.text import hub, records, tables
+from mypt.text import hub, tables
 from mypt.text.bad_records import OnFault, RecordError, Stopped, stop
-from mypt.text.document import Document, whole_documents
 from mypt.text.files import UNIT_BYTES, dataset_directory, document_of, find_files, pieces
-from mypt.text.formats import Format, detect
+from mypt.text.formats import KINDS, Format, detect
 from mypt.text.opening import compression, open_utf8
-from mypt.text.plain import BOUNDARIES, LONGEST, RECORD_BOUNDARY, boundary, cut, cut_text, decoded
-from mypt.text.tables import splits_of
+from mypt.text.plain import LONGEST, Document, boundary, cut, cut_text, decoded, whole_documents
 
 BUNDLE_BYTES = 1 << 23  # of small files that go to one unit together
 FEW = 20  # files; from as many documents on val is a share of them (mypt/shards/split.py)
-UNREADABLE = "unreadable"  # the kind of a file that is skipped: what is wrong with it is found again where it is read
+UNREADABLE = "unreadable"  # the kind of a file that is skipped; its fault is found again where it is read
 _NAMED = 10  # files in a message
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of the input, read by one process at a time; which pieces there are depends on the input alone."""
+    """A piece of the input, read by one process at a time; the pieces depend on the input alone."""
 
     source: str  # as the user gave it
-    kind: str  # a kind of `Format`, arrow (a directory of Dataset.save_to_disk), hub, unreadable
+    kind: str  # one of KINDS, arrow (a directory of Dataset.save_to_disk), hub or unreadable
     paths: tuple[str, ...]  # several small files, or one file, directory or hub dataset
     start: int = 0  # first byte (text, jsonl), row group (parquet), record batch (ipc), row (arrow), shard (hub)
     stop: int | None = None  # the first that belongs to the next unit; None: to the end
     document: str = "file"  # file (of records: the whole text), block or line
     text_column: str = "text"
-    encoding: str = "utf-8"  # of text, jsonl, json and csv
+    encoding: str = "utf-8"  # as in `Format`
 
     def to_dict(self) -> dict:
-        """All that it is, for a key; an encoding of UTF-8 is left out, so that older keys stay as they are."""
-        fields = asdict(self)
-        if self.encoding == "utf-8":
-            del fields["encoding"]
-        return fields
+        """The fields, for a key; an encoding of UTF-8 is left out, so that older keys stay as they are."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("encoding", "utf-8")}
 
     @property
     def name(self) -> str:
-        """What to call it in a message: notes/a.txt, notes/a.txt (and 41 more), big.txt[16777216:33554432]."""
+        """For messages: notes/a.txt, notes/a.txt (and 41 more), big.txt[16777216:33554432]."""
         more = f" (and {len(self.paths) - 1} more)" if len(self.paths) > 1 else ""
         place = "" if self.stop is None else f"[{self.start}:{self.stop}]"
         return f"{self.paths[0]}{more}{place}"
@@ -66,8 +61,8 @@ def find_units(
     """The units of each source in turn: paths, globs, directories of records, hf:// datasets.
 
     `document` is file, block or line; None means file, but block in text files above 1 MB unless `keep_whole`, which
-    is told to `say`. Raises DataError for a source that is missing, empty or can't be read as asked; with `on_error`
-    skip, a single file that can't be read becomes a unit of the kind `unreadable`.
+    `say` gets a line about. Raises DataError for a source that is missing, empty or can't be read as asked; with
+    `on_error` skip, a single file that can't be read becomes a unit of the kind `unreadable`.
     """
     units: list[Unit] = []
     chosen: list[str] = []  # what a document is in each file
@@ -89,9 +84,9 @@ def find_units(
             if Path(source).is_dir():
                 say(f"{source}: {len(paths)} files of records ({paths[0].name}, ...)")
             files = _formats(paths, text_column, on_error)
-            found = [(path, form, given or document_of(path, form.kind)) for path, form in files]
-            chosen += [how for _, _, how in found]
-            units += _file_units(shape, found, on_error)
+            files = [(path, form, given or document_of(path, form.kind)) for path, form in files]
+            chosen += [how for _, _, how in files]
+            units += _file_units(shape, files, on_error)
     if not units:
         raise DataError("no source given, or only empty ones; give a file, a glob, a dataset directory or hf://NAME")
     if document is None and "block" in chosen:
@@ -118,12 +113,11 @@ def _formats(paths: list[Path], column: str, on_error: str) -> list[tuple[Path, 
 
 
 def _file_units(shape: Unit, files: list[tuple[Path, Format, str]], on_error: str) -> Iterator[Unit]:
-    """Large files in pieces; small neighbours of a kind together, unless there are FEW files.
+    """Large files in pieces; small neighbours of a kind together.
 
-    Few files may be few documents, and then the val split takes its share of each file.
+    Below FEW files, each is a unit: they may be few documents, and then the val split takes its share of each file.
     """
-    bundle: list[str] = []
-    held = 0
+    bundle, held = [], 0
     for path, form, document in files:
         size, (kind, encoding, _) = path.stat().st_size, form
         alike = (kind, document, encoding) == (shape.kind, shape.document, shape.encoding)
@@ -140,7 +134,7 @@ def _file_units(shape: Unit, files: list[tuple[Path, Format, str]], on_error: st
         except DataError as error:
             if on_error == "stop":
                 stop(error)
-            places = [(0, None)]
+            places = [(0, None)]  # the fault is found again where it is read
         for start, end in places:
             yield replace(shape, paths=(str(path),), start=start, stop=end)
     if bundle:
@@ -183,31 +177,24 @@ def _documents(unit: Unit, path: str, on_fault: OnFault) -> Iterator[Document]:
 def _texts(unit: Unit, path: str, on_fault: OnFault = stop) -> Iterator[list[str]]:
     """The texts of the records, in lists."""
     column = unit.text_column
-    if unit.kind == "parquet":
-        yield from tables.parquet_texts(path, column, unit.start, unit.stop)
-    elif unit.kind == "ipc":
-        yield from tables.ipc_texts(path, column, unit.start, unit.stop)
+    if unit.kind == "hub":
+        yield from hub.texts(path, unit.start, column)
     elif unit.kind == "arrow":
         yield from tables.arrow_texts(path, column, unit.start, unit.stop)
-    elif unit.kind == "hub":
-        yield from hub.texts(path, unit.start, column)
     elif unit.kind == UNREADABLE:
         detect(Path(path), column)  # raises what is wrong with it
+    elif (kind := KINDS[unit.kind]).magic:
+        yield from kind.texts(path, column, unit.start, unit.stop)
     else:
         with open_utf8(path, unit.encoding) as file:
-            if unit.kind == "csv":
-                yield from records.csv_texts(file, path, column, on_fault)
-            elif unit.kind == "json":
-                yield from records.json_value_texts(file, path, column, on_fault)
-            else:
-                yield from records.json_texts(file, path, *_extent(file, unit), column, on_fault)
+            yield from kind.texts(file, path, column, on_fault, *(_extent(file, unit) if kind.boundaries else ()))
 
 
 def _extent(file: IO[bytes], unit: Unit) -> tuple[int, int | None]:
-    """The bytes of the documents that the unit owns: from the first boundary at or behind `start` to that of `stop`."""
+    """The bytes of the unit's documents: from the first boundary at or after `start` to that of `stop`."""
     if unit.stop is None:
         return 0, None
-    pattern = RECORD_BOUNDARY if unit.kind == "jsonl" else BOUNDARIES[unit.document]
+    pattern = KINDS[unit.kind].boundaries[unit.document]
     begin = boundary(file, unit.start, pattern, limit=unit.stop)
     end = boundary(file, unit.stop, pattern) if begin < unit.stop else begin
     file.seek(0)
@@ -219,17 +206,16 @@ def stamp(unit: Unit) -> str:
     if unit.kind == "hub":
         return unit.paths[0]
     try:
-        files = [
-            file for path in map(Path, unit.paths) for file in (sorted(path.iterdir()) if path.is_dir() else [path])
-        ]
-        facts = [f"{found.st_size}:{found.st_mtime_ns}" for found in map(Path.stat, files)]
+        folders = (sorted(path.iterdir()) if path.is_dir() else [path] for path in map(Path, unit.paths))
+        found = [path.stat() for folder in folders for path in folder]
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}; it was there before") from None
-    return facts[0] if len(facts) == 1 else xxhash.xxh3_128_hexdigest(" ".join(facts).encode())
+    stamps = " ".join(f"{status.st_size}:{status.st_mtime_ns}" for status in found)
+    return stamps if len(found) == 1 else xxhash.xxh3_128_hexdigest(stamps.encode())
 
 
 def digest(unit: Unit) -> str:
-    """xxh3-128 of its kind and contents (a hub dataset: of its revision); new names or times do not change it."""
+    """xxh3-128 of a unit's kind and contents (a hub dataset: its revision); new names or times do not change it."""
     total = xxhash.xxh3_128(unit.kind.encode())
     if unit.kind == "hub":
         total.update(f"{unit.paths[0]} {unit.start}".encode())
@@ -272,12 +258,11 @@ SAMPLE_BYTES = 1 << 20
 def document_count(units: Sequence[Unit]) -> int:
     """Documents of record sources; 0 where nothing is known.
 
-    Exact for Parquet, large Arrow files and dataset directories; what the hub says of its datasets; for lines of JSON
-    or CSV by the mean length of the first ones.
+    Exact for Parquet, large Arrow files and dataset directories; of a hub dataset the count that the hub gives; for
+    lines of JSON or CSV by the mean length of the first ones.
     """
-    hub_places = {path for unit in units if unit.kind == "hub" for path in unit.paths}
     counts = [_count(path, unit) for unit in units if unit.kind != "hub" for path in unit.paths]
-    counts += map(hub.documents, hub_places)
+    counts += map(hub.documents, {unit.paths[0] for unit in units if unit.kind == "hub"})
     return round(sum(counts)) if all(counts) else 0
 
 
@@ -287,9 +272,8 @@ def _count(path: str, unit: Unit) -> float:
     if unit.kind == "parquet":
         from pyarrow.parquet import read_metadata
 
-        metadata = read_metadata(path)
-        groups = range(metadata.num_row_groups)[unit.start : unit.stop]
-        return sum(metadata.row_group(group).num_rows for group in groups)
+        found = read_metadata(path)
+        return sum(found.row_group(i).num_rows for i in range(found.num_row_groups)[unit.start : unit.stop])
     if unit.kind == "ipc" and unit.stop is not None:
         import pyarrow
 
@@ -299,11 +283,9 @@ def _count(path: str, unit: Unit) -> float:
     if unit.kind not in ("jsonl", "csv") or compression(path):
         return 0
     with open(path, "rb") as file:
-        sample = file.read(SAMPLE_BYTES)
-    size = Path(path).stat().st_size
+        sample, size = file.read(SAMPLE_BYTES), file.seek(0, 2)
     stop = size if unit.stop is None else min(size, unit.stop)
-    lines = max(1, sample.count(b"\n"))
-    return (stop - unit.start) * lines / max(1, len(sample))
+    return (stop - unit.start) * max(1, sample.count(b"\n")) / max(1, len(sample))
 
 
 NAMES = ("validation", "valid", "val", "dev")
@@ -316,9 +298,9 @@ def own_validation(source: str) -> str | None:
     """
     path, _, split = source.partition("#")
     if source.startswith(hub.PREFIX):
-        names, split = hub.splits(source), hub.split_of(source)
+        names, split = hub.splits(source)
     elif not Path(source).is_file() and Path(path).is_dir():
-        names = splits_of(Path(path)) or []
+        names = tables.splits_of(Path(path)) or []
     else:
         return None
     if split in NAMES:

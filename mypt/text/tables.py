@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -14,13 +15,37 @@ from mypt.json_files import FileName, read_json
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
+    from pyarrow.parquet import ParquetFile
 
 _BATCH_BYTES = 1 << 20  # of text, read at a time
 
 
-def row_groups(path: str, column: str) -> list[int]:
+@contextmanager
+def _readable(path: str, kind: str) -> Iterator[None]:
+    """Turn an error of Arrow or the system while a file is read into a DataError."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        # Arrow raises OSError without a number for damaged contents.
+        if isinstance(error, OSError) and error.errno:
+            raise DataError(f"cannot read {path}: {error.strerror}; check the file and its permissions") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} is not a readable {kind} file ({reason}); download or write it again") from None
+
+
+def _parquet(path: str, column: str) -> ParquetFile:
+    from pyarrow.parquet import ParquetFile
+
+    table = ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+    require_text(table.schema_arrow, column, path)
+    return table
+
+
+def row_group_sizes(path: str, column: str) -> list[int]:
     """Bytes of text in each row group of a Parquet file, uncompressed. Raises DataError as reading would."""
-    with _parquet(path, column) as table:
+    with _readable(path, "Parquet"), _parquet(path, column) as table:
         # A field of a struct may have the same path.
         leaves = [i for i in range(len(table.schema)) if table.schema.column(i).path == column]
         groups = (table.metadata.row_group(i) for i in range(table.num_row_groups))
@@ -29,30 +54,20 @@ def row_groups(path: str, column: str) -> list[int]:
 
 def parquet_texts(path: str, column: str, start: int = 0, stop: int | None = None) -> Iterator[list[str]]:
     """The texts of the row groups from `start` to `stop`, in lists."""
-    import pyarrow
-
-    try:
-        with _parquet(path, column) as table:
-            groups = range(start, table.num_row_groups if stop is None else stop)
-            sizes = row_groups(path, column)
-            for group in groups:
-                rows = table.metadata.row_group(group).num_rows
-                size = _rows_per_batch(rows, sizes[group])
-                for batch in table.iter_batches(size, row_groups=[group], columns=[column]):
-                    yield strings(batch.column(batch.schema.get_field_index(column)))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _not_readable(path, error, "Parquet") from None
+    with _readable(path, "Parquet"), _parquet(path, column) as table:
+        sizes = row_group_sizes(path, column)
+        for group in range(table.num_row_groups)[start:stop]:
+            size = _rows_per_batch(table.metadata.row_group(group).num_rows, sizes[group])
+            for batch in table.iter_batches(size, row_groups=[group], columns=[column]):
+                yield strings(batch.column(batch.schema.get_field_index(column)))
 
 
 def extent_of_groups(path: str, start: int, stop: int | None) -> tuple[int, int]:
     """The bytes of the row groups from `start` to `stop` of a Parquet file; the last one's with the file's footer."""
-    import pyarrow
-    import pyarrow.parquet
+    from pyarrow.parquet import read_metadata
 
-    try:
-        metadata = pyarrow.parquet.read_metadata(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _not_readable(path, error, "Parquet") from None
+    with _readable(path, "Parquet"):
+        metadata = read_metadata(path)
 
     def place(group: int | None) -> int:
         if group is None or group >= metadata.num_row_groups:
@@ -63,71 +78,45 @@ def extent_of_groups(path: str, start: int, stop: int | None) -> tuple[int, int]
     return place(start) if start else 0, place(stop)
 
 
-def _parquet(path: str, column: str):
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
-        require_text(table.schema_arrow, column, path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _not_readable(path, error, "Parquet") from None
-    return table
-
-
-def _not_readable(path: str, error: Exception, kind: str) -> DataError:
-    # Arrow raises OSError without a number for damaged contents.
-    if isinstance(error, OSError) and error.errno:
-        return DataError(f"cannot read {path}: {error.strerror}; check the file and its permissions")
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return DataError(f"{path} is not a readable {kind} file ({reason}); download or write it again")
-
-
-def ipc_batches(path: str, column: str) -> int:
-    """Record batches of an Arrow file that can be read one by one; 0 for a stream or Feather V1, read as a whole.
+def batch_sizes(path: str, column: str) -> list[int]:
+    """Bytes of each record batch of an Arrow file, about; none of a stream or Feather V1, which are read as a whole.
 
     Raises DataError as reading would.
     """
     import pyarrow
 
-    try:
-        with pyarrow.memory_map(path) as source:
-            if source.read(6) == b"ARROW1":
-                source.seek(0)
-                reader = pyarrow.ipc.open_file(source)
-                require_text(reader.schema, column, path)
-                return reader.num_record_batches
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _not_readable(path, error, "Arrow") from None
-    for _ in ipc_texts(path, column):
-        break
-    return 0
+    with _readable(path, "Arrow"), pyarrow.memory_map(path) as source:
+        if source.read(6) == b"ARROW1":
+            source.seek(0)
+            reader = pyarrow.ipc.open_file(source)
+            require_text(reader.schema, column, path)
+            batches = reader.num_record_batches
+            return [source.size() // batches] * batches if batches else []
+    next(ipc_texts(path, column), None)
+    return []
 
 
 def ipc_texts(path: str, column: str, start: int = 0, stop: int | None = None) -> Iterator[list[str]]:
     """The texts of the record batches from `start` to `stop` of an Arrow or Feather file or an Arrow stream."""
     import pyarrow
 
-    try:
-        with pyarrow.memory_map(path) as source:
-            magic = source.read(6)
+    with _readable(path, "Arrow"), pyarrow.memory_map(path) as source:
+        magic = source.read(6)
+        source.seek(0)
+        if magic[:4] == b"FEA1":
+            batches = _feather_v1(path).to_batches()
+        elif magic == b"ARROW1":
+            index = require_text(pyarrow.ipc.open_file(source).schema, column, path)
             source.seek(0)
-            if magic[:4] == b"FEA1":
-                batches = _feather_v1(path).to_batches()
-            elif magic == b"ARROW1":
-                index = require_text(pyarrow.ipc.open_file(source).schema, column, path)
-                source.seek(0)
-                reader = pyarrow.ipc.open_file(source, options=pyarrow.ipc.IpcReadOptions(included_fields=[index]))
-                batches = map(reader.get_batch, range(reader.num_record_batches)[start:stop])
-            else:
-                batches = pyarrow.ipc.open_stream(source)
-            for batch in batches:
-                texts = batch.column(require_text(batch.schema, column, path))
-                step = _rows_per_batch(len(texts), texts.nbytes)
-                for row in range(0, len(texts), step):
-                    yield strings(texts.slice(row, step))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _not_readable(path, error, "Arrow") from None
+            reader = pyarrow.ipc.open_file(source, options=pyarrow.ipc.IpcReadOptions(included_fields=[index]))
+            batches = map(reader.get_batch, range(reader.num_record_batches)[start:stop])
+        else:
+            batches = pyarrow.ipc.open_stream(source)
+        for batch in batches:
+            texts = batch.column(require_text(batch.schema, column, path))
+            step = _rows_per_batch(len(texts), texts.nbytes)
+            for row in range(0, len(texts), step):
+                yield strings(texts.slice(row, step))
 
 
 def _feather_v1(path: str) -> pyarrow.Table:
@@ -209,15 +198,11 @@ def arrow_texts(directory: str, column: str, start: int = 0, stop: int | None = 
         yield strings(dataset[row : min(stop, row + step)].column(0))
 
 
-class _State(TypedDict):
-    """state.json of a dataset that `save_to_disk` wrote."""
-
+class _State(TypedDict):  # state.json of a dataset that `save_to_disk` wrote
     _data_files: list[dict]
 
 
-class _Splits(TypedDict):
-    """dataset_dict.json of several."""
-
+class _Splits(TypedDict):  # dataset_dict.json of several
     splits: list[FileName]
 
 

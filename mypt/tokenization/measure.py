@@ -16,6 +16,7 @@ from mypt.tokenization.load import largest_id, tokenizer_hash
 from mypt.tokenization.token_bytes import token_bytes
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 _LONGEST = 10
@@ -83,7 +84,7 @@ def tokens_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[dict[str, A
 
 
 def loss_of(tokenizer: PreTrainedTokenizerFast, text: str) -> dict[str, Any]:
-    """What `text` loses when it is encoded and decoded, and the decoded text, `decoded`."""
+    """`compare` for one text that is encoded and decoded, and the decoded text, `decoded`."""
     backend = tokenizer.backend_tokenizer
     encoder = Encoder(backend, eos_token_id=tokenizer.eos_token_id)
     decoded = backend.decode(encoder([text])[0].tolist(), skip_special_tokens=True)
@@ -111,10 +112,6 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-
 def measure_loss(
     backend: Tokenizer, encode: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]], texts: Sequence[str]
 ) -> dict[str, Any]:
@@ -136,17 +133,14 @@ def compare(backend: Tokenizer, ids: np.ndarray, counts: np.ndarray, texts: Sequ
         `lost_characters` (their share: `lost`): those of a text that its decoded text has fewer of, in any order.
     """
     parts = np.split(ids, np.cumsum(counts)[:-1]) if len(texts) else []
-    changed, lost = 0, 0
-    for text, part in zip(texts, parts, strict=True):
-        decoded = backend.decode(part.tolist(), skip_special_tokens=True)
-        if decoded != text:
-            changed += 1
-            lost += (Counter(text) - Counter(decoded)).total()
+    decoded = [backend.decode(part.tolist(), skip_special_tokens=True) for part in parts]
+    differing = [pair for pair in zip(texts, decoded, strict=True) if pair[0] != pair[1]]
+    lost = sum((Counter(text) - Counter(other)).total() for text, other in differing)
     characters = sum(map(len, texts))
     return {
         "texts": len(texts),
         "characters": characters,
-        "changed_texts": changed,
+        "changed_texts": len(differing),
         "lost_characters": lost,
         "lost": lost / max(1, characters),
     }

@@ -14,17 +14,14 @@ if TYPE_CHECKING:
 def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes] | None:
     """The UTF-8 bytes that each id stands for, an entry for each id up to the largest; EOS stands for none.
 
-    The bytes of a text's ids joined are the text. None for a tokenizer of which that is not true: one that is neither
-    byte-level BPE nor spells out unknown characters in bytes with no other change.
+    None for a tokenizer of which the joined bytes of ids are not always the text: one that is neither byte-level BPE
+    nor byte fallback without any other change.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     decoder = content["decoder"] or {}
     kinds = [part["type"] for part in decoder.get("decoders", [decoder]) if part]
-    if kinds == ["ByteLevel"]:
-        spell = _spell_byte_level
-    elif kinds == ["ByteFallback", "Fuse"]:
-        spell = _spell_fallback
-    else:
+    spell = {("ByteLevel",): _spell_byte_level, ("ByteFallback", "Fuse"): _spell_fallback}.get(tuple(kinds))
+    if spell is None:
         return None
     vocabulary = tokenizer.get_vocab()
     table = [b""] * (max(vocabulary.values()) + 1)
@@ -38,7 +35,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes] | None:
 class TextOf:
     """ids -> text: text(ids) is bytes, without end-of-text tokens.
 
-    `lengths` is int64 (vocabulary,), the bytes of each id, or None where `token_bytes` knows none.
+    `lengths` is int64 (vocabulary,), the bytes of each id, or None where `token_bytes` gives none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -60,14 +57,10 @@ class TextOf:
         return np.array([len(self(ids[end - size : end])) for end, size in zip(ends, tokens, strict=True)], np.int64)
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The characters that byte-level BPE writes for bytes: themselves if printable, else U+0100 and up, in order."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-_ALPHABET = _byte_alphabet()
+# The characters that byte-level BPE writes for bytes: themselves if printable, else U+0100 and up, in order.
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_OTHERS = enumerate(sorted(set(range(256)) - set(_PRINTABLE)), 256)
+_ALPHABET = {chr(byte): byte for byte in _PRINTABLE} | {chr(code): byte for code, byte in _OTHERS}
 
 
 def _spell_byte_level(token: str) -> bytes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sized
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
 
 import xxhash
 
@@ -51,9 +51,18 @@ class TextSample:
         if len(self._heap) == self.size:
             self.below = -self._heap[0][0]
 
-    def entries(self) -> list[tuple[int, bytes]]:
-        """(hash, UTF-8 bytes) of the examples, in no order."""
-        return [(-key, example) for key, example in self._heap]
+    def write(self, file: IO[bytes]) -> None:
+        """Write the examples for `merge`: each as its hash and its size, 8 and 4 bytes little-endian, and its bytes."""
+        for key, example in self._heap:
+            file.write((-key).to_bytes(8, "little") + len(example).to_bytes(4, "little") + example)
+
+    def merge(self, written: bytes) -> None:
+        """Take in what the sample of a part of the corpus wrote."""
+        place = 0
+        while place < len(written):
+            key, size = (int.from_bytes(written[place + a : place + b], "little") for a, b in ((0, 8), (8, 12)))
+            self.offer(key, written[place + 12 : place + 12 + size])
+            place += 12 + size
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -64,7 +73,7 @@ class TextSample:
 
 
 def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """What `train_bpe` gives, as a tokenizer of transformers."""
+    """`train_bpe` as a tokenizer of transformers."""
     return wrap(train_bpe(texts, vocab_size))
 
 
@@ -97,13 +106,26 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return backend
 
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
+class CharacterSet:
+    """The different characters of a corpus; its methods are those of TextSample."""
+
+    below = 2**64
+
+    def __init__(self) -> None:
+        self.characters: set[str] = set()
+
+    def add(self, text: str) -> None:
+        self.characters.update(text)
+
+    def write(self, file: IO[bytes]) -> None:
+        file.write("".join(sorted(self.characters)).encode())
+
+    def merge(self, written: bytes) -> None:
+        self.characters.update(written.decode())
 
 
 def build_char_tokenizer(characters: Iterable[str]) -> PreTrainedTokenizerFast:
-    """What `build_char` gives, as a tokenizer of transformers."""
+    """`build_char` as a tokenizer of transformers."""
     return wrap(build_char(characters))
 
 
@@ -142,8 +164,7 @@ def optimal_vocab_size(non_vocabulary_parameters: float, hidden_size: float) -> 
 def choose_vocab_size(text_bytes: int, minimum: int = 5000, maximum: int = 50_000) -> VocabSize:
     """The vocabulary for a corpus of `text_bytes` UTF-8 bytes and a model as large as this corpus can feed.
 
-    The data needs no bound of its own: the model is the one that it can feed, and training a BPE stops where no pair
-    occurs twice. The user's bounds win over every other reason. Raises TokenizerError if they contradict each other.
+    The bounds win over every other reason. Raises TokenizerError if they contradict each other.
     """
     if not 0 < minimum <= maximum:
         raise TokenizerError(
@@ -161,12 +182,62 @@ def choose_vocab_size(text_bytes: int, minimum: int = 5000, maximum: int = 50_00
     ]
     size = round(size / MULTIPLE) * MULTIPLE
     if size < minimum:
-        size = minimum
         reasons.append(f"raised to the lower bound of {minimum:,}")
     elif size > maximum:
-        size = maximum
         reasons.append(f"lowered to the upper bound of {maximum:,}")
     else:
         reasons.append(f"rounded to {size:,}, a multiple of {MULTIPLE}")
+    size = min(max(size, minimum), maximum)
     reasons.append(f"an id is used about {tokens / size:,.0f} times on average")
     return VocabSize(size, reasons)
+
+
+class TrainingSettings(Protocol):
+    """The settings that decide a trained tokenizer; `PrepareSettings` has them."""
+
+    vocab_size: int | str
+    min_vocab_size: int
+    max_vocab_size: int
+    tokenizer_train_examples: int
+    seed: int
+
+
+class Kind(NamedTuple):
+    """How tokenizers of one kind are made of a text."""
+
+    collect: Callable[[TrainingSettings, int], TextSample | CharacterSet]  # settings, `TextSample.below`
+    # make(collected, UTF-8 bytes of the text, settings, say)
+    make: Callable[[TextSample | CharacterSet, int, TrainingSettings, Callable[[str], object]], Tokenizer]
+    settings: tuple[str, ...]  # names of those that decide it
+
+
+def _make_bpe(
+    sample: TextSample, text_bytes: int, settings: TrainingSettings, say: Callable[[str], object]
+) -> Tokenizer:
+    size = settings.vocab_size
+    if size == "auto":
+        size, reasons = choose_vocab_size(text_bytes, settings.min_vocab_size, settings.max_vocab_size)
+        say(f"vocabulary of {size:,} ids: {'; '.join(reasons)}")
+    backend = train_bpe(sample, size)
+    say(f"trained a byte-level BPE of {backend.get_vocab_size():,} ids on {len(sample):,} examples")
+    return backend
+
+
+def _make_char(
+    found: CharacterSet, text_bytes: int, settings: TrainingSettings, say: Callable[[str], object]
+) -> Tokenizer:
+    backend = build_char(found.characters)
+    ids = backend.get_vocab_size()
+    say(f"{len(found.characters):,} characters; with the 256 bytes and EOS a vocabulary of {ids:,} ids")
+    return backend
+
+
+# The tokenizers that are made of the text; any other name is loaded (`load_data_tokenizer`).
+TRAINED = {
+    "bpe": Kind(
+        lambda settings, below: TextSample(settings.tokenizer_train_examples, settings.seed, below),
+        _make_bpe,
+        ("vocab_size", "min_vocab_size", "max_vocab_size", "tokenizer_train_examples", "seed"),
+    ),
+    "char": Kind(lambda settings, below: CharacterSet(), _make_char, ()),
+}

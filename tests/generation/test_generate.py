@@ -203,9 +203,9 @@ def test_what_a_tokenizer_begins_with_comes_first(tokenizer):
 def letters_alone(letters, folder):
     """What `load_tokenizer` makes of the tokenizer of a converted model of characters."""
     from mypt.legacy.tokenizer import TokenizerState
-    from mypt.tokenization.load import exact_tokenizer, load_tokenizer, save_tokenizer
+    from mypt.tokenization.load import load_tokenizer, save_tokenizer, state_tokenizer
 
-    save_tokenizer(exact_tokenizer(TokenizerState(tuple(letters))), folder)
+    save_tokenizer(state_tokenizer(TokenizerState(tuple(letters)), exact=True), folder)
     return load_tokenizer(folder)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mypt.text import clean
 from mypt.text.clean import Cleaner, drop_reason, line_drop_reason, normalize, repair
-from mypt.text.document import Document, whole_documents
+from mypt.text.plain import Document, whole_documents
 
 
 def cleaned(cleaner: Cleaner, *texts: str) -> list[str]:

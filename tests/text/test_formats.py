@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import dataclasses
 import gzip
 import io
 import json
@@ -21,7 +22,7 @@ import pytest
 from mypt.errors import DataError
 from mypt.text import files, records, sources
 from mypt.text.bad_records import RecordError
-from mypt.text.formats import binary_name, detect, encoding_of
+from mypt.text.formats import KINDS, Kind, binary_name, detect, encoding_of
 from mypt.text.sources import digest, find_units, read_documents
 
 TEXTS = ["first", "zwei\nZeilen, und\tTab", "drei 😀 日本", 'en"de', "five"]
@@ -388,3 +389,20 @@ def test_globs_find_what_the_library_finds(tmp_path):
 def test_a_form_says_whether_it_is_compressed(tmp_path):
     (tmp_path / "a").write_bytes(gzip.compress(lines().encode("utf-16")))
     assert detect(tmp_path / "a", "text") == ("jsonl", "utf-16", True)
+
+
+def test_another_format_takes_one_entry(tmp_path, monkeypatch):
+    def texts(file, path, column, on_fault):
+        yield [line.decode().strip().upper() for line in file]
+
+    (tmp_path / "a.shout").write_text("one\ntwo\n", encoding="utf-16")
+    assert read(tmp_path / "a.shout") == ["one\ntwo\n"]
+    monkeypatch.setitem(KINDS, "shout", Kind(texts, (".shout",), {}))
+    assert read(tmp_path / "a.shout") == read(tmp_path) == ["ONE", "TWO"]
+
+
+def test_an_unknown_kind_is_an_error(tmp_path):
+    (tmp_path / "a.jsonl").write_text(lines())
+    (unit,) = find_units([tmp_path / "a.jsonl"])
+    with pytest.raises(KeyError, match="xml"):
+        list(read_documents(dataclasses.replace(unit, kind="xml")))

@@ -8,8 +8,7 @@ import pytest
 
 from mypt.text import plain
 from mypt.text.clean import normalize
-from mypt.text.document import Document
-from mypt.text.plain import BLOCK_BOUNDARY, LINE_BOUNDARY, RECORD_BOUNDARY, boundary, cut, decoded
+from mypt.text.plain import BLOCK_BOUNDARY, LINE_BOUNDARY, RECORD_BOUNDARY, Document, boundary, cut, decoded
 
 PIECES = ["\n", "\r", "\r\n", "\n\n", " ", "\t", "\x0b", "\x85", "\xa0", "\u2028", "\u3000", "\ufeff", "a", "é", "😀 b"]
 

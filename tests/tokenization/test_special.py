@@ -5,9 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from mypt.tokenization.encode import encode_documents, encode_flat
+from mypt.tokenization.encode import SpecialIds, encode_documents, encode_flat
 from mypt.tokenization.fast import Encoder, choose_engine
-from mypt.tokenization.special import SpecialIds
 from tests.tokenization.families import FAMILIES, INJECTED, eos_is_unknown, plain_bpe, unigram, wordlevel
 
 PARTS = [

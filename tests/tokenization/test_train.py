@@ -5,9 +5,10 @@ import random
 import pytest
 
 from mypt.errors import TokenizerError
+from mypt.shards.settings import PrepareSettings
 from mypt.tokenization.encode import encode_documents
 from mypt.tokenization.load import tokenizer_hash
-from mypt.tokenization.train import EXAMPLE_CHARACTERS, TextSample, train_bpe_tokenizer
+from mypt.tokenization.train import EXAMPLE_CHARACTERS, TRAINED, TextSample, train_bpe_tokenizer
 
 
 def words(seed, count):
@@ -76,3 +77,22 @@ def test_long_documents_are_cut_into_examples():
 def test_a_vocabulary_beyond_what_texts_can_give_takes_no_memory():
     texts = ["hello world, hello there"] * 20
     assert train_bpe_tokenizer(texts, 2**32).get_vocab() == train_bpe_tokenizer(texts, 1_000).get_vocab()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_of_a_corpus_read_in_parts_comes_the_same_tokenizer(name, tmp_path):
+    kind, settings = TRAINED[name], PrepareSettings.of(name, tokenizer_train_examples=20)
+    texts = [f"{words(seed, 30)} {chr(0x100 + seed)} \U0001f600" for seed in range(60)]
+    whole, parts = kind.collect(settings, 2**64), kind.collect(settings, 2**64)
+    for text in texts:
+        whole.add(text)
+    for start in range(0, 60, 20):
+        part = kind.collect(settings, parts.below)
+        for text in texts[start : start + 20]:
+            part.add(text)
+        with open(tmp_path / "part", "wb") as file:
+            part.write(file)
+        parts.merge((tmp_path / "part").read_bytes())
+    size, notes = sum(len(text.encode()) for text in texts), []
+    first, second = (kind.make(found, size, settings, notes.append).to_str() for found in (whole, parts))
+    assert first == second and notes[: len(notes) // 2] == notes[len(notes) // 2 :] != []

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mypt.errors import DataError, RecipeError
 from mypt.legacy.checkpoint import refuse_original
-from mypt.preparation.prescan import TRAINED
 from mypt.recipe import Recipe
 from mypt.shards.format import Manifest, read_manifest
 from mypt.shards.publishing import own_tokenizer
@@ -16,6 +15,7 @@ from mypt.text.files import dataset_directory, holds_records
 from mypt.text.hub import PREFIX, advice_for
 from mypt.text.sources import own_validation
 from mypt.tokenization.load import load_tokenizer, model_tokenizer, require_same_tokenizer
+from mypt.tokenization.train import TRAINED
 from mypt.training.data.text import (
     DATA_NAME,
     HEAD_NAME,
