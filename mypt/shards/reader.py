@@ -1,6 +1,5 @@
 """Read one split of a dataset directory as one logical stream of token ids."""
 
-import math
 import os
 from pathlib import Path
 
@@ -9,15 +8,17 @@ import xxhash
 
 from mypt.errors import DataError
 from mypt.shards.fetching import InMemory, Mapped, Pread, choose_reading
-from mypt.shards.format import METADATA_NAME, Manifest, Shard, read_manifest
+from mypt.shards.format import Manifest, Shard
+from mypt.shards.opening import open_dataset
 
 
 class ShardReader:
     """The tokens of a split across its shards: position 0 is the first token of the first shard.
 
     reading: how bytes are fetched (docs/reading.md), never which: `ram`, `readahead`, `pread`, or `auto` by size and
-    file system. shards: only the first so many (data that was appended later is left out). dtype: of directories that
-    do not record one. blocks: the windows come in the order of blocks, so that `pread` reads these as wholes.
+    file system. shards: only the first so many (data that was appended later is left out). manifest: what
+    `open_dataset` gave for the directory, which is called without it. blocks: the windows come in the order of blocks,
+    so that `pread` reads these as wholes.
 
     Opening looks at the metadata, the names and the sizes of the files. Checksums are verified where it costs little:
     all in `ram`, else those of shards newer than the metadata. Raises DataError for a missing, truncated, changed or
@@ -31,15 +32,15 @@ class ShardReader:
         *,
         reading: str = "auto",
         shards: int | None = None,
-        dtype: str | None = None,
+        manifest: Manifest | None = None,
         blocks: bool = False,
     ):
         self.directory = Path(directory)
         self.split = split
-        self.manifest: Manifest = read_manifest(directory, dtype)
+        self.manifest = manifest or open_dataset(directory)
         self.shards, newer = check_files(self.directory, self.manifest, split, shards)
         self._tokens = sum(shard.tokens for shard in self.shards)
-        self._arguments = {"shards": len(self.shards), "dtype": dtype, "blocks": blocks}
+        self._options = {"shards": len(self.shards), "blocks": blocks}
         size = self._tokens * self.manifest.numpy_dtype.itemsize
         self.reading, reason = choose_reading(self.directory, size, reading, blocks, len(self.shards))
         self._fetch = self._fetcher(blocks)
@@ -57,7 +58,8 @@ class ShardReader:
 
     def __reduce__(self):
         """A worker process opens the files itself; it gets no copy of what is mapped or in memory."""
-        return _reopen, (self.directory, self.split, {"reading": self.reading, **self._arguments})
+        options = {"reading": self.reading, **self._options}
+        return _reopen, (self.directory, self.split, self.manifest.dtype, options)
 
     @property
     def fingerprint(self) -> str:
@@ -111,10 +113,8 @@ def check_files(
     if first is not None and not 1 <= first <= len(listed_shards):
         raise DataError(f"the first {first} shards of {directory}/{split} were asked for; it has {len(listed_shards)}")
     shards = listed_shards[:first]
-    written = math.inf  # a directory of another origin was read whole for its manifest
-    if "origin" not in manifest.report:
-        written = os.stat(directory / METADATA_NAME).st_mtime_ns
-    newer = [shard for shard in shards if _changed(directory, manifest, shard) > written]
+    verified = manifest.verified(directory)
+    newer = [shard for shard in shards if _changed(directory, manifest, shard) > verified]
     listed = {directory / shard.file for part in manifest.splits.values() for shard in part.shards}
     for folder in {(directory / shard.file).parent for shard in shards}:
         foreign = sorted(path for path in folder.glob("shard_*.bin") if path not in listed and path.stat().st_size)
@@ -141,5 +141,5 @@ def _changed(directory: Path, manifest: Manifest, shard: Shard) -> int:
     return status.st_mtime_ns
 
 
-def _reopen(directory: Path, split: str, options: dict) -> ShardReader:
-    return ShardReader(directory, split, **options)
+def _reopen(directory: Path, split: str, dtype: str, options: dict) -> ShardReader:
+    return ShardReader(directory, split, manifest=open_dataset(directory, dtype), **options)

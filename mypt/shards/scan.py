@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import xxhash
 from mypt import terminal
 from mypt.errors import DataError
 from mypt.shards.format import Manifest, Shard
-from mypt.shards.writer import ShardWriter
 
 CHUNK_TOKENS = 1 << 20
 
@@ -29,6 +28,10 @@ class Contents:
     min_id: int
     max_id: int
     xxh3_128: str
+
+    def documents(self, begins: bool, eos: int) -> int:
+        """How many documents begin in it; begins: whether one does with its first id."""
+        return begins + self.ends - (self.last_id == eos)
 
 
 def read_chunks(path: Path, dtype: np.dtype) -> Iterator[np.ndarray]:
@@ -93,15 +96,6 @@ def pieces(ids: np.ndarray, eos: int) -> np.ndarray:
     if not len(ends) or ends[-1] != len(ids):
         ends = np.append(ends, len(ids))
     return np.diff(ends, prepend=0)
-
-
-def write_stream(chunks: Iterable[np.ndarray], writer: ShardWriter, eos: int, text_bytes) -> None:
-    """Write a stream of ids as it is; `text_bytes(ids, tokens)` gives the bytes of text in each piece."""
-    goes_on = False
-    for ids in chunks:
-        tokens = pieces(ids, eos)
-        writer.write(ids, tokens, text_bytes(ids, tokens), goes_on=goes_on)
-        goes_on = bool(ids[-1] != eos)
 
 
 def progress_bar(what: str, total: int, shown: bool = True):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mypt.shards.format import Manifest
 from mypt.shards.reader import ShardReader
 from mypt.streams.windows import document_positions, evaluation_starts
 
@@ -17,7 +18,7 @@ class EvalWindows(torch.utils.data.Dataset):
     Item i is {input_ids, labels, shift_labels}: int64 (block_size,); the split's last window is filled up with
     end-of-text tokens whose labels are -100, so that windows stack and nothing else is predicted. With document_mask
     also position_ids, as of `ShardStream`. shards: only the first so many (data that was appended later left out).
-    reading, dtype: as of `ShardReader`.
+    reading, manifest: as of `ShardReader`.
     """
 
     def __init__(
@@ -30,9 +31,9 @@ class EvalWindows(torch.utils.data.Dataset):
         document_mask: bool = False,
         shards: int | None = None,
         reading: str = "auto",
-        dtype: str | None = None,
+        manifest: Manifest | None = None,
     ):
-        self.reader = ShardReader(directory, split, reading=reading, shards=shards, dtype=dtype)
+        self.reader = ShardReader(directory, split, reading=reading, shards=shards, manifest=manifest)
         self.block_size = block_size
         self.document_mask = document_mask
         starts = evaluation_starts(len(self.reader), block_size)

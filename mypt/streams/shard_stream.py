@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from mypt.errors import DataError
+from mypt.shards.opening import open_dataset
 from mypt.shards.reader import ShardReader
 from mypt.streams.curriculum import cut, length_at
 from mypt.streams.ledger import Ledger
@@ -28,7 +29,8 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
     epoch of a source every window comes exactly once. A resume is `start_sample`: no batch is read to be skipped.
 
     directory: a dataset directory, or {directory: weight} for a mixture with exact proportions.
-    order: `full`, or `blocks` for disks that cannot seek. reading, dtype: as of `ShardReader`.
+    order: `full`, or `blocks` for disks that cannot seek. reading: as of `ShardReader`.
+    dtype: "uint16" or "uint32", of directories that do not record one.
     curriculum: [(first sample, length), ...] of `mypt.streams.curriculum`: windows cut into shorter rows.
     state: what `state` gave, from a checkpoint: goes on from its next sample instead of start_sample. Weights other
     than those given then, and shards appended since, become events there.
@@ -58,8 +60,10 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
         state: dict | None = None,
     ):
         weights = directory if isinstance(directory, dict) else {directory: 1.0}
-        options = {"reading": reading, "dtype": dtype, "blocks": order == "blocks"}
-        self.readers = [ShardReader(source, split, **options) for source in weights]
+        options = {"reading": reading, "blocks": order == "blocks"}
+        self.readers = [
+            ShardReader(source, split, manifest=open_dataset(source, dtype), **options) for source in weights
+        ]
         if not 0 <= rank < world_size or start_sample < 0:
             raise DataError(
                 f"rank {rank} of {world_size}, start_sample {start_sample}: expected 0 <= rank < world_size"

@@ -86,7 +86,7 @@ def build_eval_sets(recipe: Recipe, data: RunData, going_on: bool) -> dict[str, 
             document_mask=recipe.data.document_mask,
             shards=shards,
             reading=recipe.data.reading,
-            dtype=recipe.data.dtype,
+            manifest=manifest,
         )
         if shards and shards < len(manifest.splits[split].shards) and PartialState().is_main_process:
             say(
