@@ -33,7 +33,7 @@ class Shard:
     file: str  # relative to the dataset directory: train/shard_00000.bin
     tokens: Positive
     documents: Count
-    bytes: Count  # UTF-8 bytes of the text behind the tokens
+    bytes: Count  # UTF-8 bytes of the text that the tokens encode
     min_id: Count
     max_id: Count
     xxh3_128: Hash  # of the file's bytes
@@ -129,7 +129,7 @@ class Manifest:
         return self.report.get("origin")
 
     def verified(self, directory: Path) -> float:
-        """The time, in ns, at which the shards were what this says: the metadata is written and verified after them."""
+        """The time, in ns, until which the shards were as listed: the metadata is written and verified after them."""
         return math.inf if self.origin else os.stat(directory / METADATA_NAME).st_mtime_ns
 
     def fingerprint(self, split: str, shards: int | None = None) -> str:

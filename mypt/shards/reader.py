@@ -10,6 +10,7 @@ from mypt.errors import DataError
 from mypt.shards.fetching import InMemory, Mapped, Pread, choose_reading
 from mypt.shards.format import Manifest, Shard
 from mypt.shards.opening import open_dataset
+from mypt.shards.scan import shard_problem
 
 
 class ShardReader:
@@ -43,7 +44,12 @@ class ShardReader:
         self._options = {"shards": len(self.shards), "blocks": blocks}
         size = self._tokens * self.manifest.numpy_dtype.itemsize
         self.reading, reason = choose_reading(self.directory, size, reading, blocks, len(self.shards))
-        self._fetch = self._fetcher(blocks)
+        paths = [self.directory / shard.file for shard in self.shards]
+        layout = paths, [shard.tokens for shard in self.shards], self.manifest.numpy_dtype
+        if self.reading == "pread":
+            self._fetch = Pread(*layout, blocks)
+        else:
+            self._fetch = (InMemory if self.reading == "ram" else Mapped)(*layout)
         if self.reading == "ram":
             self._check_sums(zip(self.shards, self._fetch.parts, strict=True))
         else:
@@ -79,13 +85,6 @@ class ShardReader:
         if len(starts):
             self._fetch.prefetch(starts, length)
 
-    def _fetcher(self, blocks: bool) -> InMemory | Mapped | Pread:
-        paths = [self.directory / shard.file for shard in self.shards]
-        layout = paths, [shard.tokens for shard in self.shards], self.manifest.numpy_dtype
-        if self.reading == "pread":
-            return Pread(*layout, blocks)
-        return (InMemory if self.reading == "ram" else Mapped)(*layout)
-
     def _check_sums(self, contents) -> None:
         for shard, data in contents:
             if xxhash.xxh3_128(data).hexdigest() != shard.xxh3_128:
@@ -113,8 +112,11 @@ def check_files(
     if first is not None and not 1 <= first <= len(listed_shards):
         raise DataError(f"the first {first} shards of {directory}/{split} were asked for; it has {len(listed_shards)}")
     shards = listed_shards[:first]
+    for shard in shards:
+        if problem := shard_problem(directory, shard, manifest):
+            raise DataError(f"shard {directory / shard.file} {problem}; restore it or prepare the data again")
     verified = manifest.verified(directory)
-    newer = [shard for shard in shards if _changed(directory, manifest, shard) > verified]
+    newer = [shard for shard in shards if os.stat(directory / shard.file).st_mtime_ns > verified]
     listed = {directory / shard.file for part in manifest.splits.values() for shard in part.shards}
     for folder in {(directory / shard.file).parent for shard in shards}:
         foreign = sorted(path for path in folder.glob("shard_*.bin") if path not in listed and path.stat().st_size)
@@ -124,21 +126,6 @@ def check_files(
                 "not finish; repeat that command, or move the file away"
             )
     return shards, newer
-
-
-def _changed(directory: Path, manifest: Manifest, shard: Shard) -> int:
-    """When the file was last written, in ns; a DataError if it cannot be the one that the metadata describes."""
-    path = directory / shard.file
-    expected = shard.tokens * manifest.numpy_dtype.itemsize
-    try:
-        status = os.stat(path)
-    except OSError:
-        raise DataError(f"shard {path} is missing; restore it or prepare the data again") from None
-    if status.st_size != expected:
-        raise DataError(
-            f"shard {path} holds {status.st_size:,} bytes, the metadata says {expected:,}; restore it or prepare again"
-        )
-    return status.st_mtime_ns
 
 
 def _reopen(directory: Path, split: str, dtype: str, options: dict) -> ShardReader:

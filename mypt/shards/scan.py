@@ -1,4 +1,4 @@
-"""Shards read from end to end, a chunk at a time: what they hold, and whether that is what the metadata says."""
+"""Shards read from end to end, a chunk at a time: what they hold, and whether the metadata agrees."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def checked_chunks(directory: Path, manifest: Manifest, split: str, advance: Adv
 
 
 def shard_problem(directory: Path, shard: Shard, manifest: Manifest) -> str | None:
-    """What the metadata and a look at the file tell: "is missing", "holds 38 bytes, the metadata says 40"."""
+    """How the file contradicts the metadata at a look: "is missing", "holds 38 bytes, the metadata says 40"."""
     file, expected = directory / shard.file, shard.tokens * manifest.numpy_dtype.itemsize
     if not file.is_file():
         return "is missing"
@@ -91,7 +91,7 @@ def shard_problem(directory: Path, shard: Shard, manifest: Manifest) -> str | No
 
 
 def pieces(ids: np.ndarray, eos: int) -> np.ndarray:
-    """The lengths, int64, of the parts of `ids` that end with EOS, and of what is left behind the last one."""
+    """The lengths, int64, of the parts of `ids` that end with EOS, and of what follows the last one."""
     ends = np.flatnonzero(ids == eos) + 1
     if not len(ends) or ends[-1] != len(ids):
         ends = np.append(ends, len(ids))

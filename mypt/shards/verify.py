@@ -22,8 +22,8 @@ def verify_dataset(directory: str | Path, *, workers: int = 1, progress: bool = 
 
     Reads every shard: presence, size, xxh3-128, smallest and largest id, ids inside the vocabulary, documents; then
     looks for shards that the metadata does not list and for the tokenizer. `workers` threads read shards side by side.
-    Memory: 4 MiB a worker. Of a whole directory the metadata's time is set to the beginning of the check, which
-    tells a later run that shards older than that are what the metadata says.
+    Memory: 4 MiB a worker. Without a problem the metadata's time is set to the beginning of the
+    check, so that a later run knows shards older than that to be as listed.
     Raises DataError if `directory` is no dataset, CheckFailed if its metadata is damaged.
     """
     directory, began = Path(directory), time.time_ns()
@@ -77,7 +77,7 @@ def _shard_problems(directory: Path, manifest: Manifest, workers: int, advance: 
     problems = []
     with ThreadPoolExecutor(workers) as pool:
         for split in manifest.splits.values():
-            begins: bool | None = True  # whether a document begins with the shard; None behind one that is damaged
+            begins: bool | None = True  # whether a document begins with the shard; None after one that is damaged
             for shard, found in zip(split.shards, pool.map(read, split.shards), strict=True):
                 if isinstance(found, str):
                     problem, begins = found, None

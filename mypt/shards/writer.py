@@ -74,7 +74,7 @@ class ShardWriter:
         return Split(self._shards)
 
     def abandon(self) -> None:
-        """Close the unfinished file after an error; it stays behind as `*.tmp`, which no reader looks at."""
+        """Close the unfinished file after an error; it stays as `*.tmp`, which no reader looks at."""
         if self._file is not None:
             file, self._file = self._file, None
             with suppress(OSError):  # closing flushes: what failed is being reported already

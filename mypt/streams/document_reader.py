@@ -70,7 +70,7 @@ class DocumentReader:
                 order = permute(np.arange(len(block)), len(block), key)
                 for drawn in range(cursor.drawn, len(block)):
                     text = self.keep(block[order[drawn]][1])
-                    block[order[drawn]] = None  # or the next block would be read beside all of this one
+                    block[order[drawn]] = None  # or all of this block would stay in memory with the next one
                     if text is not None:
                         yield start._replace(drawn=drawn, documents=given, first_documents=first_documents), text
                         given, last_epoch = given + 1, cursor.epoch
@@ -162,7 +162,7 @@ def pack(
     while group := list(itertools.islice(documents, GROUP)):
         ids, counts = encode([text for _, text in group])
         ends = np.cumsum(counts)
-        begins = ends - counts + np.arange(len(group))  # an EOS behind each document before
+        begins = ends - counts + np.arange(len(group))  # an EOS after each document before
         starts = np.concatenate([starts, begins + len(tokens) - skip])
         for (cursor, _), count in zip(group, counts.tolist(), strict=True):
             if first_tokens is None and cursor.epoch:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from mypt.shards.format import Manifest
 from mypt.shards.reader import ShardReader
-from mypt.streams.windows import document_positions, evaluation_starts
+from mypt.streams.config import to_batch
+from mypt.streams.windows import evaluation_starts
 
 
 class EvalWindows(torch.utils.data.Dataset):
@@ -66,11 +67,10 @@ class EvalWindows(torch.utils.data.Dataset):
     def gather(self, indices: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """What a model gets for k windows of one length T, and their targets; each int64 (k, T)."""
         length = int(self.lengths[indices[0]])
-        window = self.reader.gather(self.starts[indices], length + 1).astype(np.int64)
-        inputs = {"input_ids": window[:, :-1]}
-        if self.document_mask:
-            inputs["position_ids"] = document_positions(inputs["input_ids"], self.reader.manifest.eos_token_id)
-        return {name: torch.from_numpy(array) for name, array in inputs.items()}, torch.from_numpy(window[:, 1:])
+        eos = self.reader.manifest.eos_token_id if self.document_mask else None
+        inputs = to_batch(self.reader.gather(self.starts[indices], length + 1), eos)
+        del inputs["labels"]
+        return inputs, inputs.pop("shift_labels")
 
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[np.ndarray]:
         """Window numbers for one rank, in batches of equal length: the shorter last window comes alone."""

@@ -12,10 +12,9 @@ import torch
 from mypt.errors import DataError
 from mypt.streams.config import JitConfig, to_batch
 from mypt.streams.document_reader import GROUP, Cursor, DocumentReader, kept_text, pack
-from mypt.streams.size import UNKNOWN, EstimatedLedger, Size, fingerprint
+from mypt.streams.size import UNKNOWN, EstimatedLedger, Size, document_encoder, fingerprint
 from mypt.text.clean import Cleaner
 from mypt.text.sources import Unit, find_units
-from mypt.tokenization.fast import Encoder, choose_engine
 from mypt.tokenization.load import load_tokenizer, tokenizer_hash
 
 DEALING = 2  # of documents to readers, as `DocumentReader` does it: under another way a cursor means other documents
@@ -194,9 +193,7 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
         keep = partial(kept_text, Cleaner(), val_fraction=self.config.val_fraction)
         documents = DocumentReader(self.units, number, readers, keep, self.config).documents(cursor)
         first = list(itertools.islice(documents, GROUP))
-        backend = self.tokenizer.backend_tokenizer
-        engine = choose_engine(backend, [text for _, text in first], say=lambda line: None)
-        encoder = Encoder(backend, engine, self.tokenizer.eos_token_id)
+        encoder = document_encoder(self.tokenizer, [text for _, text in first])
 
         def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
             before, flat = encoder.special.dropped, encoder(texts)
@@ -208,14 +205,8 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
                 )
             return flat
 
-        yield from pack(
-            itertools.chain(first, documents),
-            encode,
-            self.tokenizer.eos_token_id,
-            self.block_size,
-            self.stride,
-            start=cursor,
-        )
+        documents = itertools.chain(first, documents)
+        yield from pack(documents, encode, self.tokenizer.eos_token_id, self.block_size, self.stride, cursor)
 
 
 class JitLoader(torch.utils.data.DataLoader):

@@ -12,7 +12,7 @@ from mypt.shards.reader import ShardReader
 from mypt.streams.config import StreamConfig, to_batch
 from mypt.streams.curriculum import cut, length_at
 from mypt.streams.ledger import Ledger
-from mypt.streams.timeline import events_since, source_of
+from mypt.streams.timeline import Source, events_since
 
 CHUNK = 16_384  # samples whose places are worked out at once: numpy's cost per call then vanishes
 FIRST_CHUNK = 256  # doubled up to CHUNK: a small dataset has many epochs in a large chunk, each with its own order
@@ -70,7 +70,10 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
             ShardReader(source, split, manifest=open_dataset(source, dtype), **options) for source in weights
         ]
         self._weights = [float(weight) for weight in weights.values()]  # as given: they may change on the way
-        sources = [source_of(*source) for source in zip(weights.items(), self.readers, strict=True)]
+        sources = [
+            Source(str(name), len(reader), weight, len(reader.shards), reader.fingerprint)
+            for name, weight, reader in zip(weights, self._weights, self.readers, strict=True)
+        ]
         super().__init__(sources, self.config.block_size)
         self.start_sample = start_sample
         self.order = order
@@ -92,7 +95,7 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
         return self.timeline.tokens_per_epoch
 
     def state(self, next_sample: int) -> dict:
-        """All that a resume needs, for JSON: `ShardStream(..., state=...)` goes on from `next_sample`."""
+        """All that a resume needs, for JSON: `ShardStream(..., state=...)` resumes at `next_sample`."""
         order = {"seed": self.config.seed, "order": self.order, "curriculum": self.curriculum}
         return super().state(next_sample) | order | {"weights": self._weights}
 
@@ -108,7 +111,7 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
     def change_weights(self, weights: list[float], sample: int) -> dict:
         """Draw from the sources with other weights from global sample `sample` on; returns the event.
 
-        An iteration that is under way goes on with them. All ranks call it alike, with the next sample of all. Raises
+        A running iteration continues with them. All ranks call it alike, with the next sample of all. Raises
         DataError for a sample that is already handed out. It cannot reach the copies that DataLoader workers have.
         """
         if sample < self._reached or len(weights) != len(self.sources):

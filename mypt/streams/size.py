@@ -95,7 +95,7 @@ def count_epoch(
             read, documents = read + len(group), documents + len(texts)
             characters += sum(map(len, texts))
             if texts:
-                encoder = encoder or _encoder(tokenizer, texts)
+                encoder = encoder or document_encoder(tokenizer, texts)
                 tokens += len(encoder(texts)[0]) + len(texts)  # an EOS ends each
         done += 1
     if not documents:
@@ -110,13 +110,14 @@ def count_epoch(
     return Size(documents * all_units / chosen, per_document)
 
 
-def _encoder(tokenizer: PreTrainedTokenizerFast, sample: list[str]) -> Encoder:
+def document_encoder(tokenizer: PreTrainedTokenizerFast, sample: list[str]) -> Encoder:
+    """The encoder of a stream's documents; sample: texts of it, on which an engine is tried."""
     backend = tokenizer.backend_tokenizer
     return Encoder(backend, choose_engine(backend, sample, say=lambda line: None), tokenizer.eos_token_id)
 
 
 def _extent(unit: Unit) -> float:
-    """How large a unit is beside the others of its source: bytes of files, rows of a dataset, 1 for a hub's shard."""
+    """The size of a unit relative to others of its source: bytes of files, rows of a dataset, 1 for a hub's shard."""
     if unit.kind == "hub":
         return 1
     if unit.kind == "arrow":

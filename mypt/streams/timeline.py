@@ -38,7 +38,7 @@ class Timeline:
     sources: as at sample 0. events: dicts in the order of their `sample`, the first sample they hold for. Two kinds
     count here:
     - {"sample", "weights": [one per source]}: from there on the sources are drawn with these weights. Each source's
-      own samples go on without gap or repeat.
+      own samples continue without gap or repeat.
     - {"sample", "appended": {"source": its index, "tokens", "shards", "fingerprint"}}: the source has grown to this
       size. Its epoch under way ends with the old windows; the next one is cut from all tokens.
     """
@@ -127,12 +127,6 @@ class Timeline:
         return round(self.sources[self.main].tokens / self._mixtures[0].shares[self.main])
 
 
-def source_of(given: tuple[object, float], reader: ShardReader) -> Source:
-    """A (directory, weight) pair and its reader as the source that a state records."""
-    name, weight = given
-    return Source(str(name), len(reader), float(weight), len(reader.shards), reader.fingerprint)
-
-
 def events_since(state: dict, now: list[Source], readers: list[ShardReader]) -> tuple[list[Source], int, list[dict]]:
     """Sources at sample 0, block size and all events of a saved state, with those that its next sample brings.
 
@@ -151,7 +145,7 @@ def events_since(state: dict, now: list[Source], readers: list[ShardReader]) -> 
             grown = {"tokens": source.tokens, "shards": source.shards, "fingerprint": source.fingerprint}
             events.append({"sample": sample, "appended": {"source": index, **grown}})
     weights = [source.weight for source in now]
-    # Only if somebody asks for others than before: what changed them on the way must survive a restart.
+    # Only if they differ from the saved ones: weights changed by an event must survive a restart.
     if not _same(weights, state["weights"]) and not _same(weights, [source.weight for source in before]):
         events.append({"sample": sample, "weights": weights})
     return sources, state["block_size"], events
