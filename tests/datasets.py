@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mypt.preparation.report import REPORT_NAME
-from mypt.shards.format import METADATA_NAME, Manifest, dtype_for, read_manifest, write_manifest
+from mypt.shards.format import METADATA_NAME, Manifest, dtype_for, write_manifest
+from mypt.shards.opening import open_dataset
 from mypt.shards.writer import ShardWriter
 from mypt.tokenization.encode import encode_documents
 from mypt.tokenization.load import largest_id, load_tokenizer, save_tokenizer, tokenizer_hash
@@ -56,7 +57,7 @@ def make_dataset(tmp_path):
 
 def stream(directory: Path, split: str) -> list[int]:
     """The ids of a split, read as docs/shard_format.md says."""
-    manifest = read_manifest(directory)
+    manifest = open_dataset(directory)
     shards = [np.fromfile(directory / shard.file, manifest.numpy_dtype) for shard in manifest.splits[split].shards]
     return np.concatenate([*shards, np.empty(0, manifest.numpy_dtype)]).tolist()
 

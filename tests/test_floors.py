@@ -71,12 +71,6 @@ def test_imports_inside_training_go_one_way(path):
             assert other <= own, f"{path} imports {name}, and is itself in the room that comes before"
 
 
-# Modules that still import each other in a circle. Untie them and take them out; nothing is added.
-CIRCLES_LEFT = {
-    *("mypt.shards.format", "mypt.shards.legacy", "mypt.shards.scan", "mypt.shards.writer"),
-}
-
-
 def circular(imports: dict[str, set[str]]) -> set[str]:
     """The modules from which a way of imports leads back to themselves. imports: {module: modules}."""
 
@@ -98,9 +92,7 @@ def test_no_modules_import_each_other_in_a_circle():
         module: {name if name in modules else name.rpartition(".")[0] for name in imported(path)} & modules.keys()
         for module, path in modules.items()
     }
-    found = circular(imports)
-    assert found <= CIRCLES_LEFT, f"in a circle: {sorted(found - CIRCLES_LEFT)}"
-    assert found == CIRCLES_LEFT, f"untied, so take them out of CIRCLES_LEFT: {sorted(CIRCLES_LEFT - found)}"
+    assert circular(imports) == set()
 
 
 def test_the_search_for_circles_finds_them():

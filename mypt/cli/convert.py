@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> int:
     from mypt.conversion.original_checkpoint import find_all
     from mypt.folders import require_free
     from mypt.legacy.checkpoint import is_original
-    from mypt.shards.legacy import is_foreign
+    from mypt.legacy.shards import find_shards
 
     path = Path(args.path)
-    if args.all or (is_original(path) and not is_foreign(path)):
+    if args.all or (is_original(path) and not find_shards(path)):
         options = _chosen(args, _OF_CHECKPOINTS, _OF_DATASETS, "dataset")
         if args.all:
             find_all(path)

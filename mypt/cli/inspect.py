@@ -63,10 +63,10 @@ def _found(name: str) -> Path:
 
 
 def _is_dataset(path: Path) -> bool:
+    from mypt.legacy.shards import find_shards
     from mypt.shards.format import METADATA_NAME
-    from mypt.shards.legacy import is_foreign
 
-    return (path / METADATA_NAME).is_file() or is_foreign(path)
+    return (path / METADATA_NAME).is_file() or find_shards(path) is not None
 
 
 def _diff(args: argparse.Namespace) -> dict:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from mypt.errors import DataError
 from mypt.folders import only_writer
-from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, dtype_for, is_ours, read_manifest, read_metadata
-from mypt.shards.legacy import origin, read_foreign
+from mypt.legacy.shards import find_shards
+from mypt.shards.format import SPLITS, Manifest, dtype_for, read_metadata
+from mypt.shards.opening import open_dataset
 from mypt.shards.publishing import fingerprints, made_before, publish, require_dataset_folder, staged
-from mypt.shards.scan import checked_chunks, progress_bar, write_stream
-from mypt.shards.writer import ShardWriter
+from mypt.shards.scan import checked_chunks, progress_bar
+from mypt.shards.writer import ShardWriter, write_stream
 from mypt.tokenization.load import load_tokenizer, save_tokenizer
 from mypt.tokenization.token_bytes import TextOf
 
@@ -33,7 +34,7 @@ def convert_dataset(
     """
     directory, out = Path(directory), Path(out)
     manifest = _read(directory, dtype, tokenizer)
-    made = {"did": "convert", "of": str(directory), "from": origin(manifest), "fingerprints": fingerprints(manifest)}
+    made = {"did": "convert", "of": str(directory), "from": manifest.origin, "fingerprints": fingerprints(manifest)}
     require_dataset_folder(out, "mypt convert")
     with only_writer(out):
         if previous := made_before(out, made):
@@ -69,15 +70,13 @@ def convert_dataset(
 
 
 def _read(directory: Path, dtype: str | None, tokenizer: str | None) -> Manifest:
-    path = directory / METADATA_NAME
-    content = read_metadata(path) if path.exists() else {}
-    if not is_ours(content):
-        manifest = read_foreign(directory, content, dtype, tokenizer) if directory.is_dir() else None
-        if manifest:
-            return manifest
+    metadata = read_metadata(directory) if directory.is_dir() else None
+    if not find_shards(directory, metadata) and "format" not in (metadata or {}):
         raise DataError(
             f"{directory} holds no dataset of the original MyPT (shard_00000.bin, with dataset_metadata.json or "
             f"tokenizer_state.json) nor of nanoGPT (train.bin), and no checkpoint (config.json, model.pt; a .pt file)"
         )
-    read_manifest(directory)
-    raise DataError(f"{directory} is a dataset in today's format already; nothing needs to be converted")
+    manifest = open_dataset(directory, dtype, tokenizer)
+    if manifest.origin is None:
+        raise DataError(f"{directory} is a dataset in today's format already; nothing needs to be converted")
+    return manifest

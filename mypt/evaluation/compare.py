@@ -10,7 +10,7 @@ from mypt.checkpoints.load import load_model, require_model
 from mypt.checkpoints.meta import read_config
 from mypt.errors import MyPTError
 from mypt.evaluation.forgetting import judge
-from mypt.shards.format import read_manifest
+from mypt.shards.opening import open_dataset
 from mypt.shards.reader import check_files
 from mypt.terminal import progress_bar
 from mypt.tokenization.load import require_model_tokenizer
@@ -123,7 +123,7 @@ def require_comparable(
         raise MyPTError(f"--batch-size is {batch_size}, expected 1 window or more")
     adapters = {model: require_model(model) for model in models}
     for directory in data.values():
-        check_files(Path(directory), read_manifest(directory), split)
+        check_files(Path(directory), open_dataset(directory), split)
     if block_size is not None and not any(adapters.values()) and all(Path(model).is_dir() for model in models):
         contexts = {model: read_config(model)[1].get("max_position_embeddings") for model in models}
         if all(contexts.values()):  # else only their classes know its name

@@ -6,8 +6,8 @@ Tokens are read only where the metadata does not count them: directories of the 
 from pathlib import Path
 
 from mypt.folders import LOCK_NAME
-from mypt.shards.format import FORMAT_NAME, FORMAT_VERSION, Manifest, read_manifest
-from mypt.shards.legacy import origin
+from mypt.shards.format import FORMAT_NAME, FORMAT_VERSION, Manifest
+from mypt.shards.opening import open_dataset
 from mypt.shards.scan import shard_problem
 
 
@@ -16,7 +16,7 @@ def inspect_dataset(path: Path) -> dict:
 
     Raises DataError if the metadata is missing or damaged.
     """
-    manifest = read_manifest(path)
+    manifest = open_dataset(path)
     splits = {
         name: {
             "tokens": split.tokens,
@@ -37,7 +37,7 @@ def inspect_dataset(path: Path) -> dict:
     return {
         "kind": "dataset",
         "path": str(path),
-        "format": origin(manifest) or f"{FORMAT_NAME} {FORMAT_VERSION}",
+        "format": manifest.origin or f"{FORMAT_NAME} {FORMAT_VERSION}",
         "dtype": manifest.dtype,
         "tokenizer": {
             "name": manifest.report.get("tokenizer"),

@@ -173,7 +173,7 @@ def load_plain(path: Path) -> dict[str, Any]:
         ) from None
     except OSError:
         raise
-    except Exception as error:  # whatever a stranger's file is able to provoke
+    except Exception as error:  # any error that a damaged or hostile file can provoke
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         raise CheckpointError(f"{path} is no whole file of torch.save ({reason}); restore it") from None
     if not isinstance(content, dict):

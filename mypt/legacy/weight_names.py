@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def config_fields(original: Original) -> dict[str, Any]:
-    """MyPTConfig fields of the original's model, from its weights where these tell and from its config else.
+    """MyPTConfig fields of the original's model, from its weights where they determine them, else from its config.
 
     Raises CheckpointError that names every field in which the two contradict each other.
     """
@@ -87,7 +87,7 @@ def rename(original: Original, fields: dict[str, Any], rotary: str = "halves") -
 
 
 def _agreed(original: Original) -> dict[str, Any]:
-    """Fields of the original's config as the weights mean them, and as stated where these cannot tell."""
+    """Fields of the original's config as the weights mean them, and as stated where they do not determine it."""
     names, stated = original.tensors, original.config
     table, positions = names["token_embedding_table.weight"], names.get("position_embedding_table.weight")
     found = {

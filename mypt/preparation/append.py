@@ -15,10 +15,10 @@ from mypt.errors import DataError
 from mypt.files import flush_names
 from mypt.folders import only_writer
 from mypt.shards.format import METADATA_NAME, Manifest, Split, read_manifest, write_manifest
-from mypt.shards.legacy import origin
+from mypt.shards.opening import open_dataset
 from mypt.shards.publishing import fingerprints, shard_files
-from mypt.shards.scan import checked_chunks, checksum, progress_bar, shard_problem, write_stream
-from mypt.shards.writer import ShardWriter
+from mypt.shards.scan import checked_chunks, checksum, progress_bar, shard_problem
+from mypt.shards.writer import ShardWriter, write_stream
 from mypt.tokenization.load import require_same_tokenizer
 
 APPENDING = ".appending"  # in the dataset directory: what is being added, and the metadata that will list it
@@ -41,7 +41,7 @@ def append_dataset(
     if directory.resolve() == other.resolve():
         raise DataError(f"{directory} cannot be added to itself; to see data more often, train longer")
     with only_appender(directory):
-        manifest, added = read_manifest(directory), read_manifest(other)
+        manifest, added = read_manifest(directory), open_dataset(other)
         require_same_tokenizer(str(directory), manifest.tokenizer_hash, str(other), added.tokenizer_hash)
         entry = {"did": "append", "of": str(other), "fingerprints": fingerprints(added)}
         if any(done.get("fingerprints") == entry["fingerprints"] for done in appended(manifest)):
@@ -73,10 +73,6 @@ def append_shards(directory: Path, staged: Path, added: Manifest, entry: dict) -
     Raises DataError for a directory that is damaged or holds a shard in the way that its metadata does not list.
     """
     manifest = read_manifest(directory)
-    if origin(manifest):
-        raise DataError(
-            f"{directory} is a dataset of {origin(manifest)}; convert it first: mypt convert {directory} --out DIR"
-        )
     _require_whole(directory, manifest)
     splits, moves = {}, []
     for name in dict.fromkeys([*manifest.splits, *added.splits]):

@@ -13,7 +13,8 @@ import numpy as np
 import xxhash
 
 from mypt.errors import DataError
-from mypt.shards.format import Manifest, read_manifest
+from mypt.shards.format import Manifest
+from mypt.shards.opening import open_dataset
 from mypt.shards.scan import checked_chunks, pieces, progress_bar, read_chunks
 from mypt.text.dedup import shared
 from mypt.tokenization.data_tokenizer import load_data_tokenizer
@@ -53,7 +54,7 @@ def overlaps(first: str | Path, second: str | Path, *, lines: bool = True, progr
     directories = [Path(first), Path(second)]
     if directories[0].resolve() == directories[1].resolve():
         raise DataError(f"{first} and {second} are the same directory; name two")
-    manifests = [read_manifest(directory) for directory in directories]
+    manifests = [open_dataset(directory) for directory in directories]
     by_ids = not lines and manifests[0].tokenizer_hash == manifests[1].tokenizer_hash
     total = sum(split.tokens * m.numpy_dtype.itemsize for m in manifests for split in m.splits.values())
     with ExitStack() as stack:

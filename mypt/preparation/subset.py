@@ -10,7 +10,8 @@ import numpy as np
 
 from mypt.errors import DataError
 from mypt.folders import only_writer
-from mypt.shards.format import Manifest, Split, read_manifest
+from mypt.shards.format import Manifest, Split
+from mypt.shards.opening import open_dataset
 from mypt.shards.publishing import fingerprints, made_before, own_tokenizer, publish, require_dataset_folder, staged
 from mypt.shards.scan import Advance, checked_chunks, pieces, progress_bar
 from mypt.shards.writer import ShardWriter
@@ -42,7 +43,7 @@ def subset_dataset(
     """
     directory, out = Path(directory), Path(out)
     asked = _asked(samples, tokens, fraction, val)
-    manifest = read_manifest(directory)
+    manifest = open_dataset(directory)
     made = {"did": "subset", "of": str(directory), **asked, "val": val, "seed": seed}
     made["fingerprints"] = fingerprints(manifest)
     require_dataset_folder(out, "mypt subset")

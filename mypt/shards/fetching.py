@@ -17,9 +17,9 @@ import numpy as np
 from mypt.errors import DataError
 from mypt.files import file_system, is_network
 
-BLOCK_TOKENS = 65_536  # 128 KiB as uint16: a disk's or a server's cost per request is small beside reading that much
+BLOCK_TOKENS = 65_536  # 128 KiB as uint16: a disk's or a server's cost per request is small against reading that much
 POOL_BLOCKS = 64  # blocks whose windows are shuffled together
-_SAMPLED = 4  # windows by which a call of `Mapped.prefetch` tells whether the page cache has them already
+_SAMPLED = 4  # windows by which `Mapped.prefetch` finds out whether the page cache has them already
 _MAP_FIXED = 0x10  # Linux, macOS and the BSDs agree; Python's mmap does not name it
 
 
@@ -46,7 +46,7 @@ class InMemory:
 
 
 class _Shards:
-    """Where in which file a place of the stream is."""
+    """The file, and the position in it, of each token of the stream."""
 
     def __init__(self, paths: list[Path], tokens: list[int], dtype: np.dtype):
         self.paths, self.dtype = paths, dtype
@@ -115,10 +115,10 @@ class Mapped(_Shards):
             self._memory.madvise(mmap.MADV_WILLNEED, page, end - page)
 
     def _is_cached(self, shard: int, offset: int) -> bool:
-        """Whether a byte of a file comes from memory at once; mincore would not tell for a file of somebody else."""
+        """Whether a byte of a file comes from memory at once; mincore does not report it for another user's file."""
         try:
             return os.preadv(self.open(shard).number, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-        except (OSError, AttributeError):  # not in memory, or deleted since; a system that cannot tell
+        except (OSError, AttributeError):  # not in memory, or deleted since; a system without RWF_NOWAIT
             return False
 
 
@@ -149,7 +149,7 @@ class Pread(_Shards):
         return windows
 
     def prefetch(self, starts: np.ndarray, length: int) -> None:
-        """The file systems that this is for take no advice."""
+        """Network file systems take no advice."""
 
     def _block(self, first: int, length: int) -> np.ndarray:
         key = (first, length)
@@ -182,7 +182,7 @@ class Pread(_Shards):
 
 
 class _OpenFile:
-    """A file descriptor that is closed when nobody holds it any more."""
+    """A file descriptor that is closed with the last reference to it."""
 
     def __init__(self, path: Path):
         self.number = os.open(path, os.O_RDONLY)
@@ -259,7 +259,7 @@ def choose_reading(
     if asked == "auto" and size <= min(RAM_LIMIT, available_memory() // RAM_SHARE):
         chosen = "ram"
     elif asked == "auto":
-        # A page fault behind a network can hang or kill the process; a read call returns an error.
+        # A page fault on a network file system can hang or kill the process; a read call returns an error.
         chosen = "pread" if is_network(system) or blocks or not _can_map(files) else "readahead"
     how = "read in whole blocks" if chosen == "pread" and blocks else _HOW[chosen]
     return chosen, f"{_human(size)} on {system}, {how}{', as asked' if asked == chosen else ''}"

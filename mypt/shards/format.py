@@ -1,6 +1,8 @@
 """The dataset directory on disk: `dataset_metadata.json` and the shards that it lists (docs/shard_format.md)."""
 
 import json
+import math
+import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ import xxhash
 from mypt.errors import DataError
 from mypt.files import replace_text
 from mypt.json_files import Count, PartOf, Positive, Rule, Wrong, as_kind, check, found, is_file_name, read_json
+from mypt.legacy.shards import find_shards
 from mypt.shards.settings import PrepareSettings
 
 METADATA_NAME = "dataset_metadata.json"
@@ -30,7 +33,7 @@ class Shard:
     file: str  # relative to the dataset directory: train/shard_00000.bin
     tokens: Positive
     documents: Count
-    bytes: Count  # UTF-8 bytes of the text behind the tokens
+    bytes: Count  # UTF-8 bytes of the text that the tokens encode
     min_id: Count
     max_id: Count
     xxh3_128: Hash  # of the file's bytes
@@ -120,6 +123,15 @@ class Manifest:
     def numpy_dtype(self) -> np.dtype:
         return DTYPES[self.dtype]
 
+    @property
+    def origin(self) -> str | None:
+        """The other program that wrote the dataset, whose shards were read whole for this manifest."""
+        return self.report.get("origin")
+
+    def verified(self, directory: Path) -> float:
+        """The time, in ns, until which the shards were as listed: the metadata is written and verified after them."""
+        return math.inf if self.origin else os.stat(directory / METADATA_NAME).st_mtime_ns
+
     def fingerprint(self, split: str, shards: int | None = None) -> str:
         """xxh3-128 over the dtype and every shard's token count and checksum: equal iff the token stream is equal.
 
@@ -158,40 +170,40 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     replace_text(directory / METADATA_NAME, json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def read_manifest(directory: str | Path, dtype: str | None = None) -> Manifest:
-    """Read a dataset directory's metadata.
+def read_manifest(directory: str | Path) -> Manifest:
+    """Read the metadata of a dataset directory in today's format.
 
-    A directory of the original MyPT's or of nanoGPT's (mypt/shards/legacy.py) records neither checksums nor, as a rule,
-    its dtype: its shards are read once, as `dtype` or else uint32. Elsewhere `dtype` decides nothing.
-    Raises DataError if the directory, the metadata or a field of it is missing or damaged.
+    Raises DataError if the directory, the metadata or a field of it is missing or damaged, or for a dataset of the
+    original MyPT's or of nanoGPT's, which `mypt.shards.opening.open_dataset` reads.
     """
     directory = Path(directory)
-    path = directory / METADATA_NAME
+    metadata = read_metadata(directory)
+    if original := find_shards(directory, metadata):
+        raise DataError(
+            f"{directory} is a dataset of {original.program}; convert it first: mypt convert {directory} --out DIR"
+        )
+    return parse_manifest(directory, metadata)
+
+
+def read_metadata(directory: Path) -> dict[str, Any] | None:
+    """The object in a directory's metadata, of any program; None if there is no such file.
+
+    Raises DataError if the directory is missing or the file is damaged.
+    """
     if not directory.is_dir():
         raise DataError(f"dataset directory {directory} does not exist; make it with: mypt prepare --out {directory}")
-    content = read_metadata(path) if path.exists() else None
-    if content is None or not is_ours(content):
-        from mypt.shards.legacy import read_foreign
-
-        if manifest := read_foreign(directory, content or {}, dtype):
-            return manifest
-    if content is not None:
-        return check(content, _manifest, path, DataError, _ADVICE)
-    raise DataError(
-        f"{directory} holds no {METADATA_NAME}: it is no dataset directory, or its preparation did not finish; "
-        f"run `mypt prepare --out {directory}` (again)"
-    )
+    path = directory / METADATA_NAME
+    return read_json(path, dict[str, object], DataError, _ADVICE) if path.exists() else None
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The object in a dataset's metadata, of today's format or another one. Raises DataError if it is damaged."""
-    content = read_json(path, dict[str, object], DataError, _ADVICE)
-    return content if is_ours(content) else check(content, _Foreign, path, DataError, _ADVICE)
-
-
-def is_ours(content: dict[str, Any]) -> bool:
-    """Whether it is metadata of today's format, be it damaged, and not another program's."""
-    return not {"format", "splits", "tokenizer_hash"}.isdisjoint(content)
+def parse_manifest(directory: Path, metadata: dict[str, Any] | None) -> Manifest:
+    """The manifest in `read_metadata`'s object. Raises DataError if it is missing, of another format or damaged."""
+    if metadata is None:
+        raise DataError(
+            f"{directory} holds no {METADATA_NAME}: it is no dataset directory, or its preparation did not finish; "
+            f"run `mypt prepare --out {directory}` (again)"
+        )
+    return check(metadata, _manifest, directory / METADATA_NAME, DataError, _ADVICE)
 
 
 def _manifest(content: dict[str, Any]) -> Manifest:
@@ -233,11 +245,3 @@ def _manifest(content: dict[str, Any]) -> Manifest:
         if (told := sum(source[count] for source in manifest.sources)) > total:
             raise Wrong(f"they have {told} {count}, and all shards {total}", "sources")
     return manifest
-
-
-class _Foreign(TypedDict, total=False):
-    """Metadata of the original MyPT's, as far as it is used."""
-
-    dtype: str
-    total_tokens: Count
-    total_tokens_written: Count

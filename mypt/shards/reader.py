@@ -1,6 +1,5 @@
 """Read one split of a dataset directory as one logical stream of token ids."""
 
-import math
 import os
 from pathlib import Path
 
@@ -9,15 +8,18 @@ import xxhash
 
 from mypt.errors import DataError
 from mypt.shards.fetching import InMemory, Mapped, Pread, choose_reading
-from mypt.shards.format import METADATA_NAME, Manifest, Shard, read_manifest
+from mypt.shards.format import Manifest, Shard
+from mypt.shards.opening import open_dataset
+from mypt.shards.scan import shard_problem
 
 
 class ShardReader:
     """The tokens of a split across its shards: position 0 is the first token of the first shard.
 
     reading: how bytes are fetched (docs/reading.md), never which: `ram`, `readahead`, `pread`, or `auto` by size and
-    file system. shards: only the first so many (data that was appended later is left out). dtype: of directories that
-    do not record one. blocks: the windows come in the order of blocks, so that `pread` reads these as wholes.
+    file system. shards: only the first so many (data that was appended later is left out). manifest: what
+    `open_dataset` gave for the directory, which is called without it. blocks: the windows come in the order of blocks,
+    so that `pread` reads these as wholes.
 
     Opening looks at the metadata, the names and the sizes of the files. Checksums are verified where it costs little:
     all in `ram`, else those of shards newer than the metadata. Raises DataError for a missing, truncated, changed or
@@ -31,18 +33,23 @@ class ShardReader:
         *,
         reading: str = "auto",
         shards: int | None = None,
-        dtype: str | None = None,
+        manifest: Manifest | None = None,
         blocks: bool = False,
     ):
         self.directory = Path(directory)
         self.split = split
-        self.manifest: Manifest = read_manifest(directory, dtype)
+        self.manifest = manifest or open_dataset(directory)
         self.shards, newer = check_files(self.directory, self.manifest, split, shards)
         self._tokens = sum(shard.tokens for shard in self.shards)
-        self._arguments = {"shards": len(self.shards), "dtype": dtype, "blocks": blocks}
+        self._options = {"shards": len(self.shards), "blocks": blocks}
         size = self._tokens * self.manifest.numpy_dtype.itemsize
         self.reading, reason = choose_reading(self.directory, size, reading, blocks, len(self.shards))
-        self._fetch = self._fetcher(blocks)
+        paths = [self.directory / shard.file for shard in self.shards]
+        layout = paths, [shard.tokens for shard in self.shards], self.manifest.numpy_dtype
+        if self.reading == "pread":
+            self._fetch = Pread(*layout, blocks)
+        else:
+            self._fetch = (InMemory if self.reading == "ram" else Mapped)(*layout)
         if self.reading == "ram":
             self._check_sums(zip(self.shards, self._fetch.parts, strict=True))
         else:
@@ -57,7 +64,8 @@ class ShardReader:
 
     def __reduce__(self):
         """A worker process opens the files itself; it gets no copy of what is mapped or in memory."""
-        return _reopen, (self.directory, self.split, {"reading": self.reading, **self._arguments})
+        options = {"reading": self.reading, **self._options}
+        return _reopen, (self.directory, self.split, self.manifest.dtype, options)
 
     @property
     def fingerprint(self) -> str:
@@ -76,13 +84,6 @@ class ShardReader:
         """Tell the system which windows will be gathered soon; changes nothing but waiting times."""
         if len(starts):
             self._fetch.prefetch(starts, length)
-
-    def _fetcher(self, blocks: bool) -> InMemory | Mapped | Pread:
-        paths = [self.directory / shard.file for shard in self.shards]
-        layout = paths, [shard.tokens for shard in self.shards], self.manifest.numpy_dtype
-        if self.reading == "pread":
-            return Pread(*layout, blocks)
-        return (InMemory if self.reading == "ram" else Mapped)(*layout)
 
     def _check_sums(self, contents) -> None:
         for shard, data in contents:
@@ -111,10 +112,11 @@ def check_files(
     if first is not None and not 1 <= first <= len(listed_shards):
         raise DataError(f"the first {first} shards of {directory}/{split} were asked for; it has {len(listed_shards)}")
     shards = listed_shards[:first]
-    written = math.inf  # a directory of another origin was read whole for its manifest
-    if "origin" not in manifest.report:
-        written = os.stat(directory / METADATA_NAME).st_mtime_ns
-    newer = [shard for shard in shards if _changed(directory, manifest, shard) > written]
+    for shard in shards:
+        if problem := shard_problem(directory, shard, manifest):
+            raise DataError(f"shard {directory / shard.file} {problem}; restore it or prepare the data again")
+    verified = manifest.verified(directory)
+    newer = [shard for shard in shards if os.stat(directory / shard.file).st_mtime_ns > verified]
     listed = {directory / shard.file for part in manifest.splits.values() for shard in part.shards}
     for folder in {(directory / shard.file).parent for shard in shards}:
         foreign = sorted(path for path in folder.glob("shard_*.bin") if path not in listed and path.stat().st_size)
@@ -126,20 +128,5 @@ def check_files(
     return shards, newer
 
 
-def _changed(directory: Path, manifest: Manifest, shard: Shard) -> int:
-    """When the file was last written, in ns; a DataError if it cannot be the one that the metadata describes."""
-    path = directory / shard.file
-    expected = shard.tokens * manifest.numpy_dtype.itemsize
-    try:
-        status = os.stat(path)
-    except OSError:
-        raise DataError(f"shard {path} is missing; restore it or prepare the data again") from None
-    if status.st_size != expected:
-        raise DataError(
-            f"shard {path} holds {status.st_size:,} bytes, the metadata says {expected:,}; restore it or prepare again"
-        )
-    return status.st_mtime_ns
-
-
-def _reopen(directory: Path, split: str, options: dict) -> ShardReader:
-    return ShardReader(directory, split, **options)
+def _reopen(directory: Path, split: str, dtype: str, options: dict) -> ShardReader:
+    return ShardReader(directory, split, manifest=open_dataset(directory, dtype), **options)

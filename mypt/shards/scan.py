@@ -1,8 +1,8 @@
-"""Shards read from end to end, a chunk at a time: what they hold, and whether that is what the metadata says."""
+"""Shards read from end to end, a chunk at a time: what they hold, and whether the metadata agrees."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import xxhash
 from mypt import terminal
 from mypt.errors import DataError
 from mypt.shards.format import Manifest, Shard
-from mypt.shards.writer import ShardWriter
 
 CHUNK_TOKENS = 1 << 20
 
@@ -29,6 +28,10 @@ class Contents:
     min_id: int
     max_id: int
     xxh3_128: str
+
+    def documents(self, begins: bool, eos: int) -> int:
+        """How many documents begin in it; begins: whether one does with its first id."""
+        return begins + self.ends - (self.last_id == eos)
 
 
 def read_chunks(path: Path, dtype: np.dtype) -> Iterator[np.ndarray]:
@@ -77,7 +80,7 @@ def checked_chunks(directory: Path, manifest: Manifest, split: str, advance: Adv
 
 
 def shard_problem(directory: Path, shard: Shard, manifest: Manifest) -> str | None:
-    """What the metadata and a look at the file tell: "is missing", "holds 38 bytes, the metadata says 40"."""
+    """How the file contradicts the metadata at a look: "is missing", "holds 38 bytes, the metadata says 40"."""
     file, expected = directory / shard.file, shard.tokens * manifest.numpy_dtype.itemsize
     if not file.is_file():
         return "is missing"
@@ -88,20 +91,11 @@ def shard_problem(directory: Path, shard: Shard, manifest: Manifest) -> str | No
 
 
 def pieces(ids: np.ndarray, eos: int) -> np.ndarray:
-    """The lengths, int64, of the parts of `ids` that end with EOS, and of what is left behind the last one."""
+    """The lengths, int64, of the parts of `ids` that end with EOS, and of what follows the last one."""
     ends = np.flatnonzero(ids == eos) + 1
     if not len(ends) or ends[-1] != len(ids):
         ends = np.append(ends, len(ids))
     return np.diff(ends, prepend=0)
-
-
-def write_stream(chunks: Iterable[np.ndarray], writer: ShardWriter, eos: int, text_bytes) -> None:
-    """Write a stream of ids as it is; `text_bytes(ids, tokens)` gives the bytes of text in each piece."""
-    goes_on = False
-    for ids in chunks:
-        tokens = pieces(ids, eos)
-        writer.write(ids, tokens, text_bytes(ids, tokens), goes_on=goes_on)
-        goes_on = bool(ids[-1] != eos)
 
 
 def progress_bar(what: str, total: int, shown: bool = True):

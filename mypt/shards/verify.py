@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from mypt.errors import CheckFailed, DataError, MyPTError
-from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, Shard, read_manifest
-from mypt.shards.legacy import origin
+from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, Shard
+from mypt.shards.opening import open_dataset
 from mypt.shards.publishing import own_tokenizer
 from mypt.shards.scan import Advance, Contents, progress_bar, scan_shard, shard_problem
 
@@ -22,22 +22,22 @@ def verify_dataset(directory: str | Path, *, workers: int = 1, progress: bool = 
 
     Reads every shard: presence, size, xxh3-128, smallest and largest id, ids inside the vocabulary, documents; then
     looks for shards that the metadata does not list and for the tokenizer. `workers` threads read shards side by side.
-    Memory: 4 MiB a worker. Of a whole directory the metadata's time is set to the beginning of the check, which
-    tells a later run that shards older than that are what the metadata says.
+    Memory: 4 MiB a worker. Without a problem the metadata's time is set to the beginning of the
+    check, so that a later run knows shards older than that to be as listed.
     Raises DataError if `directory` is no dataset, CheckFailed if its metadata is damaged.
     """
     directory, began = Path(directory), time.time_ns()
     try:
-        manifest = read_manifest(directory)
+        manifest = open_dataset(directory)
     except DataError as error:
         if (directory / METADATA_NAME).is_file():
             raise CheckFailed(str(error)) from None
         raise
     total = sum(split.tokens for split in manifest.splits.values()) * manifest.numpy_dtype.itemsize
     notes, problems, seconds = [], [], 0.0
-    if origin(manifest):
+    if manifest.origin:
         notes.append(
-            f"a dataset of {origin(manifest)}, which keeps no checksums: its sizes and ids were checked, nothing else "
+            f"a dataset of {manifest.origin}, which keeps no checksums: its sizes and ids were checked, nothing else "
             f"can be; mypt convert {directory} --out DIR records them"
         )
     else:
@@ -47,8 +47,8 @@ def verify_dataset(directory: str | Path, *, workers: int = 1, progress: bool = 
         seconds = time.perf_counter() - started
         problems += [*_foreign_shards(directory, manifest), *_tokenizer_problems(directory, manifest)]
         notes += _leftovers(directory)
-    if not problems and not origin(manifest):
-        _remember(directory / METADATA_NAME, began)
+        if not problems:
+            _remember(directory / METADATA_NAME, began)
     return {
         "path": str(directory),
         "splits": {
@@ -77,7 +77,7 @@ def _shard_problems(directory: Path, manifest: Manifest, workers: int, advance: 
     problems = []
     with ThreadPoolExecutor(workers) as pool:
         for split in manifest.splits.values():
-            begins: bool | None = True  # whether a document begins with the shard; None behind one that is damaged
+            begins: bool | None = True  # whether a document begins with the shard; None after one that is damaged
             for shard, found in zip(split.shards, pool.map(read, split.shards), strict=True):
                 if isinstance(found, str):
                     problem, begins = found, None
@@ -96,7 +96,7 @@ def _difference(shard: Shard, found: Contents, begins: bool | None, manifest: Ma
         return f"holds id {found.max_id}, outside the vocabulary of {manifest.vocab_size}"
     if (found.min_id, found.max_id) != (shard.min_id, shard.max_id):
         return f"holds ids from {found.min_id} to {found.max_id}, the metadata says {shard.min_id} to {shard.max_id}"
-    documents = shard.documents if begins is None else begins + found.ends - (found.last_id == manifest.eos_token_id)
+    documents = shard.documents if begins is None else found.documents(begins, manifest.eos_token_id)
     if documents != shard.documents:
         return f"holds the beginnings of {documents:,} documents, the metadata says {shard.documents:,}"
     return None

@@ -1,6 +1,7 @@
 """Token ids to shard files: written in order, checksummed on the way, each visible only when it is whole."""
 
 import os
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -10,6 +11,7 @@ import xxhash
 
 from mypt.errors import DataError
 from mypt.shards.format import DTYPES, Shard, Split
+from mypt.shards.scan import pieces
 
 
 class ShardWriter:
@@ -72,7 +74,7 @@ class ShardWriter:
         return Split(self._shards)
 
     def abandon(self) -> None:
-        """Close the unfinished file after an error; it stays behind as `*.tmp`, which no reader looks at."""
+        """Close the unfinished file after an error; it stays as `*.tmp`, which no reader looks at."""
         if self._file is not None:
             file, self._file = self._file, None
             with suppress(OSError):  # closing flushes: what failed is being reported already
@@ -103,3 +105,17 @@ class ShardWriter:
         self._file = None
         shard.xxh3_128 = self._digest.hexdigest()
         os.replace(self.directory / f"{shard.file}.tmp", self.directory / shard.file)
+
+
+def write_stream(
+    chunks: Iterable[np.ndarray],
+    writer: ShardWriter,
+    eos: int,
+    text_bytes: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> None:
+    """Write a stream of ids as it is; `text_bytes(ids, tokens)` gives the bytes of text in each piece."""
+    goes_on = False
+    for ids in chunks:
+        tokens = pieces(ids, eos)
+        writer.write(ids, tokens, text_bytes(ids, tokens), goes_on=goes_on)
+        goes_on = bool(ids[-1] != eos)

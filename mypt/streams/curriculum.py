@@ -36,7 +36,7 @@ def length_at(stages: list[tuple[int, int]], sample: int) -> int:
 
 
 def cut(batch: dict[str, torch.Tensor], length: int) -> dict[str, torch.Tensor]:
-    """(m, B) -> (m * B / length, length): the same tokens in the same order; positions begin anew with each row."""
+    """(m, B) -> (m * B / length, length): the same tokens in the same order; positions start at 0 in each row."""
     rows = {name: tensor.view(-1, length) for name, tensor in batch.items()}
     if "position_ids" in rows:
         rows["position_ids"] = rows["position_ids"].minimum(torch.arange(length))

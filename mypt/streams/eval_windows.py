@@ -7,8 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mypt.shards.format import Manifest
 from mypt.shards.reader import ShardReader
-from mypt.streams.windows import document_positions, evaluation_starts
+from mypt.streams.config import to_batch
+from mypt.streams.windows import evaluation_starts
 
 
 class EvalWindows(torch.utils.data.Dataset):
@@ -17,7 +19,7 @@ class EvalWindows(torch.utils.data.Dataset):
     Item i is {input_ids, labels, shift_labels}: int64 (block_size,); the split's last window is filled up with
     end-of-text tokens whose labels are -100, so that windows stack and nothing else is predicted. With document_mask
     also position_ids, as of `ShardStream`. shards: only the first so many (data that was appended later left out).
-    reading, dtype: as of `ShardReader`.
+    reading, manifest: as of `ShardReader`.
     """
 
     def __init__(
@@ -30,9 +32,9 @@ class EvalWindows(torch.utils.data.Dataset):
         document_mask: bool = False,
         shards: int | None = None,
         reading: str = "auto",
-        dtype: str | None = None,
+        manifest: Manifest | None = None,
     ):
-        self.reader = ShardReader(directory, split, reading=reading, shards=shards, dtype=dtype)
+        self.reader = ShardReader(directory, split, reading=reading, shards=shards, manifest=manifest)
         self.block_size = block_size
         self.document_mask = document_mask
         starts = evaluation_starts(len(self.reader), block_size)
@@ -65,11 +67,10 @@ class EvalWindows(torch.utils.data.Dataset):
     def gather(self, indices: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """What a model gets for k windows of one length T, and their targets; each int64 (k, T)."""
         length = int(self.lengths[indices[0]])
-        window = self.reader.gather(self.starts[indices], length + 1).astype(np.int64)
-        inputs = {"input_ids": window[:, :-1]}
-        if self.document_mask:
-            inputs["position_ids"] = document_positions(inputs["input_ids"], self.reader.manifest.eos_token_id)
-        return {name: torch.from_numpy(array) for name, array in inputs.items()}, torch.from_numpy(window[:, 1:])
+        eos = self.reader.manifest.eos_token_id if self.document_mask else None
+        inputs = to_batch(self.reader.gather(self.starts[indices], length + 1), eos)
+        del inputs["labels"]
+        return inputs, inputs.pop("shift_labels")
 
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[np.ndarray]:
         """Window numbers for one rank, in batches of equal length: the shorter last window comes alone."""

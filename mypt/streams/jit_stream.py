@@ -10,35 +10,36 @@ import numpy as np
 import torch
 
 from mypt.errors import DataError
-from mypt.streams.document_reader import GROUP, Lane, Place, kept_text, pack
-from mypt.streams.size import UNKNOWN, EstimatedLedger, Size, fingerprint
-from mypt.streams.windows import document_positions
+from mypt.streams.config import JitConfig, to_batch
+from mypt.streams.document_reader import GROUP, Cursor, DocumentReader, kept_text, pack
+from mypt.streams.size import UNKNOWN, EstimatedLedger, Size, document_encoder, fingerprint
 from mypt.text.clean import Cleaner
 from mypt.text.sources import Unit, find_units
-from mypt.tokenization.fast import Encoder, choose_engine
 from mypt.tokenization.load import load_tokenizer, tokenizer_hash
 
-DEALING = 2  # of documents to readers, as `Lane` does it: a place from another way means other documents
+DEALING = 2  # of documents to readers, as `DocumentReader` does it: under another way a cursor means other documents
 
 
 class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
     """Endless training samples straight from text, without preparing it first.
 
-    Each process and each DataLoader worker of it is a lane, and gets its own documents
+    Each process and each DataLoader worker of it is a reader with its own documents
     (`mypt.streams.document_reader`): each document once per epoch. They are cleaned as `mypt prepare` cleans,
-    tokenised, ended by EOS and packed.
-    A lane's window begins `stride` tokens after the one before and covers block_size + 1 tokens.
+    tokenized, ended by EOS and packed: a reader's window covers block_size + 1 tokens and begins `stride` tokens after
+    the one before. Yields what `ShardStream` yields. Memory: `shuffle_buffer` documents per reader, or 64 Mi characters
+    of them.
 
-    sources: paths, globs or hub datasets, as `mypt prepare --source` takes them, or their units. tokenizer: a loaded
-    one, or a directory, `gpt2` or a hub id. stride: block_size (no target twice) unless given. max_examples: only the
-    first so many documents of the sources. val_fraction: the share of documents, chosen by hash, that is left out.
-    micro_batch_size, rank, world_size, document_mask, and what is yielded: as of `ShardStream`.
-    state: what `state` gave; goes on there. With DataLoader workers iterate a `JitLoader` to have one.
-    expected: the size of an epoch by an estimate or a count (`mypt.streams.size`), for the length of a run and for the
-    ledger until it has counted. A `state` brings the one that its run began with.
+    Args:
+        sources: paths, globs or hub datasets, as `mypt prepare --source` takes them, or their units.
+        tokenizer: a loaded one, or a directory, `gpt2` or a hub id.
+        text_column: of the sources, unless they are units.
+        expected: the size of an epoch by an estimate or a count (`mypt.streams.size`), for the length of a run and for
+            the ledger until it has counted. A `state` brings the one that its run began with.
+        state: what `state` gave, to resume there. With DataLoader workers iterate a `JitLoader` to have one.
+        **settings: of `JitConfig`.
 
-    Memory: `shuffle_buffer` documents per lane, or 64 Mi characters of them.
-    Raises DataError for sources without documents, or changed since `state`; while iterating, for a lane without any.
+    Raises:
+        DataError: sources without documents, or changed since `state`; while iterating, a reader without documents.
     """
 
     def __init__(
@@ -46,44 +47,22 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
         sources: str | Path | list[str | Path] | list[Unit],
         tokenizer,
         *,
-        block_size: int,
-        seed: int = 0,
-        micro_batch_size: int | None = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle_buffer: int = 10_000,
-        stride: int | None = None,
-        max_examples: int | None = None,
-        val_fraction: float = 0.0,
         text_column: str = "text",
-        document_mask: bool = False,
         expected: Size = UNKNOWN,
         state: dict | None = None,
+        **settings,
     ):
-        if not 0 <= rank < world_size:
-            raise DataError(f"rank {rank} of {world_size}: expected 0 <= rank < world_size")
-        if stride is not None and not 1 <= stride <= block_size:
-            raise DataError(f"stride {stride}: expected 1 to block_size ({block_size}), or tokens would be left out")
-        for name, value in (("shuffle_buffer", shuffle_buffer), ("max_examples", max_examples)):
-            if value is not None and value < 1:
-                raise DataError(f"{name} is {value}, expected 1 or more")
+        self.config = JitConfig(**settings)
         names = [sources] if isinstance(sources, str | Path) else list(sources)
         units = names if isinstance(names[0], Unit) else find_units(names, text_column=text_column)
         name = ", ".join(dict.fromkeys(unit.source for unit in units))
-        EstimatedLedger.__init__(self, name, block_size, stride or block_size, expected)
+        block_size = self.config.block_size
+        EstimatedLedger.__init__(self, name, block_size, self.config.stride or block_size, expected)
         self.units = units
         self.tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
-        self.seed = seed
-        self.micro_batch_size = micro_batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.shuffle_buffer = shuffle_buffer
-        self.max_examples = max_examples
-        self.val_fraction = val_fraction
-        self.document_mask = document_mask
         self._position: dict | None = None
         if state is not None:
-            self.go_on(state)
+            self.resume(state)
 
     @property
     def identity(self) -> dict:
@@ -92,11 +71,11 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
             "data": fingerprint(self.units),
             "tokenizer": tokenizer_hash(self.tokenizer),
             "block_size": self.block_size,
-            "seed": self.seed,
-            "shuffle_buffer": self.shuffle_buffer,
+            "seed": self.config.seed,
+            "shuffle_buffer": self.config.shuffle_buffer,
             "stride": self.stride,
-            "max_examples": self.max_examples,
-            "val_fraction": self.val_fraction,
+            "max_examples": self.config.max_examples,
+            "val_fraction": self.config.val_fraction,
             "dealing": DEALING,
         }
 
@@ -106,9 +85,9 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
         return self._position["next_sample"] if self._position else 0
 
     def state(self, next_sample: int = 0) -> dict:
-        """All that a resume needs, for JSON: behind the last batch that was handed out here or by a JitLoader.
+        """All that a resume needs, for JSON: after the last batch that was handed out here or by a JitLoader.
 
-        `lanes` has the places of this process's lanes; of all processes after `gather`. next_sample: the sample that
+        `lanes` has the cursors of this process's readers; of all processes after `gather`. next_sample: the sample that
         comes next in training, if it is known. Raises DataError if it is another one: what was read ahead, and not
         trained on, would be lost.
         """
@@ -118,11 +97,11 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
                 f"{position['next_sample']} samples of {self.name} are handed out, and {next_sample} trained on: what "
                 "reads ahead loses its place in a JitStream; iterate a JitLoader, or use `mypt train`"
             )
-        lanes = {number: list(place) for number, place in position["lanes"].items()}
+        lanes = {number: list(cursor) for number, cursor in position["lanes"].items()}
         return super().state(position["next_sample"]) | position | {"lanes": lanes}
 
-    def go_on(self, state: dict) -> None:
-        """Begin at `state`. Raises DataError, naming what differs, if it belongs to other data or settings."""
+    def resume(self, state: dict) -> None:
+        """Resume at `state`. Raises DataError, naming what differs, if it belongs to other data or settings."""
         now = self.identity
         differing = [key for key in now if state.get(key) != now[key]]
         if differing:
@@ -132,20 +111,20 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
                 "(a hub dataset: name its @revision), or start another run"
             )
         self._position = {key: state[key] for key in (*now, "world_size", "workers", "next_worker", "next_sample")}
-        self._position["lanes"] = {number: Place(*place) for number, place in state["lanes"].items()}
+        self._position["lanes"] = {number: Cursor(*cursor) for number, cursor in state["lanes"].items()}
         self.size = self.expected = Size(*state["expected"])
         self._count()
 
     def begin(self, workers: int) -> dict:
         """Where it stands, as in `state`, for so many readers in each process.
 
-        Raises DataError if the state that it goes on from had another number of them, or of processes.
+        Raises DataError if the state that it resumes from had another number of them, or of processes.
         """
-        layout = {"world_size": self.world_size, "workers": workers}
-        mine = self._own_lanes(workers)
+        layout = {"world_size": self.config.world_size, "workers": workers}
+        mine = self._own_readers(workers)
         if self._position is None:
             self._position = (
-                self.identity | layout | {"next_worker": 0, "next_sample": 0, "lanes": dict.fromkeys(mine, Place())}
+                self.identity | layout | {"next_worker": 0, "next_sample": 0, "lanes": dict.fromkeys(mine, Cursor())}
             )
         there = {key: self._position[key] for key in layout}
         if there != layout:
@@ -158,43 +137,45 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
         return self._position
 
     def gather(self) -> None:
-        """Collect the places of all processes' lanes, for `state`; every process calls it."""
+        """Collect the cursors of all processes' readers, for `state`; every process calls it."""
         from accelerate.utils import gather_object
 
         lanes = self._position["lanes"]
         # Only its own: what it knows of the others is as old as the last call.
-        for others in gather_object([{number: lanes[number] for number in self._own_lanes(self._position["workers"])}]):
+        mine = {number: lanes[number] for number in self._own_readers(self._position["workers"])}
+        for others in gather_object([mine]):
             lanes |= others
         self._count()
 
-    def _own_lanes(self, workers: int) -> list[str]:
-        return [str(self.rank * workers + index) for index in range(workers)]
+    def _own_readers(self, workers: int) -> list[str]:
+        return [str(self.config.rank * workers + index) for index in range(workers)]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        for batch, place in self.batches():
-            self.advance(place)
+        for batch, cursor in self.batches():
+            self.advance(cursor)
             yield batch
 
-    def batches(self) -> Iterator[tuple[dict[str, torch.Tensor], Place]]:
-        """This reader's batches, each with the place behind it."""
+    def batches(self) -> Iterator[tuple[dict[str, torch.Tensor], Cursor]]:
+        """This reader's batches, each with the cursor after it."""
         worker = torch.utils.data.get_worker_info()
         index, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         position = self.begin(workers)
-        number = self._next_lane(index)
-        windows = self._windows(number, self.world_size * workers, position["lanes"][str(number)])
-        while group := list(itertools.islice(windows, self.micro_batch_size or 1)):
-            batch = self._batch(np.stack([window for window, _ in group]))
-            if self.micro_batch_size is None:
+        number = self._next_reader(index)
+        windows = self._windows(number, self.config.world_size * workers, position["lanes"][str(number)])
+        eos = self.tokenizer.eos_token_id if self.config.document_mask else None
+        while group := list(itertools.islice(windows, self.config.micro_batch_size or 1)):
+            batch = to_batch(np.stack([window for window, _ in group]), eos)
+            if self.config.micro_batch_size is None:
                 batch = {name: tensor[0] for name, tensor in batch.items()}
             yield batch, group[-1][1]
 
-    def advance(self, place: Place) -> None:
-        """Count the next batch, behind which its reader is at `place`, as handed out; the workers take turns."""
+    def advance(self, cursor: Cursor) -> None:
+        """Count the next batch, after which its reader is at `cursor`, as handed out; the workers take turns."""
         position = self._position
         self._position = position | {
             "next_worker": (position["next_worker"] + 1) % position["workers"],
-            "next_sample": position["next_sample"] + (self.micro_batch_size or 1) * self.world_size,
-            "lanes": position["lanes"] | {str(self._next_lane(0)): place},
+            "next_sample": position["next_sample"] + (self.config.micro_batch_size or 1) * self.config.world_size,
+            "lanes": position["lanes"] | {str(self._next_reader(0)): cursor},
         }
         self._count()
 
@@ -203,26 +184,16 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
         readers = position["world_size"] * position["workers"]
         self.count(position["lanes"].values(), readers, position["next_sample"])
 
-    def _next_lane(self, index: int) -> int:
-        """The lane of the batch that comes `index` batches after the next of this process."""
+    def _next_reader(self, index: int) -> int:
+        """The number of the reader whose batch comes `index` batches after the next of this process."""
         workers = self._position["workers"]
-        return self.rank * workers + (self._position["next_worker"] + index) % workers
+        return self.config.rank * workers + (self._position["next_worker"] + index) % workers
 
-    def _windows(self, number: int, lanes: int, place: Place) -> Iterator[tuple[np.ndarray, Place]]:
-        lane = Lane(
-            self.units,
-            number,
-            lanes,
-            keep=partial(kept_text, Cleaner(), val_fraction=self.val_fraction),
-            seed=self.seed,
-            shuffle_buffer=self.shuffle_buffer,
-            max_examples=self.max_examples,
-        )
-        documents = lane.documents(place)
+    def _windows(self, number: int, readers: int, cursor: Cursor) -> Iterator[tuple[np.ndarray, Cursor]]:
+        keep = partial(kept_text, Cleaner(), val_fraction=self.config.val_fraction)
+        documents = DocumentReader(self.units, number, readers, keep, self.config).documents(cursor)
         first = list(itertools.islice(documents, GROUP))
-        backend = self.tokenizer.backend_tokenizer
-        engine = choose_engine(backend, [text for _, text in first], say=lambda line: None)
-        encoder = Encoder(backend, engine, self.tokenizer.eos_token_id)
+        encoder = document_encoder(self.tokenizer, [text for _, text in first])
 
         def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
             before, flat = encoder.special.dropped, encoder(texts)
@@ -234,47 +205,32 @@ class JitStream(torch.utils.data.IterableDataset, EstimatedLedger):
                 )
             return flat
 
-        yield from pack(
-            itertools.chain(first, documents),
-            encode,
-            self.tokenizer.eos_token_id,
-            self.block_size,
-            self.stride,
-            start=place,
-        )
-
-    def _batch(self, windows: np.ndarray) -> dict[str, torch.Tensor]:
-        """uint32 (m, block_size + 1) -> int64 tensors (m, block_size)."""
-        inputs, targets = (np.ascontiguousarray(part, np.int64) for part in (windows[:, :-1], windows[:, 1:]))
-        batch = {"input_ids": torch.from_numpy(inputs), "shift_labels": torch.from_numpy(targets)}
-        batch["labels"] = batch["input_ids"]
-        if self.document_mask:
-            batch["position_ids"] = torch.from_numpy(document_positions(inputs, self.tokenizer.eos_token_id))
-        return batch
+        documents = itertools.chain(first, documents)
+        yield from pack(documents, encode, self.tokenizer.eos_token_id, self.block_size, self.stride, cursor)
 
 
 class JitLoader(torch.utils.data.DataLoader):
     """A DataLoader of a JitStream that keeps the stream's state at the last batch handed out.
 
-    Workers read ahead, but each batch brings the place behind it along: what was read and not handed out is read again
+    Workers read ahead, but each batch brings the cursor after it along: what was read and not handed out is read again
     after a resume. num_workers and other options: as of DataLoader. Raises DataError as `JitStream.begin` does.
     """
 
     def __init__(self, stream: JitStream, num_workers: int = 0, **options):
-        super().__init__(_WithPlaces(stream), batch_size=None, num_workers=num_workers, **options)
+        super().__init__(_WithCursors(stream), batch_size=None, num_workers=num_workers, **options)
         stream.begin(max(1, num_workers))
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        for batch, place in super().__iter__():
-            self.dataset.stream.advance(place)
+        for batch, cursor in super().__iter__():
+            self.dataset.stream.advance(cursor)
             yield batch
 
 
-class _WithPlaces(torch.utils.data.IterableDataset):
-    """A stream's batches with their places."""
+class _WithCursors(torch.utils.data.IterableDataset):
+    """A stream's batches with their cursors."""
 
     def __init__(self, stream: JitStream):
         self.stream = stream
 
-    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Place]]:
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Cursor]]:
         return self.stream.batches()

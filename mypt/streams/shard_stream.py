@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from mypt.errors import DataError
+from mypt.shards.opening import open_dataset
 from mypt.shards.reader import ShardReader
+from mypt.streams.config import StreamConfig, to_batch
 from mypt.streams.curriculum import cut, length_at
 from mypt.streams.ledger import Ledger
-from mypt.streams.timeline import events_since, source_of
-from mypt.streams.windows import document_positions
+from mypt.streams.timeline import Source, events_since
 
 CHUNK = 16_384  # samples whose places are worked out at once: numpy's cost per call then vanishes
 FIRST_CHUNK = 256  # doubled up to CHUNK: a small dataset has many epochs in a large chunk, each with its own order
@@ -27,16 +28,24 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
     yields, as its k-th micro-batch, samples start_sample + (k * w + r) * micro_batch_size and the following. In each
     epoch of a source every window comes exactly once. A resume is `start_sample`: no batch is read to be skipped.
 
-    directory: a dataset directory, or {directory: weight} for a mixture with exact proportions.
-    order: `full`, or `blocks` for disks that cannot seek. reading, dtype: as of `ShardReader`.
-    curriculum: [(first sample, length), ...] of `mypt.streams.curriculum`: windows cut into shorter rows.
-    state: what `state` gave, from a checkpoint: goes on from its next sample instead of start_sample. Weights other
-    than those given then, and shards appended since, become events there.
     Yields dicts of int64 tensors (micro_batch_size, block_size): `input_ids`, `labels` (= input_ids, HF's convention),
-    `shift_labels` (contiguous; the token after each input), and with `document_mask` `position_ids` that start anew
-    after each end-of-text token. With micro_batch_size=None: single samples (block_size,), for a stock DataLoader.
+    `shift_labels` (contiguous; the token after each input), and with `document_mask` `position_ids` that start at 0
+    again after each end-of-text token. With micro_batch_size=None: single samples (block_size,), for any DataLoader.
 
-    Raises DataError for a damaged directory, a split shorter than one window, or a state of other data.
+    Args:
+        directory: a dataset directory, or {directory: weight} for a mixture with exact proportions.
+        split: `train`, or another split of the directories.
+        start_sample: global number of the first sample.
+        order: `full`, or `blocks` for disks that cannot seek.
+        reading: as of `ShardReader`.
+        dtype: `uint16` or `uint32`, of directories that do not record one.
+        curriculum: [(first sample, length), ...] of `mypt.streams.curriculum`: windows cut into shorter rows.
+        state: what `state` gave, from a checkpoint: the stream resumes at its next sample instead of start_sample.
+            Weights other than those given then, and shards appended since, become events there.
+        **settings: block_size, seed, micro_batch_size, rank, world_size, document_mask of `StreamConfig`.
+
+    Raises:
+        DataError: a damaged directory, a split shorter than one window, or a state of other data.
     """
 
     def __init__(
@@ -44,41 +53,35 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
         directory: str | Path | dict[str, float],
         split: str = "train",
         *,
-        block_size: int,
-        seed: int = 0,
-        micro_batch_size: int | None = 1,
-        rank: int = 0,
-        world_size: int = 1,
         start_sample: int = 0,
-        document_mask: bool = False,
         order: str = "full",
         reading: str = "auto",
         dtype: str | None = None,
         curriculum: list[tuple[int, int]] | None = None,
         state: dict | None = None,
+        **settings,
     ):
+        self.config = StreamConfig(**settings)
+        if start_sample < 0:
+            raise DataError(f"start_sample {start_sample}: expected 0 or more")
         weights = directory if isinstance(directory, dict) else {directory: 1.0}
-        options = {"reading": reading, "dtype": dtype, "blocks": order == "blocks"}
-        self.readers = [ShardReader(source, split, **options) for source in weights]
-        if not 0 <= rank < world_size or start_sample < 0:
-            raise DataError(
-                f"rank {rank} of {world_size}, start_sample {start_sample}: expected 0 <= rank < world_size"
-            )
+        options = {"reading": reading, "blocks": order == "blocks"}
+        self.readers = [
+            ShardReader(source, split, manifest=open_dataset(source, dtype), **options) for source in weights
+        ]
         self._weights = [float(weight) for weight in weights.values()]  # as given: they may change on the way
-        sources = [source_of(*source) for source in zip(weights.items(), self.readers, strict=True)]
-        super().__init__(sources, block_size)
-        self.seed = seed
-        self.micro_batch_size = micro_batch_size
-        self.rank = rank
-        self.world_size = world_size
+        sources = [
+            Source(str(name), len(reader), weight, len(reader.shards), reader.fingerprint)
+            for name, weight, reader in zip(weights, self._weights, self.readers, strict=True)
+        ]
+        super().__init__(sources, self.config.block_size)
         self.start_sample = start_sample
-        self.document_mask = document_mask
         self.order = order
         self.curriculum = curriculum
         self._reached = start_sample  # samples below are handed out, by all ranks together
         if state:
             self._go_on(state)
-        if self.curriculum and micro_batch_size is None:
+        if self.curriculum and self.config.micro_batch_size is None:
             raise DataError("a curriculum cuts micro-batches into shorter rows; give micro_batch_size, not None")
 
     @property
@@ -92,14 +95,15 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
         return self.timeline.tokens_per_epoch
 
     def state(self, next_sample: int) -> dict:
-        """All that a resume needs, for JSON: `ShardStream(..., state=...)` goes on from `next_sample`."""
-        order = {"seed": self.seed, "order": self.order, "curriculum": self.curriculum}
+        """All that a resume needs, for JSON: `ShardStream(..., state=...)` resumes at `next_sample`."""
+        order = {"seed": self.config.seed, "order": self.order, "curriculum": self.curriculum}
         return super().state(next_sample) | order | {"weights": self._weights}
 
     def _go_on(self, state: dict) -> None:
-        for name in ("seed", "block_size", "order"):
-            if state[name] != getattr(self, name):
-                raise DataError(f"the state was saved with {name} {state[name]}, this stream has {getattr(self, name)}")
+        now = {"seed": self.config.seed, "block_size": self.block_size, "order": self.order}
+        for name, value in now.items():
+            if state[name] != value:
+                raise DataError(f"the state was saved with {name} {state[name]}, this stream has {value}")
         super().__init__(*events_since(state, self.sources, self.readers))
         self.start_sample = self._reached = state["next_sample"]
         self.curriculum = state["curriculum"]
@@ -107,7 +111,7 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
     def change_weights(self, weights: list[float], sample: int) -> dict:
         """Draw from the sources with other weights from global sample `sample` on; returns the event.
 
-        An iteration that is under way goes on with them. All ranks call it alike, with the next sample of all. Raises
+        A running iteration continues with them. All ranks call it alike, with the next sample of all. Raises
         DataError for a sample that is already handed out. It cannot reach the copies that DataLoader workers have.
         """
         if sample < self._reached or len(weights) != len(self.sources):
@@ -122,24 +126,24 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = torch.utils.data.get_worker_info()
         batch, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        size = self.micro_batch_size or 1
+        size, rank, world_size = self.config.micro_batch_size or 1, self.config.rank, self.config.world_size
         chunk = FIRST_CHUNK
         while True:
             timeline = self.timeline
             batches = batch + stride * np.arange(max(1, chunk // size))
-            samples = self.start_sample + (batches * self.world_size + self.rank)[:, None] * size + np.arange(size)
+            samples = self.start_sample + (batches * world_size + rank)[:, None] * size + np.arange(size)
             items = self._items(*self.places(samples.reshape(-1)))
             for first, item in zip(samples[:, 0].tolist(), items, strict=True):
                 if self.timeline is not timeline:
                     break  # the weights changed: what comes next has another place
-                self._reached = self.start_sample + (batch + 1) * self.world_size * size
+                self._reached = self.start_sample + (batch + 1) * world_size * size
                 yield cut(item, length_at(self.curriculum, first)) if self.curriculum else item
                 batch += stride
             chunk = min(2 * chunk, CHUNK)
 
     def _items(self, owners: np.ndarray, starts: np.ndarray) -> Iterator[dict[str, torch.Tensor]]:
         """The windows at these places: in micro-batches, or one by one out of small ones, which is faster."""
-        size, asked = self.micro_batch_size or SINGLES, 0
+        size, asked = self.config.micro_batch_size or SINGLES, 0
         per_read = max(1, READ_TOKENS // (size * self.block_size)) * size
         for first in range(0, len(starts), per_read):
             if first + AHEAD >= asked:
@@ -149,8 +153,8 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
                 asked = soon.stop
             windows = self._windows(owners[first : first + per_read], starts[first : first + per_read])
             for row in range(0, len(windows), size):
-                batch = self._batch(windows[row : row + size], owners[first + row : first + row + size])
-                if self.micro_batch_size:
+                batch = to_batch(windows[row : row + size], self._ends(owners[first + row : first + row + size]))
+                if self.config.micro_batch_size:
                     yield batch
                 else:
                     for single in zip(*(tensor.unbind() for tensor in batch.values()), strict=True):
@@ -162,7 +166,7 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
         starts = np.empty(len(samples), np.int64)
         for index in range(len(self.sources)):
             rows = np.flatnonzero(owners == index)
-            starts[rows] = self.timeline.starts(index, local[rows], self.seed, self.order)
+            starts[rows] = self.timeline.starts(index, local[rows], self.config.seed, self.order)
         return owners, starts
 
     def _windows(self, owners: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -176,14 +180,8 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
             windows[rows] = reader.gather(starts[rows], self.block_size + 1)
         return windows
 
-    def _batch(self, windows: np.ndarray, owners: np.ndarray) -> dict[str, torch.Tensor]:
-        inputs = torch.from_numpy(windows[:, :-1].astype(np.int64))
-        batch = {
-            "input_ids": inputs,
-            "shift_labels": torch.from_numpy(windows[:, 1:].astype(np.int64)),
-            "labels": inputs,
-        }
-        if self.document_mask:
-            ends = np.array([reader.manifest.eos_token_id for reader in self.readers])[owners]
-            batch["position_ids"] = torch.from_numpy(document_positions(windows[:, :-1], ends[:, None]))
-        return batch
+    def _ends(self, owners: np.ndarray) -> np.ndarray | None:
+        """The end-of-text id of each window's source, (n, 1), if documents are masked."""
+        if not self.config.document_mask:
+            return None
+        return np.array([reader.manifest.eos_token_id for reader in self.readers])[owners, None]

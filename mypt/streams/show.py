@@ -46,7 +46,7 @@ def decoded_windows(
 
 
 def saved_ledger(state: dict) -> list[dict]:
-    """What each source had given when a stream's state was saved; that of a `JitStream` says so itself."""
+    """What each source had given when a stream's state was saved; that of a `JitStream` records it."""
     if "seen" in state:
         return state["seen"]
     ledger = Ledger([Source(**source) for source in state["sources"]], state["block_size"], state["events"])

@@ -16,7 +16,7 @@ import xxhash
 from mypt.errors import DataError, MyPTError
 from mypt.files import replace_text
 from mypt.json_files import Rule, read_json
-from mypt.streams.document_reader import Place, kept_text
+from mypt.streams.document_reader import Cursor, kept_text
 from mypt.streams.ledger import Seen
 from mypt.streams.permutation import derive_key, permute
 from mypt.streams.timeline import Source
@@ -96,7 +96,7 @@ def count_epoch(
             read, documents = read + len(group), documents + len(texts)
             characters += sum(map(len, texts))
             if texts:
-                encoder = encoder or _encoder(tokenizer, texts)
+                encoder = encoder or document_encoder(tokenizer, texts)
                 tokens += len(encoder(texts)[0]) + len(texts)  # an EOS ends each
         done += 1
     if not documents:
@@ -111,13 +111,14 @@ def count_epoch(
     return Size(documents * all_units / chosen, per_document)
 
 
-def _encoder(tokenizer: PreTrainedTokenizerFast, sample: list[str]) -> Encoder:
+def document_encoder(tokenizer: PreTrainedTokenizerFast, sample: list[str]) -> Encoder:
+    """The encoder of a stream's documents; sample: texts of it, on which an engine is tried."""
     backend = tokenizer.backend_tokenizer
     return Encoder(backend, choose_engine(backend, sample, say=lambda line: None), tokenizer.eos_token_id)
 
 
 def _extent(unit: Unit) -> float:
-    """How large a unit is beside the others of its source: bytes of files, rows of a dataset, 1 for a hub's shard."""
+    """The size of a unit relative to others of its source: bytes of files, rows of a dataset, 1 for a hub's shard."""
     if unit.kind == "hub":
         return 1
     if unit.kind == "arrow":
@@ -184,18 +185,18 @@ class EstimatedLedger:
         self.events: list[dict] = []
         self.size = expected  # by what is known now
 
-    def count(self, places: Iterable[Place], readers: int, next_sample: int) -> None:
+    def count(self, cursors: Iterable[Cursor], readers: int, next_sample: int) -> None:
         """Take note of where some of the readers are, and all of them together."""
         if self.expected.exact:
             return
         documents, per_document, _ = self.expected
-        places = list(places)
-        more = readers / len(places)  # the others are taken to be like those that are known
-        given = more * sum(place.documents for place in places)
-        if all(place.epoch for place in places):
-            documents = more * sum(place.first_documents for place in places)
-            per_document = more * sum(place.first_tokens for place in places) / max(1, documents)
-            self.size = Size(documents, per_document, exact=len(places) == readers)
+        cursors = list(cursors)
+        more = readers / len(cursors)  # the others are taken to be like those that are known
+        given = more * sum(cursor.documents for cursor in cursors)
+        if all(cursor.epoch for cursor in cursors):
+            documents = more * sum(cursor.first_documents for cursor in cursors)
+            per_document = more * sum(cursor.first_tokens for cursor in cursors) / max(1, documents)
+            self.size = Size(documents, per_document, exact=len(cursors) == readers)
             return
         if given >= ENOUGH or not per_document:
             per_document = next_sample * self.stride / max(1, given)

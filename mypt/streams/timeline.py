@@ -24,7 +24,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """A source from one of its own samples on: so many tokens, in epochs counted from `epoch`."""
 
     first: int
@@ -33,12 +33,12 @@ class Stretch:
 
 
 class Timeline:
-    """A pure function of (sources, block_size, events): sample g -> source and place; what the first g samples were.
+    """A pure function of (sources, block_size, events): sample g -> source and window; what the first g samples were.
 
     sources: as at sample 0. events: dicts in the order of their `sample`, the first sample they hold for. Two kinds
     count here:
     - {"sample", "weights": [one per source]}: from there on the sources are drawn with these weights. Each source's
-      own samples go on without gap or repeat.
+      own samples continue without gap or repeat.
     - {"sample", "appended": {"source": its index, "tokens", "shards", "fingerprint"}}: the source has grown to this
       size. Its epoch under way ends with the old windows; the next one is cut from all tokens.
     """
@@ -52,7 +52,7 @@ class Timeline:
         self._firsts = [0]
         self._mixtures = [Mixture([source.weight for source in sources])]
         self._given = [np.zeros(len(sources), np.int64)]
-        self._stretches = [[Stretch(0, 0, source.tokens)] for source in sources]
+        self._segments = [[Segment(0, 0, source.tokens)] for source in sources]
         for source in sources:
             window_count(source.tokens, block_size)  # an error now rather than at the first sample
         for event in events:
@@ -71,14 +71,14 @@ class Timeline:
     def _extend(self, sample: int, source: int, **size) -> None:
         self.now[source] = replace(self.now[source], **size)
         drawn = self.drawn(sample)[source]
-        old = self._stretch(source, drawn)
+        old = self._segment(source, drawn)
         epochs = -(-(drawn - old.first) // window_count(old.tokens, self.block_size))  # those begun are finished
         first = old.first + epochs * window_count(old.tokens, self.block_size)
-        self._stretches[source].append(Stretch(first, old.epoch + epochs, self.now[source].tokens))
+        self._segments[source].append(Segment(first, old.epoch + epochs, self.now[source].tokens))
 
-    def _stretch(self, source: int, local: int) -> Stretch:
-        """The stretch that a source's own sample lies in; of several that begin at one sample, the last."""
-        return next(s for s in reversed(self._stretches[source]) if s.first <= local)
+    def _segment(self, source: int, local: int) -> Segment:
+        """The segment that a source's own sample lies in; of several that begin at one sample, the last."""
+        return next(s for s in reversed(self._segments[source]) if s.first <= local)
 
     def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Global samples int64 (k,) -> source indices (k,) and sample numbers within the source (k,)."""
@@ -94,13 +94,13 @@ class Timeline:
 
     def starts(self, source: int, local: np.ndarray, seed: int, order: str = "full") -> np.ndarray:
         """First token of the window of each of a source's own samples; int64 (k,) -> int64 (k,)."""
-        stretches = self._stretches[source]
+        segments = self._segments[source]
         starts = np.empty(len(local), np.int64)
-        parts = np.searchsorted([stretch.first for stretch in stretches], local, side="right") - 1
+        parts = np.searchsorted([segment.first for segment in segments], local, side="right") - 1
         for part in np.unique(parts).tolist():
-            rows, stretch = parts == part, stretches[part]
+            rows, segment = parts == part, segments[part]
             starts[rows] = window_starts(
-                local[rows] - stretch.first, stretch.tokens, self.block_size, seed, order, first_epoch=stretch.epoch
+                local[rows] - segment.first, segment.tokens, self.block_size, seed, order, first_epoch=segment.epoch
             )
         return starts
 
@@ -112,8 +112,8 @@ class Timeline:
 
     def epochs(self, source: int, drawn: int) -> float:
         """Passes over a source of which `drawn` samples were given."""
-        stretch = self._stretch(source, drawn)
-        return stretch.epoch + (drawn - stretch.first) / window_count(stretch.tokens, self.block_size)
+        segment = self._segment(source, drawn)
+        return segment.epoch + (drawn - segment.first) / window_count(segment.tokens, self.block_size)
 
     @property
     def samples_per_epoch(self) -> int:
@@ -125,12 +125,6 @@ class Timeline:
     def tokens_per_epoch(self) -> int:
         """Tokens of all sources together in that many samples, the few that fill no window included."""
         return round(self.sources[self.main].tokens / self._mixtures[0].shares[self.main])
-
-
-def source_of(given: tuple[object, float], reader: ShardReader) -> Source:
-    """A (directory, weight) pair and its reader as the source that a state records."""
-    name, weight = given
-    return Source(str(name), len(reader), float(weight), len(reader.shards), reader.fingerprint)
 
 
 def events_since(state: dict, now: list[Source], readers: list[ShardReader]) -> tuple[list[Source], int, list[dict]]:
@@ -151,7 +145,7 @@ def events_since(state: dict, now: list[Source], readers: list[ShardReader]) -> 
             grown = {"tokens": source.tokens, "shards": source.shards, "fingerprint": source.fingerprint}
             events.append({"sample": sample, "appended": {"source": index, **grown}})
     weights = [source.weight for source in now]
-    # Only if somebody asks for others than before: what changed them on the way must survive a restart.
+    # Only if they differ from the saved ones: weights changed by an event must survive a restart.
     if not _same(weights, state["weights"]) and not _same(weights, [source.weight for source in before]):
         events.append({"sample": sample, "weights": weights})
     return sources, state["block_size"], events

@@ -33,24 +33,21 @@ def window_starts(
     order: `full`, any window may follow any other; or `blocks`, for media that cannot seek: blocks of neighbouring
     windows in a permuted order, and windows shuffled within pools of POOL_BLOCKS of them (docs/reading.md).
     """
-    if order not in _ORDERS:
-        raise DataError(f"order {order!r} is none of {', '.join(_ORDERS)}")
+    if order not in ("full", "blocks"):
+        raise DataError(f"order {order!r} is none of full, blocks")
     n = window_count(tokens, block_size)
     starts = np.empty(len(samples), np.int64)
     for epoch, rows in _groups(samples // n):
         positions = samples[rows] - epoch * n
         epoch += first_epoch
-        windows = _ORDERS[order](positions, n, block_size, derive_key(seed, epoch))
+        key = derive_key(seed, epoch)
+        windows = permute(positions, n, key) if order == "full" else _by_blocks(positions, n, block_size, key)
         starts[rows] = windows * block_size + phase(epoch, tokens, block_size, seed)
     return starts
 
 
-def _fully(positions: np.ndarray, n: int, block_size: int, key: int) -> np.ndarray:
-    return permute(positions, n, key)
-
-
 def _by_blocks(positions: np.ndarray, n: int, block_size: int, key: int) -> np.ndarray:
-    """The windows left over behind the last whole block are shuffled into the last pool."""
+    """The windows left over after the last whole block are shuffled into the last pool."""
     per_block = max(1, BLOCK_TOKENS // block_size)
     per_pool, whole_blocks = per_block * POOL_BLOCKS, n // per_block
     windows = np.empty_like(positions)
@@ -62,9 +59,6 @@ def _by_blocks(positions: np.ndarray, n: int, block_size: int, key: int) -> np.n
         place[whole] = permute(block, whole_blocks, key) * per_block + inside
         windows[rows] = place
     return windows
-
-
-_ORDERS = {"full": _fully, "blocks": _by_blocks}
 
 
 def _groups(numbers: np.ndarray) -> Iterator[tuple[int, np.ndarray | slice]]:

@@ -11,7 +11,8 @@ from mypt.errors import RecipeError, recipe_wording
 from mypt.evaluation.forgetting import require_sets
 from mypt.models.presets import preset_dimensions
 from mypt.recipe import AUTO, RESOLVED_NAME, ModelSection, Recipe, load_recipe
-from mypt.shards.format import Manifest, read_manifest
+from mypt.shards.format import Manifest
+from mypt.shards.opening import open_dataset
 from mypt.shards.reader import check_files
 from mypt.streams.windows import window_count
 from mypt.tokenization.load import require_same_tokenizer
@@ -120,7 +121,7 @@ def _check_data(recipe: Recipe) -> None:
     section, block_size = recipe.data, recipe.data.block_size or default_block_size(recipe.model)
     texts = text_sources(section.train)
     prepared = [name for name in dict.fromkeys([*section.train, *section.eval.values()]) if is_dataset(name)]
-    manifests: dict[str, Manifest] = {name: read_manifest(name, section.dtype) for name in prepared}
+    manifests: dict[str, Manifest] = {name: open_dataset(name, section.dtype) for name in prepared}
     for name, manifest in manifests.items():
         if not texts:
             require_same_tokenizer(prepared[0], manifests[prepared[0]].tokenizer_hash, name, manifest.tokenizer_hash)
@@ -130,6 +131,6 @@ def _check_data(recipe: Recipe) -> None:
                 window_count(manifest.splits["train"].tokens, block_size)
         if name in section.eval.values():
             check_files(Path(name), manifest, "val")
-    names = section.eval or ({} if texts else default_sets({name: name for name in section.train}, section.dtype))
+    names = section.eval or ({} if texts else default_sets({name: manifests[name] for name in section.train}))
     if names:
         require_sets(names, recipe.forgetting.target, recipe.forgetting.guard)

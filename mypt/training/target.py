@@ -335,7 +335,8 @@ def _is_dataset(source: str) -> bool:
 def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, list[int | None], int | None]:
     """Sizes of the recipe's training data (None unless all are known), tokens of each evaluation set (None where they
     are not known), and the vocabulary of the data, if it is prepared."""
-    from mypt.shards.format import METADATA_NAME, read_manifest
+    from mypt.shards.format import METADATA_NAME
+    from mypt.shards.opening import open_dataset
     from mypt.shards.reader import check_files
 
     sources, own_sets, vocabulary = [], [], None
@@ -345,7 +346,7 @@ def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, list[int | No
         if directory.is_file() and (prepared / METADATA_NAME).is_file():
             directory = prepared
         if directory.is_dir() and (directory == prepared or _is_dataset(name)):
-            manifest = read_manifest(directory, recipe.data.dtype)
+            manifest = open_dataset(directory, recipe.data.dtype)
             check_files(directory, manifest, "train")
             vocabulary = manifest.vocab_size
             sources.append({"name": name, "weight": weight, "tokens": manifest.splits["train"].tokens})
@@ -362,12 +363,12 @@ def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, list[int | No
 
 def _set_tokens(name: str, recipe) -> int | None:
     """Tokens of an evaluation set; None if it is text."""
-    from mypt.shards.format import read_manifest
+    from mypt.shards.opening import open_dataset
     from mypt.shards.reader import check_files
 
     if not _is_dataset(name):
         return None
-    manifest = read_manifest(name, recipe.data.dtype)
+    manifest = open_dataset(name, recipe.data.dtype)
     check_files(Path(name), manifest, "val")
     return manifest.splits["val"].tokens if "val" in manifest.splits else None
 

@@ -5,11 +5,12 @@ import json
 
 import pytest
 
-from mypt.streams.document_reader import Lane, Place
+from mypt.streams.config import JitConfig
+from mypt.streams.document_reader import Cursor, DocumentReader
 from mypt.text.sources import Unit
 
 SIZES = (7, 11, 1, 6, 10)
-FIRST = Place()
+FIRST = Cursor()
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def units(tmp_path):
 
 
 def lane(units, number=0, lanes=1, keep=lambda text: text, **options):
-    return Lane(units, number, lanes, keep=keep, **{"seed": 0, "shuffle_buffer": 4, **options})
+    return DocumentReader(units, number, lanes, keep, JitConfig(block_size=8, **{"shuffle_buffer": 4, **options}))
 
 
 def drawn(lane, count, place=FIRST):

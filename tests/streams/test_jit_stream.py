@@ -44,7 +44,7 @@ def build(source: str, *, state=None, **options) -> JitStream:
     stream = JitStream([source], TOKENIZER, **{"block_size": BLOCK, "shuffle_buffer": 7, **options})
     stream.units = [replace(unit, paths=(path,)) for unit in stream.units for path in unit.paths]
     if state:
-        stream.go_on(state)
+        stream.resume(state)
     return stream
 
 

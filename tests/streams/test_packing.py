@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mypt.streams.document_reader import START, Place, pack
+from mypt.streams.document_reader import START, Cursor, pack
 
 
 def encode(texts):
@@ -11,7 +11,7 @@ def encode(texts):
 
 
 def packed(texts, stride=4, start=START):
-    documents = ((Place(drawn=number), text) for number, text in enumerate(texts))
+    documents = ((Cursor(drawn=number), text) for number, text in enumerate(texts))
     windows = pack(documents, encode, eos_token_id=0, block_size=4, stride=stride, start=start)
     return [(window.tolist(), place.drawn, place.token) for window, place in windows]
 
@@ -33,14 +33,15 @@ def test_from_any_place_on_it_gives_the_rest(stride):
     whole = packed(texts, stride)
     for index, (_, document, token) in enumerate(whole[:-1]):
         rest = [
-            (window, drawn + document, at) for window, drawn, at in packed(texts[document:], stride, Place(token=token))
+            (window, drawn + document, at)
+            for window, drawn, at in packed(texts[document:], stride, Cursor(token=token))
         ]
         assert rest == whole[index + 1 :]
 
 
 def test_places_count_tokens_and_those_of_the_first_epoch():
     """Two epochs of "abc", "de" (7 tokens with EOS), and half of the third; from any place on the counts go on."""
-    given = [(Place(epoch=epoch, documents=2 * epoch + number), text)
+    given = [(Cursor(epoch=epoch, documents=2 * epoch + number), text)
              for epoch in range(3) for number, text in enumerate(["abc", "de"])]  # fmt: skip
     whole = list(pack(given, encode, 0, block_size=2, stride=2))
     for index, (_, place) in enumerate(whole):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def tokens():
 
 def firsts(stream: ShardStream, count: int) -> torch.Tensor:
     """(count, BLOCK) inputs of the next samples."""
-    stream.micro_batch_size = 1
+    stream.config = replace(stream.config, micro_batch_size=1)
     return torch.cat([batch["input_ids"] for batch in itertools.islice(stream, count)])
 
 

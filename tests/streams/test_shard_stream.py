@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 
 from mypt.errors import DataError
 from mypt.shards.format import Manifest, Shard, Split, write_manifest
-from mypt.streams.shard_stream import ShardStream, document_positions
-from mypt.streams.windows import phase, window_count
+from mypt.streams.shard_stream import ShardStream
+from mypt.streams.windows import document_positions, phase, window_count
 
 BLOCK = 16
 

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from mypt.training.stability.safety import MOST_SKIPS
 def poison(trainer, *samples: int) -> None:
     """From here on the model's output for these samples of the stream is no number."""
     stream = copy.copy(trainer.train_dataset)
-    stream.micro_batch_size, windows = 1, []
+    stream.config, windows = replace(stream.config, micro_batch_size=1), []
     for stream.start_sample in samples:
         windows.append(next(iter(stream))["input_ids"][0])
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def spiky():
 
     def make(trainer, sample: int) -> str:
         stream = copy.copy(trainer.train_dataset)
-        stream.micro_batch_size, stream.start_sample = 1, sample
+        stream.config, stream.start_sample = replace(stream.config, micro_batch_size=1), sample
         window = next(iter(stream))["input_ids"][0]
         rows = []
 

@@ -20,7 +20,7 @@ from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config
 from mypt.recipe import load_recipe, parse_recipe
 from mypt.shards.reader import ShardReader
-from mypt.streams.document_reader import Place
+from mypt.streams.document_reader import Cursor
 from mypt.tokenization.load import largest_id, load_tokenizer, tokenizer_hash
 from mypt.training.build import build_trainer
 from mypt.training.data.sources import resolve_data
@@ -77,7 +77,7 @@ def test_a_run_of_three_epochs_sees_each_document_three_times_but_those_held_out
     assert seen["epochs"] == seen["tokens"] / tokens and 3 <= seen["epochs"] < 3 + 2 * 16 * 32 / tokens
     (place,) = ledger["lanes"].values()
     first = {"first_documents": 60 - len(held_out), "first_tokens": tokens}
-    assert Place(*place)._asdict().items() >= first.items() and Place(*place).epoch == 3
+    assert Cursor(*place)._asdict().items() >= first.items() and Cursor(*place).epoch == 3
     assert "eval_prose_loss" in (run / "metrics.jsonl").read_text()
     assert load_recipe(run).training["max_steps"] == ledger["step"]
 

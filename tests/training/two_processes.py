@@ -71,7 +71,7 @@ def poison(trainer) -> None:
     stream = type(trainer.train_dataset)(
         {source.name: source.weight for source in trainer.train_dataset.sources},
         block_size=trainer.train_dataset.block_size,
-        seed=trainer.train_dataset.seed,
+        seed=trainer.train_dataset.config.seed,
         start_sample=POISONED,
     )
     window = next(iter(stream))["input_ids"][0]

@@ -8,7 +8,8 @@ from pathlib import Path
 from mypt.errors import DataError, RecipeError
 from mypt.legacy.checkpoint import refuse_original
 from mypt.recipe import Recipe
-from mypt.shards.format import Manifest, read_manifest
+from mypt.shards.format import Manifest
+from mypt.shards.opening import open_dataset
 from mypt.shards.publishing import own_tokenizer
 from mypt.terminal import say
 from mypt.text.files import dataset_directory, holds_records
@@ -56,13 +57,14 @@ def resolve_data(recipe: Recipe) -> RunData:
     own = {} if section.eval else _own_sets(texts)
     directories, streamed = _train_directories(recipe, texts, hold_out=not own)
     first = next(iter(directories.values()))
-    eval_sources, splits = section.eval or own or default_sets(directories, section.dtype), {}
-    named = {}
+    manifests = {directory: open_dataset(directory, section.dtype) for directory in directories.values()}
+    eval_sources = section.eval or own or default_sets({s: manifests[d] for s, d in directories.items()})
+    named, splits = {}, {}
     for name, source in eval_sources.items():
         named[name] = directories.get(source, source)
         if source not in directories and not is_dataset(source):
             named[name], splits[name] = prepare_eval(recipe, source, name, tokenizer=first), "train"
-    manifests = {d: read_manifest(d, section.dtype) for d in dict.fromkeys([*directories.values(), *named.values()])}
+    manifests |= {d: open_dataset(d, section.dtype) for d in named.values() if d not in manifests}
     for directory, manifest in manifests.items():
         require_same_tokenizer(first, manifests[first].tokenizer_hash, directory, manifest.tokenizer_hash)
     return RunData(
@@ -138,9 +140,9 @@ def _own_sets(texts: list[str]) -> dict[str, str]:
     return sets
 
 
-def default_sets(directories: dict[str, str], dtype: str | None) -> dict[str, str]:
+def default_sets(sources: dict[str, Manifest]) -> dict[str, str]:
     """The training sources with a val split, by name."""
-    watched = [s for s, d in directories.items() if (val := read_manifest(d, dtype).splits.get("val")) and val.tokens]
+    watched = [source for source, manifest in sources.items() if (val := manifest.splits.get("val")) and val.tokens]
     sets = {_name(source): source for source in watched}
     if len(sets) < len(watched):
         raise RecipeError(f"two sources of data.train end in the same name ({', '.join(watched)}); name data.eval")

@@ -1,5 +1,6 @@
 """The training stream, at the position where the run starts or resumes, and the evaluation sets."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -45,15 +46,15 @@ def build_stream(recipe: Recipe, data: RunData, saved: dict | None) -> ShardStre
 
 def place_stream(stream: ShardStream | JitStream, recipe: Recipe, args: TrainingArguments) -> None:
     """Give the stream this process's share of each step and, when a run starts, the stages of its curriculum."""
-    stream.micro_batch_size = args.per_device_train_batch_size
-    stream.rank, stream.world_size = args.process_index, args.world_size
+    share = {"rank": args.process_index, "world_size": args.world_size}
+    stream.config = replace(stream.config, micro_batch_size=args.per_device_train_batch_size, **share)
     if isinstance(stream, JitStream):
         workers = max(1, args.dataloader_num_workers)
         stream.begin(workers)
         if PartialState().is_main_process:
             readers = args.world_size * workers
             say(f"streaming {stream.name}: {len(stream.units)} units, {readers} readers, "
-                  f"shuffled {stream.shuffle_buffer:,} documents at a time")  # fmt: skip
+                  f"shuffled {stream.config.shuffle_buffer:,} documents at a time")  # fmt: skip
         return
     if recipe.data.curriculum and stream.curriculum is None:
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -86,7 +87,7 @@ def build_eval_sets(recipe: Recipe, data: RunData, going_on: bool) -> dict[str, 
             document_mask=recipe.data.document_mask,
             shards=shards,
             reading=recipe.data.reading,
-            dtype=recipe.data.dtype,
+            manifest=manifest,
         )
         if shards and shards < len(manifest.splits[split].shards) and PartialState().is_main_process:
             say(

@@ -8,8 +8,7 @@ import pytest
 
 from mypt.errors import DataError, TokenizerError
 from mypt.inspection.dataset import inspect_dataset
-from mypt.shards.format import read_manifest
-from mypt.shards.legacy import origin
+from mypt.shards.opening import open_dataset
 from mypt.shards.reader import ShardReader
 from mypt.shards.verify import verify_dataset
 from mypt.tokenization.load import load_tokenizer
@@ -49,9 +48,9 @@ def write_nanogpt(directory, ids=IDS):
 
 def check_char(directory, dtype=None):
     """The manifest of a directory that holds TEXT in train and val, checked against the text itself."""
-    manifest = read_manifest(directory, dtype)
+    manifest = open_dataset(directory, dtype)
     for split, part in {"train": slice(None, CUT), "val": slice(CUT, None)}.items():
-        reader = ShardReader(directory, split, **({"dtype": dtype} if dtype else {}))
+        reader = ShardReader(directory, split, manifest=manifest)
         assert reader.gather(np.array([0]), len(reader))[0].tolist() == IDS[part].tolist()
         assert manifest.splits[split].bytes == len(TEXT[part].encode())
         assert manifest.splits[split].documents == 1
@@ -65,13 +64,13 @@ def check_char(directory, dtype=None):
 @pytest.mark.parametrize("metadata", [{"total_tokens": 9}, {"total_tokens_written": 9}, {}])
 def test_the_original_with_train_and_val(tmp_path, metadata):
     manifest = check_char(write_original(tmp_path / "old", **metadata))
-    assert (manifest.dtype, origin(manifest)) == ("uint32", "the original MyPT")
+    assert (manifest.dtype, manifest.origin) == ("uint32", "the original MyPT")
     assert manifest.splits["val"].shards[0].file == f"val/shard_{-(-CUT // 300):05d}.bin"
     assert manifest.report["tokenizer"] == "char"
 
 
 def test_a_flat_directory_is_all_train(tmp_path):
-    manifest = read_manifest(write_original(tmp_path / "old", layout="flat"))
+    manifest = open_dataset(write_original(tmp_path / "old", layout="flat"))
     assert [shard.file for shard in manifest.splits["train"].shards][:2] == ["shard_00000.bin", "shard_00001.bin"]
     assert (manifest.splits["train"].tokens, manifest.splits["val"].shards) == (len(IDS), [])
     reader = ShardReader(tmp_path / "old", "train")
@@ -83,7 +82,7 @@ def test_a_flat_directory_is_all_train(tmp_path):
 def test_shards_come_in_the_order_of_their_numbers(tmp_path):
     directory = write_original(tmp_path / "old", layout="flat", per_shard=1_000)
     (directory / "shard_00001.bin").rename(directory / "shard_100000.bin")
-    files = [shard.file for shard in read_manifest(directory).splits["train"].shards]
+    files = [shard.file for shard in open_dataset(directory).splits["train"].shards]
     assert files == ["shard_00000.bin", "shard_100000.bin"]
 
 
@@ -93,7 +92,7 @@ def test_metadata_may_be_missing_where_the_tokenizer_tells_whose_it_is(tmp_path)
     check_char(directory)
     (directory / "tokenizer_state.json").unlink()
     with pytest.raises(DataError, match="holds no dataset_metadata"):  # it may be an unfinished preparation
-        read_manifest(directory)
+        open_dataset(directory)
 
 
 def test_end_of_text_ids_divide_documents(tmp_path):
@@ -102,7 +101,7 @@ def test_end_of_text_ids_divide_documents(tmp_path):
     state = {"token_kind": "char", "chars": CHARS[1:], "special_tokens": {"<|endoftext|>": len(CHARS) - 1}}
     directory = write_original(tmp_path / "old", ids=np.where(ids == 0, len(CHARS) - 1, ids - 1))
     (directory / "tokenizer_state.json").write_text(json.dumps(state))
-    manifest = read_manifest(directory)
+    manifest = open_dataset(directory)
     newlines = TEXT[:CUT].count("\n")  # character 0 became the end of text everywhere
     changed = sum(TEXT[place] != "\n" for place in (10, 299, 300, CUT - 1))
     assert manifest.eos_token_id == len(CHARS) - 1
@@ -112,7 +111,7 @@ def test_end_of_text_ids_divide_documents(tmp_path):
 
 def test_nanogpt(tmp_path):
     manifest = check_char(write_nanogpt(tmp_path / "nano"), dtype="uint16")
-    assert (manifest.dtype, origin(manifest)) == ("uint16", "nanoGPT")
+    assert (manifest.dtype, manifest.origin) == ("uint16", "nanoGPT")
 
 
 @pytest.mark.parametrize("write", [write_nanogpt, lambda path: write_original(path, dtype="uint16", per_shard=200)])
@@ -120,7 +119,7 @@ def test_the_wrong_dtype_is_refused_with_a_hint(tmp_path, write):
     with pytest.raises(
         DataError, match=r"outside the vocabulary of 18.*data\.dtype: uint16 in a recipe, or `mypt convert"
     ):
-        read_manifest(write(tmp_path / "data"))
+        open_dataset(write(tmp_path / "data"))
     assert len(CHARS) == 18
 
 
@@ -129,7 +128,7 @@ def test_a_size_that_is_no_multiple_is_named(tmp_path):
     shard = directory / "train" / "shard_00001.bin"
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"shard_00001\.bin holds 1,199 bytes, no multiple of uint32"):
-        read_manifest(directory)
+        open_dataset(directory)
 
 
 def test_a_dtype_in_the_metadata_counts_unless_another_is_asked_for(tmp_path):
@@ -138,28 +137,28 @@ def test_a_dtype_in_the_metadata_counts_unless_another_is_asked_for(tmp_path):
     (directory / "dataset_metadata.json").write_text(json.dumps(metadata))
     check_char(directory)
     with pytest.raises(DataError, match="outside the vocabulary"):
-        read_manifest(directory, "uint32")
+        open_dataset(directory, "uint32")
     with pytest.raises(DataError, match="asked to be read as int8"):
-        read_manifest(directory, "int8")
+        open_dataset(directory, "int8")
 
 
 def test_dtype_decides_nothing_where_the_metadata_is_todays(make_shards):
-    assert read_manifest(make_shards(train=np.arange(50)), "uint32").dtype == "uint16"
+    assert open_dataset(make_shards(train=np.arange(50)), "uint32").dtype == "uint16"
 
 
 def test_changed_files_are_read_again(tmp_path):
     directory = write_original(tmp_path / "old")
-    before = read_manifest(directory).fingerprint("train")
-    assert read_manifest(directory).fingerprint("train") == before
+    before = open_dataset(directory).fingerprint("train")
+    assert open_dataset(directory).fingerprint("train") == before
     np.zeros(300, np.uint32).tofile(directory / "train" / "shard_00002.bin")
-    assert read_manifest(directory).fingerprint("train") != before
+    assert open_dataset(directory).fingerprint("train") != before
 
 
 def test_without_a_tokenizer_it_says_what_is_missing(tmp_path):
     directory = write_original(tmp_path / "old")
     (directory / "tokenizer_state.json").unlink()
     with pytest.raises(TokenizerError, match=r"dataset_metadata\.json is of kind 'char' with 0 characters"):
-        read_manifest(directory)
+        open_dataset(directory)
 
 
 def test_inspect_and_verify_tell_whose_it_is(tmp_path):
