@@ -13,7 +13,7 @@ step "1. Text: this Python's documentation prose (general) and its source code (
 
 step "2. Prepare: text -> tokens, once"
 run mypt prepare --source $data/text/general.jsonl --out $data/general --tokenizer bpe --vocab-size 4096
-run mypt prepare --source $data/text/domain.jsonl --out $data/domain --tokenizer $data/general --val-fraction 0.03
+run mypt prepare --source $data/text/domain.jsonl --out $data/domain --tokenizer $data/general --val-fraction 0.015
 
 step "3. Plan, before paying"
 run mypt plan recipes/quickstart_general.yaml

@@ -9,6 +9,7 @@ import json
 import sys
 import sysconfig
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,9 +27,9 @@ def write_embedded_corpus(directory: str | Path) -> dict[str, int | float]:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     sources = [path.read_text(encoding="utf-8", errors="replace") for path in _stdlib_files()]
-    trees = [(source, _parse(source)) for source in sources]
-    general = [*_topics(), *dict.fromkeys(doc for _, tree in trees if tree for doc in _long_docstrings(tree))]
-    domain = [without_docstrings(source, tree) for source, tree in trees if tree]
+    parsed = [(source, list(_docstrings(tree))) for source in sources if (tree := _parse(source))]
+    general = [*_topics(), *dict.fromkeys(doc for _, docstrings in parsed for doc in _long(docstrings))]
+    domain = [without_docstrings(source, docstrings) for source, docstrings in parsed]
     for name, documents in (("general", general), ("domain", domain)):
         lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents if text.strip())
         (directory / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -74,27 +75,34 @@ def _parse(source: str) -> ast.Module | None:
             return None
 
 
-def _documented(tree: ast.Module) -> Iterator[ast.Expr]:
-    """The docstring statement of the module and of every class and function that has one."""
-    for node in ast.walk(tree):
+def _docstrings(tree: ast.Module) -> Iterator[ast.Expr]:
+    """The docstring statement of the module and of every class and function that has one, breadth first.
+
+    Only statements are visited: no expression holds a docstring, and they are most of a tree.
+    """
+    queue = deque([tree])
+    while queue:
+        node = queue.popleft()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             value = first.value if isinstance(first, ast.Expr) else None
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 yield first
+        for field in ("body", "handlers", "orelse", "finalbody", "cases"):
+            queue.extend(getattr(node, field, ()))
 
 
-def _long_docstrings(tree: ast.Module) -> Iterator[str]:
-    for statement in _documented(tree):
+def _long(docstrings: list[ast.Expr]) -> Iterator[str]:
+    for statement in docstrings:
         text = inspect.cleandoc(statement.value.value)
         if len(text) >= LONG_DOCSTRING:
             yield text
 
 
-def without_docstrings(source: str, tree: ast.Module) -> str:
+def without_docstrings(source: str, docstrings: list[ast.Expr]) -> str:
     """The source with every docstring cut out, so that no documentation prose hides in the code."""
     lines = source.splitlines()
-    for statement in sorted(_documented(tree), key=lambda node: node.lineno, reverse=True):
+    for statement in sorted(docstrings, key=lambda node: node.lineno, reverse=True):
         # A docstring that shares its first line with code (`def f(): "doc"`) stays: cutting it would cut the code.
         if lines[statement.lineno - 1][: statement.col_offset].strip() == "":
             del lines[statement.lineno - 1 : statement.end_lineno]

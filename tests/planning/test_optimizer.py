@@ -60,7 +60,7 @@ def test_a_share_by_hand():
 
 # model, changes, tokens per sequence and per step of one process: what is chosen
 CHOICES = {
-    "the quickstart": ("modern-nano", {"vocab_size": 4160}, 128, 16 * 128, "muon"),
+    "the quickstart": ("modern-nano", {"vocab_size": 4096, "num_hidden_layers": 2}, 128, 8 * 128, "muon"),
     "recipes/shakespeare_char.yaml": ("modern-nano", SHAKESPEARE | {"vocab_size": 128}, 64, 12 * 64, "muon"),
     "recipes/pretrain.yaml": ("modern-nano", {}, 256, 16 * 256, "muon"),
     "recipes/pretrain_sharded.yaml": ("modern-tiny", {}, 1024, 8 * 1024, "muon"),
