@@ -1,7 +1,6 @@
 """`mypt estimate`: parameters and memory of a model, part by part, and the largest micro-batch that fits."""
 
 import argparse
-from dataclasses import asdict
 
 from mypt.cli.numbers import byte_count, count
 from mypt.errors import MyPTError
@@ -48,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from mypt.planning.fit import plan_memory
     from mypt.planning.parameters import frozen_parameters, parameter_report
-    from mypt.planning.report import memory_rows, parameter_rows
+    from mypt.planning.plan import as_dict
+    from mypt.planning.report import memory_tables, parameter_table
 
     machine = other_machine(args.memory, args.device)
     fields = {name: getattr(args, name) for name in SIZES if getattr(args, name)}
@@ -60,25 +60,23 @@ def run(args: argparse.Namespace) -> None:
     frozen = frozen_parameters(dimensions, step.freeze_layers, step.freeze_embeddings)
     parameters = parameter_report(dimensions, step.lora, frozen)
     memory = plan_memory(dimensions, step, machine.memory, target.flags)
-    choices = {name: choice._asdict() for name, choice in target.choices.items()}
     if args.json:
-        report = {"target": args.target, "notes": target.notes, "choices": choices,
-                  "dimensions": dimensions, "step": asdict(step),
-                  "parameters": parameters, "memory": memory}  # fmt: skip
-        say_json(report)
+        report = {"target": args.target, "notes": target.notes, "choices": target.choices, "dimensions": dimensions,
+                  "step": step, "parameters": parameters, "memory": memory}  # fmt: skip
+        say_json(as_dict(report))
         return
     for note in target.notes:
         say(f"note: {note}")
     for name, choice in target.choices.items():
         say(f"{name}: {choice.value} ({choice.reason})")
-    print_table(*parameter_rows(parameters))
+    print_table(*parameter_table(parameters))
     say("", _words(step))
-    for table in memory_rows(memory):
+    for table in memory_tables(memory):
         say()
         print_table(*table)
-    if "advice" in memory:
+    if memory.advice:
         where = "" if args.memory else f" ({machine.name}; --memory for another device)"
-        say("", f"Memory{where}: {memory['advice']}")
+        say("", f"Memory{where}: {memory.advice}")
 
 
 def _given(args: argparse.Namespace) -> dict:

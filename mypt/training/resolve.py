@@ -10,10 +10,10 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from mypt.checkpoints.adapter import weights_fingerprint
 from mypt.errors import RecipeError
-from mypt.hardware.choices import Choice
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.planning.coverage import planned_steps
 from mypt.planning.evaluation_budget import Evaluation, plan_evaluation
+from mypt.planning.optimizer import Choice
 from mypt.planning.parameters import dimensions_of
 from mypt.recipe import AUTO, ModelSection, Recipe
 from mypt.streams.jit_stream import JitStream

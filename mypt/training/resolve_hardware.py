@@ -13,7 +13,6 @@ from mypt.errors import MyPTError, RecipeError
 from mypt.hardware.batch import divide_batch, room
 from mypt.hardware.choices import (
     GIVEN,
-    Choice,
     autocast_dtype,
     choose_attention,
     choose_compile,
@@ -24,6 +23,7 @@ from mypt.hardware.machine import Machine, machine_of
 from mypt.hardware.main_memory import main_memory
 from mypt.planning.evaluation_budget import MOST_WINDOWS
 from mypt.planning.fit import fits, gibibytes, knobs, training_memory
+from mypt.planning.optimizer import Choice
 from mypt.planning.parameters import adapted, dimensions_of
 from mypt.planning.step import Step
 from mypt.recipe import RESOLVED_NAME, Recipe, load_recipe

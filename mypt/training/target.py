@@ -8,7 +8,6 @@ from mypt.checkpoints.meta import HubError, measured_dimensions, read_config
 from mypt.errors import DataError, MyPTError, recipe_wording
 from mypt.hardware.choices import (
     GIVEN,
-    Choice,
     autocast_dtype,
     choose_attention,
     choose_dtype,
@@ -19,11 +18,12 @@ from mypt.hardware.machine import Machine
 from mypt.planning.coverage import whole
 from mypt.planning.evaluation_budget import training_passes
 from mypt.planning.fit import OPTIONS, RECIPE_FLAGS
-from mypt.planning.optimizer import choose_optimizer
+from mypt.planning.optimizer import Choice, choose_optimizer
 from mypt.planning.parameters import with_positions
 from mypt.planning.shape_memory import note
 from mypt.planning.shapes import is_measured
 from mypt.planning.step import STATES
+from mypt.planning.verdict import DataSource
 from mypt.recipe import AUTO
 
 # Options of a command, by the fields of `Step` that they give, and the keys of a recipe whose place they take.
@@ -43,7 +43,7 @@ NOT_MYPT = Choice("adamw", "auto: the model is not MyPT's own class")
 class Target:
     """What a target says of a run; what it leaves open is None or absent.
 
-    dimensions: MyPTConfig fields. settings: fields of `mypt.planning.step.Step`. sources: as `assess` takes them.
+    dimensions: MyPTConfig fields. settings: fields of `mypt.planning.step.Step`. sources: the training data.
     steps: max_steps, num_train_epochs and coverage_target of a recipe. evaluation: arguments of `plan_evaluation`, None
     without evaluation sets. choices: what training will choose on this machine, each with the reason. flags: how advice
     writes changes, as `mypt.planning.fit.knobs` takes them. notes: what had to be assumed or left out.
@@ -51,7 +51,7 @@ class Target:
 
     dimensions: dict | None = None
     settings: dict = field(default_factory=dict)
-    sources: list[dict] | None = None
+    sources: list[DataSource] | None = None
     steps: dict = field(default_factory=dict)
     evaluation: dict | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
@@ -90,7 +90,7 @@ def read_target(
     tokens = settings["block_size"] * given.get("micro_batch_size", DEFAULT_BATCH) * given.get("accumulation", 1)
     chosen = NOT_MYPT
     if not is_measured(dimensions):
-        chosen = Choice(*choose_optimizer(dimensions, settings["block_size"], tokens, fsdp=given.get("fsdp", 1)))
+        chosen = choose_optimizer(dimensions, settings["block_size"], tokens, fsdp=given.get("fsdp", 1))
     choices["optimizer"] = _by_option(given) or chosen
     settings["optimizer"] = chosen.value
     return Target(dimensions, settings, choices=choices, notes=_notes(dimensions))
@@ -129,7 +129,7 @@ def choose_run_optimizer(
             value = recipe.training.get(name)
             tokens *= whole(f"training.{name}", default if value is None else value)
     about = {"steps": recipe.optimizer.ns_steps, "freeze_layers": recipe.model.freeze_layers, "fsdp": fsdp}
-    return Choice(*choose_optimizer(dimensions, block_size, tokens, **about))
+    return choose_optimizer(dimensions, block_size, tokens, **about)
 
 
 def _dimensions(target: str, fields: dict) -> dict:
@@ -332,7 +332,7 @@ def _is_dataset(source: str) -> bool:
     return path.is_dir() and dataset_directory(source) is None and not holds_records(path)
 
 
-def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, list[int | None], int | None]:
+def _sources(recipe, notes: list[str]) -> tuple[list[DataSource] | None, list[int | None], int | None]:
     """Sizes of the recipe's training data (None unless all are known), tokens of each evaluation set (None where they
     are not known), and the vocabulary of the data, if it is prepared."""
     from mypt.shards.format import METADATA_NAME, read_manifest
@@ -348,12 +348,12 @@ def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, list[int | No
             manifest = read_manifest(directory, recipe.data.dtype)
             check_files(directory, manifest, "train")
             vocabulary = manifest.vocab_size
-            sources.append({"name": name, "weight": weight, "tokens": manifest.splits["train"].tokens})
+            sources.append(DataSource(name, manifest.splits["train"].tokens, weight))
             if not recipe.data.eval and (val := manifest.splits.get("val")) and val.tokens:
                 check_files(directory, manifest, "val")
                 own_sets.append(val.tokens)
         elif size := _text_tokens(name, recipe, notes):
-            sources.append({"name": name, "weight": weight, "tokens": size[0], "estimated": not size[1]})
+            sources.append(DataSource(name, size[0], weight, estimated=not size[1]))
             held_out = recipe.data.val_fraction
             own_sets += [round(size[0] * held_out / (1 - held_out))] if held_out else []
     sets = [_set_tokens(name, recipe) for name in recipe.data.eval.values()] or own_sets

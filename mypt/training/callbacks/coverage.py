@@ -1,6 +1,7 @@
 """Report before training how often the data will be seen, ask if it is too little, and record what was seen."""
 
 import json
+import math
 import os
 import select
 import sys
@@ -14,7 +15,8 @@ from transformers.trainer_callback import ExportableState
 from mypt.checkpoints.state import saved_states
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.files import replace_text
-from mypt.planning.report import coverage_report
+from mypt.planning.report import coverage_lines
+from mypt.planning.verdict import DataSource, assess
 from mypt.streams.ledger import Ledger, Seen
 from mypt.streams.show import saved_ledger
 from mypt.streams.timeline import describe
@@ -176,27 +178,20 @@ class CoverageCallback(TrainerCallback, ExportableState):
 
     def _report(self, args, state) -> list[str]:
         sources = [
-            {
-                "name": source.name,
-                "tokens": source.tokens,
-                "weight": source.weight,
-                "tokens_seen": seen.tokens,
-                "estimated": seen.estimated,
-            }
+            DataSource(source.name, source.tokens, source.weight, seen.tokens, seen.estimated)
             for source, seen in zip(self.stream.sources, self.stream.seen(self.next_sample), strict=True)
         ]
-        if not all(source["tokens"] for source in sources):
+        if not all(source.tokens for source in sources):
             return ["Dataset coverage: not known, since the size of what is streamed is not; coverage.json counts it"]
-        return coverage_report(
-            sources=sources,
-            batch_size=args.per_device_train_batch_size,
-            block_size=self.stream.block_size,
-            accumulation=args.gradient_accumulation_steps,
-            processes=args.world_size,
-            steps=state.max_steps,
-            start_step=state.global_step,
-            parameters=self.parameters,
-        )
+        layout = {
+            "batch": args.per_device_train_batch_size,
+            "block": self.stream.block_size,
+            "accumulation": args.gradient_accumulation_steps,
+            "processes": args.world_size,
+        }
+        tokens_per_step = math.prod(layout.values())
+        seen = assess(sources, tokens_per_step, state.max_steps, state.global_step, self.parameters)
+        return coverage_lines(seen, layout)
 
     def _refusal(self) -> str | None:
         """The reason not to start below one pass, or None. Asks on a terminal; never waits without one."""
