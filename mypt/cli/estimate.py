@@ -17,14 +17,15 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mypt.planning.step import ATTENTIONS, BYTES, DEVICES, STATES
+    from mypt.planning.step import ATTENTIONS, BYTES, DEVICES, MICRO_BATCH, STATES
 
     add = parser.add_argument
     help_target = "a preset, a recipe, or a folder with a config.json"
     add("target", nargs="?", default="modern-tiny", help=help_target, metavar="TARGET")
     for name in SIZES:
         add(f"--{name.replace('_', '-')}", type=count, help="replaces the target's")
-    add("--batch-size", type=count, help="sequences per device and pass (micro-batch) (default: the recipe's, else 8)")
+    batch = f"sequences per device and pass (micro-batch) (default: the recipe's, else {MICRO_BATCH})"
+    add("--batch-size", type=count, help=batch)
     add("--block-size", type=count, help="tokens per sequence (default: the recipe's, else the model's)")
     add("--accumulation", type=count, help="passes per step (default: the recipe's, else 1)")
     add("--optimizer", choices=STATES, help="optimizer (default: the recipe's, else by Muon's share)")
@@ -97,7 +98,6 @@ def _step(given: dict, target, machine) -> tuple[dict, object]:
     from mypt.planning.step import Step
 
     defaults = {
-        "micro_batch_size": 8,
         "block_size": target.dimensions["max_position_embeddings"] or DEFAULT_BLOCK,
         "device": machine.device,
     }

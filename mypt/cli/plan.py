@@ -7,8 +7,9 @@ from mypt.cli.numbers import byte_count, count
 from mypt.errors import MyPTError
 from mypt.hardware.machine import Machine, other_machine
 from mypt.planning.parameters import with_positions
+from mypt.planning.step import BYTES, MICRO_BATCH, OWN_OPTIMIZERS
 from mypt.terminal import print_table, say, say_json
-from mypt.training.target import DEFAULT_BATCH, DEFAULT_BLOCK, Target, read_target
+from mypt.training.target import DEFAULT_BLOCK, Target, read_target
 
 HELP = "show coverage, memory and compute of a run before it starts"
 
@@ -19,16 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens", type=count, help="size of the dataset in tokens (500_000_000, 5e8, 500M), instead of the recipe's")
     add("--params", type=count, help="parameters of the model (124M), where no model is named")
     add("--block-size", type=count, help=f"tokens per sequence (default: the model's, else {DEFAULT_BLOCK})")
-    add(
-        "--batch-size", type=count, help=f"sequences per process and pass (default: the recipe's, else {DEFAULT_BATCH})"
-    )
+    add("--batch-size", type=count, help=f"sequences per process and pass (default: the recipe's, else {MICRO_BATCH})")
     add("--accumulation", type=count, help="passes per step (default: the recipe's, else 1)")
     add("--processes", type=count, help="processes, one per device (default: WORLD_SIZE, else 1)")
     add("--steps", type=count, help="optimizer steps (default: the recipe's, else 3.5 passes over the data)")
     optimizer = "optimizer (default: the recipe's, else by Muon's share of a step)"
-    add("--optimizer", choices=("adamw", "muon"), help=optimizer)
+    add("--optimizer", choices=OWN_OPTIMIZERS, help=optimizer)
     dtype = "dtype of matrix products (default: the recipe's, else bfloat16 where this machine has it)"
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help=dtype)
+    add("--dtype", choices=BYTES, help=dtype)
     add("--checkpointing", action="store_true", default=None, help="compute the layers again in the backward pass")
     add("--lora-r", type=count, help="for the memory: adapters of this rank on frozen weights (default: the recipe's)")
     add("--fsdp", type=count, help="devices that share weights, gradients and states (full shard) (default: 1)")
@@ -85,7 +84,7 @@ def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> dic
         raise MyPTError(f"--params {args.params:,}: {args.target} has a number of parameters already; leave one out")
     step = {"accumulation": 1} | target.settings | _given(args)
     for name, option, default in (
-        ("micro_batch_size", "--batch-size", DEFAULT_BATCH),
+        ("micro_batch_size", "--batch-size", MICRO_BATCH),
         ("block_size", "--block-size", DEFAULT_BLOCK),
     ):
         if name not in step:

@@ -25,7 +25,7 @@ NO_ADAPTER = {"r": 0, "targets": []}  # a frozen layer through which gradients f
 
 # On a CPU glibc keeps freed blocks below 32 MiB for later use and gives larger ones back: resident at most is the
 # largest sum of small blocks in any phase, and the large ones of the phase with most of them. Not every place that was
-# freed serves again. Measured (docs/estimate.md has the runs; why it is so much was not proven):
+# freed serves again. Measured with scripts/bench_memory.py, why it is so much was not proven:
 # - after the forward pass the process holds beyond its tensors 0.2 to 0.5 of what the layers keep, with adapters
 #   0.8, with checkpointing 0.5 to 1.0 (adapters under autocast: from 0.2) of what they would keep without it;
 # - gradients whose blocks are larger than the activations' hardly use the activations' places.

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mypt.errors import MyPTError, RecipeError, shown
 from mypt.hardware.out_of_memory import is_out_of_memory
-from mypt.recipe import OWN_OPTIMIZERS, OptimizerSection, Recipe
+from mypt.planning.step import OWN_OPTIMIZERS
+from mypt.recipe import OptimizerSection, Recipe
 from mypt.terminal import say
 from mypt.training.optim.schedules import require_schedule, schedule_arguments, warmup_length
 

@@ -17,7 +17,8 @@ from mypt.checkpoints.adapter import INSTALL_PEFT
 from mypt.checkpoints.probes import require_document_mask
 from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
-from mypt.recipe import OWN_OPTIMIZERS, RESOLVED_NAME, Recipe, save_recipe
+from mypt.planning.step import OWN_OPTIMIZERS
+from mypt.recipe import RESOLVED_NAME, Recipe, save_recipe
 from mypt.streams.eval_windows import EvalWindows
 from mypt.terminal import say
 from mypt.training import run_folder

@@ -15,6 +15,7 @@ from mypt.planning.coverage import planned_steps
 from mypt.planning.evaluation_budget import Evaluation, plan_evaluation
 from mypt.planning.optimizer import Choice
 from mypt.planning.parameters import dimensions_of
+from mypt.planning.step import MICRO_BATCH
 from mypt.recipe import AUTO, ModelSection, Recipe
 from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
@@ -180,7 +181,7 @@ def resolve_arguments(
         steps_done: Optimizer steps of the checkpoint that the run resumes from.
     """
     passes = passes_per_step(recipe)
-    per_step = recipe.training.get("per_device_train_batch_size", 8) * passes * PartialState().num_processes
+    per_step = recipe.training.get("per_device_train_batch_size", MICRO_BATCH) * passes * PartialState().num_processes
     steps, reason = _steps(recipe, stream, steps_done, per_step)
     compiled, compile_choice = resolve_compile(recipe, hardware, model, steps)
     recipe = with_values(recipe, "training", torch_compile=compiled)

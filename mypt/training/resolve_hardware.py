@@ -25,7 +25,7 @@ from mypt.planning.evaluation_budget import MOST_WINDOWS
 from mypt.planning.fit import fits, gibibytes, knobs, training_memory
 from mypt.planning.optimizer import Choice
 from mypt.planning.parameters import adapted, dimensions_of
-from mypt.planning.step import Step
+from mypt.planning.step import MICRO_BATCH, Step
 from mypt.recipe import RESOLVED_NAME, Recipe, load_recipe
 from mypt.training.model.attention import choose_working_attention
 from mypt.training.model.compiled import obstacle
@@ -125,7 +125,7 @@ def passes_per_step(recipe: Recipe) -> int:
 def _require_memory(recipe: Recipe, machine: Machine, dimensions: dict | None, step: Step | None) -> None:
     """Refuse sizes that no mistake of an estimate explains: the system would end the process without a word."""
     section, given = recipe.data, recipe.training
-    size, passes = given.get(BATCH[0], 8), passes_per_step(recipe)
+    size, passes = given.get(BATCH[0], MICRO_BATCH), passes_per_step(recipe)
     waiting = given.get("dataloader_num_workers", 0) * (given.get("dataloader_prefetch_factor") or 2)
     ids = IDS * size * (passes + waiting) * section.block_size
     memory, _ = main_memory()
@@ -135,7 +135,7 @@ def _require_memory(recipe: Recipe, machine: Machine, dimensions: dict | None, s
             f"step alone are {gibibytes(ids)} GiB, and this machine has {gibibytes(memory)} GiB of memory; lower "
             f"training.{BATCH[0]}, training.{BATCH[1]} or training.dataloader_prefetch_factor"
         )
-    windows, most = given.get("per_device_eval_batch_size", 8), recipe.forgetting.eval_windows
+    windows, most = given.get("per_device_eval_batch_size", MICRO_BATCH), recipe.forgetting.eval_windows
     if most != "all":
         windows = min(windows, most or MOST_WINDOWS)  # None: chosen later
     logits = 4 * windows * section.block_size * dimensions["vocab_size"] if dimensions else 0
@@ -301,7 +301,7 @@ def _step(recipe: Recipe, hardware: Hardware, passes: int = 1) -> Step:
     """What the memory model needs to know of this run."""
     settings = memory_settings(recipe, hardware.machine, recipe.data.block_size, [])
     shards = PartialState().num_processes if is_sharded() else 1
-    sizes = {"micro_batch_size": 8} | settings | {"accumulation": passes, "block_size": recipe.data.block_size}
+    sizes = settings | {"accumulation": passes, "block_size": recipe.data.block_size}
     return Step(**sizes, device=hardware.machine.device, fsdp=shards)
 
 

@@ -22,7 +22,7 @@ from mypt.planning.optimizer import Choice, choose_optimizer
 from mypt.planning.parameters import with_positions
 from mypt.planning.shape_memory import note
 from mypt.planning.shapes import is_measured
-from mypt.planning.step import STATES
+from mypt.planning.step import MICRO_BATCH, STATES
 from mypt.planning.verdict import DataSource
 from mypt.recipe import AUTO
 
@@ -33,7 +33,6 @@ _KEYS = {
     "accumulation": "training.gradient_accumulation_steps",
 }
 DEFAULT_BLOCK = 1024  # tokens per sequence where nothing names a context
-DEFAULT_BATCH = 8  # sequences per process and pass, as in TrainingArguments
 
 ADAPTERS = Choice("adamw", "auto: for adapters")
 NOT_MYPT = Choice("adamw", "auto: the model is not MyPT's own class")
@@ -87,7 +86,7 @@ def read_target(
     settings["block_size"] = given.get("block_size") or dimensions["max_position_embeddings"] or DEFAULT_BLOCK
     choices = expected_choices(machine, settings)
     settings["attention"] = kept_as(choices["attention"].value)
-    tokens = settings["block_size"] * given.get("micro_batch_size", DEFAULT_BATCH) * given.get("accumulation", 1)
+    tokens = settings["block_size"] * given.get("micro_batch_size", MICRO_BATCH) * given.get("accumulation", 1)
     chosen = NOT_MYPT
     if not is_measured(dimensions):
         chosen = choose_optimizer(dimensions, settings["block_size"], tokens, fsdp=given.get("fsdp", 1))
@@ -125,7 +124,7 @@ def choose_run_optimizer(
         tokens = recipe.data.tokens_per_step // processes
     else:
         tokens = block_size
-        for name, default in (("per_device_train_batch_size", DEFAULT_BATCH), ("gradient_accumulation_steps", 1)):
+        for name, default in (("per_device_train_batch_size", MICRO_BATCH), ("gradient_accumulation_steps", 1)):
             value = recipe.training.get(name)
             tokens *= whole(f"training.{name}", default if value is None else value)
     about = {"steps": recipe.optimizer.ns_steps, "freeze_layers": recipe.model.freeze_layers, "fsdp": fsdp}
