@@ -33,7 +33,7 @@ from mypt.training.callbacks.throughput import ThroughputCallback
 from mypt.training.callbacks.upload import UploadCallback
 from mypt.training.data.sources import RunData, resolve_data
 from mypt.training.data.stream import build_eval_sets, build_stream, place_stream
-from mypt.training.launch import require_processes
+from mypt.training.launch import refuse_zero, require_processes
 from mypt.training.model.build import build_model
 from mypt.training.model.freeze import freeze
 from mypt.training.optim.optimizers import muon_factory
@@ -41,7 +41,6 @@ from mypt.training.request import default_block_size, output_dir
 from mypt.training.resolve import resolve, resolve_arguments, run_identity
 from mypt.training.resolve_hardware import resolve_hardware
 from mypt.training.tracking import require_start, require_trackers
-from mypt.training.trainer.sharded import refuse_flattened
 from mypt.training.trainer.trainer import MyPTTrainer
 
 
@@ -296,7 +295,7 @@ def _optimizer(recipe: Recipe, args, model):
     """MuonAdamW or HF's optimizer of that name, in the form that Trainer takes."""
     if recipe.optimizer.name not in OWN_OPTIMIZERS:
         return hf_optimizer(recipe.optimizer.name, args, model)
-    refuse_flattened(recipe.optimizer.name, args)
+    refuse_zero(recipe.optimizer.name, recipe.training)
     return muon_factory, {
         "muon": recipe.optimizer.name == "muon",
         "lr": args.learning_rate,

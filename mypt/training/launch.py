@@ -1,8 +1,8 @@
-"""Whether a launcher has started the processes that it was asked for, read from what it leaves in the environment."""
+"""What a launcher has started, read from what it leaves in the environment: its processes, DeepSpeed's ZeRO."""
 
 import os
 
-from mypt.errors import MyPTError
+from mypt.errors import MyPTError, RecipeError
 from mypt.terminal import say
 
 # As accelerate reads them: of torchrun and its own launchers, of Intel MPI and MPICH, Open MPI, MVAPICH.
@@ -13,6 +13,24 @@ _INSTEAD = (
     "run `accelerate launch --config_file recipes/accelerate/cpu_2.yaml --num_processes N scripts/train.py RECIPE` "
     "(ddp.yaml for GPUs) or `torchrun --nproc_per_node N scripts/train.py RECIPE`"
 )
+
+WHY_NOT_ZERO = "DeepSpeed ZeRO-{} cuts matrices up, and Muon needs them whole"
+
+
+def zero_stage(training: dict) -> int:
+    """The stage of DeepSpeed's ZeRO, as accelerate takes it; 0 without DeepSpeed. training: of a recipe."""
+    if not (training.get("deepspeed") or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"):
+        return 0
+    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))
+
+
+def refuse_zero(optimizer: str, training: dict) -> None:
+    """Raise RecipeError for Muon under DeepSpeed's ZeRO, whose optimizer gets pieces of one long vector."""
+    stage = zero_stage(training)
+    if optimizer == "muon" and stage:
+        raise RecipeError(
+            f"{WHY_NOT_ZERO.format(stage)}: set optimizer.name: adamw, or launch with recipes/accelerate/fsdp2.yaml"
+        )
 
 
 def require_processes() -> None:

@@ -25,6 +25,7 @@ from mypt.planning.shapes import is_measured
 from mypt.planning.step import MICRO_BATCH, STATES
 from mypt.planning.verdict import DataSource
 from mypt.recipe import AUTO
+from mypt.training.launch import WHY_NOT_ZERO, zero_stage
 
 # Options of a command, by the fields of `Step` that they give, and the keys of a recipe whose place they take.
 _KEYS = {
@@ -105,7 +106,7 @@ def _by_option(given: dict) -> Choice | None:
 def choose_run_optimizer(
     recipe, dimensions: dict | None, block_size: int | None, processes: int, fsdp: int = 1
 ) -> Choice:
-    """The optimizer of a run and the reason, as training and a plan choose it.
+    """The optimizer of a run and the reason, as training and a plan choose it; `auto` takes one that can run.
 
     Args:
         dimensions: MyPTConfig fields; None for a model that is not MyPT's.
@@ -113,19 +114,21 @@ def choose_run_optimizer(
         processes: Processes of the run.
         fsdp: How many of them share the weights.
     """
-    given = recipe.training.get("optim") or recipe.optimizer.name
-    if given != AUTO:
+    training = recipe.training
+    if given := training.get("optim") or (recipe.optimizer.name if recipe.optimizer.name != AUTO else None):
         return Choice(given, GIVEN)
     if recipe.lora:
         return ADAPTERS
     if dimensions is None:
         return NOT_MYPT
+    if stage := zero_stage(training):
+        return Choice("adamw", f"auto: {WHY_NOT_ZERO.format(stage)}")
     if recipe.data.tokens_per_step:
         tokens = recipe.data.tokens_per_step // processes
     else:
         tokens = block_size
         for name, default in (("per_device_train_batch_size", MICRO_BATCH), ("gradient_accumulation_steps", 1)):
-            value = recipe.training.get(name)
+            value = training.get(name)
             tokens *= whole(f"training.{name}", default if value is None else value)
     about = {"steps": recipe.optimizer.ns_steps, "freeze_layers": recipe.model.freeze_layers, "fsdp": fsdp}
     return choose_optimizer(dimensions, block_size, tokens, **about)
