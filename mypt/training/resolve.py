@@ -205,22 +205,22 @@ def resolve_arguments(
 def _steps(recipe: Recipe, stream: ShardStream | JitStream, steps_done: int, per_step: int) -> tuple[int, str]:
     """Optimizer steps of the run and the reason; per_step: sequences of the global batch."""
     given = recipe.training
-    steps, reason = planned_steps(
+    length, reason = planned_steps(
         max_steps=given.get("max_steps"),
         num_train_epochs=given.get("num_train_epochs"),
         coverage_target=recipe.coverage.target,
         samples=stream.samples_per_epoch,
         total_tokens=stream.tokens_per_epoch,
-        global_batch=1,
+        global_batch=1,  # so that a length that follows from the data is in samples
         block_size=stream.block_size,
     )
     if not length_follows_from_data(recipe):
-        return steps, reason
+        return length, reason
     if isinstance(stream, JitStream):
         # The schedule is laid out over the length, so it does not change when the stream has counted an epoch.
         reason += ", counted" if stream.expected.exact else "; an estimate, which decides the length for good"
-    # The length is in samples; a resume may take the rest of them in larger or smaller steps.
-    return steps_done + max(0, math.ceil((steps - stream.start_sample) / per_step)), reason
+    # A resume may take the samples that are left in larger or smaller steps.
+    return steps_done + max(0, math.ceil((length - stream.start_sample) / per_step)), reason
 
 
 def _model_lines(recipe: Recipe, model: PreTrainedModel, args: TrainingArguments, parameters: int, steps: int):

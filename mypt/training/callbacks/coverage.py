@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from mypt.checkpoints.state import saved_states
+from mypt.checkpoints.state import loaded_state
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.files import replace_text
 from mypt.planning.report import coverage_lines
@@ -73,16 +73,14 @@ class CoverageCallback(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {**stream, "settings": self.settings, "events": self.events}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        name = type(self).__name__
         self._batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        saved = {"next_sample": state.global_step * self._batch, "events": [], "settings": {}}
-        if state.global_step and name in state.stateful_callbacks:  # else a new run, or one without a ledger
-            saved = saved_states(state.stateful_callbacks)[name]["attributes"]
+        start = state.global_step * self._batch  # without a ledger, as in a new run
+        saved = loaded_state(state).coverage or {"next_sample": start, "events": [], "settings": {}}
         self.next_sample = saved["next_sample"]
         self.changes = [event for event in saved["events"] if "changes" in event]
         self._note_events(state, [event for event in saved["events"] if "changes" not in event])
         self._note_changes(args, state, saved.get("settings", {}), kwargs.get("lr_scheduler"))
-        state.stateful_callbacks.setdefault(name, self.state())
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         planned = self.next_sample + (state.max_steps - state.global_step) * self._batch
         refusal = [None]
         if state.is_world_process_zero:
