@@ -11,13 +11,7 @@ from mypt.planning.activations import (
     stream_activations,
 )
 from mypt.planning.coverage import whole
-from mypt.planning.parameters import (
-    complete,
-    count_parameters,
-    frozen_parameters,
-    hidden_matrices,
-    lora_parameters,
-)
+from mypt.planning.parameters import complete, count_parameters, frozen_parameters, hidden_matrices, lora_parameters
 from mypt.planning.parameters import projections as layer_projections
 from mypt.planning.step import BYTES, FRAMEWORK, MUON_TOGETHER, STATES, Step
 

@@ -100,14 +100,9 @@ def plan(
     """Everything that can be worked out from what is given.
 
     Args:
-        batch_size: Sequences per process and pass.
-        block_size: Tokens per sequence.
-        accumulation: Passes per step.
-        processes: Processes, one per device.
+        batch_size, accumulation: Sequences per process and pass; passes per step.
         steps, reason: Optimizer steps, and why so many.
-        sources: The training data; None where its size is not known.
-        dimensions: MyPTConfig fields.
-        parameters: Their total, where there are no dimensions.
+        dimensions, parameters: MyPTConfig fields; without them the number of parameters.
         available: Bytes of memory on one device.
         tokens_per_second: A measured rate over all processes.
         evaluation: Arguments of `plan_evaluation`, those of the run left out; None without evaluation sets.

@@ -5,24 +5,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from mypt.errors import MyPTError
-from mypt.planning.coverage import (
-    GOOD,
-    MAXIMUM,
-    MINIMUM,
-    OPTIMAL,
-    VERY_HIGH,
-    exact,
-    find_band,
-    is_within,
-    whole,
-)
-from mypt.planning.scaling import (
-    TOKENS_PER_PARAMETER,
-    dataset_hint,
-    effective_tokens,
-    model_hint,
-    predicted_loss,
-)
+from mypt.planning.coverage import GOOD, MAXIMUM, MINIMUM, OPTIMAL, VERY_HIGH, exact, find_band, is_within, whole
+from mypt.planning.scaling import TOKENS_PER_PARAMETER, dataset_hint, effective_tokens, model_hint, predicted_loss
 
 FEW_TOKENS_PER_PARAMETER = 5  # a quarter of the compute-optimal number: the model is clearly large for the data
 
@@ -54,11 +38,9 @@ class SourceCoverage:
 
 @dataclass(frozen=True)
 class Worth:
-    """What the tokens of a run are worth, all sources together; None without a model that learns from scratch.
+    """What the viewed tokens of all sources are worth in fresh ones; the rest is of a model that learns from scratch.
 
-    Attributes:
-        effective_tokens: Fresh tokens that are worth as much as the viewed ones; worth: their ratio.
-        predicted_loss: Nats per token, for comparing plans.
+    predicted_loss: nats per token, for comparing plans.
     """
 
     tokens_viewed: int
@@ -182,33 +164,28 @@ def judge(viewed: int, total_tokens: int, tokens_per_step: int | Fraction, param
     """
     low, high, reason = advised_passes(total_tokens, parameters)
     band = find_band(viewed, total_tokens, tokens_per_step)
-    per_parameter = viewed / parameters if parameters else None
+    per_parameter = viewed / parameters if parameters else 0
     but = "the band is good, but" if band is GOOD else "too few passes:"
     if is_within(viewed, low, high, total_tokens, tokens_per_step):
         level, sentence = "good", f"{reason}, and this run is within"
         if band is not GOOD:
             sentence = f"fine, although the band is {band.name}: {reason}, and the hints decide"
-    elif viewed < low * total_tokens and per_parameter and per_parameter >= TOKENS_PER_PARAMETER:
-        level, sentence = (
-            "good",
-            (
-                f"enough for this model, although the band is {band.name}: it gets {figure(per_parameter)} tokens per "
-                f"parameter, and about {TOKENS_PER_PARAMETER} are compute-optimal; {reason}"
-            ),
-        )
-    elif viewed < low * total_tokens:
-        level, sentence = "note" if band is GOOD else band.level, f"{but} {reason}"
-    else:
+    elif viewed >= low * total_tokens:
         level = "warning" if band is VERY_HIGH else "note"
-        but = but.replace("too few", "too many")
-        sentence = f"{but} {reason}; further passes are worth less and less"
-    if level == "good" and per_parameter and per_parameter < FEW_TOKENS_PER_PARAMETER:
-        level, sentence = (
-            "note",
-            (
-                f"{sentence}; but with {figure(per_parameter)} tokens per parameter the model is large for this data, "
-                "unless it was trained before"
-            ),
+        sentence = f"{but.replace('too few', 'too many')} {reason}; further passes are worth less and less"
+    elif per_parameter >= TOKENS_PER_PARAMETER:
+        level = "good"
+        sentence = (
+            f"enough for this model, although the band is {band.name}: it gets {figure(per_parameter)} tokens per "
+            f"parameter, and about {TOKENS_PER_PARAMETER} are compute-optimal; {reason}"
+        )
+    else:
+        level, sentence = "note" if band is GOOD else band.level, f"{but} {reason}"
+    if level == "good" and 0 < per_parameter < FEW_TOKENS_PER_PARAMETER:
+        level = "note"
+        sentence += (
+            f"; but with {figure(per_parameter)} tokens per parameter the model is large for this data, unless it was "
+            "trained before"
         )
     return Verdict(level, sentence, (low, high))
 

@@ -25,7 +25,7 @@ from mypt.training import run_folder
 from mypt.training.arguments import hf_optimizer, refused_values
 from mypt.training.callbacks.coverage import CoverageCallback
 from mypt.training.callbacks.diagnosis import DiagnosisCallback
-from mypt.training.callbacks.early_stopping import early_stopping
+from mypt.training.callbacks.early_stopping import EarlyStoppingCallback
 from mypt.training.callbacks.forgetting import ForgettingCallback
 from mypt.training.callbacks.metrics import MetricsCallback
 from mypt.training.callbacks.progress import ProgressBarCallback
@@ -120,7 +120,8 @@ def _build(
     forgetting = _forgetting(recipe, eval_sets)
     diagnosis = DiagnosisCallback(coverage, forgetting and forgetting.policy.target)
     ours = [coverage, forgetting, MetricsCallback(), ProgressBarCallback(), diagnosis]
-    stopping = early_stopping(forgetting, recipe.safety.early_stopping_patience)
+    patience = recipe.safety.early_stopping_patience
+    stopping = None if patience is None else EarlyStoppingCallback(forgetting, patience)
     set_aside = None
     if checkpoint and PartialState().is_main_process:
         set_aside = functools.partial(_set_aside, run, checkpoint, not isinstance(resume, bool))

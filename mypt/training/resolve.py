@@ -24,14 +24,7 @@ from mypt.training.arguments import build_arguments, default_arguments, unused_s
 from mypt.training.data.sources import RunData
 from mypt.training.data.stream import data_identity
 from mypt.training.data.text import length_follows_from_data, tokenizer_name
-from mypt.training.resolve_hardware import (
-    REUSED,
-    Hardware,
-    is_sharded,
-    passes_per_step,
-    resolve_compile,
-    with_values,
-)
+from mypt.training.resolve_hardware import REUSED, Hardware, is_sharded, passes_per_step, resolve_compile, with_values
 from mypt.training.target import choose_run_optimizer, evaluation_settings
 
 

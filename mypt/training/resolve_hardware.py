@@ -11,14 +11,7 @@ from transformers import PreTrainedModel
 
 from mypt.errors import MyPTError, RecipeError
 from mypt.hardware.batch import divide_batch, room
-from mypt.hardware.choices import (
-    GIVEN,
-    autocast_dtype,
-    choose_attention,
-    choose_compile,
-    choose_dtype,
-    choose_liger,
-)
+from mypt.hardware.choices import GIVEN, autocast_dtype, choose_attention, choose_compile, choose_dtype, choose_liger
 from mypt.hardware.machine import Machine, machine_of
 from mypt.hardware.main_memory import main_memory
 from mypt.planning.evaluation_budget import MOST_WINDOWS
