@@ -3,6 +3,7 @@
 import argparse
 
 from mypt.cli.numbers import byte_count, count
+from mypt.cli.plan import given_step
 from mypt.errors import MyPTError
 from mypt.hardware.machine import other_machine
 from mypt.planning.parameters import with_positions
@@ -53,7 +54,9 @@ def run(args: argparse.Namespace) -> None:
 
     machine = other_machine(args.memory, args.device)
     fields = {name: getattr(args, name) for name in SIZES if getattr(args, name)}
-    given = _given(args)
+    given = given_step(args)
+    if args.weights and not args.dtype and args.weights != "float32":
+        given["compute_dtype"] = args.weights
     target = read_target(args.target, args.overrides, machine, fields=fields, given=given)
     if not target.dimensions:
         raise MyPTError(f"{args.target}: {'; '.join(target.notes)}")
@@ -78,19 +81,6 @@ def run(args: argparse.Namespace) -> None:
     if memory.advice:
         where = "" if args.memory else f" ({machine.name}; --memory for another device)"
         say("", f"Memory{where}: {memory.advice}")
-
-
-def _given(args: argparse.Namespace) -> dict:
-    """The options that give fields of `Step`."""
-    given = {"micro_batch_size": args.batch_size, "block_size": args.block_size, "accumulation": args.accumulation,
-             "optimizer": args.optimizer, "weight_dtype": args.weights, "compute_dtype": args.dtype,
-             "checkpointing": args.checkpointing, "attention": args.attention, "lora_r": args.lora_r,
-             "lora_targets": args.lora_targets, "fsdp": args.fsdp}  # fmt: skip
-    if args.weights and not args.dtype and args.weights != "float32":
-        given["compute_dtype"] = args.weights
-    if args.lora_r and not args.optimizer:
-        given["optimizer"] = "adamw"
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _step(given: dict, target, machine) -> tuple[dict, object]:

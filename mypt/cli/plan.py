@@ -2,12 +2,13 @@
 
 import argparse
 import os
+from dataclasses import fields
 
 from mypt.cli.numbers import byte_count, count
 from mypt.errors import MyPTError
 from mypt.hardware.machine import Machine, other_machine
 from mypt.planning.parameters import with_positions
-from mypt.planning.step import BYTES, MICRO_BATCH, OWN_OPTIMIZERS
+from mypt.planning.step import BYTES, MICRO_BATCH, OWN_OPTIMIZERS, Step
 from mypt.terminal import print_table, say, say_json
 from mypt.training.target import DEFAULT_BLOCK, Target, read_target
 
@@ -82,7 +83,7 @@ def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> dic
     notes, dimensions = [*target.notes], target.dimensions
     if args.params and dimensions:
         raise MyPTError(f"--params {args.params:,}: {args.target} has a number of parameters already; leave one out")
-    step = {"accumulation": 1} | target.settings | _given(args)
+    step = {"accumulation": 1} | target.settings | given_step(args)
     for name, option, default in (
         ("micro_batch_size", "--batch-size", MICRO_BATCH),
         ("block_size", "--block-size", DEFAULT_BLOCK),
@@ -106,11 +107,10 @@ def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> dic
                    "target": args.target, "notes": notes, "choices": target.choices}  # fmt: skip
 
 
-def _given(args: argparse.Namespace) -> dict:
-    """The options that give fields of `Step`."""
-    given = {"micro_batch_size": args.batch_size, "block_size": args.block_size, "accumulation": args.accumulation,
-             "optimizer": args.optimizer, "compute_dtype": args.dtype, "checkpointing": args.checkpointing,
-             "lora_r": args.lora_r, "fsdp": args.fsdp}  # fmt: skip
+def given_step(args: argparse.Namespace) -> dict:
+    """The fields of `Step` that options give, of this command or of `mypt estimate`, which has more of them."""
+    named = {"micro_batch_size": "batch_size", "compute_dtype": "dtype", "weight_dtype": "weights"}
+    given = {field.name: getattr(args, named.get(field.name, field.name), None) for field in fields(Step)}
     if args.lora_r and not args.optimizer:
         given["optimizer"] = "adamw"
     return {name: value for name, value in given.items() if value is not None}
@@ -119,7 +119,7 @@ def _given(args: argparse.Namespace) -> dict:
 def _target(args: argparse.Namespace, machine: Machine) -> Target:
     if args.target:
         processes = args.processes or _world_size()
-        return read_target(args.target, args.overrides, machine, given=_given(args), processes=processes)
+        return read_target(args.target, args.overrides, machine, given=given_step(args), processes=processes)
     if args.overrides:
         raise MyPTError(f"unrecognized arguments: {' '.join(args.overrides)}; only a recipe has keys to change")
     if not (args.tokens or args.params):

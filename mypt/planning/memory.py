@@ -61,11 +61,31 @@ def training_memory(dimensions: dict, step: Step) -> dict:
     d = complete(dimensions)
     pieces = _pieces(d, step)
     phases = _phases({name: sum(size for size, _ in rows) for name, rows in pieces.items()}, step)
-    for name, held in _allocator(pieces, step).items():
-        phases[name] |= {"allocator": held, "framework": FRAMEWORK}
-        phases[name]["total"] = sum(phases[name].values())
+    return at_peak(phases, _allocator(pieces, step))
+
+
+def at_peak(phases: dict[str, dict[str, int]], allocator: dict[str, int]) -> dict:
+    """What `training_memory` returns; phases: `components`. allocator: its bytes in each."""
+    for name, phase in phases.items():
+        phase |= {"allocator": allocator[name], "framework": FRAMEWORK}
+        phase["total"] = sum(phase.values())
     peak = max(phases, key=lambda name: phases[name]["total"])
     return phases[peak] | {"phase": peak, "phases": phases}
+
+
+def components(parts: dict[str, int], rows: dict[str, tuple[int, int, int, int]]) -> dict[str, dict[str, int]]:
+    """The phases from `rows`: each one's gradients, activations, logits and temporary bytes."""
+    return {
+        name: {
+            "weights": parts["weights"],
+            "gradients": gradients,
+            "optimizer": parts["optimizer"],
+            "activations": activations,
+            "logits": logits,
+            "temporary": temporary,
+        }
+        for name, (gradients, activations, logits, temporary) in rows.items()
+    }
 
 
 def _pieces(d: dict, step: Step) -> dict[str, list[tuple[int, int]]]:
@@ -162,17 +182,7 @@ def _phases(parts: dict[str, int], step: Step) -> dict[str, dict[str, int]]:
         "backward": _backward(parts, going, parts["layer"] if step.checkpointing else 0, copies),
         "update": (parts["gradients"], 0, 0, parts["workspace"]),
     }
-    return {
-        name: {
-            "weights": parts["weights"],
-            "gradients": gradients,
-            "optimizer": parts["optimizer"],
-            "activations": activations,
-            "logits": logits,
-            "temporary": temporary,
-        }
-        for name, (gradients, activations, logits, temporary) in rows.items()
-    }
+    return components(parts, rows)
 
 
 def _backward(parts: dict[str, int], going: int, again: int, copies: int) -> tuple[int, int, int, int]:

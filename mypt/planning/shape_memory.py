@@ -4,6 +4,7 @@ A token keeps, for each matrix that it passes, the input and the output, and for
 states. What activation functions and routers keep besides is covered by ALLOWANCE, recurrent states are counted.
 """
 
+from mypt.planning.memory import at_peak, components
 from mypt.planning.shapes import frozen_parameters, lora_parameters
 from mypt.planning.step import BYTES, FRAMEWORK, STATES, Step
 
@@ -42,15 +43,8 @@ def training_memory(d: dict, step: Step) -> dict:
         "backward": (parts["gradients"], kept + again, 0, copies + gathered),
         "update": (parts["gradients"], 0, 0, 0),
     }
-    phases = {}
-    for name, (gradients, activations, held, temporary) in rows.items():
-        holes = round(HOLES * activations) if step.device == "cpu" else 0
-        phase = {"weights": parts["weights"], "gradients": gradients, "optimizer": parts["optimizer"],
-                 "activations": activations, "logits": held, "temporary": temporary,
-                 "allocator": holes, "framework": FRAMEWORK}  # fmt: skip
-        phases[name] = phase | {"total": sum(phase.values())}
-    peak = max(phases, key=lambda name: phases[name]["total"])
-    return phases[peak] | {"phase": peak, "phases": phases}
+    holes = {name: round(HOLES * row[1]) if step.device == "cpu" else 0 for name, row in rows.items()}
+    return at_peak(components(parts, rows), holes)
 
 
 def generation_memory(d: dict, *, context: int, batch_size: int = 1, dtype: str = "float32") -> dict[str, int]:
