@@ -1,4 +1,4 @@
-"""What a recipe may leave to the machine, decided from facts, each with its reason; the choices that a plan expects."""
+"""Choices that a recipe may leave to the machine, each with its reason; those that a plan expects."""
 
 from dataclasses import replace
 

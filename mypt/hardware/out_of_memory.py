@@ -14,7 +14,7 @@ REFUSED = ("can't allocate memory", "bad_alloc", "could not create a memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is a device or a process without memory, in any of the ways in which torch says so."""
+    """Whether this is a device or a process without memory, in any of the forms in which torch reports it."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -58,7 +58,7 @@ def _what_helps(trainer) -> str:
 
 
 def advice(dimensions: dict, step: Step, free: int | None) -> str:
-    """What the step needs by the estimate, and what would fit into less than `free` bytes, or than it needs."""
+    """The step's need by the estimate, and changes that fit into less than `free` bytes, or than it needs."""
     needed = training_memory(dimensions, step)["total"]
     there = f" and {gibibytes(free)} GiB were free at the start" if free else ""
     beyond = needed - FRAMEWORK  # which this process had already

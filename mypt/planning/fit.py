@@ -10,6 +10,7 @@ from mypt.planning.step import Step
 _SIZES = ("micro_batch_size", "accumulation")
 # How a change of `Step` is written for a recipe, and for `mypt plan` and `mypt estimate` of anything else.
 RECIPE_FLAGS = {
+    "block_size": "--data.block_size={}",
     "checkpointing": "--training.activation_checkpointing={}",
     "micro_batch_size": "--training.per_device_train_batch_size={}",
     "accumulation": "--training.gradient_accumulation_steps={}",
@@ -102,7 +103,7 @@ def largest_micro_batch(dimensions: dict, available: int, step: Step) -> int:
 
 
 def knobs(dimensions: dict, step: Step, available: int, flags: dict[str, str] = RECIPE_FLAGS) -> list[str]:
-    """What would fit into `available` bytes with the same global batch, the cheapest first, ready to paste.
+    """Changes that fit into `available` bytes with the same global batch, the cheapest first, ready to paste.
 
     flags: how the fields of `Step` are written, RECIPE_FLAGS or OPTIONS; what cannot be written is not advised.
     """

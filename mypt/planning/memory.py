@@ -65,7 +65,7 @@ def training_memory(dimensions: dict, step: Step) -> dict:
 
 
 def at_peak(phases: dict[str, dict[str, int]], allocator: dict[str, int]) -> dict:
-    """What `training_memory` returns; phases: `components`. allocator: its bytes in each."""
+    """The result of `training_memory`. phases: `components`. allocator: its bytes in each."""
     for name, phase in phases.items():
         phase |= {"allocator": allocator[name], "framework": FRAMEWORK}
         phase["total"] = sum(phase.values())
@@ -199,7 +199,7 @@ def _backward(parts: dict[str, int], going: int, again: int, copies: int) -> tup
 
 
 def _allocator(pieces: dict, step: Step) -> dict[str, int]:
-    """What glibc holds beyond the tensors in each phase; see GIVEN_BACK."""
+    """Bytes that glibc holds beyond the tensors in each phase; see GIVEN_BACK."""
     if step.device != "cpu":
         return dict.fromkeys(PHASES, 0)
     parts = {name: sum(size for size, block in rows if block < GIVEN_BACK) for name, rows in pieces.items()}

@@ -1,4 +1,4 @@
-"""What a run costs and is worth, worked out before any compute is spent: one frozen `Plan`."""
+"""Cost and worth of a run, worked out before any compute is spent: one frozen `Plan`."""
 
 from dataclasses import dataclass, fields, is_dataclass
 

@@ -132,7 +132,7 @@ def _recommendation_lines(seen: Coverage) -> list[str]:
 
 
 def _replacement(coverage: float) -> str:
-    """What sampling with replacement, which this project does not do, would have left unseen."""
+    """The share that sampling with replacement, which this project does not do, would have reached."""
     at = min(coverage, 1)
     return (
         "  Each pass takes every window once, without replacement (with replacement,\n"

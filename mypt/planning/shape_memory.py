@@ -14,7 +14,7 @@ HOLES = 0.4  # of the activations: what an allocator on a CPU cannot use again (
 
 
 def note(dimensions: dict) -> str:
-    """What a plan says about the memory of such a model."""
+    """The line of a plan about the memory of such a model."""
     return (
         f"{dimensions['architecture']}: parameters are exact, counted on torch's meta device; memory is a rough "
         "estimate from the shapes of the modules"

@@ -38,7 +38,7 @@ class SourceCoverage:
 
 @dataclass(frozen=True)
 class Worth:
-    """What the viewed tokens of all sources are worth in fresh ones; the rest is of a model that learns from scratch.
+    """Worth of the viewed tokens of all sources, in fresh ones; the last three are of a model trained from scratch.
 
     predicted_loss: nats per token, for comparing plans.
     """
@@ -62,7 +62,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a run sees of its data, and whether that is enough.
+    """How much of its data a run sees, and whether that is enough.
 
     Coverage, band, recommended steps and verdict are those of the main source, the one with the largest weight, of
     which a step sees only its share. adapters, frozen: sizes of a LoRA run.
@@ -91,7 +91,7 @@ class Coverage:
 def assess(
     sources: list[DataSource], tokens_per_step: int, steps: int, start_step: int = 0, parameters: dict | None = None
 ) -> Coverage:
-    """What a run of `steps` steps in all sees of its data, and whether that is enough.
+    """How much of its data a run of `steps` steps in all sees, and whether that is enough.
 
     parameters: `total` and, if known, `non_embedding`, for figures that need a model; with `adapters`, those of LoRA
     beside a frozen model of the other sizes, there are none of these figures, since the rules behind them are about

@@ -181,8 +181,8 @@ def _model(
         words = f"the base of this run's adapters is not there: {error}; if it moved: --model.init_from=PATH"
         if Path(recipe.model.init_from).is_dir():
             words = (
-                f"the base of this run's adapters cannot be loaded: {str(error).partition(';')[0]}; they go on beside "
-                "the base that they began with alone: restore it, or name a copy of it: --model.init_from=PATH"
+                f"the base of this run's adapters cannot be loaded: {str(error).partition(';')[0]}; they continue "
+                "beside the base that they began with alone: restore it, or name a copy of it: --model.init_from=PATH"
             )
         raise CheckpointError(words) from error
     if recipe.data.document_mask:
@@ -214,7 +214,7 @@ def _upload(recipe: Recipe) -> UploadCallback | None:
 
 
 def _on_main(action: Callable):
-    """What `action` returns in the main process, None in the others. A MyPTError is raised in all of them, since the
+    """The result of `action` in the main process, None in the others. A MyPTError is raised in all of them, since the
     others would wait for a process that has left."""
     result, refused = None, [None]
     if PartialState().is_main_process:

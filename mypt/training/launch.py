@@ -1,4 +1,4 @@
-"""What a launcher has started, read from what it leaves in the environment: its processes, DeepSpeed's ZeRO."""
+"""A launch, read from what its launcher leaves in the environment: the processes, DeepSpeed's ZeRO."""
 
 import os
 
@@ -38,7 +38,7 @@ def require_processes() -> None:
 
     `accelerate launch --num_processes 2` starts one process on a CPU, with or without `--cpu`, unless its config says
     MULTI_GPU. All that it leaves of the number are MASTER_ADDR and MASTER_PORT, behind its own variables; those that
-    were exported before, as clusters do, stand in front of them, and then no more than a line can be said.
+    were exported before, as clusters do, stand in front of them, and then only a line is printed.
     """
     given = {name: os.environ[name] for name in (*_RANKS, *SIZES) if name in os.environ}
     for name, value in given.items():

@@ -1,4 +1,4 @@
-"""What a recipe leaves open, chosen and frozen into the resolved recipe; and what makes a run this run."""
+"""Resolve the values that a recipe leaves open, and the identity of a run."""
 
 import dataclasses
 import math
@@ -72,7 +72,7 @@ def _resolved_model(recipe: Recipe, model: PreTrainedModel) -> ModelSection:
 
 
 def run_identity(recipe: Recipe, data: RunData, model: PreTrainedModel, recorded: dict) -> dict:
-    """What makes this run this run; a resume must agree on every entry."""
+    """The identity of this run; a resume must agree on every entry."""
     # Trainer sets the special tokens' ids when it begins; the tokenizer stands for them. Early versions recorded them.
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
     before = recorded.get("model") or {}

@@ -178,7 +178,7 @@ def is_sharded() -> bool:
 
 
 def _compute(recipe: Recipe) -> str:
-    """What matrix products are computed in: autocast's dtype, or else that of the weights."""
+    """The dtype of matrix products: autocast's, or else that of the weights."""
     autocast = autocast_dtype(recipe.training)
     return autocast if autocast not in (None, "float32") else recipe.model.dtype or "float32"
 
@@ -291,7 +291,7 @@ _CHOICES = {
 
 
 def _step(recipe: Recipe, hardware: Hardware, passes: int = 1) -> Step:
-    """What the memory model needs to know of this run."""
+    """This run as the memory model sees it."""
     settings = memory_settings(recipe, hardware.machine, recipe.data.block_size, [])
     shards = PartialState().num_processes if is_sharded() else 1
     sizes = settings | {"accumulation": passes, "block_size": recipe.data.block_size}

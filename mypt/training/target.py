@@ -27,12 +27,6 @@ from mypt.planning.verdict import DataSource
 from mypt.recipe import AUTO
 from mypt.training.launch import WHY_NOT_ZERO, zero_stage
 
-# Options of a command, by the fields of `Step` that they give, and the keys of a recipe whose place they take.
-_KEYS = {
-    "block_size": "data.block_size",
-    "micro_batch_size": "training.per_device_train_batch_size",
-    "accumulation": "training.gradient_accumulation_steps",
-}
 DEFAULT_BLOCK = 1024  # tokens per sequence where nothing names a context
 
 ADAPTERS = Choice("adamw", "auto: for adapters")
@@ -41,7 +35,7 @@ NOT_MYPT = Choice("adamw", "auto: the model is not MyPT's own class")
 
 @dataclass(frozen=True)
 class Target:
-    """What a target says of a run; what it leaves open is None or absent.
+    """The settings of a run that a target gives; those that it leaves open are None or absent.
 
     dimensions: MyPTConfig fields. settings: fields of `mypt.planning.step.Step`. sources: the training data.
     steps: max_steps, num_train_epochs and coverage_target of a recipe. evaluation: arguments of `plan_evaluation`, None
@@ -80,7 +74,8 @@ def read_target(
     if dtype:
         machine = replace(machine, dtype=dtype, why="as the option says")
     if is_recipe:
-        overrides = [*overrides, *(f"--{key}={given[name]}" for name, key in _KEYS.items() if name in given)]
+        keys = [name for name in ("block_size", "micro_batch_size", "accumulation") if name in given]
+        overrides = [*overrides, *(RECIPE_FLAGS[name].format(given[name]) for name in keys)]
         return _from_recipe(target, overrides, machine, fields or {}, processes, given)
     dimensions = _dimensions(target, fields or {})
     settings = {"compute_dtype": machine.dtype}
@@ -230,7 +225,7 @@ def kept_as(attention: str | None) -> str:
 
 
 def memory_settings(recipe, machine: Machine, block_size: int | None, notes: list[str]) -> dict:
-    """What a recipe says of `Step`, and what training will choose on this machine where it says nothing."""
+    """Fields of `Step` that a recipe gives, and those that training will choose on this machine."""
     training, weights = recipe.training, recipe.model.dtype or "float32"
     autocast = autocast_dtype(training) or choose_dtype(machine, weights).value
     settings = {"weight_dtype": weights, "optimizer": _optimizer(recipe.optimizer.name, notes)}
@@ -255,7 +250,7 @@ def memory_settings(recipe, machine: Machine, block_size: int | None, notes: lis
 
 
 def evaluation_settings(recipe, layers: int) -> dict:
-    """What a recipe says of `mypt.planning.evaluation_budget.plan_evaluation`; layers: of the model that is trained."""
+    """Arguments of `plan_evaluation` that a recipe gives; layers: of the model that is trained."""
     section, training = recipe.forgetting, recipe.training
     acting = {
         "forgetting.action stop": section.action == "stop",
