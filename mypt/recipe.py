@@ -18,11 +18,11 @@ import yaml
 from mypt.errors import RecipeError, shown
 from mypt.files import replace_text
 from mypt.json_files import Rule, Unfit, Wrong, as_kind
+from mypt.planning.step import OWN_OPTIMIZERS
 from mypt.yaml12 import dump_yaml, load_yaml
 
 RESOLVED_NAME = "recipe.yaml"
 _PATHS = ("data.train", "data.eval", "model.init_from", "tokenizer.name", "training.output_dir")  # of overrides
-OWN_OPTIMIZERS = ("muon", "adamw")  # any other name is one of HF's `optim`
 AUTO = "auto"  # the optimizer that `mypt.planning.optimizer` chooses
 # Keys where infinity means "never". JSON has no infinity, so a number that acts as one is recorded instead.
 UNBOUNDED, ENDLESS = ("training.max_grad_norm", "training.eval_delay", "forgetting.tolerance"), 1e300

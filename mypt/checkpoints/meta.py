@@ -124,7 +124,8 @@ def _state_numbers(model: PreTrainedModel, config) -> int:
     """Numbers per token that state-space layers keep, which no matrix's width shows.
 
     Mamba's decay A has a number for each state of each channel, Mamba-2's one for each head, which keeps a matrix of
-    chunk_size x chunk_size for each chunk. The factor 3.4 is measured (docs/estimate.md).
+    chunk_size x chunk_size for each chunk. The factor 3.4 was set by what autograd kept of tiny models;
+    docs/estimate.md has how far the estimates were off.
     """
     chunk = next((size for name in ("chunk_size", "mamba_chunk_size") if (size := getattr(config, name, None))), 256)
     decays = [p for name, p in model.named_parameters() if name.endswith("A_log")]

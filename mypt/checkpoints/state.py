@@ -266,12 +266,19 @@ class RunState:
         """Processes that took part; 1 where the state does not record it."""
         return (self.coverage or {}).get("settings", {}).get("world_size", 1)
 
+    @property
+    def learning_rate(self) -> float | None:
+        """That of the recipe by which the steps were taken; None where the state does not record it."""
+        return (self.coverage or {}).get("settings", {}).get("learning_rate")
+
+
+def _parts(callbacks: Callbacks) -> dict[str, Any]:
+    return {part: callbacks.get(name, {}).get("attributes") for part, name in _CALLBACKS.items()}
+
 
 def _run_state(content: Any) -> RunState:
     trainer = as_kind(content, TrainerState)
-    callbacks = trainer.get("stateful_callbacks", {})
-    parts = {part: callbacks.get(name, {}).get("attributes") for part, name in _CALLBACKS.items()}
-    state = RunState(trainer, **parts)
+    state = RunState(trainer, **_parts(trainer.get("stateful_callbacks", {})))
     if (best := trainer.get("best_global_step") or 0) > state.step:
         raise Wrong(f"found {best}, after step {state.step}", "best_global_step")
     if state.coverage and state.coverage["next_sample"] < state.step:
@@ -346,6 +353,11 @@ def is_foreign(folder: Path) -> bool:
     return not (isinstance(callbacks, dict) and ours & callbacks.keys())
 
 
-def saved_states(callbacks: dict) -> Callbacks:
-    """Check the callback states that Trainer itself has read. Raises CheckpointError as `read_state` does."""
-    return check(callbacks, Callbacks, f"the state of the callbacks in {STATE_NAME}", CheckpointError)
+def loaded_state(trainer_state) -> RunState:
+    """The state that HF's TrainerState has read from a checkpoint, its callbacks checked as by `read_state`.
+
+    Before the first step of a run no callback has one.
+    """
+    saved = trainer_state.stateful_callbacks if trainer_state.global_step else {}
+    callbacks = check(saved, Callbacks, f"the state of the callbacks in {STATE_NAME}", CheckpointError)
+    return RunState({"global_step": trainer_state.global_step}, **_parts(callbacks))

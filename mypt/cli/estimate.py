@@ -1,9 +1,9 @@
 """`mypt estimate`: parameters and memory of a model, part by part, and the largest micro-batch that fits."""
 
 import argparse
-from dataclasses import asdict
 
 from mypt.cli.numbers import byte_count, count
+from mypt.cli.plan import given_step
 from mypt.errors import MyPTError
 from mypt.hardware.machine import other_machine
 from mypt.planning.parameters import with_positions
@@ -18,14 +18,15 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mypt.planning.step import ATTENTIONS, BYTES, DEVICES, STATES
+    from mypt.planning.step import ATTENTIONS, BYTES, DEVICES, MICRO_BATCH, STATES
 
     add = parser.add_argument
     help_target = "a preset, a recipe, or a folder with a config.json"
     add("target", nargs="?", default="modern-tiny", help=help_target, metavar="TARGET")
     for name in SIZES:
         add(f"--{name.replace('_', '-')}", type=count, help="replaces the target's")
-    add("--batch-size", type=count, help="sequences per device and pass (micro-batch) (default: the recipe's, else 8)")
+    batch = f"sequences per device and pass (micro-batch) (default: the recipe's, else {MICRO_BATCH})"
+    add("--batch-size", type=count, help=batch)
     add("--block-size", type=count, help="tokens per sequence (default: the recipe's, else the model's)")
     add("--accumulation", type=count, help="passes per step (default: the recipe's, else 1)")
     add("--optimizer", choices=STATES, help="optimizer (default: the recipe's, else by Muon's share)")
@@ -48,11 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from mypt.planning.fit import plan_memory
     from mypt.planning.parameters import frozen_parameters, parameter_report
-    from mypt.planning.report import memory_rows, parameter_rows
+    from mypt.planning.plan import as_dict
+    from mypt.planning.report import memory_tables, parameter_table
 
     machine = other_machine(args.memory, args.device)
     fields = {name: getattr(args, name) for name in SIZES if getattr(args, name)}
-    given = _given(args)
+    given = given_step(args)
+    if args.weights and not args.dtype and args.weights != "float32":
+        given["compute_dtype"] = args.weights
     target = read_target(args.target, args.overrides, machine, fields=fields, given=given)
     if not target.dimensions:
         raise MyPTError(f"{args.target}: {'; '.join(target.notes)}")
@@ -60,38 +64,23 @@ def run(args: argparse.Namespace) -> None:
     frozen = frozen_parameters(dimensions, step.freeze_layers, step.freeze_embeddings)
     parameters = parameter_report(dimensions, step.lora, frozen)
     memory = plan_memory(dimensions, step, machine.memory, target.flags)
-    choices = {name: choice._asdict() for name, choice in target.choices.items()}
     if args.json:
-        report = {"target": args.target, "notes": target.notes, "choices": choices,
-                  "dimensions": dimensions, "step": asdict(step),
-                  "parameters": parameters, "memory": memory}  # fmt: skip
-        say_json(report)
+        report = {"target": args.target, "notes": target.notes, "choices": target.choices, "dimensions": dimensions,
+                  "step": step, "parameters": parameters, "memory": memory}  # fmt: skip
+        say_json(as_dict(report))
         return
     for note in target.notes:
         say(f"note: {note}")
     for name, choice in target.choices.items():
         say(f"{name}: {choice.value} ({choice.reason})")
-    print_table(*parameter_rows(parameters))
+    print_table(*parameter_table(parameters))
     say("", _words(step))
-    for table in memory_rows(memory):
+    for table in memory_tables(memory):
         say()
         print_table(*table)
-    if "advice" in memory:
+    if memory.advice:
         where = "" if args.memory else f" ({machine.name}; --memory for another device)"
-        say("", f"Memory{where}: {memory['advice']}")
-
-
-def _given(args: argparse.Namespace) -> dict:
-    """The options that give fields of `Step`."""
-    given = {"micro_batch_size": args.batch_size, "block_size": args.block_size, "accumulation": args.accumulation,
-             "optimizer": args.optimizer, "weight_dtype": args.weights, "compute_dtype": args.dtype,
-             "checkpointing": args.checkpointing, "attention": args.attention, "lora_r": args.lora_r,
-             "lora_targets": args.lora_targets, "fsdp": args.fsdp}  # fmt: skip
-    if args.weights and not args.dtype and args.weights != "float32":
-        given["compute_dtype"] = args.weights
-    if args.lora_r and not args.optimizer:
-        given["optimizer"] = "adamw"
-    return {name: value for name, value in given.items() if value is not None}
+        say("", f"Memory{where}: {memory.advice}")
 
 
 def _step(given: dict, target, machine) -> tuple[dict, object]:
@@ -99,7 +88,6 @@ def _step(given: dict, target, machine) -> tuple[dict, object]:
     from mypt.planning.step import Step
 
     defaults = {
-        "micro_batch_size": 8,
         "block_size": target.dimensions["max_position_embeddings"] or DEFAULT_BLOCK,
         "device": machine.device,
     }

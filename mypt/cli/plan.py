@@ -2,13 +2,15 @@
 
 import argparse
 import os
+from dataclasses import fields
 
 from mypt.cli.numbers import byte_count, count
 from mypt.errors import MyPTError
 from mypt.hardware.machine import Machine, other_machine
 from mypt.planning.parameters import with_positions
+from mypt.planning.step import BYTES, MICRO_BATCH, OWN_OPTIMIZERS, Step
 from mypt.terminal import print_table, say, say_json
-from mypt.training.target import DEFAULT_BATCH, DEFAULT_BLOCK, Target, read_target
+from mypt.training.target import DEFAULT_BLOCK, Target, read_target
 
 HELP = "show coverage, memory and compute of a run before it starts"
 
@@ -19,16 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens", type=count, help="size of the dataset in tokens (500_000_000, 5e8, 500M), instead of the recipe's")
     add("--params", type=count, help="parameters of the model (124M), where no model is named")
     add("--block-size", type=count, help=f"tokens per sequence (default: the model's, else {DEFAULT_BLOCK})")
-    add(
-        "--batch-size", type=count, help=f"sequences per process and pass (default: the recipe's, else {DEFAULT_BATCH})"
-    )
+    add("--batch-size", type=count, help=f"sequences per process and pass (default: the recipe's, else {MICRO_BATCH})")
     add("--accumulation", type=count, help="passes per step (default: the recipe's, else 1)")
     add("--processes", type=count, help="processes, one per device (default: WORLD_SIZE, else 1)")
     add("--steps", type=count, help="optimizer steps (default: the recipe's, else 3.5 passes over the data)")
     optimizer = "optimizer (default: the recipe's, else by Muon's share of a step)"
-    add("--optimizer", choices=("adamw", "muon"), help=optimizer)
+    add("--optimizer", choices=OWN_OPTIMIZERS, help=optimizer)
     dtype = "dtype of matrix products (default: the recipe's, else bfloat16 where this machine has it)"
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help=dtype)
+    add("--dtype", choices=BYTES, help=dtype)
     add("--checkpointing", action="store_true", default=None, help="compute the layers again in the backward pass")
     add("--lora-r", type=count, help="for the memory: adapters of this rank on frozen weights (default: the recipe's)")
     add("--fsdp", type=count, help="devices that share weights, gradients and states (full shard) (default: 1)")
@@ -41,50 +41,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
-    from mypt.planning.report import coverage_report, plan, plan_rows
+    from mypt.planning.plan import plan
+    from mypt.planning.report import coverage_lines, plan_tables
 
     machine = other_machine(args.memory, None)
     target = _target(args, machine)
-    settings, steps, notes = _settings(args, machine, target)
-    settings["steps"], reason = _steps(args, settings, steps)
-    result = plan(**settings)
-    evaluation = _evaluation(target, settings) if settings["steps"] else None
-    choices = {name: choice._asdict() for name, choice in target.choices.items()}
+    settings = _settings(args, machine, target)
+    settings["steps"], settings["reason"] = _steps(args, settings, target.steps)
+    found = plan(**settings)
     if args.json:
-        told = {"target": args.target, "notes": notes, "choices": choices, "reason": reason}
-        result["evaluation"] = asdict(evaluation) if evaluation else None
-        say_json(told | result)
+        say_json(found.as_dict())
         return
-    for note in notes:
+    for note in found.notes:
         say(f"note: {note}")
-    for name, choice in target.choices.items():
+    for name, choice in found.choices.items():
         say(f"{name}: {choice.value} ({choice.reason})")
-    if settings["steps"]:
-        say(f"{settings['steps']:,} steps: {reason}")
-    if evaluation:
-        say(evaluation)
-    if "coverage" in result:
-        shared = ("sources", "batch_size", "block_size", "accumulation", "processes", "steps")
-        report = coverage_report(**{name: settings[name] for name in shared}, parameters=result.get("parameters"))
-        say(*report)
-    for table in plan_rows(result):
+    if found.training.steps:
+        say(f"{found.training.steps:,} steps: {found.reason}")
+    if found.evaluation:
+        say(found.evaluation)
+    if found.coverage:
+        layout = {
+            name.removesuffix("_size"): settings[name]
+            for name in ("batch_size", "block_size", "accumulation", "processes")
+        }
+        say(*coverage_lines(found.coverage, layout))
+    for table in plan_tables(found):
         say()
         print_table(*table)
-    where = "" if args.memory else f" ({machine.name}; --memory for another GPU)"
-    for words in _last_words(result, where):
-        say("", words)
+    if found.memory and found.memory.advice:
+        where = "" if args.memory else f" ({machine.name}; --memory for another GPU)"
+        say("", f"Memory{where}: {found.memory.advice}")
+    if found.training.compute_optimal_tokens and not found.coverage:
+        say("", f"Compute-optimal training data: about {found.training.compute_optimal_tokens:,} tokens")
 
 
-def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> tuple[dict, dict, list[str]]:
-    """Arguments of `plan` but the steps, what the recipe says of the steps, and what had to be assumed or left out."""
+def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> dict:
+    """Arguments of `plan`, but the number of steps."""
+    from mypt.planning.verdict import DataSource
+
     notes, dimensions = [*target.notes], target.dimensions
     if args.params and dimensions:
         raise MyPTError(f"--params {args.params:,}: {args.target} has a number of parameters already; leave one out")
-    step = {"accumulation": 1} | target.settings | _given(args)
+    step = {"accumulation": 1} | target.settings | given_step(args)
     for name, option, default in (
-        ("micro_batch_size", "--batch-size", DEFAULT_BATCH),
+        ("micro_batch_size", "--batch-size", MICRO_BATCH),
         ("block_size", "--block-size", DEFAULT_BLOCK),
     ):
         if name not in step:
@@ -96,21 +97,20 @@ def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> tup
             limit, block_size = dimensions["max_position_embeddings"], step["block_size"]
             notes.append(f"the model has {limit:,} positions, fewer than the block size: planned with {block_size:,}")
         dimensions = longer
-    sources = [{"name": "data", "tokens": args.tokens}] if args.tokens else target.sources
+    sources = [DataSource("data", args.tokens)] if args.tokens else target.sources
     if not sources:
         notes.append("the size of the data is not known: give --tokens to plan coverage")
-    step["device"] = machine.device
-    known = {"processes": args.processes or _world_size(), "sources": sources, "dimensions": dimensions,
-             "parameters": args.params, "tokens_per_second": args.tokens_per_second,
-             "available": machine.memory, "flags": target.flags}  # fmt: skip
-    return {"batch_size": step.pop("micro_batch_size")} | step | known, target.steps, notes
+    step |= {"batch_size": step.pop("micro_batch_size"), "device": machine.device}
+    return step | {"processes": args.processes or _world_size(), "sources": sources, "dimensions": dimensions,
+                   "parameters": args.params, "tokens_per_second": args.tokens_per_second,
+                   "available": machine.memory, "flags": target.flags, "evaluation": target.evaluation,
+                   "target": args.target, "notes": notes, "choices": target.choices}  # fmt: skip
 
 
-def _given(args: argparse.Namespace) -> dict:
-    """The options that give fields of `Step`."""
-    given = {"micro_batch_size": args.batch_size, "block_size": args.block_size, "accumulation": args.accumulation,
-             "optimizer": args.optimizer, "compute_dtype": args.dtype, "checkpointing": args.checkpointing,
-             "lora_r": args.lora_r, "fsdp": args.fsdp}  # fmt: skip
+def given_step(args: argparse.Namespace) -> dict:
+    """The fields of `Step` that options give, of this command or of `mypt estimate`, which has more of them."""
+    named = {"micro_batch_size": "batch_size", "compute_dtype": "dtype", "weight_dtype": "weights"}
+    given = {field.name: getattr(args, named.get(field.name, field.name), None) for field in fields(Step)}
     if args.lora_r and not args.optimizer:
         given["optimizer"] = "adamw"
     return {name: value for name, value in given.items() if value is not None}
@@ -119,7 +119,7 @@ def _given(args: argparse.Namespace) -> dict:
 def _target(args: argparse.Namespace, machine: Machine) -> Target:
     if args.target:
         processes = args.processes or _world_size()
-        return read_target(args.target, args.overrides, machine, given=_given(args), processes=processes)
+        return read_target(args.target, args.overrides, machine, given=given_step(args), processes=processes)
     if args.overrides:
         raise MyPTError(f"unrecognized arguments: {' '.join(args.overrides)}; only a recipe has keys to change")
     if not (args.tokens or args.params):
@@ -149,25 +149,14 @@ def _steps(args: argparse.Namespace, settings: dict, recipe_steps: dict) -> tupl
     )
 
 
-def _evaluation(target: Target, settings: dict):
-    """As training plans it; None where nothing is evaluated."""
-    from mypt.planning.evaluation_budget import plan_evaluation
-
-    if target.evaluation is None:
-        return None
-    sequences = settings["batch_size"] * settings["accumulation"] * settings["processes"]
-    sizes = {"steps": settings["steps"], "sequences": sequences, "block_size": settings["block_size"]}
-    return plan_evaluation(**sizes, **target.evaluation)
-
-
-def _epoch(sources: list[dict], block_size: int) -> tuple[int, int]:
+def _epoch(sources: list, block_size: int) -> tuple[int, int]:
     """Samples and tokens of the whole mixture in which its main source is seen once, as `ShardStream` counts them."""
     from mypt.streams.mixture import PERIOD, Mixture
     from mypt.streams.windows import window_count
 
-    weights = [source.get("weight", 1) for source in sources]
+    weights = [source.weight for source in sources]
     main = weights.index(max(weights))
-    mixture, tokens = Mixture(weights), sources[main]["tokens"]
+    mixture, tokens = Mixture(weights), sources[main].tokens
     samples = -(-window_count(tokens, block_size) * PERIOD // mixture.counts[main])
     return samples, round(tokens / mixture.shares[main])
 
@@ -177,12 +166,3 @@ def _world_size() -> int:
     if not value.isdigit() or int(value) < 1:
         raise MyPTError(f"WORLD_SIZE is {value!r}, expected a whole number; unset it or pass --processes")
     return int(value)
-
-
-def _last_words(result: dict, which_memory: str) -> list[str]:
-    words = []
-    if "advice" in result.get("memory", {}):
-        words.append(f"Memory{which_memory}: {result['memory']['advice']}")
-    if "compute_optimal_tokens" in result["training"] and "coverage" not in result:
-        words.append(f"Compute-optimal training data: about {result['training']['compute_optimal_tokens']:,} tokens")
-    return words

@@ -1,1 +1,1 @@
-"""What this machine is and what follows from it: device, memory, peak speed, choices. No torch at import."""
+"""This machine and the choices that follow from it: device, memory, peak speed, choices. No torch at import."""

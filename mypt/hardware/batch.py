@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from mypt.errors import RecipeError
 from mypt.planning.fit import divisors
-from mypt.planning.step import FRAMEWORK
+from mypt.planning.step import FRAMEWORK, MICRO_BATCH
 
 # Tokens of one pass beyond which it only needs more memory (docs/hardware.md has the figures of a CPU).
 ENOUGH = {"cpu": 8_192, "gpu": 65_536}
@@ -82,8 +82,8 @@ def _largest(share: int, block_size: int, device: str, fits) -> tuple[int, str]:
     useful = divisors(share, max(1, ENOUGH[device] // block_size))
     if fits is None:
         return max(
-            size for size in useful if size <= 8
-        ), "at most 8, since the memory that it needs or has is not known"
+            size for size in useful if size <= MICRO_BATCH
+        ), f"at most {MICRO_BATCH}, since the memory that it needs or has is not known"
     fitting = [size for size in useful if fits(size, share // size)]
     if not fitting:
         return 1, "not even one sequence fits by the estimate (`mypt estimate` has the parts); trying it"

@@ -1,11 +1,11 @@
-"""What a recipe may leave to the machine, decided from facts, each with its reason; the choices that a plan expects."""
+"""Choices that a recipe may leave to the machine, each with its reason; those that a plan expects."""
 
 from dataclasses import replace
-from typing import NamedTuple
 
 from mypt.hardware.batch import divide_batch, room
 from mypt.hardware.machine import Machine
 from mypt.planning.fit import fits
+from mypt.planning.optimizer import Choice
 from mypt.planning.parameters import with_positions
 from mypt.planning.step import Step
 from mypt.recipe import Recipe
@@ -14,13 +14,6 @@ from mypt.recipe import Recipe
 EAGER_UP_TO = {"bfloat16": 256, "float16": 256, "float32": 128}
 STEPS_WORTH_COMPILING = {"cpu": 3_000, "gpu": 1_000}  # the GPU's was not measured
 GIVEN = "as the recipe says"
-
-
-class Choice(NamedTuple):
-    """A value for a key of the recipe, and why it is this one."""
-
-    value: object
-    reason: str
 
 
 def autocast_dtype(training: dict) -> str | None:

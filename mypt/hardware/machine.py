@@ -16,7 +16,7 @@ BFLOAT16_FROM, TENSOR_CORES_FROM = 8.0, 7.0  # CUDA compute capabilities: Ampere
 
 @dataclass(frozen=True)
 class Machine:
-    """device: "gpu" (one) or "cpu". memory, free: its bytes in all, and now; None where the system does not tell.
+    """device: "gpu" (one) or "cpu". memory, free: its bytes in all, and now; None where they are not known.
     dtype: of matrix products under autocast, "float32" for none. why: the reason for it, in words."""
 
     device: str
@@ -88,7 +88,7 @@ def _cpu() -> Machine:
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    """The processor's flag that torch asks for, too; False where /proc does not tell."""
+    """The processor's flag that torch asks for, too; False where /proc cannot be read."""
     try:
         return " avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -35,7 +35,7 @@ def _physical() -> int | None:
 
 
 def _available() -> int | None:
-    """What the kernel could hand out without swapping, page cache included."""
+    """Bytes that the kernel could hand out without swapping, page cache included."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -81,7 +81,7 @@ def _reclaimable(group: Path) -> int:
 
 
 def _address_space() -> int | None:
-    """What `ulimit -v` leaves."""
+    """Bytes that `ulimit -v` leaves."""
     try:
         import resource
 
@@ -103,7 +103,7 @@ def keep_freed() -> bool:
     """Let glibc keep up to KEPT bytes at the end of its heap, and serve blocks below GIVEN_BACK bytes from there.
 
     By itself it returns the end after every step, and the kernel has to map and clear each page again. False where
-    there is no glibc, or where the environment says something of its allocator.
+    there is no glibc, or where the environment sets its allocator.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in _SETTINGS):
         return False

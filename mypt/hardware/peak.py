@@ -1,4 +1,4 @@
-"""What a device can do at most: the FLOP/s that MFU is a share of."""
+"""The FLOP/s that a device reaches at most, of which MFU is a share."""
 
 from __future__ import annotations
 

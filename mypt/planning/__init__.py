@@ -1,1 +1,1 @@
-"""What a run will cost and be worth, worked out before it: pure arithmetic, without torch and without files."""
+"""Cost and worth of a run, worked out before it: pure arithmetic, without torch and without files."""

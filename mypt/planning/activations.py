@@ -1,4 +1,4 @@
-"""What autograd keeps of a forward pass until the backward pass, in bytes per token: counted operation by operation.
+"""Bytes per token that autograd keeps from the forward to the backward pass: counted operation by operation.
 
 The count is that of `MyPTForCausalLM`, on a CPU, where the tests compare it with the tensors that autograd really
 saves; a few numbers per token (a norm's statistics, attention's log-sums) are left out. Stock Llama, Qwen and GPT-2
@@ -47,7 +47,7 @@ def layer_activations(d: dict, block_size: int, weight: int, compute: int, atten
 
 
 def _norm(d: dict, width: int, size: int, frozen: bool) -> int:
-    """What a norm of `width` numbers of `size` bytes keeps, without its result."""
+    """Bytes that a norm of `width` numbers of `size` bytes keeps, without its result."""
     if d["norm_type"] == "rmsnorm" and d.get("model_type", "mypt") != "mypt":
         return (FLOAT32 + (0 if frozen else size)) * width
     return size * width

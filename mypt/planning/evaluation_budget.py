@@ -56,7 +56,7 @@ class Evaluation:
 def training_passes(
     layers: int, *, lora: bool = False, freeze_layers: int = 0, freeze_embeddings: bool = False
 ) -> float:
-    """What training on a token costs in forward passes: 3, of which 2 are the backward pass.
+    """Cost of training on a token in forward passes: 3, of which 2 are the backward pass.
 
     A frozen layer gets no gradient of its weights (2), and above frozen embeddings the first frozen layers need no
     backward pass at all (1). Beside adapters all layers are frozen; the adapters themselves cost next to nothing.
@@ -132,7 +132,7 @@ def plan_evaluation(
 
 
 def _cause(lower: dict[str, bool], windows, eval_steps, acting: Sequence[str], recalled: Sequence[str]) -> str:
-    """What keeps evaluations above the budget; empty where all that there is is less than a verdict needs."""
+    """The reason why evaluations stay above the budget; empty where all that there is is less than a verdict needs."""
     given = {"forgetting.eval_windows": windows, "training.eval_steps": eval_steps}
     why = {key: RECALLED if key in recalled else AS_SET for key, value in given.items() if value}
     if all(lower.values()):

@@ -1,7 +1,7 @@
 """Whether a training step fits into a device's memory, the largest one that does, and which knob helps."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 from mypt.planning import memory, shape_memory
 from mypt.planning.shapes import is_measured
@@ -10,6 +10,7 @@ from mypt.planning.step import Step
 _SIZES = ("micro_batch_size", "accumulation")
 # How a change of `Step` is written for a recipe, and for `mypt plan` and `mypt estimate` of anything else.
 RECIPE_FLAGS = {
+    "block_size": "--data.block_size={}",
     "checkpointing": "--training.activation_checkpointing={}",
     "micro_batch_size": "--training.per_device_train_batch_size={}",
     "accumulation": "--training.gradient_accumulation_steps={}",
@@ -29,20 +30,37 @@ OPTIONS = {
 }
 
 
-def plan_memory(dimensions: dict, step: Step, available: int | None, flags: dict[str, str] = RECIPE_FLAGS) -> dict:
-    """Both estimates, and where `available` bytes are known: whether training fits, and if not, which knob helps.
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device; the last four are None where its memory is not known.
 
-    flags: as `knobs` takes them.
+    training, generation: as `training_memory` and `generation_memory` of `mypt.planning.memory` return them.
+    largest_micro_batch: sequences. advice: whether training fits, and if not, which knob helps.
     """
+
+    training: dict
+    generation: dict[str, int]
+    available: int | None = None
+    fits: bool | None = None
+    largest_micro_batch: int | None = None
+    advice: str | None = None
+
+
+def plan_memory(dimensions: dict, step: Step, available: int | None, flags: dict[str, str] = RECIPE_FLAGS) -> Memory:
+    """Both estimates, and what follows from `available` bytes where they are known; flags: as `knobs` takes them."""
     generating = shape_memory if is_measured(dimensions) else memory
-    generated = generating.generation_memory(dimensions, context=step.block_size, dtype=step.weight_dtype)
+    generation = generating.generation_memory(dimensions, context=step.block_size, dtype=step.weight_dtype)
     training = training_memory(dimensions, step)
-    result = {"training": training, "generation": generated}
-    if available:
-        result |= {"available": available, "fits": training["total"] <= available}
-        result["largest_micro_batch"] = largest_micro_batch(dimensions, available, step)
-        result["advice"] = _advise(dimensions, result, step, flags)
-    return result
+    if not available:
+        return Memory(training, generation)
+    largest, excess = largest_micro_batch(dimensions, available, step), training["total"] - available
+    if excess <= 0:
+        needed = f"{gibibytes(training['total'])} of {gibibytes(available)} GiB"
+        advice = f"fits: {needed}; up to {largest:,} sequences per pass fit"
+    else:
+        advice = f"does not fit: {gibibytes(excess)} GiB more than the {gibibytes(available)} GiB there are; "
+        advice += ", or ".join(knobs(dimensions, step, available, flags))
+    return Memory(training, generation, available, excess <= 0, largest, advice)
 
 
 def training_memory(dimensions: dict, step: Step) -> dict:
@@ -85,7 +103,7 @@ def largest_micro_batch(dimensions: dict, available: int, step: Step) -> int:
 
 
 def knobs(dimensions: dict, step: Step, available: int, flags: dict[str, str] = RECIPE_FLAGS) -> list[str]:
-    """What would fit into `available` bytes with the same global batch, the cheapest first, ready to paste.
+    """Changes that fit into `available` bytes with the same global batch, the cheapest first, ready to paste.
 
     flags: how the fields of `Step` are written, RECIPE_FLAGS or OPTIONS; what cannot be written is not advised.
     """
@@ -131,14 +149,6 @@ def _written(step: Step, changed: Step, flags: dict[str, str]) -> str:
     before, after = asdict(step), asdict(changed)
     names = [name for name in flags if name in _SIZES or before[name] != after[name]]
     return " ".join(flags[name].format(str(after[name]).lower()) for name in names if flags[name])
-
-
-def _advise(dimensions: dict, result: dict, step: Step, flags: dict[str, str]) -> str:
-    needed, available, largest = result["training"]["total"], result["available"], result["largest_micro_batch"]
-    if result["fits"]:
-        return f"fits: {gibibytes(needed)} of {gibibytes(available)} GiB; up to {largest:,} sequences per pass fit"
-    excess = f"does not fit: {gibibytes(needed - available)} GiB more than the {gibibytes(available)} GiB there are; "
-    return excess + ", or ".join(knobs(dimensions, step, available, flags))
 
 
 def gibibytes(size: int) -> str:

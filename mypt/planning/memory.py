@@ -11,13 +11,7 @@ from mypt.planning.activations import (
     stream_activations,
 )
 from mypt.planning.coverage import whole
-from mypt.planning.parameters import (
-    complete,
-    count_parameters,
-    frozen_parameters,
-    hidden_matrices,
-    lora_parameters,
-)
+from mypt.planning.parameters import complete, count_parameters, frozen_parameters, hidden_matrices, lora_parameters
 from mypt.planning.parameters import projections as layer_projections
 from mypt.planning.step import BYTES, FRAMEWORK, MUON_TOGETHER, STATES, Step
 
@@ -25,7 +19,7 @@ NO_ADAPTER = {"r": 0, "targets": []}  # a frozen layer through which gradients f
 
 # On a CPU glibc keeps freed blocks below 32 MiB for later use and gives larger ones back: resident at most is the
 # largest sum of small blocks in any phase, and the large ones of the phase with most of them. Not every place that was
-# freed serves again. Measured (docs/estimate.md has the runs; why it is so much was not proven):
+# freed serves again. Measured with scripts/bench_memory.py, why it is so much was not proven:
 # - after the forward pass the process holds beyond its tensors 0.2 to 0.5 of what the layers keep, with adapters
 #   0.8, with checkpointing 0.5 to 1.0 (adapters under autocast: from 0.2) of what they would keep without it;
 # - gradients whose blocks are larger than the activations' hardly use the activations' places.
@@ -67,11 +61,31 @@ def training_memory(dimensions: dict, step: Step) -> dict:
     d = complete(dimensions)
     pieces = _pieces(d, step)
     phases = _phases({name: sum(size for size, _ in rows) for name, rows in pieces.items()}, step)
-    for name, held in _allocator(pieces, step).items():
-        phases[name] |= {"allocator": held, "framework": FRAMEWORK}
-        phases[name]["total"] = sum(phases[name].values())
+    return at_peak(phases, _allocator(pieces, step))
+
+
+def at_peak(phases: dict[str, dict[str, int]], allocator: dict[str, int]) -> dict:
+    """The result of `training_memory`. phases: `components`. allocator: its bytes in each."""
+    for name, phase in phases.items():
+        phase |= {"allocator": allocator[name], "framework": FRAMEWORK}
+        phase["total"] = sum(phase.values())
     peak = max(phases, key=lambda name: phases[name]["total"])
     return phases[peak] | {"phase": peak, "phases": phases}
+
+
+def components(parts: dict[str, int], rows: dict[str, tuple[int, int, int, int]]) -> dict[str, dict[str, int]]:
+    """The phases from `rows`: each one's gradients, activations, logits and temporary bytes."""
+    return {
+        name: {
+            "weights": parts["weights"],
+            "gradients": gradients,
+            "optimizer": parts["optimizer"],
+            "activations": activations,
+            "logits": logits,
+            "temporary": temporary,
+        }
+        for name, (gradients, activations, logits, temporary) in rows.items()
+    }
 
 
 def _pieces(d: dict, step: Step) -> dict[str, list[tuple[int, int]]]:
@@ -168,17 +182,7 @@ def _phases(parts: dict[str, int], step: Step) -> dict[str, dict[str, int]]:
         "backward": _backward(parts, going, parts["layer"] if step.checkpointing else 0, copies),
         "update": (parts["gradients"], 0, 0, parts["workspace"]),
     }
-    return {
-        name: {
-            "weights": parts["weights"],
-            "gradients": gradients,
-            "optimizer": parts["optimizer"],
-            "activations": activations,
-            "logits": logits,
-            "temporary": temporary,
-        }
-        for name, (gradients, activations, logits, temporary) in rows.items()
-    }
+    return components(parts, rows)
 
 
 def _backward(parts: dict[str, int], going: int, again: int, copies: int) -> tuple[int, int, int, int]:
@@ -195,7 +199,7 @@ def _backward(parts: dict[str, int], going: int, again: int, copies: int) -> tup
 
 
 def _allocator(pieces: dict, step: Step) -> dict[str, int]:
-    """What glibc holds beyond the tensors in each phase; see GIVEN_BACK."""
+    """Bytes that glibc holds beyond the tensors in each phase; see GIVEN_BACK."""
     if step.device != "cpu":
         return dict.fromkeys(PHASES, 0)
     parts = {name: sum(size for size, block in rows if block < GIVEN_BACK) for name, rows in pieces.items()}

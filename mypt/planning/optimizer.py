@@ -4,6 +4,8 @@ Muon multiplies matrices whose sizes do not depend on the batch, so its share of
 tokens. AdamW's work, a few operations for each parameter, counts as nothing.
 """
 
+from typing import NamedTuple
+
 from mypt.planning import shapes
 from mypt.planning.parameters import complete, projections
 from mypt.planning.scaling import flops_per_token
@@ -12,6 +14,13 @@ NS_STEPS = 3  # Newton-Schulz iterations of Muon
 
 # The largest share of a step's FLOPs at which Muon is the default; docs/optimizers.md has the measurements.
 MUON_BOUND = 0.6
+
+
+class Choice(NamedTuple):
+    """A value for a key of the recipe, and why it is this one."""
+
+    value: object
+    reason: str
 
 
 def newton_schulz_flops(rows: int, columns: int, steps: int = NS_STEPS) -> int:
@@ -55,11 +64,11 @@ def muon_share(
     return muon / (muon + flops_per_token(dimensions, block_size) * tokens)
 
 
-def choose_optimizer(dimensions: dict, block_size: int, tokens: int, **about) -> tuple[str, str]:
+def choose_optimizer(dimensions: dict, block_size: int, tokens: int, **about) -> Choice:
     """`muon` or `adamw` for a MyPT model, all of which is trained, and the reason. Arguments: those of `muon_share`."""
     share = muon_share(dimensions, block_size, tokens, **about)
     percent = f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"
     rest = f"{percent} of a step of {tokens:,} tokens; bound {MUON_BOUND:.0%}"
     if share <= MUON_BOUND:
-        return "muon", f"auto: its Newton-Schulz products are {rest}"
-    return "adamw", f"auto: Muon's Newton-Schulz products would be {rest}"
+        return Choice("muon", f"auto: its Newton-Schulz products are {rest}")
+    return Choice("adamw", f"auto: Muon's Newton-Schulz products would be {rest}")

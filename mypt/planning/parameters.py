@@ -7,8 +7,6 @@ from mypt.errors import MyPTError
 from mypt.planning import shapes
 from mypt.planning.shapes import ALL_LINEAR
 
-FORMULAS = ("mypt", "llama", "mistral", "qwen2", "qwen3", "gpt2")  # model types that `dimensions_of` knows
-
 FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -27,8 +25,7 @@ FIELDS = (
     "tie_word_embeddings",
 )
 
-# What config.json leaves unsaid for these model types: transformers' own defaults.
-_LLAMA = {
+_ROTARY = {
     "position_embedding_type": "rope",
     "norm_type": "rmsnorm",
     "mlp_gated": True,
@@ -36,16 +33,25 @@ _LLAMA = {
     "mlp_bias": False,
     "lm_head_bias": False,
     "tie_word_embeddings": False,
-}
-_GPT2 = {
-    "position_embedding_type": "learned",
-    "norm_type": "layernorm",
-    "mlp_gated": False,
     "qk_norm": False,
-    "attention_bias": True,
-    "attention_output_bias": True,
-    "mlp_bias": True,
-    "lm_head_bias": False,
+}
+# Model types that `dimensions_of` knows, and what config.json leaves unsaid of each: transformers' own defaults.
+FORMULAS = {
+    "mypt": {"tie_word_embeddings": True},
+    "llama": _ROTARY,
+    "mistral": _ROTARY,
+    "qwen2": _ROTARY,
+    "qwen3": _ROTARY | {"qk_norm": True},
+    "gpt2": {
+        "position_embedding_type": "learned",
+        "norm_type": "layernorm",
+        "mlp_gated": False,
+        "qk_norm": False,
+        "attention_bias": True,
+        "attention_output_bias": True,
+        "mlp_bias": True,
+        "lm_head_bias": False,
+    },
 }
 
 
@@ -73,25 +79,23 @@ def complete(dimensions: dict) -> dict:
 
 
 def dimensions_of(config: dict) -> dict:
-    """MyPTConfig fields from the contents of a checkpoint's config.json: mypt, Llama, Mistral, Qwen2, Qwen3 or GPT-2.
+    """MyPTConfig fields from the contents of a checkpoint's config.json, of one of the model types in FORMULAS.
 
     Raises MyPTError for another model type, or one of these without its dimensions.
     """
     kind = config.get("model_type")
-    try:
-        if kind == "mypt":
-            return complete({"tie_word_embeddings": True} | config)
-        if kind in ("llama", "mistral", "qwen3"):
-            return complete(_LLAMA | {"attention_output_bias": config.get("attention_bias", False)}
-                            | {"qk_norm": kind == "qwen3"} | config)  # fmt: skip
-        if kind == "qwen2":
-            fixed = {"attention_bias": True, "attention_output_bias": False, "qk_norm": False}
-            return complete(_LLAMA | config | fixed)
-        if kind == "gpt2":
-            return complete(_GPT2 | _from_gpt2(config))
-    except KeyError as missing:
-        raise MyPTError(f"a {kind} config without {missing}; it must state the model's dimensions") from None
-    raise MyPTError(f"model_type is {kind!r}, expected one of {', '.join(FORMULAS)}")
+    if kind not in FORMULAS:
+        raise MyPTError(f"model_type is {kind!r}, expected one of {', '.join(FORMULAS)}")
+    if kind == "gpt2":
+        try:
+            config = _from_gpt2(config)
+        except KeyError as missing:
+            raise MyPTError(f"a {kind} config without {missing}; it must state the model's dimensions") from None
+    elif kind == "qwen2":
+        config = config | {"attention_bias": True, "attention_output_bias": False, "qk_norm": False}
+    elif kind != "mypt":
+        config = {"attention_output_bias": config.get("attention_bias", False)} | config
+    return complete(FORMULAS[kind] | config)
 
 
 def with_positions(dimensions: dict, block_size: int) -> dict:

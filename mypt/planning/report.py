@@ -1,58 +1,40 @@
-"""The plan as figures, sentences and table rows: the same for `mypt plan` and at the start of a training run."""
+"""A plan in words and tables: the same lines for `mypt plan` and at the start of a training run."""
 
 import itertools
 import math
 import textwrap
 
-from mypt.planning import scaling
 from mypt.planning.coverage import BANDS
-from mypt.planning.fit import RECIPE_FLAGS, gibibytes, plan_memory
+from mypt.planning.fit import Memory, gibibytes
 from mypt.planning.memory import PHASES
-from mypt.planning.optimizer import muon_flops
-from mypt.planning.parameters import count_parameters, frozen_parameters, parameter_report
-from mypt.planning.step import Step
-from mypt.planning.verdict import assess, figure, short
+from mypt.planning.plan import Plan
+from mypt.planning.scaling import GUESSING_LOSS, TOKENS_PER_PARAMETER
+from mypt.planning.verdict import Coverage, SourceCoverage, figure, short
 from mypt.terminal import one_line
 
 BAR = 50  # characters of the progress bar
 
 
-def coverage_report(
-    *,
-    sources: list[dict],
-    batch_size: int,
-    block_size: int,
-    steps: int,
-    accumulation: int = 1,
-    processes: int = 1,
-    start_step: int = 0,
-    parameters: dict | None = None,
-) -> list[str]:
+def coverage_lines(seen: Coverage, layout: dict[str, int]) -> list[str]:
     """Lines for people: how often the data is seen, what that is worth, and what to change.
 
-    batch_size: sequences per process and pass. steps: of the whole run; start_step: where this session starts.
-    sources, parameters: as `mypt.planning.verdict.assess` takes them, with `tokens_seen` from the ledger on a resume.
-
-    Raises MyPTError as `assess` does.
+    layout: the factors of a step's tokens: batch, block, accumulation, processes.
     """
-    tokens_per_step = batch_size * block_size * accumulation * processes
-    seen = assess(sources, tokens_per_step, steps, start_step, parameters)
-    factors = [(batch_size, "batch"), (block_size, "block"), (accumulation, "accumulation"), (processes, "processes")]
-    product = " x ".join(f"{size:,} {name}" for size, name in factors if size > 1 or name in ("batch", "block"))
-    main = _main(seen)
-    size = _line("Dataset size", f"{_about(main, main['tokens'])} tokens{_estimate(main)}")
+    factors = [f"{size:,} {name}" for name, size in layout.items() if size > 1 or name in ("batch", "block")]
+    main = seen.main_source
+    size = _line("Dataset size", f"{_about(main)}{main.tokens:,} tokens{' (estimate)' if main.estimated else ''}")
     lines = [
         "Dataset coverage",
-        *([size] if len(sources) == 1 else []),
-        _line("Tokens per step", f"{tokens_per_step:,} ({product})"),
+        *([size] if len(seen.sources) == 1 else []),
+        _line("Tokens per step", f"{seen.tokens_per_step:,} ({' x '.join(factors)})"),
         _line("Steps", _steps(seen)),
         _line("Tokens to view", _tokens_to_view(seen)),
-        *(_source_lines(seen) if len(sources) > 1 else []),
+        *(_source_lines(seen) if len(seen.sources) > 1 else []),
         *_coverage_lines(seen),
         *_worth_lines(seen),
-        _line("Verdict", f"{seen['verdict']['level']}: {seen['verdict']['sentence']}"),
+        _line("Verdict", f"{seen.verdict.level}: {seen.verdict.sentence}"),
         *_recommendation_lines(seen),
-        _replacement(seen["coverage"]),
+        _replacement(seen.coverage),
     ]
     return "\n".join(lines).splitlines()
 
@@ -62,37 +44,29 @@ def _line(label: str, value: str) -> str:
     return textwrap.fill(value, 100, initial_indent=f"  {label + ':':<23}", subsequent_indent=" " * 25)
 
 
-def _main(seen: dict) -> dict:
-    return next(row for row in seen["sources"] if row["name"] == seen["main"])
+def _about(source: SourceCoverage) -> str:
+    return "about " if source.estimated else ""
 
 
-def _about(row: dict, number: int) -> str:
-    return f"{'about ' if row['estimated'] else ''}{number:,}"
-
-
-def _estimate(row: dict) -> str:
-    return " (estimate)" if row["estimated"] else ""
-
-
-def _steps(seen: dict) -> str:
-    start, steps = seen["start_step"], seen["steps"]
+def _steps(seen: Coverage) -> str:
+    start, steps = seen.start_step, seen.steps
     return f"{steps:,} (from step {start:,}: {steps - start:,} left)" if start else f"{steps:,}"
 
 
-def _tokens_to_view(seen: dict) -> str:
-    before = sum(row["tokens_seen"] for row in seen["sources"])
-    left = seen["tokens_viewed"] - before
-    return f"{left:,} more, {seen['tokens_viewed']:,} in all" if before else f"{left:,}"
+def _tokens_to_view(seen: Coverage) -> str:
+    before = sum(source.tokens_seen for source in seen.sources)
+    left = seen.tokens_viewed - before
+    return f"{left:,} more, {seen.tokens_viewed:,} in all" if before else f"{left:,}"
 
 
-def _source_lines(seen: dict) -> list[str]:
+def _source_lines(seen: Coverage) -> list[str]:
     """A small table of the mixture."""
-    names = [one_line(row["name"]) for row in seen["sources"]]
+    names = [one_line(source.name) for source in seen.sources]
     width = max(map(len, names))
     return [
-        f"    {name:<{width}}  {row['weight']:>6.1%} of the samples, {_about(row, row['tokens'])} tokens, "
-        f"seen {times(row['coverage'])} ({row['band']})"
-        for name, row in zip(names, seen["sources"], strict=True)
+        f"    {name:<{width}}  {source.weight:>6.1%} of the samples, {_about(source)}{source.tokens:,} tokens, "
+        f"seen {times(source.coverage)} ({source.band})"
+        for name, source in zip(names, seen.sources, strict=True)
     ]
 
 
@@ -103,18 +77,16 @@ def times(coverage: float) -> str:
     return f"{coverage:.2f}x" if coverage >= 0.01 else f"{coverage:.1g}x"
 
 
-def _coverage_lines(seen: dict) -> list[str]:
-    main = _main(seen)
-    about = "about " if main["estimated"] else ""
-    when = " in all, after this run" if seen["start_step"] else ""
-    of = f" of {main['name']}" if len(seen["sources"]) > 1 else ""
-    band = next(band for band in BANDS if band.name == seen["band"])
+def _coverage_lines(seen: Coverage) -> list[str]:
+    main = seen.main_source
+    when = " in all, after this run" if seen.start_step else ""
+    of = f" of {main.name}" if len(seen.sources) > 1 else ""
+    band = next(band for band in BANDS if band.name == seen.band)
+    level = "" if band.level == "good" else f" ({band.level})"
     return [
-        _line("Coverage", f"{about}{times(seen['coverage'])}{of}{when}"),
-        _passes(main["tokens_viewed"], main["tokens"]),
-        _line(
-            "Band", f"{band.name} ({band.level}): {band.sentence}" if band.level != "good" else f"good: {band.sentence}"
-        ),
+        _line("Coverage", f"{_about(main)}{times(seen.coverage)}{of}{when}"),
+        _passes(main.tokens_viewed, main.tokens),
+        _line("Band", f"{band.name}{level}: {band.sentence}"),
     ]
 
 
@@ -126,47 +98,41 @@ def _passes(viewed: int, total: int) -> str:
     return _line("Progress", f"[{'#' * filled}{'-' * (BAR - filled)}] {1000 * viewed // total / 10}%")
 
 
-def _worth_lines(seen: dict) -> list[str]:
-    figures = seen["scaling"]
-    lines = []
-    if seen["coverage"] > 1:
-        worth = (
-            f"{short(figures['tokens_viewed'])} tokens with repetition are worth {short(figures['effective_tokens'])}"
-        )
-        lines.append(_line("Repetition", f"{worth} fresh ones ({figures['worth']:.0%})"))
-    if adapters := seen.get("adapters"):
-        sizes = f"{short(adapters)} parameters of adapters are trained, {short(seen['frozen'])} are frozen"
+def _worth_lines(seen: Coverage) -> list[str]:
+    worth, lines = seen.scaling, []
+    if seen.coverage > 1:
+        tokens = f"{short(worth.tokens_viewed)} tokens with repetition are worth {short(worth.effective_tokens)}"
+        lines.append(_line("Repetition", f"{tokens} fresh ones ({worth.worth:.0%})"))
+    if seen.adapters:
+        sizes = f"{short(seen.adapters)} parameters of adapters are trained, {short(seen.frozen)} are frozen"
         lines.append(_line("LoRA", f"{sizes}; rules about tokens per parameter are of training from scratch"))
-    if "tokens_per_parameter" in figures:
-        inner = figures.get("tokens_per_non_embedding_parameter")
+    if worth.tokens_per_parameter is not None:
+        inner = worth.tokens_per_non_embedding_parameter
         without = f"{figure(inner)} without embeddings; " if inner else ""
-        optimal = f"about {scaling.TOKENS_PER_PARAMETER} is compute-optimal"
-        lines.append(_line("Tokens per parameter", f"{figure(figures['tokens_per_parameter'])} ({without}{optimal})"))
-        if figures["predicted_loss"] < scaling.GUESSING_LOSS:
-            loss = f"{figures['predicted_loss']:.2f} nats/token (an estimate to compare plans, no promise)"
+        optimal = f"about {TOKENS_PER_PARAMETER} is compute-optimal"
+        lines.append(_line("Tokens per parameter", f"{figure(worth.tokens_per_parameter)} ({without}{optimal})"))
+        if worth.predicted_loss < GUESSING_LOSS:
+            loss = f"{worth.predicted_loss:.2f} nats/token (an estimate to compare plans, no promise)"
             lines.append(_line("Predicted loss", loss))
     return lines
 
 
-def _recommendation_lines(seen: dict) -> list[str]:
-    names = ("Minimum", "Optimal", "Maximum")
+def _recommendation_lines(seen: Coverage) -> list[str]:
     lines = ["  Recommended training.max_steps:"]
-    for name, (passes, steps) in zip(names, seen["recommended_steps"].items(), strict=True):
-        passed = " (already passed)" if seen["start_step"] and steps <= seen["start_step"] else ""
+    for name, (passes, steps) in zip(("Minimum", "Optimal", "Maximum"), seen.recommended_steps.items(), strict=True):
+        passed = " (already passed)" if seen.start_step and steps <= seen.start_step else ""
         lines.append(f"    {f'{name} ({passes}):':<21}{steps:,}{passed}")
-    main = _main(seen)
-    step = seen["tokens_per_step"] * main["weight"]
-    if step > main["tokens"]:
-        lines.append(
-            _line("Note", f"one step views the data {figure(step / main['tokens'])} times: lower the batch size")
-        )
-    if seen["suggestion"]:
-        lines.append(_line("Suggestion", seen["suggestion"]))
+    main = seen.main_source
+    step = seen.tokens_per_step * main.weight
+    if step > main.tokens:
+        lines.append(_line("Note", f"one step views the data {figure(step / main.tokens)} times: lower the batch size"))
+    if seen.suggestion:
+        lines.append(_line("Suggestion", seen.suggestion))
     return lines
 
 
 def _replacement(coverage: float) -> str:
-    """What sampling with replacement, which this project does not do, would have left unseen."""
+    """The share that sampling with replacement, which this project does not do, would have reached."""
     at = min(coverage, 1)
     return (
         "  Each pass takes every window once, without replacement (with replacement,\n"
@@ -174,93 +140,28 @@ def _replacement(coverage: float) -> str:
     )
 
 
-def plan(
-    *,
-    batch_size: int,
-    block_size: int,
-    accumulation: int = 1,
-    processes: int = 1,
-    steps: int | None = None,
-    sources: list[dict] | None = None,
-    dimensions: dict | None = None,
-    parameters: int | None = None,
-    available: int | None = None,
-    tokens_per_second: float | None = None,
-    flags: dict[str, str] = RECIPE_FLAGS,
-    **settings,
-) -> dict:
-    """Everything that can be worked out from what is given, as JSON-ready figures.
-
-    batch_size: sequences per process and pass. dimensions: MyPTConfig fields; without them `parameters`, a total.
-    available: bytes of memory on one device. tokens_per_second: a measured rate over all processes. flags: as
-    `mypt.planning.fit.knobs` takes them. settings: the other fields of `mypt.planning.step.Step`.
-
-    Returns a dict with those of the sections `parameters`, `coverage`, `compute`, `memory` for which enough is known.
-    Raises MyPTError as the parts do.
-    """
-    tokens_per_step = batch_size * block_size * accumulation * processes
-    step = counts = None
-    if dimensions:
-        step = Step(micro_batch_size=batch_size, block_size=block_size, accumulation=accumulation, **settings)
-        counts = _counts(dimensions, step)
-    elif parameters:
-        counts = {"total": parameters}
-    adapters = counts.get("adapters", 0) if counts else 0
-    result: dict = {"training": {"steps": steps, "tokens_per_step": tokens_per_step, "block_size": block_size}}
-    if counts:
-        result["parameters"] = counts
-        if not adapters:  # the rule is about training from scratch
-            result["training"]["compute_optimal_tokens"] = scaling.TOKENS_PER_PARAMETER * counts["total"]
-    if sources and steps:
-        result["coverage"] = assess(sources, tokens_per_step, steps, 0, counts)
-    if counts and steps:
-        per_token = 6 * counts["total"]
-        if dimensions:
-            per_token = scaling.flops_per_token(dimensions, block_size, adapters)
-        tokens = steps * tokens_per_step
-        result["compute"] = {"flops_per_token": per_token, "flops": per_token * tokens}
-        if step and step.optimizer == "muon":
-            muon = muon_flops(dimensions, step.ns_steps, step.freeze_layers) * processes // step.fsdp
-            share = muon / (muon + per_token * tokens_per_step)
-            result["compute"] |= {"muon_flops_per_step": muon, "muon_share": share}
-            result["compute"]["flops"] += steps * muon
-        if tokens_per_second:
-            result["compute"]["seconds"] = tokens / tokens_per_second
-    if dimensions:
-        result["memory"] = plan_memory(dimensions, step, available, flags)
-    return result
+Table = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 
 
-def _counts(dimensions: dict, step: Step) -> dict[str, int]:
-    """`count_parameters`, and where not all of them are trained, how many are, with the adapters that LoRA adds."""
-    frozen = frozen_parameters(dimensions, step.freeze_layers, step.freeze_embeddings)
-    if not step.lora and not frozen:
-        return count_parameters(dimensions)
-    report = parameter_report(dimensions, step.lora, frozen)
-    return {name: number for name, number in report.items() if name != "per_layer"}
-
-
-def plan_rows(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Tables of a plan: (title, columns, rows)."""
+def plan_tables(plan: Plan) -> list[Table]:
     tables = []
-    if len(result.get("parameters", {})) > 1:
-        tables.append(parameter_rows(result["parameters"]))
-    if "memory" in result:
-        tables += memory_rows(result["memory"])
-    if "compute" in result:
-        compute = result["compute"]
-        rows = [["FLOPs per token", f"{compute['flops_per_token']:.3g}"]]
-        if "muon_share" in compute:
-            muon = f"{compute['muon_flops_per_step']:.3g} ({compute['muon_share']:.1%} of a step)"
+    if len(plan.parameters or ()) > 1:
+        tables.append(parameter_table(plan.parameters))
+    if plan.memory:
+        tables += memory_tables(plan.memory)
+    if compute := plan.compute:
+        rows = [["FLOPs per token", f"{compute.flops_per_token:.3g}"]]
+        if compute.muon_share is not None:
+            muon = f"{compute.muon_flops_per_step:.3g} ({compute.muon_share:.1%} of a step)"
             rows.append(["Muon's FLOPs per step", muon])
-        rows.append(["FLOPs in all", f"{compute['flops']:.3g}"])
-        if "seconds" in compute:
-            rows.append(["time", duration(compute["seconds"])])
+        rows.append(["FLOPs in all", f"{compute.flops:.3g}"])
+        if compute.seconds is not None:
+            rows.append(["time", duration(compute.seconds)])
         tables.append(("Compute", ["figure", "value"], rows))
     return tables
 
 
-def parameter_rows(counts: dict) -> tuple[str, list[str], list[list[str]]]:
+def parameter_table(counts: dict) -> Table:
     """Table of `count_parameters` or `parameter_report`: parts, in one layer if known, shares of the total."""
     layer, total = counts.get("per_layer"), counts["total"]
     rows = []
@@ -271,14 +172,18 @@ def parameter_rows(counts: dict) -> tuple[str, list[str], list[list[str]]]:
     return "Parameters", ["part", *(["per layer"] if layer else []), "parameters", "share"], rows
 
 
-def memory_rows(result: dict) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Tables of `plan_memory`: GiB in each phase of a training step, and what generation takes."""
-    phases, generation = result["training"]["phases"], result["generation"]
+def memory_tables(memory: Memory) -> list[Table]:
+    """GiB in each phase of a training step, and what generation takes."""
+    phases = memory.training["phases"]
     names = [name for name in phases["loss"] if any(phase[name] for phase in phases.values())]
     rows = [[name, *(gibibytes(phases[phase][name]) for phase in PHASES)] for name in names]
     return [
         ("Memory to train (estimate)", ["GiB", *PHASES], rows),
-        ("Memory to generate (estimate)", ["component", "GiB"], [[n, gibibytes(v)] for n, v in generation.items()]),
+        (
+            "Memory to generate (estimate)",
+            ["component", "GiB"],
+            [[n, gibibytes(v)] for n, v in memory.generation.items()],
+        ),
     ]
 
 

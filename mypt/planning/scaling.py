@@ -1,4 +1,4 @@
-"""What tokens and parameters are worth: repetition, tokens per parameter, predicted loss, FLOPs, size hints.
+"""Worth of tokens and parameters: repetition, tokens per parameter, predicted loss, FLOPs, size hints.
 
 The law is that of Muennighoff et al. 2023 (2305.16264), which extends Hoffmann et al. 2022 (2203.15556) to repeated
 data: L = E + A / N'^alpha + B / D'^alpha, in nats per token, with effective parameters N' and effective data D'.

@@ -4,16 +4,17 @@ A token keeps, for each matrix that it passes, the input and the output, and for
 states. What activation functions and routers keep besides is covered by ALLOWANCE, recurrent states are counted.
 """
 
+from mypt.planning.memory import at_peak, components
 from mypt.planning.shapes import frozen_parameters, lora_parameters
 from mypt.planning.step import BYTES, FRAMEWORK, STATES, Step
 
 FLOAT32 = 4
-ALLOWANCE = 1.3  # docs/estimate.md has the models that it was set by
+ALLOWANCE = 1.3  # chosen by what autograd kept of 51 tiny models (docs/estimate.md)
 HOLES = 0.4  # of the activations: what an allocator on a CPU cannot use again (see mypt.planning.memory)
 
 
 def note(dimensions: dict) -> str:
-    """What a plan says about the memory of such a model."""
+    """The line of a plan about the memory of such a model."""
     return (
         f"{dimensions['architecture']}: parameters are exact, counted on torch's meta device; memory is a rough "
         "estimate from the shapes of the modules"
@@ -42,15 +43,8 @@ def training_memory(d: dict, step: Step) -> dict:
         "backward": (parts["gradients"], kept + again, 0, copies + gathered),
         "update": (parts["gradients"], 0, 0, 0),
     }
-    phases = {}
-    for name, (gradients, activations, held, temporary) in rows.items():
-        holes = round(HOLES * activations) if step.device == "cpu" else 0
-        phase = {"weights": parts["weights"], "gradients": gradients, "optimizer": parts["optimizer"],
-                 "activations": activations, "logits": held, "temporary": temporary,
-                 "allocator": holes, "framework": FRAMEWORK}  # fmt: skip
-        phases[name] = phase | {"total": sum(phase.values())}
-    peak = max(phases, key=lambda name: phases[name]["total"])
-    return phases[peak] | {"phase": peak, "phases": phases}
+    holes = {name: round(HOLES * row[1]) if step.device == "cpu" else 0 for name, row in rows.items()}
+    return at_peak(components(parts, rows), holes)
 
 
 def generation_memory(d: dict, *, context: int, batch_size: int = 1, dtype: str = "float32") -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What is known of an architecture without formulas: its parameters and the shapes of its modules.
+"""An architecture without formulas: its parameters and the shapes of its modules.
 
 `mypt.checkpoints.meta` reads them; such dimensions have the key `modules`, by which they are told from MyPTConfig
 fields. `mypt.planning.shape_memory` estimates memory from them.

@@ -10,9 +10,12 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ATTENTIONS = ("sdpa", "eager")
 DEVICES = ("cpu", "gpu")
 
-# Copies of the trained weights that an optimizer keeps. Muon: one for hidden matrices, two (AdamW's) for the rest, and
-# a number for each vector along a matrix's longer side.
-STATES = {"adamw": 2, "muon": 2, "adamw_torch": 2, "adamw_torch_fused": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0}
+MICRO_BATCH = 8  # sequences per process and pass where nothing is given, as in TrainingArguments
+
+# Copies of the trained weights that an optimizer keeps: of MyPT's own, and of HF's that are known here. Muon keeps one
+# of hidden matrices, two (AdamW's) of the rest, and a number for each vector along a matrix's longer side.
+OWN_OPTIMIZERS = {"muon": 2, "adamw": 2}
+STATES = OWN_OPTIMIZERS | {"adamw_torch": 2, "adamw_torch_fused": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0}
 
 # Numbers in the matrices that Muon orthogonalises at once: enough to fill a machine, with 64 MiB in a stack of float32.
 MUON_TOGETHER = 2**24
@@ -33,7 +36,7 @@ class Step:
     states (full shard). device: on a "cpu" glibc's allocator costs memory, too.
     """
 
-    micro_batch_size: int
+    micro_batch_size: int = MICRO_BATCH
     block_size: int
     accumulation: int = 1
     optimizer: str = "adamw"

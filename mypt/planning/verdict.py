@@ -1,146 +1,193 @@
 """Whether a run is worth it: coverage, size hints, repetition and tokens per parameter joined in one verdict."""
 
 import math
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from mypt.errors import MyPTError
-from mypt.planning.coverage import (
-    GOOD,
-    MAXIMUM,
-    MINIMUM,
-    OPTIMAL,
-    VERY_HIGH,
-    exact,
-    find_band,
-    is_within,
-    whole,
-)
-from mypt.planning.scaling import (
-    TOKENS_PER_PARAMETER,
-    dataset_hint,
-    effective_tokens,
-    model_hint,
-    predicted_loss,
-)
+from mypt.planning.coverage import GOOD, MAXIMUM, MINIMUM, OPTIMAL, VERY_HIGH, exact, find_band, is_within, whole
+from mypt.planning.scaling import TOKENS_PER_PARAMETER, dataset_hint, effective_tokens, model_hint, predicted_loss
 
 FEW_TOKENS_PER_PARAMETER = 5  # a quarter of the compute-optimal number: the model is clearly large for the data
 
 
-def assess(
-    sources: list[dict], tokens_per_step: int, steps: int, start_step: int = 0, parameters: dict | None = None
-) -> dict:
-    """What a run sees of its data and whether that is enough, as JSON-ready figures.
+@dataclass(frozen=True)
+class DataSource:
+    """A source of the training data; tokens_seen: before this session, from the ledger."""
 
-    sources: dicts with `name`, `tokens`, and optionally `weight` (1), `tokens_seen` (0; before `start_step`, from the
-    ledger) and `estimated` (False). parameters: `total` and, if known, `non_embedding`, for figures that need a model;
-    with `adapters`, those of LoRA beside a frozen model of the other sizes, there are none of these figures, since the
-    rules behind them are about models that learn from scratch.
+    name: str
+    tokens: int
+    weight: float = 1
+    tokens_seen: int = 0
+    estimated: bool = False
+
+
+@dataclass(frozen=True)
+class SourceCoverage:
+    """How often a run sees one source, at its end; weight: its share of the samples."""
+
+    name: str
+    weight: float
+    tokens: int
+    estimated: bool
+    tokens_seen: int
+    tokens_viewed: int
+    coverage: float
+    band: str
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Worth of the viewed tokens of all sources, in fresh ones; the last three are of a model trained from scratch.
+
+    predicted_loss: nats per token, for comparing plans.
+    """
+
+    tokens_viewed: int
+    effective_tokens: int
+    worth: float
+    tokens_per_parameter: float | None = None
+    predicted_loss: float | None = None
+    tokens_per_non_embedding_parameter: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """level: good, note or warning. advised: the fewest and the most passes."""
+
+    level: str
+    sentence: str
+    advised: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of its data a run sees, and whether that is enough.
 
     Coverage, band, recommended steps and verdict are those of the main source, the one with the largest weight, of
-    which a step sees only its share.
+    which a step sees only its share. adapters, frozen: sizes of a LoRA run.
+    """
 
-    Raises MyPTError for no source, sizes below 1, or a start beyond the end.
+    sources: list[SourceCoverage]
+    main: str
+    steps: int
+    start_step: int
+    tokens_per_step: int
+    tokens_viewed: int
+    coverage: float
+    band: str
+    recommended_steps: dict[str, int]
+    scaling: Worth
+    verdict: Verdict
+    suggestion: str | None
+    adapters: int | None = None
+    frozen: int | None = None
+
+    @property
+    def main_source(self) -> SourceCoverage:
+        return next(source for source in self.sources if source.name == self.main)
+
+
+def assess(
+    sources: list[DataSource], tokens_per_step: int, steps: int, start_step: int = 0, parameters: dict | None = None
+) -> Coverage:
+    """How much of its data a run of `steps` steps in all sees, and whether that is enough.
+
+    parameters: `total` and, if known, `non_embedding`, for figures that need a model; with `adapters`, those of LoRA
+    beside a frozen model of the other sizes, there are none of these figures, since the rules behind them are about
+    models that learn from scratch.
+
+    Raises MyPTError without a source, or for a size or a number of steps that is not a whole number of at least 1.
     """
     if not sources:
-        raise MyPTError("no training source was given; name one in data.train, or its size with --tokens")
+        raise MyPTError("coverage needs at least one training source; name the data, or its size with --tokens")
     if not 0 <= start_step <= whole("steps", steps):
         raise MyPTError(f"start_step is {start_step}, expected 0 to {steps}, the steps of the whole run")
     adapters, base = (parameters or {}).get("adapters"), (parameters or {}).get("total")
     parameters = None if adapters else parameters
-    rows = _rows(sources, whole("tokens_per_step", tokens_per_step), steps - start_step)
-    main = max(rows, key=lambda row: row["weight"])
-    step = Fraction(main.pop("step"))
-    for row in rows:
-        row.pop("step", None)
-    recommended = {
-        f"{passes:g}x": _steps_until(passes, main, step, start_step) for passes in (MINIMUM, OPTIMAL, MAXIMUM)
-    }
-    viewed, total = main["tokens_viewed"], main["tokens"]
-    verdict = judge(viewed, total, step, parameters["total"] if parameters else None)
-    return {
-        "sources": rows,
-        "main": main["name"],
-        "steps": steps,
-        "start_step": start_step,
-        "tokens_per_step": tokens_per_step,
-        "tokens_viewed": sum(row["tokens_viewed"] for row in rows),
-        "coverage": main["coverage"],
-        "band": main["band"],
-        "recommended_steps": recommended,
-        "scaling": _scaling(rows, parameters),
-        "verdict": verdict,
-        "suggestion": _suggest(verdict, main, step, steps, start_step),
-        **({"adapters": adapters, "frozen": base} if adapters else {}),
-    }
+    whole("tokens_per_step", tokens_per_step)
+    weights = [exact("weight", source.weight) for source in sources]
+    shares = [tokens_per_step * weight / sum(weights) for weight in weights]
+    seen = [
+        _seen(source, share, tokens_per_step, steps - start_step) for source, share in zip(sources, shares, strict=True)
+    ]
+    index = weights.index(max(weights))
+    main, step = seen[index], shares[index]
+    verdict = judge(main.tokens_viewed, main.tokens, step, parameters["total"] if parameters else None)
+    return Coverage(
+        sources=seen,
+        main=main.name,
+        steps=steps,
+        start_step=start_step,
+        tokens_per_step=tokens_per_step,
+        tokens_viewed=sum(source.tokens_viewed for source in seen),
+        coverage=main.coverage,
+        band=main.band,
+        recommended_steps={
+            f"{passes:g}x": _steps_until(passes, main, step, start_step) for passes in (MINIMUM, OPTIMAL, MAXIMUM)
+        },
+        scaling=_worth(seen, parameters),
+        verdict=verdict,
+        suggestion=_suggest(verdict, main, step, steps, start_step),
+        adapters=adapters or None,
+        frozen=base if adapters else None,
+    )
 
 
-def _rows(sources: list[dict], tokens_per_step: int, steps_left: int) -> list[dict]:
-    weights = [exact("weight", source.get("weight", 1)) for source in sources]
-    rows = []
-    for source, weight in zip(sources, weights, strict=True):
-        total = whole(f"tokens of {source['name']}", source["tokens"])
-        step = tokens_per_step * weight / sum(weights)
-        seen = source.get("tokens_seen", 0)
-        viewed = seen + round(steps_left * step)
-        rows.append(
-            {
-                "name": source["name"],
-                "weight": float(weight / sum(weights)),
-                "tokens": total,
-                "estimated": source.get("estimated", False),
-                "tokens_seen": seen,
-                "tokens_viewed": viewed,
-                "coverage": viewed / total,
-                "band": find_band(viewed, total, step).name,
-                "step": step,
-            }
-        )
-    return rows
+def _seen(source: DataSource, step: Fraction, tokens_per_step: int, steps_left: int) -> SourceCoverage:
+    """step: its tokens in a step."""
+    total = whole(f"tokens of {source.name}", source.tokens)
+    viewed = source.tokens_seen + round(steps_left * step)
+    return SourceCoverage(
+        name=source.name,
+        weight=float(step / tokens_per_step),
+        tokens=total,
+        estimated=source.estimated,
+        tokens_seen=source.tokens_seen,
+        tokens_viewed=viewed,
+        coverage=viewed / total,
+        band=find_band(viewed, total, step).name,
+    )
 
 
-def _steps_until(passes: float, main: dict, step: Fraction, start_step: int) -> int:
+def _steps_until(passes: float, main: SourceCoverage, step: Fraction, start_step: int) -> int:
     """The step of the run at which the main source has been seen `passes` times, at today's tokens per step."""
-    remaining = exact("passes", passes) * main["tokens"] - main["tokens_seen"]
+    remaining = exact("passes", passes) * main.tokens - main.tokens_seen
     return max(1, start_step + math.ceil(remaining / step))
 
 
-def judge(viewed: int, total_tokens: int, tokens_per_step: int | Fraction, parameters: int | None = None) -> dict:
-    """Level (good, note, warning), sentence and advised passes (low, high) for a dataset seen `viewed / total` times.
+def judge(viewed: int, total_tokens: int, tokens_per_step: int | Fraction, parameters: int | None = None) -> Verdict:
+    """The verdict on a dataset seen `viewed / total` times.
 
     The size hints of dataset and model decide where they and the band disagree; either hint is enough. Fewer passes
     are fine, too, if the model gets its compute-optimal 20 tokens per parameter.
     """
     low, high, reason = advised_passes(total_tokens, parameters)
     band = find_band(viewed, total_tokens, tokens_per_step)
-    per_parameter = viewed / parameters if parameters else None
+    per_parameter = viewed / parameters if parameters else 0
     but = "the band is good, but" if band is GOOD else "too few passes:"
     if is_within(viewed, low, high, total_tokens, tokens_per_step):
         level, sentence = "good", f"{reason}, and this run is within"
         if band is not GOOD:
             sentence = f"fine, although the band is {band.name}: {reason}, and the hints decide"
-    elif viewed < low * total_tokens and per_parameter and per_parameter >= TOKENS_PER_PARAMETER:
-        level, sentence = (
-            "good",
-            (
-                f"enough for this model, although the band is {band.name}: it gets {figure(per_parameter)} tokens per "
-                f"parameter, and about {TOKENS_PER_PARAMETER} are compute-optimal; {reason}"
-            ),
-        )
-    elif viewed < low * total_tokens:
-        level, sentence = "note" if band is GOOD else band.level, f"{but} {reason}"
-    else:
+    elif viewed >= low * total_tokens:
         level = "warning" if band is VERY_HIGH else "note"
-        but = but.replace("too few", "too many")
-        sentence = f"{but} {reason}; further passes are worth less and less"
-    if level == "good" and per_parameter and per_parameter < FEW_TOKENS_PER_PARAMETER:
-        level, sentence = (
-            "note",
-            (
-                f"{sentence}; but with {figure(per_parameter)} tokens per parameter the model is large for this data, "
-                "unless it was trained before"
-            ),
+        sentence = f"{but.replace('too few', 'too many')} {reason}; further passes are worth less and less"
+    elif per_parameter >= TOKENS_PER_PARAMETER:
+        level = "good"
+        sentence = (
+            f"enough for this model, although the band is {band.name}: it gets {figure(per_parameter)} tokens per "
+            f"parameter, and about {TOKENS_PER_PARAMETER} are compute-optimal; {reason}"
         )
-    return {"level": level, "sentence": sentence, "advised": [low, high]}
+    else:
+        level, sentence = "note" if band is GOOD else band.level, f"{but} {reason}"
+    if level == "good" and 0 < per_parameter < FEW_TOKENS_PER_PARAMETER:
+        level = "note"
+        sentence += (
+            f"; but with {figure(per_parameter)} tokens per parameter the model is large for this data, unless it was "
+            "trained before"
+        )
+    return Verdict(level, sentence, (low, high))
 
 
 def advised_passes(total_tokens: int, parameters: int | None) -> tuple[int, int, str]:
@@ -155,29 +202,29 @@ def advised_passes(total_tokens: int, parameters: int | None) -> tuple[int, int,
     return min(low, model_low), max(high, model_high), reason
 
 
-def _scaling(rows: list[dict], parameters: dict | None) -> dict:
-    """Figures of the whole run: all sources together, each with its own repetition."""
-    viewed = sum(row["tokens_viewed"] for row in rows)
-    unique = sum(min(row["tokens"], row["tokens_viewed"]) for row in rows)
-    effective = sum(effective_tokens(row["tokens_viewed"], row["tokens"]) for row in rows if row["tokens_viewed"])
-    figures = {"tokens_viewed": viewed, "effective_tokens": round(effective), "worth": effective / max(viewed, 1)}
-    if parameters and viewed:
-        figures |= {
-            "tokens_per_parameter": viewed / parameters["total"],
-            "predicted_loss": predicted_loss(parameters["total"], viewed, unique),
-        }
-        if parameters.get("non_embedding"):
-            figures["tokens_per_non_embedding_parameter"] = viewed / parameters["non_embedding"]
-    return figures
+def _worth(sources: list[SourceCoverage], parameters: dict | None) -> Worth:
+    """All sources together, each with its own repetition."""
+    viewed = sum(source.tokens_viewed for source in sources)
+    effective = sum(effective_tokens(each.tokens_viewed, each.tokens) for each in sources if each.tokens_viewed)
+    worth = Worth(viewed, round(effective), effective / max(viewed, 1))
+    if not (parameters and viewed):
+        return worth
+    unique = sum(min(source.tokens, source.tokens_viewed) for source in sources)
+    inner = parameters.get("non_embedding")
+    return replace(
+        worth,
+        tokens_per_parameter=viewed / parameters["total"],
+        predicted_loss=predicted_loss(parameters["total"], viewed, unique),
+        tokens_per_non_embedding_parameter=viewed / inner if inner else None,
+    )
 
 
-def _suggest(verdict: dict, main: dict, step: Fraction, steps: int, start_step: int) -> str | None:
+def _suggest(verdict: Verdict, main: SourceCoverage, step: Fraction, steps: int, start_step: int) -> str | None:
     """Which number of steps would suit better; None where the verdict is good or steps are not the point."""
-    low, high = verdict["advised"]
-    viewed, total = main["tokens_viewed"], main["tokens"]
-    if verdict["level"] == "good" or is_within(viewed, low, high, total, step):
+    low, high = verdict.advised
+    if verdict.level == "good" or is_within(main.tokens_viewed, low, high, main.tokens, step):
         return None
-    if viewed < low * total:
+    if main.tokens_viewed < low * main.tokens:
         least = _steps_until(low, main, step, start_step)
         return f"raise training.max_steps to at least {least:,} for {low}x (now {steps:,})"
     most = _steps_until(high, main, step, start_step)

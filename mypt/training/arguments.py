@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mypt.errors import MyPTError, RecipeError, shown
 from mypt.hardware.out_of_memory import is_out_of_memory
-from mypt.recipe import OWN_OPTIMIZERS, OptimizerSection, Recipe
+from mypt.planning.step import OWN_OPTIMIZERS
+from mypt.recipe import OptimizerSection, Recipe
 from mypt.terminal import say
 from mypt.training.optim.schedules import require_schedule, schedule_arguments, warmup_length
 
@@ -79,7 +80,7 @@ UNREAD = (
 
 
 def unused_settings(recipe: Recipe) -> list[str]:
-    """What a recipe sets though its optimizer, its schedule or its Trainer has no such thing."""
+    """Settings of a recipe that have no effect: its optimizer, its schedule or its Trainer does not have them."""
     names = [] if recipe.optimizer.name == "muon" else ["momentum", "ns_steps"]
     if "lr_scheduler_type" in recipe.training:
         names += ["schedule", "cooldown", "floor"]
@@ -144,7 +145,7 @@ def _accepts(values: dict) -> bool:
 
 @contextmanager
 def refused_values(recipe: Recipe, what: str) -> Iterator[None]:
-    """What a library raises inside for a value of the recipe, as a RecipeError that names the values that it was given.
+    """Raise an error of a library for a value of the recipe as a RecipeError that names the values that it was given.
 
     what: that uses them. A MyPTError passes, running out of memory too; `--debug` shows the traceback.
     """
@@ -161,7 +162,7 @@ def refused_values(recipe: Recipe, what: str) -> Iterator[None]:
 
 
 def _words(error: Exception) -> str:
-    """The error in a line; of one whose text alone says little (KeyError: 'x') with its kind."""
+    """The error in a line; of one whose text alone explains little (KeyError: 'x') with its kind."""
     text = " ".join(str(error).split())
     named = text if text and not isinstance(error, LookupError | AssertionError) else f"{type(error).__name__} {text}"
     return named if len(named) <= 500 else f"{named[:497]}..."

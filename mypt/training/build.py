@@ -17,14 +17,15 @@ from mypt.checkpoints.adapter import INSTALL_PEFT
 from mypt.checkpoints.probes import require_document_mask
 from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
-from mypt.recipe import OWN_OPTIMIZERS, RESOLVED_NAME, Recipe, save_recipe
+from mypt.planning.step import OWN_OPTIMIZERS
+from mypt.recipe import RESOLVED_NAME, Recipe, save_recipe
 from mypt.streams.eval_windows import EvalWindows
 from mypt.terminal import say
 from mypt.training import run_folder
 from mypt.training.arguments import hf_optimizer, refused_values
 from mypt.training.callbacks.coverage import CoverageCallback
 from mypt.training.callbacks.diagnosis import DiagnosisCallback
-from mypt.training.callbacks.early_stopping import early_stopping
+from mypt.training.callbacks.early_stopping import EarlyStoppingCallback
 from mypt.training.callbacks.forgetting import ForgettingCallback
 from mypt.training.callbacks.metrics import MetricsCallback
 from mypt.training.callbacks.progress import ProgressBarCallback
@@ -32,7 +33,7 @@ from mypt.training.callbacks.throughput import ThroughputCallback
 from mypt.training.callbacks.upload import UploadCallback
 from mypt.training.data.sources import RunData, resolve_data
 from mypt.training.data.stream import build_eval_sets, build_stream, place_stream
-from mypt.training.launch import require_processes
+from mypt.training.launch import refuse_zero, require_processes
 from mypt.training.model.build import build_model
 from mypt.training.model.freeze import freeze
 from mypt.training.optim.optimizers import muon_factory
@@ -40,7 +41,6 @@ from mypt.training.request import default_block_size, output_dir
 from mypt.training.resolve import resolve, resolve_arguments, run_identity
 from mypt.training.resolve_hardware import resolve_hardware
 from mypt.training.tracking import require_start, require_trackers
-from mypt.training.trainer.sharded import refuse_flattened
 from mypt.training.trainer.trainer import MyPTTrainer
 
 
@@ -120,7 +120,8 @@ def _build(
     forgetting = _forgetting(recipe, eval_sets)
     diagnosis = DiagnosisCallback(coverage, forgetting and forgetting.policy.target)
     ours = [coverage, forgetting, MetricsCallback(), ProgressBarCallback(), diagnosis]
-    stopping = early_stopping(forgetting, recipe.safety.early_stopping_patience)
+    patience = recipe.safety.early_stopping_patience
+    stopping = None if patience is None else EarlyStoppingCallback(forgetting, patience)
     set_aside = None
     if checkpoint and PartialState().is_main_process:
         set_aside = functools.partial(_set_aside, run, checkpoint, not isinstance(resume, bool))
@@ -180,8 +181,8 @@ def _model(
         words = f"the base of this run's adapters is not there: {error}; if it moved: --model.init_from=PATH"
         if Path(recipe.model.init_from).is_dir():
             words = (
-                f"the base of this run's adapters cannot be loaded: {str(error).partition(';')[0]}; they go on beside "
-                "the base that they began with alone: restore it, or name a copy of it: --model.init_from=PATH"
+                f"the base of this run's adapters cannot be loaded: {str(error).partition(';')[0]}; they continue "
+                "beside the base that they began with alone: restore it, or name a copy of it: --model.init_from=PATH"
             )
         raise CheckpointError(words) from error
     if recipe.data.document_mask:
@@ -213,7 +214,7 @@ def _upload(recipe: Recipe) -> UploadCallback | None:
 
 
 def _on_main(action: Callable):
-    """What `action` returns in the main process, None in the others. A MyPTError is raised in all of them, since the
+    """The result of `action` in the main process, None in the others. A MyPTError is raised in all of them, since the
     others would wait for a process that has left."""
     result, refused = None, [None]
     if PartialState().is_main_process:
@@ -295,7 +296,7 @@ def _optimizer(recipe: Recipe, args, model):
     """MuonAdamW or HF's optimizer of that name, in the form that Trainer takes."""
     if recipe.optimizer.name not in OWN_OPTIMIZERS:
         return hf_optimizer(recipe.optimizer.name, args, model)
-    refuse_flattened(recipe.optimizer.name, args)
+    refuse_zero(recipe.optimizer.name, recipe.training)
     return muon_factory, {
         "muon": recipe.optimizer.name == "muon",
         "lr": args.learning_rate,

@@ -1,8 +1,8 @@
-"""Whether a launcher has started the processes that it was asked for, read from what it leaves in the environment."""
+"""A launch, read from what its launcher leaves in the environment: the processes, DeepSpeed's ZeRO."""
 
 import os
 
-from mypt.errors import MyPTError
+from mypt.errors import MyPTError, RecipeError
 from mypt.terminal import say
 
 # As accelerate reads them: of torchrun and its own launchers, of Intel MPI and MPICH, Open MPI, MVAPICH.
@@ -14,13 +14,31 @@ _INSTEAD = (
     "(ddp.yaml for GPUs) or `torchrun --nproc_per_node N scripts/train.py RECIPE`"
 )
 
+WHY_NOT_ZERO = "DeepSpeed ZeRO-{} cuts matrices up, and Muon needs them whole"
+
+
+def zero_stage(training: dict) -> int:
+    """The stage of DeepSpeed's ZeRO, as accelerate takes it; 0 without DeepSpeed. training: of a recipe."""
+    if not (training.get("deepspeed") or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"):
+        return 0
+    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))
+
+
+def refuse_zero(optimizer: str, training: dict) -> None:
+    """Raise RecipeError for Muon under DeepSpeed's ZeRO, whose optimizer gets pieces of one long vector."""
+    stage = zero_stage(training)
+    if optimizer == "muon" and stage:
+        raise RecipeError(
+            f"{WHY_NOT_ZERO.format(stage)}: set optimizer.name: adamw, or launch with recipes/accelerate/fsdp2.yaml"
+        )
+
 
 def require_processes() -> None:
     """Raise MyPTError where this process would train alone, or wait for others in vain, though several were asked for.
 
     `accelerate launch --num_processes 2` starts one process on a CPU, with or without `--cpu`, unless its config says
     MULTI_GPU. All that it leaves of the number are MASTER_ADDR and MASTER_PORT, behind its own variables; those that
-    were exported before, as clusters do, stand in front of them, and then no more than a line can be said.
+    were exported before, as clusters do, stand in front of them, and then only a line is printed.
     """
     given = {name: os.environ[name] for name in (*_RANKS, *SIZES) if name in os.environ}
     for name, value in given.items():

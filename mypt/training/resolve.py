@@ -1,4 +1,4 @@
-"""What a recipe leaves open, chosen and frozen into the resolved recipe; and what makes a run this run."""
+"""Resolve the values that a recipe leaves open, and the identity of a run."""
 
 import dataclasses
 import math
@@ -10,11 +10,12 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from mypt.checkpoints.adapter import weights_fingerprint
 from mypt.errors import RecipeError
-from mypt.hardware.choices import Choice
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.planning.coverage import planned_steps
 from mypt.planning.evaluation_budget import Evaluation, plan_evaluation
+from mypt.planning.optimizer import Choice
 from mypt.planning.parameters import dimensions_of
+from mypt.planning.step import MICRO_BATCH
 from mypt.recipe import AUTO, ModelSection, Recipe
 from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
@@ -23,14 +24,7 @@ from mypt.training.arguments import build_arguments, default_arguments, unused_s
 from mypt.training.data.sources import RunData
 from mypt.training.data.stream import data_identity
 from mypt.training.data.text import length_follows_from_data, tokenizer_name
-from mypt.training.resolve_hardware import (
-    REUSED,
-    Hardware,
-    is_sharded,
-    passes_per_step,
-    resolve_compile,
-    with_values,
-)
+from mypt.training.resolve_hardware import REUSED, Hardware, is_sharded, passes_per_step, resolve_compile, with_values
 from mypt.training.target import choose_run_optimizer, evaluation_settings
 
 
@@ -78,7 +72,7 @@ def _resolved_model(recipe: Recipe, model: PreTrainedModel) -> ModelSection:
 
 
 def run_identity(recipe: Recipe, data: RunData, model: PreTrainedModel, recorded: dict) -> dict:
-    """What makes this run this run; a resume must agree on every entry."""
+    """The identity of this run; a resume must agree on every entry."""
     # Trainer sets the special tokens' ids when it begins; the tokenizer stands for them. Early versions recorded them.
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
     before = recorded.get("model") or {}
@@ -180,7 +174,7 @@ def resolve_arguments(
         steps_done: Optimizer steps of the checkpoint that the run resumes from.
     """
     passes = passes_per_step(recipe)
-    per_step = recipe.training.get("per_device_train_batch_size", 8) * passes * PartialState().num_processes
+    per_step = recipe.training.get("per_device_train_batch_size", MICRO_BATCH) * passes * PartialState().num_processes
     steps, reason = _steps(recipe, stream, steps_done, per_step)
     compiled, compile_choice = resolve_compile(recipe, hardware, model, steps)
     recipe = with_values(recipe, "training", torch_compile=compiled)
@@ -204,22 +198,22 @@ def resolve_arguments(
 def _steps(recipe: Recipe, stream: ShardStream | JitStream, steps_done: int, per_step: int) -> tuple[int, str]:
     """Optimizer steps of the run and the reason; per_step: sequences of the global batch."""
     given = recipe.training
-    steps, reason = planned_steps(
+    length, reason = planned_steps(
         max_steps=given.get("max_steps"),
         num_train_epochs=given.get("num_train_epochs"),
         coverage_target=recipe.coverage.target,
         samples=stream.samples_per_epoch,
         total_tokens=stream.tokens_per_epoch,
-        global_batch=1,
+        global_batch=1,  # so that a length that follows from the data is in samples
         block_size=stream.block_size,
     )
     if not length_follows_from_data(recipe):
-        return steps, reason
+        return length, reason
     if isinstance(stream, JitStream):
         # The schedule is laid out over the length, so it does not change when the stream has counted an epoch.
         reason += ", counted" if stream.expected.exact else "; an estimate, which decides the length for good"
-    # The length is in samples; a resume may take the rest of them in larger or smaller steps.
-    return steps_done + max(0, math.ceil((steps - stream.start_sample) / per_step)), reason
+    # A resume may take the samples that are left in larger or smaller steps.
+    return steps_done + max(0, math.ceil((length - stream.start_sample) / per_step)), reason
 
 
 def _model_lines(recipe: Recipe, model: PreTrainedModel, args: TrainingArguments, parameters: int, steps: int):

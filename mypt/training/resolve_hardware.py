@@ -11,21 +11,14 @@ from transformers import PreTrainedModel
 
 from mypt.errors import MyPTError, RecipeError
 from mypt.hardware.batch import divide_batch, room
-from mypt.hardware.choices import (
-    GIVEN,
-    Choice,
-    autocast_dtype,
-    choose_attention,
-    choose_compile,
-    choose_dtype,
-    choose_liger,
-)
+from mypt.hardware.choices import GIVEN, autocast_dtype, choose_attention, choose_compile, choose_dtype, choose_liger
 from mypt.hardware.machine import Machine, machine_of
 from mypt.hardware.main_memory import main_memory
 from mypt.planning.evaluation_budget import MOST_WINDOWS
 from mypt.planning.fit import fits, gibibytes, knobs, training_memory
+from mypt.planning.optimizer import Choice
 from mypt.planning.parameters import adapted, dimensions_of
-from mypt.planning.step import Step
+from mypt.planning.step import MICRO_BATCH, Step
 from mypt.recipe import RESOLVED_NAME, Recipe, load_recipe
 from mypt.training.model.attention import choose_working_attention
 from mypt.training.model.compiled import obstacle
@@ -125,7 +118,7 @@ def passes_per_step(recipe: Recipe) -> int:
 def _require_memory(recipe: Recipe, machine: Machine, dimensions: dict | None, step: Step | None) -> None:
     """Refuse sizes that no mistake of an estimate explains: the system would end the process without a word."""
     section, given = recipe.data, recipe.training
-    size, passes = given.get(BATCH[0], 8), passes_per_step(recipe)
+    size, passes = given.get(BATCH[0], MICRO_BATCH), passes_per_step(recipe)
     waiting = given.get("dataloader_num_workers", 0) * (given.get("dataloader_prefetch_factor") or 2)
     ids = IDS * size * (passes + waiting) * section.block_size
     memory, _ = main_memory()
@@ -135,7 +128,7 @@ def _require_memory(recipe: Recipe, machine: Machine, dimensions: dict | None, s
             f"step alone are {gibibytes(ids)} GiB, and this machine has {gibibytes(memory)} GiB of memory; lower "
             f"training.{BATCH[0]}, training.{BATCH[1]} or training.dataloader_prefetch_factor"
         )
-    windows, most = given.get("per_device_eval_batch_size", 8), recipe.forgetting.eval_windows
+    windows, most = given.get("per_device_eval_batch_size", MICRO_BATCH), recipe.forgetting.eval_windows
     if most != "all":
         windows = min(windows, most or MOST_WINDOWS)  # None: chosen later
     logits = 4 * windows * section.block_size * dimensions["vocab_size"] if dimensions else 0
@@ -185,7 +178,7 @@ def is_sharded() -> bool:
 
 
 def _compute(recipe: Recipe) -> str:
-    """What matrix products are computed in: autocast's dtype, or else that of the weights."""
+    """The dtype of matrix products: autocast's, or else that of the weights."""
     autocast = autocast_dtype(recipe.training)
     return autocast if autocast not in (None, "float32") else recipe.model.dtype or "float32"
 
@@ -298,10 +291,10 @@ _CHOICES = {
 
 
 def _step(recipe: Recipe, hardware: Hardware, passes: int = 1) -> Step:
-    """What the memory model needs to know of this run."""
+    """This run as the memory model sees it."""
     settings = memory_settings(recipe, hardware.machine, recipe.data.block_size, [])
     shards = PartialState().num_processes if is_sharded() else 1
-    sizes = {"micro_batch_size": 8} | settings | {"accumulation": passes, "block_size": recipe.data.block_size}
+    sizes = settings | {"accumulation": passes, "block_size": recipe.data.block_size}
     return Step(**sizes, device=hardware.machine.device, fsdp=shards)
 
 

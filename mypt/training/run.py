@@ -129,7 +129,7 @@ def finish(trainer: MyPTTrainer) -> Path:
 
 
 def _complete(trainer: MyPTTrainer, saved: RunState, early: str | None) -> list[str]:
-    """What is left of a run that has no step left."""
+    """Finish a run that has no step left."""
     trainer.release_later_checkpoints()
     if trainer.checkpoint and trainer.is_world_process_zero():  # a kill right after the last save may have left none
         write_ledger(Path(trainer.args.output_dir), saved.step, saved.coverage)

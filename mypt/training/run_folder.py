@@ -134,7 +134,7 @@ def chosen_checkpoint(run: Path, given: Path, fault_of: Callable[[Path], str | N
 
 
 class Identity(TypedDict, total=False):
-    """What makes a run this run, as far as more is done with it than to compare it."""
+    """The identity of a run, as far as more is done with it than to compare it."""
 
     data: list[str]
     model: dict[str, Any]

@@ -8,7 +8,6 @@ from mypt.checkpoints.meta import HubError, measured_dimensions, read_config
 from mypt.errors import DataError, MyPTError, recipe_wording
 from mypt.hardware.choices import (
     GIVEN,
-    Choice,
     autocast_dtype,
     choose_attention,
     choose_dtype,
@@ -19,21 +18,16 @@ from mypt.hardware.machine import Machine
 from mypt.planning.coverage import whole
 from mypt.planning.evaluation_budget import training_passes
 from mypt.planning.fit import OPTIONS, RECIPE_FLAGS
-from mypt.planning.optimizer import choose_optimizer
+from mypt.planning.optimizer import Choice, choose_optimizer
 from mypt.planning.parameters import with_positions
 from mypt.planning.shape_memory import note
 from mypt.planning.shapes import is_measured
-from mypt.planning.step import STATES
+from mypt.planning.step import MICRO_BATCH, STATES
+from mypt.planning.verdict import DataSource
 from mypt.recipe import AUTO
+from mypt.training.launch import WHY_NOT_ZERO, zero_stage
 
-# Options of a command, by the fields of `Step` that they give, and the keys of a recipe whose place they take.
-_KEYS = {
-    "block_size": "data.block_size",
-    "micro_batch_size": "training.per_device_train_batch_size",
-    "accumulation": "training.gradient_accumulation_steps",
-}
 DEFAULT_BLOCK = 1024  # tokens per sequence where nothing names a context
-DEFAULT_BATCH = 8  # sequences per process and pass, as in TrainingArguments
 
 ADAPTERS = Choice("adamw", "auto: for adapters")
 NOT_MYPT = Choice("adamw", "auto: the model is not MyPT's own class")
@@ -41,9 +35,9 @@ NOT_MYPT = Choice("adamw", "auto: the model is not MyPT's own class")
 
 @dataclass(frozen=True)
 class Target:
-    """What a target says of a run; what it leaves open is None or absent.
+    """The settings of a run that a target gives; those that it leaves open are None or absent.
 
-    dimensions: MyPTConfig fields. settings: fields of `mypt.planning.step.Step`. sources: as `assess` takes them.
+    dimensions: MyPTConfig fields. settings: fields of `mypt.planning.step.Step`. sources: the training data.
     steps: max_steps, num_train_epochs and coverage_target of a recipe. evaluation: arguments of `plan_evaluation`, None
     without evaluation sets. choices: what training will choose on this machine, each with the reason. flags: how advice
     writes changes, as `mypt.planning.fit.knobs` takes them. notes: what had to be assumed or left out.
@@ -51,7 +45,7 @@ class Target:
 
     dimensions: dict | None = None
     settings: dict = field(default_factory=dict)
-    sources: list[dict] | None = None
+    sources: list[DataSource] | None = None
     steps: dict = field(default_factory=dict)
     evaluation: dict | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
@@ -80,17 +74,18 @@ def read_target(
     if dtype:
         machine = replace(machine, dtype=dtype, why="as the option says")
     if is_recipe:
-        overrides = [*overrides, *(f"--{key}={given[name]}" for name, key in _KEYS.items() if name in given)]
+        keys = [name for name in ("block_size", "micro_batch_size", "accumulation") if name in given]
+        overrides = [*overrides, *(RECIPE_FLAGS[name].format(given[name]) for name in keys)]
         return _from_recipe(target, overrides, machine, fields or {}, processes, given)
     dimensions = _dimensions(target, fields or {})
     settings = {"compute_dtype": machine.dtype}
     settings["block_size"] = given.get("block_size") or dimensions["max_position_embeddings"] or DEFAULT_BLOCK
     choices = expected_choices(machine, settings)
     settings["attention"] = kept_as(choices["attention"].value)
-    tokens = settings["block_size"] * given.get("micro_batch_size", DEFAULT_BATCH) * given.get("accumulation", 1)
+    tokens = settings["block_size"] * given.get("micro_batch_size", MICRO_BATCH) * given.get("accumulation", 1)
     chosen = NOT_MYPT
     if not is_measured(dimensions):
-        chosen = Choice(*choose_optimizer(dimensions, settings["block_size"], tokens, fsdp=given.get("fsdp", 1)))
+        chosen = choose_optimizer(dimensions, settings["block_size"], tokens, fsdp=given.get("fsdp", 1))
     choices["optimizer"] = _by_option(given) or chosen
     settings["optimizer"] = chosen.value
     return Target(dimensions, settings, choices=choices, notes=_notes(dimensions))
@@ -106,7 +101,7 @@ def _by_option(given: dict) -> Choice | None:
 def choose_run_optimizer(
     recipe, dimensions: dict | None, block_size: int | None, processes: int, fsdp: int = 1
 ) -> Choice:
-    """The optimizer of a run and the reason, as training and a plan choose it.
+    """The optimizer of a run and the reason, as training and a plan choose it; `auto` takes one that can run.
 
     Args:
         dimensions: MyPTConfig fields; None for a model that is not MyPT's.
@@ -114,22 +109,24 @@ def choose_run_optimizer(
         processes: Processes of the run.
         fsdp: How many of them share the weights.
     """
-    given = recipe.training.get("optim") or recipe.optimizer.name
-    if given != AUTO:
+    training = recipe.training
+    if given := training.get("optim") or (recipe.optimizer.name if recipe.optimizer.name != AUTO else None):
         return Choice(given, GIVEN)
     if recipe.lora:
         return ADAPTERS
     if dimensions is None:
         return NOT_MYPT
+    if stage := zero_stage(training):
+        return Choice("adamw", f"auto: {WHY_NOT_ZERO.format(stage)}")
     if recipe.data.tokens_per_step:
         tokens = recipe.data.tokens_per_step // processes
     else:
         tokens = block_size
-        for name, default in (("per_device_train_batch_size", DEFAULT_BATCH), ("gradient_accumulation_steps", 1)):
-            value = recipe.training.get(name)
+        for name, default in (("per_device_train_batch_size", MICRO_BATCH), ("gradient_accumulation_steps", 1)):
+            value = training.get(name)
             tokens *= whole(f"training.{name}", default if value is None else value)
     about = {"steps": recipe.optimizer.ns_steps, "freeze_layers": recipe.model.freeze_layers, "fsdp": fsdp}
-    return Choice(*choose_optimizer(dimensions, block_size, tokens, **about))
+    return choose_optimizer(dimensions, block_size, tokens, **about)
 
 
 def _dimensions(target: str, fields: dict) -> dict:
@@ -228,7 +225,7 @@ def kept_as(attention: str | None) -> str:
 
 
 def memory_settings(recipe, machine: Machine, block_size: int | None, notes: list[str]) -> dict:
-    """What a recipe says of `Step`, and what training will choose on this machine where it says nothing."""
+    """Fields of `Step` that a recipe gives, and those that training will choose on this machine."""
     training, weights = recipe.training, recipe.model.dtype or "float32"
     autocast = autocast_dtype(training) or choose_dtype(machine, weights).value
     settings = {"weight_dtype": weights, "optimizer": _optimizer(recipe.optimizer.name, notes)}
@@ -253,7 +250,7 @@ def memory_settings(recipe, machine: Machine, block_size: int | None, notes: lis
 
 
 def evaluation_settings(recipe, layers: int) -> dict:
-    """What a recipe says of `mypt.planning.evaluation_budget.plan_evaluation`; layers: of the model that is trained."""
+    """Arguments of `plan_evaluation` that a recipe gives; layers: of the model that is trained."""
     section, training = recipe.forgetting, recipe.training
     acting = {
         "forgetting.action stop": section.action == "stop",
@@ -332,7 +329,7 @@ def _is_dataset(source: str) -> bool:
     return path.is_dir() and dataset_directory(source) is None and not holds_records(path)
 
 
-def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, list[int | None], int | None]:
+def _sources(recipe, notes: list[str]) -> tuple[list[DataSource] | None, list[int | None], int | None]:
     """Sizes of the recipe's training data (None unless all are known), tokens of each evaluation set (None where they
     are not known), and the vocabulary of the data, if it is prepared."""
     from mypt.shards.format import METADATA_NAME
@@ -349,12 +346,12 @@ def _sources(recipe, notes: list[str]) -> tuple[list[dict] | None, list[int | No
             manifest = open_dataset(directory, recipe.data.dtype)
             check_files(directory, manifest, "train")
             vocabulary = manifest.vocab_size
-            sources.append({"name": name, "weight": weight, "tokens": manifest.splits["train"].tokens})
+            sources.append(DataSource(name, manifest.splits["train"].tokens, weight))
             if not recipe.data.eval and (val := manifest.splits.get("val")) and val.tokens:
                 check_files(directory, manifest, "val")
                 own_sets.append(val.tokens)
         elif size := _text_tokens(name, recipe, notes):
-            sources.append({"name": name, "weight": weight, "tokens": size[0], "estimated": not size[1]})
+            sources.append(DataSource(name, size[0], weight, estimated=not size[1]))
             held_out = recipe.data.val_fraction
             own_sets += [round(size[0] * held_out / (1 - held_out))] if held_out else []
     sets = [_set_tokens(name, recipe) for name in recipe.data.eval.values()] or own_sets

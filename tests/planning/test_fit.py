@@ -29,7 +29,7 @@ def test_advice_names_the_knob_that_helps():
     step = Step(micro_batch_size=8, block_size=1024, device="gpu")
 
     def advice(gibibytes):
-        return plan_memory(dimensions, step, gibibytes * 2**30)["advice"]
+        return plan_memory(dimensions, step, gibibytes * 2**30).advice
 
     assert advice(400).startswith("fits")
     assert (

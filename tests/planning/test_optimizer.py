@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config, preset_dimensions
 from mypt.planning.optimizer import MUON_BOUND, choose_optimizer, muon_flops, muon_share, newton_schulz_flops
-from mypt.planning.report import plan
+from mypt.planning.plan import plan
 from mypt.planning.scaling import flops_per_token
 from mypt.training.optim.optimizers import build_muon_adamw, orthogonalize
 
@@ -92,8 +92,8 @@ def test_the_choice(case):
 def test_a_plan_counts_muon_as_often_as_processes_repeat_it(processes, fsdp, repeats):
     dimensions, steps = preset_dimensions("modern-nano"), 10
     sizes = {"batch_size": 4, "block_size": 128, "steps": steps, "processes": processes, "fsdp": fsdp}
-    with_muon, without = (plan(dimensions=dimensions, optimizer=name, **sizes)["compute"] for name in ("muon", "adamw"))
+    with_muon, without = (plan(dimensions=dimensions, optimizer=name, **sizes).compute for name in ("muon", "adamw"))
     muon = repeats * muon_flops(dimensions)
-    assert with_muon["muon_flops_per_step"] == muon
-    assert with_muon["flops"] - without["flops"] == steps * muon
-    assert with_muon["muon_share"] == pytest.approx(muon / (muon + without["flops"] / steps))
+    assert with_muon.muon_flops_per_step == muon
+    assert with_muon.flops - without.flops == steps * muon
+    assert with_muon.muon_share == pytest.approx(muon / (muon + without.flops / steps))

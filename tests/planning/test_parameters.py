@@ -6,12 +6,14 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from mypt.conversion.families import FAMILIES
 from mypt.errors import MyPTError
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import PRESETS, preset_dimensions
 from mypt.planning.parameters import (
     FIELDS,
+    FORMULAS,
     adapted,
     complete,
     count_parameters,
@@ -85,6 +87,10 @@ def test_missing_fields_are_named():
         incomplete = {key: value for key, value in PRESETS["tiny"].items() if key != name}
         with pytest.raises(MyPTError, match=name):
             count_parameters(incomplete)
+
+
+def test_every_family_that_mypt_can_be_converted_to_has_formulas():
+    assert {*FORMULAS} == {"mypt", *FAMILIES}
 
 
 @pytest.mark.parametrize("config", [{"model_type": "bert"}, {"model_type": "gpt2"}, {"model_type": "llama"}, {}])

@@ -1,17 +1,21 @@
 """What people read: the figures of the plan in words, and nothing that contradicts them."""
 
 import json
+import math
 
 import pytest
 
 from mypt.models.presets import preset_dimensions
 from mypt.planning.coverage import calculate_dataset_coverage
-from mypt.planning.report import coverage_report, duration, plan, plan_rows, times
+from mypt.planning.plan import plan
+from mypt.planning.report import coverage_lines, duration, plan_tables, times
+from mypt.planning.verdict import DataSource, assess
 
 
-def report(tokens, steps, **more):
-    sources = more.pop("sources", None) or [{"name": "data", "tokens": tokens}]
-    return "\n".join(coverage_report(sources=sources, batch_size=32, block_size=256, steps=steps, **more))
+def report(tokens, steps, *, sources=None, batch=32, start_step=0, parameters=None, **more):
+    layout = {"batch": batch, "block": 256} | more
+    sources = sources or [DataSource("data", tokens)]
+    return "\n".join(coverage_lines(assess(sources, math.prod(layout.values()), steps, start_step, parameters), layout))
 
 
 def test_full_passes_above_one_pass():
@@ -39,7 +43,7 @@ def test_the_product_names_every_factor_of_a_step():
 
 
 def test_a_resume_says_where_it_starts_and_what_is_left():
-    sources = [{"name": "data", "tokens": 1_000_000, "tokens_seen": 4_096_000}]
+    sources = [DataSource("data", 1_000_000, tokens_seen=4_096_000)]
     text = report(0, 1_000, sources=sources, start_step=500)
     assert "1,000 (from step 500: 500 left)" in text
     assert "4,096,000 more, 8,192,000 in all" in text
@@ -49,8 +53,8 @@ def test_a_resume_says_where_it_starts_and_what_is_left():
 
 def test_a_mixture_has_one_row_per_source():
     sources = [
-        {"name": "law", "tokens": 1_000_000, "weight": 0.9},
-        {"name": "wiki", "tokens": 9_000_000, "weight": 0.1},
+        DataSource("law", 1_000_000, weight=0.9),
+        DataSource("wiki", 9_000_000, weight=0.1),
     ]
     text = report(0, 500, sources=sources)
     rows = [line for line in text.splitlines() if "of the samples" in line]
@@ -59,7 +63,7 @@ def test_a_mixture_has_one_row_per_source():
 
 
 def test_an_estimated_size_is_marked():
-    text = report(0, 500, sources=[{"name": "data", "tokens": 1_000_000, "estimated": True}])
+    text = report(0, 500, sources=[DataSource("data", 1_000_000, estimated=True)])
     assert "about 1,000,000 tokens (estimate)" in text
     assert "about 4.10x" in text
 
@@ -74,7 +78,7 @@ def test_a_loss_worse_than_guessing_is_not_shown():
 
 
 def test_a_name_makes_no_line():
-    sources = [{"name": name, "tokens": 1_000_000, "weight": 0.5} for name in ("law\nVerdict: good", "wiki")]
+    sources = [DataSource(name, 1_000_000, 0.5) for name in ("law\nVerdict: good", "wiki")]
     lines = report(0, 500, sources=sources).splitlines()
     assert not [line for line in lines if line.startswith("Verdict")]
     assert [line for line in lines if line.startswith(r"    law\nVerdict: good  ")]
@@ -100,30 +104,30 @@ def test_a_plan_joins_all_figures_and_is_json():
         accumulation=2,
         processes=2,
         steps=1_000,
-        sources=[{"name": "data", "tokens": 10_000_000}],
+        sources=[DataSource("data", 10_000_000)],
         dimensions=preset_dimensions("modern-tiny"),
         available=2**35,
         tokens_per_second=32_768,
     )
-    assert json.loads(json.dumps(result)) == result
+    assert json.loads(json.dumps(result.as_dict())) == result.as_dict()
     cov = calculate_dataset_coverage(1_000, 32, 1024, 10_000_000)
-    assert result["coverage"]["coverage"] == cov["coverage_ratio"]
-    assert result["compute"]["seconds"] == 1_000
-    assert result["compute"]["flops"] == result["compute"]["flops_per_token"] * cov["total_tokens_viewed"]
-    assert [title for title, _, _ in plan_rows(result)] == [
+    assert result.coverage.coverage == cov["coverage_ratio"]
+    assert result.compute.seconds == 1_000
+    assert result.compute.flops == result.compute.flops_per_token * cov["total_tokens_viewed"]
+    assert [title for title, _, _ in plan_tables(result)] == [
         "Parameters",
         "Memory to train (estimate)",
         "Memory to generate (estimate)",
         "Compute",
     ]
-    for _, columns, rows in plan_rows(result):
+    for _, columns, rows in plan_tables(result):
         assert {len(row) for row in rows} == {len(columns)}
 
 
 def test_a_plan_of_a_model_alone_says_how_much_data_it_wants():
     result = plan(batch_size=8, block_size=1024, parameters=124_000_000)
-    assert result["training"]["compute_optimal_tokens"] == 2_480_000_000
-    assert set(result) == {"training", "parameters"}
+    assert result.training.compute_optimal_tokens == 2_480_000_000
+    assert {name for name, section in result.as_dict().items() if section} == {"training", "parameters"}
 
 
 def test_durations_have_two_units():
@@ -131,17 +135,16 @@ def test_durations_have_two_units():
 
 
 def test_a_plan_with_adapters_leaves_out_what_is_about_training_from_scratch():
-    sources = [{"name": "data", "tokens": 10**7}]
+    sources = [DataSource("data", 10**7)]
     given = {"batch_size": 8, "block_size": 256, "steps": 1_000, "sources": sources, "available": 2**34}
     dimensions = preset_dimensions("modern-nano")
     whole, lora = (plan(dimensions=dimensions, **given, lora_r=r) for r in (0, 8))
-    adapters = lora["parameters"]["adapters"]
-    assert lora["parameters"]["trained"] == adapters and lora["parameters"]["frozen"] == whole["parameters"]["total"]
-    assert lora["coverage"]["adapters"] == adapters
-    assert "tokens_per_parameter" in whole["coverage"]["scaling"] and "compute_optimal_tokens" in whole["training"]
-    assert "tokens_per_parameter" not in lora["coverage"]["scaling"] and "predicted_loss" not in str(lora)
-    assert "compute_optimal_tokens" not in lora["training"]
-    assert lora["compute"]["flops"] < whole["compute"]["flops"]
-    words = "\n".join(coverage_report(sources=sources, batch_size=8, block_size=256, steps=1_000,
-                                      parameters=lora["parameters"]))  # fmt: skip
+    adapters = lora.parameters["adapters"]
+    assert lora.parameters["trained"] == adapters and lora.parameters["frozen"] == whole.parameters["total"]
+    assert lora.coverage.adapters == adapters
+    assert whole.coverage.scaling.tokens_per_parameter and whole.training.compute_optimal_tokens
+    for name in ("tokens_per_parameter", "predicted_loss", "compute_optimal_tokens"):
+        assert name in str(whole.as_dict()) and name not in str(lora.as_dict())
+    assert lora.compute.flops < whole.compute.flops
+    words = report(0, 1_000, sources=sources, batch=8, parameters=lora.parameters)
     assert "parameters of adapters are trained, " in words and "Tokens per parameter" not in words

@@ -6,13 +6,13 @@ import pytest
 
 from mypt.errors import MyPTError
 from mypt.planning.coverage import calculate_dataset_coverage
-from mypt.planning.verdict import assess, figure, judge, short
+from mypt.planning.verdict import DataSource, assess, figure, judge, short
 
 STEP = 8_192
 
 
 def one(tokens, **more):
-    return [{"name": "data", "tokens": tokens, **more}]
+    return [DataSource("data", tokens, **more)]
 
 
 @pytest.mark.parametrize(
@@ -34,59 +34,56 @@ def one(tokens, **more):
 )
 def test_verdicts(tokens, coverage, parameters, level, says):
     verdict = judge(int(tokens * coverage), tokens, STEP, parameters)
-    assert (verdict["level"], says in verdict["sentence"]) == (level, True), verdict
+    assert (verdict.level, says in verdict.sentence) == (level, True), verdict
 
 
 @pytest.mark.parametrize("tokens", [123_457, 10_000_001, 999_999_999])
 def test_the_suggested_steps_earn_a_good_verdict_and_are_the_nearest(tokens):
     for steps, nearest in ((1, -1), (10**6, 1)):
-        suggestion = assess(one(tokens), STEP, steps)["suggestion"]
+        suggestion = assess(one(tokens), STEP, steps).suggestion
         suggested = next(int(word.replace(",", "")) for word in suggestion.split() if word.replace(",", "").isdigit())
-        assert assess(one(tokens), STEP, suggested)["verdict"]["level"] == "good"
-        assert assess(one(tokens), STEP, suggested + nearest)["verdict"]["level"] != "good"
+        assert assess(one(tokens), STEP, suggested).verdict.level == "good"
+        assert assess(one(tokens), STEP, suggested + nearest).verdict.level != "good"
 
 
 def test_a_single_source_is_judged_as_the_calculator_does():
     for tokens, steps in ((1_000_000, 500), (1_234_567, 754), (500_000_000, 10_000), (5_000, 1)):
         seen = assess(one(tokens), STEP, steps)
         cov = calculate_dataset_coverage(steps, 32, 256, tokens)
-        assert (seen["coverage"], seen["band"]) == (cov["coverage_ratio"], cov["band"])
+        assert (seen.coverage, seen.band) == (cov["coverage_ratio"], cov["band"])
         names = ("min", "optimal", "max")
-        assert list(seen["recommended_steps"].values()) == [cov[f"recommended_{name}_iters"] for name in names]
+        assert list(seen.recommended_steps.values()) == [cov[f"recommended_{name}_iters"] for name in names]
 
 
 def test_a_resume_with_the_same_settings_changes_no_figure():
     fresh = assess(one(1_000_000), STEP, 1_000)
     resumed = assess(one(1_000_000, tokens_seen=500 * STEP), STEP, 1_000, start_step=500)
     for name in ("coverage", "band", "recommended_steps", "verdict", "suggestion", "scaling"):
-        assert resumed[name] == fresh[name], name
+        assert getattr(resumed, name) == getattr(fresh, name), name
 
 
 def test_a_resume_counts_what_was_really_seen():
     """Half as many tokens per step in the first half: the ledger knows, arithmetic on the new settings would not."""
     seen = assess(one(1_000_000, tokens_seen=500 * STEP // 2), STEP, 1_000, start_step=500)
-    assert seen["coverage"] == pytest.approx((250 + 500) * STEP / 1_000_000)
+    assert seen.coverage == pytest.approx((250 + 500) * STEP / 1_000_000)
     needed = Fraction(3_500_000 - 250 * STEP, STEP)
-    assert seen["recommended_steps"]["3.5x"] == 500 + -(-needed.numerator // needed.denominator)
+    assert seen.recommended_steps["3.5x"] == 500 + -(-needed.numerator // needed.denominator)
 
 
 def test_a_mixture_counts_each_source_by_its_share():
-    sources = [{"name": "general", "tokens": 4_000_000, "weight": 1}, {"name": "law", "tokens": 500_000, "weight": 3}]
+    sources = [DataSource("general", 4_000_000, weight=1), DataSource("law", 500_000, weight=3)]
     seen = assess(sources, 1_000, 2_000)
-    assert [row["tokens_viewed"] for row in seen["sources"]] == [500_000, 1_500_000]
-    assert [row["coverage"] for row in seen["sources"]] == [0.125, 3.0]
-    assert (seen["main"], seen["coverage"], seen["verdict"]["level"]) == ("law", 3.0, "good")
-    assert seen["recommended_steps"]["2x"] == 1_334  # 1,000,000 tokens of law at 750 a step
-    assert seen["scaling"]["effective_tokens"] < seen["scaling"]["tokens_viewed"] == 2_000_000
+    assert [source.tokens_viewed for source in seen.sources] == [500_000, 1_500_000]
+    assert [source.coverage for source in seen.sources] == [0.125, 3.0]
+    assert (seen.main, seen.coverage, seen.verdict.level) == ("law", 3.0, "good")
+    assert seen.recommended_steps["2x"] == 1_334  # 1,000,000 tokens of law at 750 a step
+    assert seen.scaling.effective_tokens < seen.scaling.tokens_viewed == 2_000_000
 
 
 def test_only_tokens_that_are_seen_count_as_unique():
     def loss(size_of_the_rest):
-        sources = [
-            {"name": "law", "tokens": 10**8, "weight": 3},
-            {"name": "web", "tokens": size_of_the_rest, "weight": 1},
-        ]
-        return assess(sources, 10**5, 4_000, parameters={"total": 10**9})["scaling"]["predicted_loss"]
+        sources = [DataSource("law", 10**8, weight=3), DataSource("web", size_of_the_rest, weight=1)]
+        return assess(sources, 10**5, 4_000, parameters={"total": 10**9}).scaling.predicted_loss
 
     assert loss(10**8) == loss(10**11) != loss(10**7)
 

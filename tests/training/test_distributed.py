@@ -234,11 +234,11 @@ def test_deepspeed_equals_one_process_and_refuses_muon(recipe_for, weights, tmp_
     pytest.importorskip("deepspeed")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     config = altered(tmp_path / "config.yaml", name, num_processes=2, use_cpu=True)
-    refused = launch(config, written(content_of(recipe_for, tmp_path / "muon", 2)), code=2)
-    assert "Muon needs them whole: set optimizer.name: adamw" in refused
+    muon = written(content_of(recipe_for, tmp_path / "muon", 2, optimizer={"name": "muon"}))
+    assert "Muon needs them whole: set optimizer.name: adamw" in launch(config, muon, code=2)
     adamw = {"optimizer": {"name": "adamw"}}
     train(parse_recipe(content_of(recipe_for, tmp_path / "one", 4, **adamw)))
-    two = written(content_of(recipe_for, tmp_path / "two", 2, **adamw))
+    two = written(content_of(recipe_for, tmp_path / "two", 2))  # `auto` takes AdamW
     launch(config, two, "--training.max_steps=8")
     launch(config, two, "--resume")
     assert furthest(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-5

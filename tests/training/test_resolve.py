@@ -2,11 +2,14 @@
 
 import pytest
 
+from mypt.errors import RecipeError
 from mypt.hardware.machine import machine_of
+from mypt.models.presets import preset_dimensions
 from mypt.recipe import load_recipe, parse_recipe, save_recipe
 from mypt.training.build import build_trainer
+from mypt.training.launch import refuse_zero
 from mypt.training.run import train
-from mypt.training.target import read_target
+from mypt.training.target import choose_run_optimizer, read_target
 
 FEW, MANY = 1, 64  # sequences of 8 tokens in a step
 
@@ -68,3 +71,53 @@ def test_what_is_given_wins(small_steps, capsys, section, training, expected):
     build_trainer(parse_recipe(content))
     (line,) = lines(capsys.readouterr().out)
     assert line.startswith(f"optimizer: {expected}")
+
+
+ZERO_2, ZERO_3 = ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage} for stage in "23")
+# sections of a recipe, the launch's environment, processes that share the weights: what `auto` takes, and why
+AUTO = {
+    "alone": ({}, {}, 1, "muon", "Newton-Schulz"),
+    "FSDP2": ({}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, 2, "muon", "Newton-Schulz"),
+    "ZeRO-2": ({}, ZERO_2, 2, "adamw", "ZeRO-2 cuts matrices up"),
+    "ZeRO-3": ({}, ZERO_3, 2, "adamw", "ZeRO-3 cuts matrices up"),
+    "DeepSpeed without ZeRO": ({}, ZERO_2 | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, 1, "muon", "Newton-Schulz"),
+    "DeepSpeed by the recipe": ({"training": {"deepspeed": "zero.json"}}, {}, 1, "adamw", "ZeRO-2 cuts matrices up"),
+    "adapters": ({"model": {"init_from": "base"}, "lora": {}}, ZERO_2, 2, "adamw", "adapters"),
+    "4 bits": ({"model": {"init_from": "base"}, "lora": {"load_in_4bit": True}}, {}, 1, "adamw", "adapters"),
+    "frozen layers": ({"model": {"freeze_layers": 2, "freeze_embeddings": True}}, {}, 1, "muon", "Newton-Schulz"),
+    "fp16": ({"training": {"fp16": True}}, {}, 1, "muon", "Newton-Schulz"),
+    "rollback": ({"safety": {"on_nan": "rollback"}}, {}, 1, "muon", "Newton-Schulz"),
+    "tokens per step": ({"data": {"tokens_per_step": 8}}, {}, 1, "adamw", "a step of 8 tokens"),
+    "another architecture": (None, {}, 1, "adamw", "not MyPT's own class"),
+}
+
+
+@pytest.mark.parametrize("case", AUTO)
+def test_auto_takes_what_can_run(case, monkeypatch):
+    """What a launch or a recipe refuses of Muon is in `refuse_zero` and in the parsing of the recipe."""
+    sections, environment, fsdp, name, reason = AUTO[case]
+    for variable in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE", "ACCELERATE_USE_FSDP"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    recipe = parse_recipe(sections or {})
+    dimensions = preset_dimensions("modern-nano") if sections is not None else None
+    chosen = choose_run_optimizer(recipe, dimensions, 256, processes=fsdp, fsdp=fsdp)
+    assert chosen.value == name and chosen.reason.startswith("auto: ") and reason in chosen.reason
+    refuse_zero(chosen.value, recipe.training)
+    parse_recipe((sections or {}) | {"optimizer": {"name": chosen.value}})
+
+
+@pytest.mark.parametrize(("environment", "words"), [(ZERO_2, "ZeRO-2 .* optimizer.name: adamw"), ({}, None)])
+def test_muon_that_is_asked_for_is_refused_where_matrices_are_cut_up(environment, words, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED", raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    refuse_zero("adamw", {})
+    if words:
+        with pytest.raises(RecipeError, match=words):
+            refuse_zero("muon", {})
+    else:
+        refuse_zero("muon", {})
+        with pytest.raises(RecipeError, match="ZeRO-2"):
+            refuse_zero("muon", {"deepspeed": "zero.json"})

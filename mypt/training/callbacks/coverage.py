@@ -1,6 +1,7 @@
 """Report before training how often the data will be seen, ask if it is too little, and record what was seen."""
 
 import json
+import math
 import os
 import select
 import sys
@@ -11,10 +12,11 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from mypt.checkpoints.state import saved_states
+from mypt.checkpoints.state import loaded_state
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.files import replace_text
-from mypt.planning.report import coverage_report
+from mypt.planning.report import coverage_lines
+from mypt.planning.verdict import DataSource, assess
 from mypt.streams.ledger import Ledger, Seen
 from mypt.streams.show import saved_ledger
 from mypt.streams.timeline import describe
@@ -71,16 +73,14 @@ class CoverageCallback(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {**stream, "settings": self.settings, "events": self.events}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        name = type(self).__name__
         self._batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        saved = {"next_sample": state.global_step * self._batch, "events": [], "settings": {}}
-        if state.global_step and name in state.stateful_callbacks:  # else a new run, or one without a ledger
-            saved = saved_states(state.stateful_callbacks)[name]["attributes"]
+        start = state.global_step * self._batch  # without a ledger, as in a new run
+        saved = loaded_state(state).coverage or {"next_sample": start, "events": [], "settings": {}}
         self.next_sample = saved["next_sample"]
         self.changes = [event for event in saved["events"] if "changes" in event]
         self._note_events(state, [event for event in saved["events"] if "changes" not in event])
         self._note_changes(args, state, saved.get("settings", {}), kwargs.get("lr_scheduler"))
-        state.stateful_callbacks.setdefault(name, self.state())
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         planned = self.next_sample + (state.max_steps - state.global_step) * self._batch
         refusal = [None]
         if state.is_world_process_zero:
@@ -176,27 +176,20 @@ class CoverageCallback(TrainerCallback, ExportableState):
 
     def _report(self, args, state) -> list[str]:
         sources = [
-            {
-                "name": source.name,
-                "tokens": source.tokens,
-                "weight": source.weight,
-                "tokens_seen": seen.tokens,
-                "estimated": seen.estimated,
-            }
+            DataSource(source.name, source.tokens, source.weight, seen.tokens, seen.estimated)
             for source, seen in zip(self.stream.sources, self.stream.seen(self.next_sample), strict=True)
         ]
-        if not all(source["tokens"] for source in sources):
+        if not all(source.tokens for source in sources):
             return ["Dataset coverage: not known, since the size of what is streamed is not; coverage.json counts it"]
-        return coverage_report(
-            sources=sources,
-            batch_size=args.per_device_train_batch_size,
-            block_size=self.stream.block_size,
-            accumulation=args.gradient_accumulation_steps,
-            processes=args.world_size,
-            steps=state.max_steps,
-            start_step=state.global_step,
-            parameters=self.parameters,
-        )
+        layout = {
+            "batch": args.per_device_train_batch_size,
+            "block": self.stream.block_size,
+            "accumulation": args.gradient_accumulation_steps,
+            "processes": args.world_size,
+        }
+        tokens_per_step = math.prod(layout.values())
+        seen = assess(sources, tokens_per_step, state.max_steps, state.global_step, self.parameters)
+        return coverage_lines(seen, layout)
 
     def _refusal(self) -> str | None:
         """The reason not to start below one pass, or None. Asks on a terminal; never waits without one."""

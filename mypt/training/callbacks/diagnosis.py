@@ -45,8 +45,4 @@ class DiagnosisCallback(TrainerCallback):
             return None
         low, high, _ = advised_passes(main.tokens, total)
         per_parameter = sum(source["tokens"] for source in seen) / total
-        return {
-            "passes": seen[stream.main]["coverage"],
-            "advised": [low, high],
-            "tokens_per_parameter": per_parameter,
-        }
+        return {"passes": seen[stream.main]["coverage"], "advised": [low, high], "tokens_per_parameter": per_parameter}

@@ -8,23 +8,16 @@ from mypt.terminal import say
 from mypt.training.callbacks.forgetting import ForgettingCallback
 
 
-def early_stopping(forgetting: ForgettingCallback | None, patience: int | None) -> "EarlyStoppingCallback | None":
-    """The callback for `safety.early_stopping_patience`. Raises RecipeError without an evaluation set."""
-    if patience is None:
-        return None
-    if forgetting is None:
-        raise RecipeError("safety.early_stopping_patience needs an evaluation set: name one in data.eval")
-    return EarlyStoppingCallback(forgetting, patience)
-
-
 class EarlyStoppingCallback(TrainerCallback):
     """Save and stop after `patience` evaluations in a row without a new lowest loss of the target.
 
     HF's callback of this name looks at `metric_for_best_model` at saved steps only, and a resume resets its count. This
-    one counts in the history of `forgetting`, which every checkpoint holds.
+    one counts in the history of `forgetting`, which every checkpoint holds. Raises RecipeError without one.
     """
 
-    def __init__(self, forgetting: ForgettingCallback, patience: int):
+    def __init__(self, forgetting: ForgettingCallback | None, patience: int):
+        if forgetting is None:
+            raise RecipeError("safety.early_stopping_patience needs an evaluation set: name one in data.eval")
         self.forgetting = forgetting
         self.patience = patience
 

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from mypt.checkpoints.state import RunState, saved_states
+from mypt.checkpoints.state import RunState, loaded_state
 from mypt.errors import CheckpointError, MyPTError
 from mypt.evaluation.baseline import BASELINE_NAME, load_baseline, save_baseline
 from mypt.evaluation.evaluator import Evaluator
@@ -81,13 +81,11 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         }
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        name = type(self).__name__
-        state.stateful_callbacks.setdefault(name, self.state())
         # What this object may have measured before training began belongs to no run.
-        self.history = (
-            saved_states(state.stateful_callbacks)[name]["attributes"]["history"] if state.global_step else []
-        )
+        saved = loaded_state(state).forgetting
+        self.history = saved["history"] if saved else []
         self.stopped_at, self._baseline = None, {}
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         self._seconds, self._started, self._pace = 0.0, time.monotonic(), Pace()
         if self.history:
             losses = {name: reading["loss"] for name, reading in self.history[0]["sets"].items()}

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from mypt.checkpoints.probes import leaks_between_documents
 from mypt.errors import RecipeError
-from mypt.hardware.choices import Choice
+from mypt.planning.optimizer import Choice
 
 # These can be told only by trying: they need a package, a GPU, a compiler, or shapes that a kernel knows.
 TRIED = ("flash_attention_2", "flex_attention")

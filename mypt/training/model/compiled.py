@@ -59,7 +59,7 @@ def compiled_layers(model: PreTrainedModel, on: bool = True) -> Iterator[None]:
 
 
 def _advice(error: RuntimeError) -> RecipeError | None:
-    """What to do about an error of the compiler; None for any other."""
+    """Advice on an error of the compiler; None for any other."""
     from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 
     if not isinstance(error, TorchDynamoException):

@@ -19,7 +19,7 @@ from mypt.training.optim.optimizers import MuonAdamW
 # These keep tensors of a parameter's own shape under these names; others (GaLore, APOLLO) may keep smaller ones.
 _SHAPING = (MuonAdamW, torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 _SHAPED = ("exp_avg", "exp_avg_sq", "momentum_buffer")
-# What a system says of files that are not there, or not what they should be.
+# Error numbers of files that are not there, or not what they should be.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
 

@@ -24,7 +24,7 @@ LENGTH = 8  # tokens of the sequence on which a model is tried
 
 @dataclass
 class Targets:
-    """What is adapted, by full name, and why the other candidates are not.
+    """The adapted weights, by full name, and why the other candidates are not adapted.
 
     modules: for peft's `target_modules`. parameters: for its `target_parameters`, each `module.parameter`.
     left_out: {name of a weight: reason}. fan_in_fan_out: whether the modules store their matrices as (in, out).
@@ -141,7 +141,7 @@ def _read_elsewhere(model: PreTrainedModel, candidates: dict) -> set[str]:
     """Weights that the model's forward pass reads outside the forward of the module that holds them.
 
     An adapter takes part in its module's forward only, so it would have no effect there. The weights require a
-    gradient except while their own module runs, and those that get one were read elsewhere. Of a model that cannot run
+    gradient except while their own module runs, and those that get one were read elsewhere. In a model that cannot run
     here, such as one whose kernels need another device, nothing is found.
     """
     owners: dict[nn.Module, list[str]] = {}

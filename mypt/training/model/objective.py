@@ -16,14 +16,14 @@ BALANCE_ROUNDING = 2e-2  # of balancing losses in 16 bits; for another number of
 
 
 def training_loss(model: PreTrainedModel, accepts_items: bool) -> TrainingLoss | None:
-    """What `model` has to be trained with: None if its own loss is the cross-entropy, found out by trying.
+    """The loss that `model` has to be trained with: None if its own loss is the cross-entropy, found out by trying.
 
     Args:
         model: any causal LM.
         accepts_items: whether Trainer found that its loss takes `num_items_in_batch`.
 
     A mixture of experts whose config has `output_router_logits` adds `router_aux_loss_coef` times a load-balancing
-    loss. Anything else that is added is left out, and `TrainingLoss.note` says so.
+    loss. Anything else that is added is left out, and `TrainingLoss.note` reports it.
     """
     was_training = model.training
     model.train()  # some add to their loss in training alone

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from mypt.hardware.choices import Choice
 from mypt.hardware.machine import Machine
+from mypt.planning.optimizer import Choice
 
 ROWS, WIDEST = 128, 1_024  # of the products that are tried
 AS_GOOD = 4  # times highest's error; rounding the inputs to bfloat16 makes it thousands of times as large

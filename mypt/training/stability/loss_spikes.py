@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from mypt.checkpoints.state import loaded_state
 from mypt.terminal import say
 from mypt.training.model.compiled import eager
 from mypt.training.model.objective import next_tokens
@@ -106,9 +107,10 @@ class SpikeCallback(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"losses": list(self.losses), "spikes": list(self.spikes)}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        saved = state.stateful_callbacks.setdefault(type(self).__name__, {"args": {}, "attributes": {}})["attributes"]
+        saved = loaded_state(state).spikes or {}
         self.losses = list(saved.get("losses", []))
         self.spikes = list(saved.get("spikes", []))
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         path = Path(args.output_dir) / SPIKES_NAME
         if state.is_world_process_zero and (self.spikes or path.exists()):
             # Drop the lines of steps that are trained again.

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from mypt.checkpoints.complete import last_complete_checkpoint, newest_without_fault
+from mypt.checkpoints.state import loaded_state
 from mypt.checkpoints.verify import fault_of
 from mypt.errors import Diverged, MyPTError, RecipeError
 from mypt.terminal import say
@@ -51,11 +52,12 @@ class SafetyCallback(TrainerCallback, ExportableState):
     def restore(self, trainer) -> None:
         """Take the counts of a checkpoint; a learning rate that the recipe changes is used without them."""
         state, args = trainer.state, trainer.args
-        saved = state.stateful_callbacks.setdefault(type(self).__name__, {"args": {}, "attributes": {}})["attributes"]
-        self.skipped, self.rollbacks = saved.get("skipped", 0), saved.get("rollbacks", 0)
-        coverage = state.stateful_callbacks.get("CoverageCallback", {}).get("attributes", {})
-        if coverage.get("settings", {}).get("learning_rate", args.learning_rate) != args.learning_rate:
+        saved = loaded_state(state)
+        counts = saved.safety or {}
+        self.skipped, self.rollbacks = counts.get("skipped", 0), counts.get("rollbacks", 0)
+        if saved.learning_rate not in (None, args.learning_rate):
             self.rollbacks = 0
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())  # Trainer saves only what it knows
         if self.rollbacks and state.is_world_process_zero:
             rate = args.learning_rate * self.rate_factor
             say(f"learning rate {rate:g}: halved by {self.rollbacks} of {MOST_ROLLBACKS} rollbacks so far")

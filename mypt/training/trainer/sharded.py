@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import TrainingArguments
 
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, weight_files
 from mypt.errors import CheckpointError, RecipeError
@@ -44,15 +43,6 @@ def after_accelerator(accelerator: Accelerator) -> None:
 def _require_second(version: int) -> None:
     if version != 2:
         raise RecipeError(f"the launch config has fsdp_version {version}, expected 2: change it there")
-
-
-def refuse_flattened(optimizer: str, args: TrainingArguments) -> None:
-    """Raise RecipeError for Muon under DeepSpeed's ZeRO, whose optimizer gets pieces of one long vector."""
-    if optimizer == "muon" and args.deepspeed_plugin and args.deepspeed_plugin.zero_stage:
-        raise RecipeError(
-            f"DeepSpeed ZeRO-{args.deepspeed_plugin.zero_stage} cuts matrices up, and Muon needs them whole: set "
-            "optimizer.name: adamw, or launch with recipes/accelerate/fsdp2.yaml"
-        )
 
 
 def whole_weights(model: nn.Module, kept: bool = True) -> dict[str, torch.Tensor]:

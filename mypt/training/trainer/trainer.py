@@ -18,6 +18,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TR
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mypt.checkpoints.load import load_model
+from mypt.checkpoints.state import loaded_state
 from mypt.checkpoints.tensors import list_tensors
 from mypt.errors import MyPTError, RecipeError
 from mypt.hardware.main_memory import keep_freed
@@ -364,13 +365,12 @@ class MyPTTrainer(Trainer):
         if checkpoint is None:
             return
         with loading(checkpoint, "the state of optimizer and schedule", self.args.world_size):
-            ledger = self.state.stateful_callbacks.get("CoverageCallback", {}).get("attributes", {})
             load_keeping_settings(
                 lambda: self.load_states(checkpoint),
                 self.optimizer,
                 self.lr_scheduler,
                 rate=self.args.learning_rate,
-                saved_rate=ledger.get("settings", {}).get("learning_rate"),
+                saved_rate=loaded_state(self.state).learning_rate,
                 factor=self.safety.rate_factor,
                 warmup=self.args.get_warmup_steps(self.args.max_steps),
             )

@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from mypt.checkpoints.probes import leaks_between_documents
 from mypt.errors import RecipeError
-from mypt.hardware.choices import Choice
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config
+from mypt.planning.optimizer import Choice
 from mypt.training.model.attention import choose_working_attention
 
 SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,

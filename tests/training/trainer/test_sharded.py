@@ -1,13 +1,8 @@
 """What FSDP2 has spread over two processes is saved as one process saves it, and found again from there."""
 
-from types import SimpleNamespace
-
-import pytest
 import torch
 
-from mypt.errors import RecipeError
 from mypt.training.optim.optimizers import build_muon_adamw, orthogonalize
-from mypt.training.trainer.sharded import refuse_flattened
 from tests.processes import Command
 
 RANK = """
@@ -127,11 +122,3 @@ def test_two_processes_compute_and_save_what_one_does(tmp_path):
             assert {*state["state"][index]} == {*values}
             for key, value in values.items():
                 torch.testing.assert_close(state["state"][index][key], value, atol=1e-6, rtol=0)
-
-
-def test_muon_refuses_what_cuts_matrices_up():
-    zero = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2))
-    with pytest.raises(RecipeError, match=r"ZeRO-2 .* optimizer\.name: adamw"):
-        refuse_flattened("muon", zero)
-    refuse_flattened("adamw", zero)
-    refuse_flattened("muon", SimpleNamespace(deepspeed_plugin=None))

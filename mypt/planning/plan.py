@@ -1,0 +1,167 @@
+"""Cost and worth of a run, worked out before any compute is spent: one frozen `Plan`."""
+
+from dataclasses import dataclass, fields, is_dataclass
+
+from mypt.planning.evaluation_budget import Evaluation, plan_evaluation
+from mypt.planning.fit import RECIPE_FLAGS, Memory, plan_memory
+from mypt.planning.optimizer import Choice, muon_flops
+from mypt.planning.parameters import count_parameters, frozen_parameters, parameter_report
+from mypt.planning.scaling import TOKENS_PER_PARAMETER, flops_per_token
+from mypt.planning.step import Step
+from mypt.planning.verdict import Coverage, DataSource, assess
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Length and batch of a run, over all processes; compute_optimal_tokens: None for adapters and unknown models."""
+
+    steps: int | None
+    tokens_per_step: int
+    block_size: int
+    compute_optimal_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """FLOPs of a run, over all processes; Muon's share is of one step. seconds: None without a measured speed."""
+
+    flops_per_token: int
+    flops: int
+    muon_flops_per_step: int | None = None
+    muon_share: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The plan of a run.
+
+    Attributes:
+        target: The recipe, preset or checkpoint that is planned.
+        notes: What had to be assumed or left out.
+        choices: What training will choose on this machine, by the names under which it prints them.
+        reason: Why the run has this number of steps.
+        training: Steps and tokens.
+        parameters: As `count_parameters` or `parameter_report` returns them, or the total alone.
+        coverage: How often the data is seen.
+        compute: FLOPs, and time where a speed is known.
+        memory: Bytes of one device.
+        evaluation: How often and on how many windows the run is evaluated.
+    """
+
+    target: str | None
+    notes: list[str]
+    choices: dict[str, Choice]
+    reason: str | None
+    training: Training
+    parameters: dict[str, int] | None = None
+    coverage: Coverage | None = None
+    compute: Compute | None = None
+    memory: Memory | None = None
+    evaluation: Evaluation | None
+
+    def as_dict(self) -> dict:
+        """JSON-ready figures; a section or figure that is not known is left out."""
+        return as_dict(self)
+
+
+def as_dict(value):
+    """Dataclasses and named tuples as dicts, at any depth; a field is left out where it has its default of None."""
+    if is_dataclass(value):
+        shown = [(each.name, getattr(value, each.name), each.default) for each in fields(value)]
+        return {name: as_dict(held) for name, held, default in shown if held is not None or default is not None}
+    if isinstance(value, Choice):
+        return value._asdict()
+    if isinstance(value, dict):
+        return {name: as_dict(held) for name, held in value.items()}
+    return [as_dict(held) for held in value] if isinstance(value, list | tuple) else value
+
+
+def plan(
+    *,
+    batch_size: int,
+    block_size: int,
+    accumulation: int = 1,
+    processes: int = 1,
+    steps: int | None = None,
+    reason: str | None = None,
+    sources: list[DataSource] | None = None,
+    dimensions: dict | None = None,
+    parameters: int | None = None,
+    available: int | None = None,
+    tokens_per_second: float | None = None,
+    evaluation: dict | None = None,
+    flags: dict[str, str] = RECIPE_FLAGS,
+    target: str | None = None,
+    notes: list[str] | None = None,
+    choices: dict[str, Choice] | None = None,
+    **settings,
+) -> Plan:
+    """Everything that can be worked out from what is given.
+
+    Args:
+        batch_size, accumulation: Sequences per process and pass; passes per step.
+        steps, reason: Optimizer steps, and why so many.
+        dimensions, parameters: MyPTConfig fields; without them the number of parameters.
+        available: Bytes of memory on one device.
+        tokens_per_second: A measured rate over all processes.
+        evaluation: Arguments of `plan_evaluation`, those of the run left out; None without evaluation sets.
+        flags: As `mypt.planning.fit.knobs` takes them.
+        target, notes, choices: As `Plan` has them.
+        settings: The other fields of `mypt.planning.step.Step`.
+
+    Raises:
+        MyPTError: As the parts do.
+    """
+    sequences = batch_size * accumulation * processes
+    step = counts = None
+    if dimensions:
+        step = Step(micro_batch_size=batch_size, block_size=block_size, accumulation=accumulation, **settings)
+        counts = _counts(dimensions, step)
+    elif parameters:
+        counts = {"total": parameters}
+    optimal = None
+    if counts and "adapters" not in counts:  # the rule is about training from scratch
+        optimal = TOKENS_PER_PARAMETER * counts["total"]
+    training = Training(
+        steps=steps, tokens_per_step=sequences * block_size, block_size=block_size, compute_optimal_tokens=optimal
+    )
+    run = {"steps": steps, "sequences": sequences, "block_size": block_size}
+    return Plan(
+        target=target,
+        notes=notes or [],
+        choices=choices or {},
+        reason=reason,
+        training=training,
+        parameters=counts,
+        coverage=assess(sources, training.tokens_per_step, steps, 0, counts) if sources and steps else None,
+        compute=_compute(training, counts, dimensions, step, processes, tokens_per_second)
+        if counts and steps
+        else None,
+        memory=plan_memory(dimensions, step, available, flags) if step else None,
+        evaluation=plan_evaluation(**run, **evaluation) if evaluation and steps else None,
+    )
+
+
+def _counts(dimensions: dict, step: Step) -> dict[str, int]:
+    """`count_parameters`, and where not all of them are trained, how many are, with the adapters that LoRA adds."""
+    frozen = frozen_parameters(dimensions, step.freeze_layers, step.freeze_embeddings)
+    if not step.lora and not frozen:
+        return count_parameters(dimensions)
+    report = parameter_report(dimensions, step.lora, frozen)
+    return {name: number for name, number in report.items() if name != "per_layer"}
+
+
+def _compute(
+    training: Training, counts: dict, dimensions: dict | None, step: Step | None, processes: int, speed: float | None
+) -> Compute:
+    tokens, per_token = training.steps * training.tokens_per_step, 6 * counts["total"]
+    if step:
+        per_token = flops_per_token(dimensions, step.block_size, counts.get("adapters", 0))
+    flops, muon, share = per_token * tokens, None, None
+    if step and step.optimizer == "muon":
+        muon = muon_flops(dimensions, step.ns_steps, step.freeze_layers) * processes // step.fsdp
+        share = muon / (muon + per_token * training.tokens_per_step)
+        flops += training.steps * muon
+    seconds = tokens / speed if speed else None
+    return Compute(flops_per_token=per_token, flops=flops, muon_flops_per_step=muon, muon_share=share, seconds=seconds)
