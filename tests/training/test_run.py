@@ -466,14 +466,14 @@ def test_a_short_run_is_evaluated_as_planned_and_a_resume_keeps_its_windows(reci
     assert [entry["step"] for entry in history] == [0, 12, 24]
     recorded = load_recipe(run)
     assert (recorded.forgetting.eval_windows, recorded.training["eval_steps"]) == (64, 24)
-    # Versions that recorded 1,000 windows and a tenth of the steps go on so.
-    old = recipe_for(training={"output_dir": str(tmp_path / "old"), "eval_steps": 2}, forgetting={"eval_windows": 1000})
+    # A run that recorded other windows and intervals goes on with them.
+    old = recipe_for(training={"output_dir": str(tmp_path / "old"), "eval_steps": 2}, forgetting={"eval_windows": 100})
     run = rewind(train(parse_recipe(old)), tmp_path / "resumed", step=4)
     content["training"]["output_dir"] = str(run)
     train(parse_recipe(content), resume=True)
     history = json.loads((run / "forgetting.json").read_text())["history"]
     assert [entry["step"] for entry in history] == [0, 2, 4, 6, 8, 10, 12]
-    assert load_recipe(run).forgetting.eval_windows == 1000
+    assert load_recipe(run).forgetting.eval_windows == 100
 
 
 def test_a_resume_is_evaluated_as_before_while_the_run_is_as_long_and_anew_once_epochs_change_that(recipe_for, capsys):
