@@ -1,6 +1,5 @@
 """The peak behind MFU: known GPUs by name, everything else by measuring it."""
 
-
 import pytest
 import torch
 
