@@ -31,8 +31,8 @@ from tests.runs import (  # noqa: F401
     rewind,
     run_copy,
     tiny_recipe,
-    trained,
     weights,
+    whole_copy,
     whole_run,
 )
 

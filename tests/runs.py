@@ -87,7 +87,7 @@ def whole_run(tiny_recipe, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def trained(whole_run, tmp_path) -> Path:
+def whole_copy(whole_run, tmp_path) -> Path:
     """A copy of `whole_run` where `recipe_for()` has its run."""
     return shutil.copytree(whole_run, tmp_path / "run")
 

@@ -142,8 +142,8 @@ def test_another_micro_batch_is_the_same_run_to_rounding(recipe_for, weights, tm
     assert ledgers[0]["seen"] == ledgers[1]["seen"]
 
 
-def test_resuming_a_finished_run_trains_nothing(recipe_for, trained, capsys):
-    content, run = recipe_for(), trained
+def test_resuming_a_finished_run_trains_nothing(recipe_for, whole_copy, capsys):
+    content, run = recipe_for(), whole_copy
     before = {path: path.stat().st_mtime_ns for path in run.rglob("checkpoint-*/*")}
     ledger = json.loads((run / "coverage.json").read_text())
     for name in ("model.safetensors", "coverage.json"):  # killed right after the last save
@@ -155,8 +155,8 @@ def test_resuming_a_finished_run_trains_nothing(recipe_for, trained, capsys):
     assert json.loads((run / "coverage.json").read_text()) == ledger
 
 
-def test_a_longer_run_goes_on_and_records_what_changed(recipe_for, trained, capsys):
-    content, run = recipe_for(), trained
+def test_a_longer_run_goes_on_and_records_what_changed(recipe_for, whole_copy, capsys):
+    content, run = recipe_for(), whole_copy
     content["training"] |= {"max_steps": 16, "learning_rate": 1e-3, "per_device_train_batch_size": 8}
     train(parse_recipe(content), resume=True)
     ledger = json.loads((run / "coverage.json").read_text())
@@ -174,7 +174,7 @@ def test_a_longer_run_goes_on_and_records_what_changed(recipe_for, trained, caps
     assert rates and all(rate == pytest.approx(1e-3) for rate in rates)
 
 
-def test_the_lock_on_data_seed_block_and_model(recipe_for, trained, corpora):
+def test_the_lock_on_data_seed_block_and_model(recipe_for, whole_copy, corpora):
     base = recipe_for()
     changed = {
         "seed": base | {"training": base["training"] | {"seed": 7}},
@@ -204,8 +204,8 @@ def test_a_half_written_checkpoint_is_skipped_with_a_word(recipe_for, whole_run,
     assert (run / "incomplete-checkpoint-12").is_dir()
 
 
-def test_what_was_set_aside_goes_once_a_complete_checkpoint_has_come_as_far(recipe_for, trained):
-    content, run = recipe_for(), trained
+def test_what_was_set_aside_goes_once_a_complete_checkpoint_has_come_as_far(recipe_for, whole_copy):
+    content, run = recipe_for(), whole_copy
     for name in ("incomplete-checkpoint-8", "incomplete-checkpoint-12", "incomplete-checkpoint-16"):
         (run / name).mkdir()
     content["training"]["max_steps"] = 16
@@ -414,8 +414,8 @@ def test_a_run_goes_on_from_a_chosen_checkpoint_and_the_later_ones_are_kept(
     assert json.loads((whole / "forgetting.json").read_text()) == json.loads((run / "forgetting.json").read_text())
 
 
-def test_a_line_whose_best_was_removed_finds_a_new_one(recipe_for, trained):
-    content, run = recipe_for(), trained
+def test_a_line_whose_best_was_removed_finds_a_new_one(recipe_for, whole_copy):
+    content, run = recipe_for(), whole_copy
     state = run / "checkpoint-8" / "trainer_state.json"
     said = json.loads(state.read_text()) | {"best_metric": -1.0, "best_model_checkpoint": str(run / "checkpoint-2")}
     state.write_text(json.dumps(said | {"best_global_step": 2}))
@@ -551,8 +551,8 @@ def test_documents_of_a_window_do_not_see_each_other_in_training(recipe_for, tmp
     assert not torch.equal(logits[0][:, :16], logits[1][:, :16])
 
 
-def test_a_damaged_environment_file_is_one_clear_error(recipe_for, trained):
-    (trained / "environment.json").write_text('{"iden')
+def test_a_damaged_environment_file_is_one_clear_error(recipe_for, whole_copy):
+    (whole_copy / "environment.json").write_text('{"iden')
     with pytest.raises(CheckpointError, match=r"environment\.json is damaged"):
         train(parse_recipe(recipe_for()), resume=True)
 
