@@ -24,7 +24,17 @@ import pytest
 from tests.datasets import make_dataset  # noqa: F401
 from tests.hub import hub, logged_in  # noqa: F401
 from tests.processes import Command, launch
-from tests.runs import corpora, finished_run, recipe_for, rewind, run_copy, tiny_recipe, weights  # noqa: F401
+from tests.runs import (  # noqa: F401
+    corpora,
+    finished_run,
+    recipe_for,
+    rewind,
+    run_copy,
+    tiny_recipe,
+    weights,
+    whole_copy,
+    whole_run,
+)
 
 # A shell's background job begins with Ctrl-C ignored, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -4,6 +4,7 @@ Importing torch and transformers takes a new interpreter seconds. A forked proce
 has a pid, a process group, standard streams, signals and an exit code of its own.
 """
 
+import gc
 import itertools
 import json
 import multiprocessing
@@ -103,6 +104,7 @@ def _run(
     files: list[Path],
     plots: bool,
 ) -> None:
+    gc.freeze()  # as in conftest.py: what the server imported is in no garbage collection to come
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
@@ -135,9 +137,10 @@ def _run(
 
 # Runs programs, one a line of standard input, each in a fork of its own.
 _BARE = """
-import json, os, sys, traceback
+import gc, json, os, sys, traceback
 import torch, torch.distributed.tensor, torch._dynamo, tokenizers, safetensors.torch
 assert not {"transformers", "huggingface_hub", "mypt"} & {*sys.modules}
+gc.freeze()
 for line in sys.stdin:
     program = json.loads(line)
     if os.fork() == 0:

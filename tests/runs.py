@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import shutil
+import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -72,6 +73,23 @@ def tiny_recipe(corpora):
 def recipe_for(tiny_recipe, tmp_path):
     """recipe_for(section={key: value}): the content of a recipe whose run takes a few seconds."""
     return lambda **sections: tiny_recipe(tmp_path / "run", **sections)
+
+
+@pytest.fixture(scope="session")
+def whole_run(tiny_recipe, tmp_path_factory) -> Path:
+    """The folder of the finished run of `recipe_for()`: 12 steps, saved and evaluated at each fourth; only to read."""
+    from mypt.recipe import parse_recipe
+    from mypt.training.run import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.figure", None)
+        return train(parse_recipe(tiny_recipe(tmp_path_factory.mktemp("whole") / "run")))
+
+
+@pytest.fixture
+def whole_copy(whole_run, tmp_path) -> Path:
+    """A copy of `whole_run` where `recipe_for()` has its run."""
+    return shutil.copytree(whole_run, tmp_path / "run")
 
 
 @pytest.fixture(scope="session")

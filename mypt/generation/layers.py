@@ -36,10 +36,10 @@ ACTIVATIONS = {
 }
 
 
-def prepare_layers(model: MyPTModel) -> PlainLayers | FusedLayers:
-    """FusedLayers, which take as much memory again, for float32 layers of up to FUSED_BYTES; PlainLayers otherwise."""
+def prepare_layers(model: MyPTModel, fused_bytes: int = FUSED_BYTES) -> PlainLayers | FusedLayers:
+    """FusedLayers, which take as much memory again, for float32 layers up to `fused_bytes`; PlainLayers otherwise."""
     weights = list(model.layers.parameters())
-    small = sum(weight.nbytes for weight in weights) <= FUSED_BYTES
+    small = sum(weight.nbytes for weight in weights) <= fused_bytes
     return FusedLayers(model) if small and all(w.dtype == torch.float32 for w in weights) else PlainLayers(model)
 
 

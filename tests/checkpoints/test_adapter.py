@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from mypt import MyPTConfig, MyPTForCausalLM
 from mypt.checkpoints.adapter import is_adapter, recorded_base, weights_fingerprint
 from mypt.checkpoints.load import load_adapter, load_model
+from mypt.cli.main import main
 from mypt.errors import CheckpointError
 from mypt.inspection.checkpoint import inspect_checkpoint
 from mypt.recipe import LoraSection
 from mypt.training.model.lora import attach_adapters
-from tests.processes import bare_python
 
 IDS = torch.arange(16).view(1, 16)
 
@@ -210,15 +211,10 @@ def test_a_private_model_says_how_to_log_in(logged_in, monkeypatch):
         load_model("me/closed")
 
 
-def test_without_peft_one_line_says_what_to_install(adapter):
-    script = (
-        "import sys; sys.modules['peft'] = None\n"
-        "from mypt.cli.main import main\n"
-        f"sys.exit(main(['generate', {str(adapter)!r}]))"
-    )
-    done = bare_python(script)
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1] == (
+def test_without_peft_one_line_says_what_to_install(adapter, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert main(["generate", str(adapter)]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1] == (
         f"mypt generate: {adapter} is an adapter. LoRA needs the package peft: pip install mypt[lora]"
     )
 

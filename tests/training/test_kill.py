@@ -40,20 +40,20 @@ def twins(content: dict, folder: Path) -> dict[str, Path]:
 
 def test_three_kills_and_one_after_the_last_save(recipe_for, weights, tmp_path):
     content = recipe_for()
-    content["training"] |= {"max_steps": 140, "save_steps": 20, "eval_steps": 20, "logging_steps": 1}
+    content["training"] |= {"max_steps": 80, "save_steps": 16, "eval_steps": 16, "logging_steps": 1}
     recipes = twins(content, tmp_path)
     whole = start(recipes["whole"])
     assert whole.wait() == 0, whole.output()
 
     seed = random.SystemRandom().randrange(2**32)
-    moments = sorted(random.Random(seed).sample(range(5, 110), 3))
+    moments = sorted(random.Random(seed).sample(range(5, 62), 3))
     print(f"seed {seed}: kills at {moments}")
     for moment in moments:
         process = start(recipes["killed"])
         wait_for(tmp_path / "killed", moment, process)
         process.kill()
     process = start(recipes["killed"])
-    while process.poll() is None and what_is_missing(tmp_path / "killed" / "checkpoint-140"):
+    while process.poll() is None and what_is_missing(tmp_path / "killed" / "checkpoint-80"):
         time.sleep(0.002)
     process.kill()  # after the last save, before or while the final model is written
     final = start(recipes["killed"])
@@ -62,13 +62,13 @@ def test_three_kills_and_one_after_the_last_save(recipe_for, weights, tmp_path):
     left, right = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(left[name], right[name]) for name in left), f"killed at {moments}"
     ledgers = [json.loads((tmp_path / name / "coverage.json").read_text()) for name in ("whole", "killed")]
-    assert ledgers[0] == ledgers[1] and ledgers[0]["next_sample"] == 140 * 4
+    assert ledgers[0] == ledgers[1] and ledgers[0]["next_sample"] == 80 * 4
     histories = [
         json.loads((tmp_path / name / "forgetting.json").read_text())["history"] for name in ("whole", "killed")
     ]
     assert histories[0] == histories[1]
     again = start(recipes["killed"])
-    assert again.wait() == 0 and "already complete: step 140 of 140" in again.output()
+    assert again.wait() == 0 and "already complete: step 80 of 80" in again.output()
 
 
 EVERY, STEPS = 20, 240

@@ -86,11 +86,10 @@ def test_the_run_folder_holds_what_the_contract_names(recipe_for):
     assert result(run) == found, "nothing was left to train"
 
 
-def test_two_runs_of_one_recipe_are_equal(recipe_for, weights, tmp_path):
-    first = train(parse_recipe(recipe_for()))
-    again = load_recipe(first)  # the resolved recipe repeats the run
+def test_two_runs_of_one_recipe_are_equal(whole_run, weights, tmp_path):
+    again = load_recipe(whole_run)  # the resolved recipe repeats the run
     again.training["output_dir"] = str(tmp_path / "again")
-    assert equal(weights(first), weights(train(again)))
+    assert equal(weights(whole_run), weights(train(again)))
 
 
 BF16 = {"bf16": True, "use_cpu": True}
@@ -143,9 +142,8 @@ def test_another_micro_batch_is_the_same_run_to_rounding(recipe_for, weights, tm
     assert ledgers[0]["seen"] == ledgers[1]["seen"]
 
 
-def test_resuming_a_finished_run_trains_nothing(recipe_for, capsys):
-    content = recipe_for()
-    run = train(parse_recipe(content))
+def test_resuming_a_finished_run_trains_nothing(recipe_for, whole_copy, capsys):
+    content, run = recipe_for(), whole_copy
     before = {path: path.stat().st_mtime_ns for path in run.rglob("checkpoint-*/*")}
     ledger = json.loads((run / "coverage.json").read_text())
     for name in ("model.safetensors", "coverage.json"):  # killed right after the last save
@@ -157,9 +155,8 @@ def test_resuming_a_finished_run_trains_nothing(recipe_for, capsys):
     assert json.loads((run / "coverage.json").read_text()) == ledger
 
 
-def test_a_longer_run_goes_on_and_records_what_changed(recipe_for, tmp_path, capsys):
-    content = recipe_for()
-    run = train(parse_recipe(content))
+def test_a_longer_run_goes_on_and_records_what_changed(recipe_for, whole_copy, capsys):
+    content, run = recipe_for(), whole_copy
     content["training"] |= {"max_steps": 16, "learning_rate": 1e-3, "per_device_train_batch_size": 8}
     train(parse_recipe(content), resume=True)
     ledger = json.loads((run / "coverage.json").read_text())
@@ -177,8 +174,7 @@ def test_a_longer_run_goes_on_and_records_what_changed(recipe_for, tmp_path, cap
     assert rates and all(rate == pytest.approx(1e-3) for rate in rates)
 
 
-def test_the_lock_on_data_seed_block_and_model(recipe_for, corpora):
-    train(parse_recipe(recipe_for()))
+def test_the_lock_on_data_seed_block_and_model(recipe_for, whole_copy, corpora):
     base = recipe_for()
     changed = {
         "seed": base | {"training": base["training"] | {"seed": 7}},
@@ -194,10 +190,9 @@ def test_the_lock_on_data_seed_block_and_model(recipe_for, corpora):
         train(parse_recipe(base))
 
 
-def test_a_half_written_checkpoint_is_skipped_with_a_word(recipe_for, weights, tmp_path, capsys, rewind):
+def test_a_half_written_checkpoint_is_skipped_with_a_word(recipe_for, whole_run, weights, tmp_path, capsys, rewind):
     content = recipe_for()
-    whole = train(parse_recipe(content))
-    run = rewind(whole, tmp_path / "broken", step=12)
+    run = rewind(whole_run, tmp_path / "broken", step=12)
     (run / "checkpoint-12" / "trainer_state.json").unlink()
     half = run / "checkpoint-8" / "optimizer.pt"
     half.write_bytes(half.read_bytes()[:1000])
@@ -205,13 +200,12 @@ def test_a_half_written_checkpoint_is_skipped_with_a_word(recipe_for, weights, t
     train(parse_recipe(content), resume=True)
     printed = capsys.readouterr().out
     assert "skipping" in printed and "optimizer.pt" in printed and "resuming from" in printed
-    assert equal(weights(whole), weights(run))
+    assert equal(weights(whole_run), weights(run))
     assert (run / "incomplete-checkpoint-12").is_dir()
 
 
-def test_what_was_set_aside_goes_once_a_complete_checkpoint_has_come_as_far(recipe_for):
-    content = recipe_for()
-    run = train(parse_recipe(content))
+def test_what_was_set_aside_goes_once_a_complete_checkpoint_has_come_as_far(recipe_for, whole_copy):
+    content, run = recipe_for(), whole_copy
     for name in ("incomplete-checkpoint-8", "incomplete-checkpoint-12", "incomplete-checkpoint-16"):
         (run / name).mkdir()
     content["training"]["max_steps"] = 16
@@ -233,12 +227,19 @@ def test_init_from_adapts_a_model_and_its_baseline_is_that_model(recipe_for, cor
         assert baseline[name]["delta"] == 0
 
 
-def test_when_no_step_kept_the_guards_the_least_bad_one_is_best_and_the_exit_says_so(recipe_for, corpora, tmp_path):
-    general = recipe_for(data=recipe_for()["data"] | {"train": str(corpora / "general")})
-    general["training"] |= {"max_steps": 60, "eval_steps": 60, "save_steps": 60}
-    first = train(parse_recipe(general))
+@pytest.fixture(scope="module")
+def general_run(tiny_recipe, corpora, tmp_path_factory) -> Path:
+    """A model that has learned enough general text to forget some of it."""
+    content = tiny_recipe(tmp_path_factory.mktemp("general") / "run", data={"train": str(corpora / "general")})
+    content["training"] |= {"max_steps": 60, "eval_steps": 60, "save_steps": 60}
+    return train(parse_recipe(content))
+
+
+def test_when_no_step_kept_the_guards_the_least_bad_one_is_best_and_the_exit_says_so(
+    recipe_for, general_run, corpora, tmp_path
+):
     content = recipe_for(data=recipe_for()["data"] | {"train": str(corpora / "domain")})
-    content["model"] = {"init_from": str(first)}
+    content["model"] = {"init_from": str(general_run)}
     content["training"] |= {"output_dir": str(tmp_path / "adapted"), "learning_rate": 0.1}
     with pytest.raises(CheckFailed, match="no saved step kept every guarded set"):
         train(parse_recipe(content))
@@ -320,7 +321,7 @@ def test_bad_input_is_one_clear_error(recipe_for, corpora, tmp_path):
         train(parse_recipe(short))
 
 
-def test_another_tokenizer_is_refused(recipe_for, corpora, tmp_path):
+def test_another_tokenizer_is_refused(recipe_for, whole_run, corpora, tmp_path):
     from mypt.preparation.prepare import prepare_dataset
 
     other = tmp_path / "other"
@@ -330,9 +331,8 @@ def test_another_tokenizer_is_refused(recipe_for, corpora, tmp_path):
     data = recipe_for()["data"] | {"train": {str(corpora / "domain"): 1, str(other): 1}}
     with pytest.raises(TokenizerError, match="different tokenizers"):
         train(parse_recipe(recipe_for(data=data)))
-    first = train(parse_recipe(recipe_for()))
     content = recipe_for(data={"train": str(other), "eval": {"other": str(other)}, "block_size": 32})
-    content["model"] = {"init_from": str(first)}
+    content["model"] = {"init_from": str(whole_run)}
     content["training"]["output_dir"] = str(tmp_path / "second")
     with pytest.raises(TokenizerError, match="different tokenizers"):
         train(parse_recipe(content))
@@ -380,10 +380,9 @@ def test_a_folder_has_one_run_and_its_process_is_named(recipe_for, tmp_path):
 
 
 def test_a_run_goes_on_from_a_chosen_checkpoint_and_the_later_ones_are_kept(
-    recipe_for, weights, tmp_path, capsys, rewind
+    recipe_for, whole_run, weights, tmp_path, capsys, rewind
 ):
-    content = recipe_for()
-    whole = train(parse_recipe(content))
+    content, whole = recipe_for(), whole_run
     last, run = weights(whole), tmp_path / "line"
     shutil.copytree(whole, run)
     shutil.copytree(whole / "checkpoint-4", tmp_path / "checkpoint-4")
@@ -415,9 +414,8 @@ def test_a_run_goes_on_from_a_chosen_checkpoint_and_the_later_ones_are_kept(
     assert json.loads((whole / "forgetting.json").read_text()) == json.loads((run / "forgetting.json").read_text())
 
 
-def test_a_line_whose_best_was_removed_finds_a_new_one(recipe_for):
-    content = recipe_for()
-    run = train(parse_recipe(content))
+def test_a_line_whose_best_was_removed_finds_a_new_one(recipe_for, whole_copy):
+    content, run = recipe_for(), whole_copy
     state = run / "checkpoint-8" / "trainer_state.json"
     said = json.loads(state.read_text()) | {"best_metric": -1.0, "best_model_checkpoint": str(run / "checkpoint-2")}
     state.write_text(json.dumps(said | {"best_global_step": 2}))
@@ -439,9 +437,9 @@ def test_a_length_in_passes_stays_the_length_when_the_batch_changes(recipe_for, 
     assert (ledger["step"], ledger["next_sample"]) == (8, 48)  # 16 samples done, 29 left in steps of 8
 
 
-def test_a_resume_evaluates_and_saves_as_often_as_the_recipe_says_now(recipe_for, tmp_path, rewind):
+def test_a_resume_evaluates_and_saves_as_often_as_the_recipe_says_now(recipe_for, whole_run, tmp_path, rewind):
     content = recipe_for()
-    run = rewind(train(parse_recipe(content)), tmp_path / "resumed", step=4)
+    run = rewind(whole_run, tmp_path / "resumed", step=4)
     content["training"] |= {"output_dir": str(run), "eval_steps": 2, "save_steps": 6}
     train(parse_recipe(content), resume=True)
     history = json.loads((run / "forgetting.json").read_text())["history"]
@@ -466,14 +464,14 @@ def test_a_short_run_is_evaluated_as_planned_and_a_resume_keeps_its_windows(reci
     assert [entry["step"] for entry in history] == [0, 12, 24]
     recorded = load_recipe(run)
     assert (recorded.forgetting.eval_windows, recorded.training["eval_steps"]) == (64, 24)
-    # Versions that recorded 1,000 windows and a tenth of the steps go on so.
-    old = recipe_for(training={"output_dir": str(tmp_path / "old"), "eval_steps": 2}, forgetting={"eval_windows": 1000})
+    # A run that recorded other windows and intervals goes on with them.
+    old = recipe_for(training={"output_dir": str(tmp_path / "old"), "eval_steps": 2}, forgetting={"eval_windows": 100})
     run = rewind(train(parse_recipe(old)), tmp_path / "resumed", step=4)
     content["training"]["output_dir"] = str(run)
     train(parse_recipe(content), resume=True)
     history = json.loads((run / "forgetting.json").read_text())["history"]
     assert [entry["step"] for entry in history] == [0, 2, 4, 6, 8, 10, 12]
-    assert load_recipe(run).forgetting.eval_windows == 1000
+    assert load_recipe(run).forgetting.eval_windows == 100
 
 
 def test_a_resume_is_evaluated_as_before_while_the_run_is_as_long_and_anew_once_epochs_change_that(recipe_for, capsys):
@@ -496,25 +494,21 @@ def test_a_resume_is_evaluated_as_before_while_the_run_is_as_long_and_anew_once_
     assert load_recipe(run).training["eval_steps"] == 2, "of 13 steps"
 
 
-def test_a_moved_run_folder_and_moved_data_are_still_that_run(recipe_for, corpora, weights, tmp_path, rewind):
-    content = recipe_for()
-    whole = train(parse_recipe(content))
-    rewind(whole, tmp_path / "moved", step=8)
+def test_a_moved_run_folder_and_moved_data_are_still_that_run(whole_run, corpora, weights, tmp_path, rewind):
+    rewind(whole_run, tmp_path / "moved", step=8)
     shutil.copytree(corpora, tmp_path / "elsewhere")
     recipe = load_recipe(tmp_path / "moved")
     assert recipe.training["output_dir"] == str(tmp_path / "moved")
     recipe.data.train = {str(tmp_path / "elsewhere" / name): w for name, w in (("domain", 0.75), ("general", 0.25))}
-    assert equal(weights(train(recipe, resume=True)), weights(whole))
+    assert equal(weights(train(recipe, resume=True)), weights(whole_run))
 
 
-def test_a_stopped_run_stays_stopped_until_the_recipe_changes(recipe_for, corpora, tmp_path, capsys):
-    general = recipe_for(data=recipe_for()["data"] | {"train": str(corpora / "general")})
-    general["training"] |= {"max_steps": 60, "eval_steps": 60, "save_steps": 60}
+def test_a_stopped_run_stays_stopped_until_the_recipe_changes(recipe_for, general_run, corpora, tmp_path, capsys):
     content = recipe_for(
         data=recipe_for()["data"] | {"train": str(corpora / "domain")},
         forgetting={"eval_windows": 20, "action": "stop"},
     )
-    content["model"] = {"init_from": str(train(parse_recipe(general)))}
+    content["model"] = {"init_from": str(general_run)}
     content["training"] |= {"output_dir": str(tmp_path / "adapted"), "learning_rate": 0.1}
     for _ in range(2):
         with pytest.raises(CheckFailed):
@@ -557,9 +551,8 @@ def test_documents_of_a_window_do_not_see_each_other_in_training(recipe_for, tmp
     assert not torch.equal(logits[0][:, :16], logits[1][:, :16])
 
 
-def test_a_damaged_environment_file_is_one_clear_error(recipe_for):
-    run = train(parse_recipe(recipe_for()))
-    (run / "environment.json").write_text('{"iden')
+def test_a_damaged_environment_file_is_one_clear_error(recipe_for, whole_copy):
+    (whole_copy / "environment.json").write_text('{"iden')
     with pytest.raises(CheckpointError, match=r"environment\.json is damaged"):
         train(parse_recipe(recipe_for()), resume=True)
 

@@ -63,7 +63,7 @@ def streaming(recipe_for, documents, tmp_path):
 
 def test_a_run_of_three_epochs_sees_each_document_three_times_but_those_held_out(streaming, documents, tmp_path):
     """The length follows from a count: three passes, exactly, and the ledger says so."""
-    length = {"max_steps": -1, "num_train_epochs": 3, "per_device_train_batch_size": 16, "save_steps": 500}
+    length = {"max_steps": -1, "num_train_epochs": 3, "per_device_train_batch_size": 64, "save_steps": 500}
     run = train(parse_recipe(streaming(training=length | {"eval_steps": 500})))
     ledger = json.loads((run / "coverage.json").read_text())
     (seen,) = ledger["seen"]
@@ -72,9 +72,9 @@ def test_a_run_of_three_epochs_sees_each_document_three_times_but_those_held_out
     held_out = {int(text.split()[0]) for text in texts.split("<|endoftext|>")[:-1]}
     assert 0 < len(held_out) < 20
     tokens = sum(len(text) + 1 for number, text in enumerate(documents) if number not in held_out)
-    assert ledger["step"] == -(-3 * -(-tokens // 32) // 16)
+    assert ledger["step"] == -(-3 * -(-tokens // 32) // 64)
     assert ledger["sources"][0]["tokens"] == tokens and not seen["estimated"]
-    assert seen["epochs"] == seen["tokens"] / tokens and 3 <= seen["epochs"] < 3 + 2 * 16 * 32 / tokens
+    assert seen["epochs"] == seen["tokens"] / tokens and 3 <= seen["epochs"] < 3 + 2 * 64 * 32 / tokens
     (place,) = ledger["lanes"].values()
     first = {"first_documents": 60 - len(held_out), "first_tokens": tokens}
     assert Cursor(*place)._asdict().items() >= first.items() and Cursor(*place).epoch == 3
@@ -120,12 +120,12 @@ def require_equal(whole: Path, killed: Path, message: str, steps: int) -> None:
 
 
 def test_resumed_it_ends_with_the_weights_of_an_unbroken_run(streaming, tmp_path):
-    changes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "warmup_steps": 3, "eval_steps": 45}
-    for name, lengths in {"whole": [90], "broken": [15, 52, 90]}.items():
+    changes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "warmup_steps": 3, "eval_steps": 23}
+    for name, lengths in {"whole": [45], "broken": [8, 27, 45]}.items():
         for steps in lengths:
-            more = {"max_steps": steps, "save_steps": 90, "output_dir": str(tmp_path / name)}
+            more = {"max_steps": steps, "save_steps": 45, "output_dir": str(tmp_path / name)}
             train(parse_recipe(streaming(training=changes | more)), resume=True)
-    require_equal(tmp_path / "whole", tmp_path / "broken", "resumed at 15 and 52", steps=90)
+    require_equal(tmp_path / "whole", tmp_path / "broken", "resumed at 8 and 27", steps=45)
 
 
 def test_killed_anywhere_so_does_a_run_on_a_hub_dataset_with_workers(streaming, documents, tmp_path, hub):

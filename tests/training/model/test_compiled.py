@@ -1,16 +1,16 @@
 """Compiled layers compute the same under the same names, are compiled once for all, and are plain again afterwards."""
 
-import os
 import sysconfig
 
 import pytest
 import torch
 import torch._inductor.config
+from torch._inductor.utils import fresh_cache
 
+from mypt.errors import RecipeError
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config
 from mypt.training.model.compiled import compiled_layers, eager, obstacle
-from tests.processes import bare_python
 
 
 def model() -> MyPTForCausalLM:
@@ -20,13 +20,20 @@ def model() -> MyPTForCausalLM:
     return MyPTForCausalLM(config)
 
 
+@pytest.fixture
+def inductor():
+    """Inductor as in a new process; without vectors, whose headers take the compiler half of its time."""
+    torch._dynamo.reset()
+    # no pool, whose processes would import torch
+    with torch._inductor.config.patch({"compile_threads": 1, "cpp.vec_isa_ok": False}):
+        yield
+
+
 @pytest.mark.skipif(obstacle(model(), "cpu") is not None, reason="nothing can be compiled here")
-def test_loss_and_gradients_are_the_same_and_one_compilation_serves_all_layers(monkeypatch):
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no pool, whose processes would import torch
+def test_loss_and_gradients_are_the_same_and_one_compilation_serves_all_layers(inductor):
     plain, fast = model(), model()
     tokens = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(1))
     names = [*fast.state_dict()]
-    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     with compiled_layers(fast):
         losses = []
@@ -66,31 +73,14 @@ def test_what_compiling_lacks_is_named(monkeypatch, tmp_path):
     assert "not clear which are the decoder layers of Module" in obstacle(unclear, "cpu")
 
 
-BROKEN = """
-import sys
-import torch, torch._inductor.config
-from mypt.errors import RecipeError
-from mypt.training.model.compiled import compiled_layers
-from tests.training.model.test_compiled import model
-
-torch._inductor.config.cpp.cxx = (None, sys.argv[1])  # as CXX says to an interpreter of its own
-torch._inductor.config.compile_threads = 1
-broken, tokens = model(), torch.zeros(1, 8, dtype=torch.long)
-for mistake in (lambda: broken(input_ids=tokens, use_cache=False), lambda: torch.ones(2) @ torch.ones(3)):
-    try:
-        with compiled_layers(broken):
-            mistake()
-    except (RecipeError, RuntimeError) as caught:
-        print(type(caught).__name__, caught)
-"""
-
-
-def test_a_compiler_that_does_not_work_is_one_clear_error_and_others_stay_themselves(tmp_path):
-    broken = tmp_path / "c++"
-    broken.write_text("#!/bin/sh\nexit 1\n")
-    broken.chmod(0o755)
-    done = bare_python(BROKEN, str(broken), env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")})
-    assert done.returncode == 0, done.stderr
-    compiling, product = done.stdout.splitlines()
-    assert compiling.startswith("RecipeError compiling a layer failed (") and "torch_compile: false" in compiling
-    assert product.startswith("RuntimeError ") and "compiling" not in product
+def test_a_compiler_that_does_not_work_is_one_clear_error_and_others_stay_themselves(inductor, tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    broken, tokens = model(), torch.zeros(1, 8, dtype=torch.long)
+    with torch._inductor.config.patch({"cpp.cxx": (None, str(compiler))}), fresh_cache(dir=str(tmp_path)):
+        with pytest.raises(RecipeError, match=r"layer failed \(.*torch_compile: false"), compiled_layers(broken):
+            broken(input_ids=tokens, use_cache=False)
+        with pytest.raises(RuntimeError) as caught, compiled_layers(broken):
+            torch.ones(2) @ torch.ones(3)
+    assert "compiling" not in str(caught.value)
