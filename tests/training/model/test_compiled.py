@@ -5,6 +5,7 @@ import sysconfig
 import pytest
 import torch
 import torch._inductor.config
+from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 from torch._inductor.utils import fresh_cache
 
 from mypt.errors import RecipeError
@@ -26,7 +27,9 @@ def inductor():
     torch._dynamo.reset()
     # no pool, whose processes would import torch
     with torch._inductor.config.patch({"compile_threads": 1, "cpp.vec_isa_ok": False}):
+        valid_vec_isa_list.cache_clear()
         yield
+    valid_vec_isa_list.cache_clear()  # FlexAttention needs vectors
 
 
 @pytest.mark.skipif(obstacle(model(), "cpu") is not None, reason="nothing can be compiled here")
