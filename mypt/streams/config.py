@@ -1,12 +1,17 @@
 """What `ShardStream` and `JitStream` have in common: their settings, and the tensors of a micro-batch."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from mypt.errors import DataError
 from mypt.streams.windows import document_positions
+
+if TYPE_CHECKING:  # a recipe is checked with this module before torch is imported
+    import torch
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class JitConfig(StreamConfig):
 
 def to_batch(windows: np.ndarray, eos_token_id: int | np.ndarray | None = None) -> dict[str, torch.Tensor]:
     """Token ids (m, B + 1) of any dtype as int64 tensors (m, B); eos_token_id (one, or (m, 1)): adds position_ids."""
+    import torch
+
     inputs, targets = (torch.from_numpy(part.astype(np.int64)) for part in (windows[:, :-1], windows[:, 1:]))
     batch = {"input_ids": inputs, "shift_labels": targets, "labels": inputs}
     if eos_token_id is not None:

@@ -74,7 +74,7 @@ if __name__ == "__main__":
 
 MOMENTS = [
     "mypt.preparation.prescan:prescan_unit:4",
-    "mypt.preparation.train_tokenizer:train_bpe:1",
+    "mypt.tokenization.train:train_bpe:1",
     "mypt.preparation.encoding:encode_unit:4",
     "mypt.preparation.encoding:BatchEncoder.encode:3",
     "mypt.preparation.units:replace_text:2",
