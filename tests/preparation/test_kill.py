@@ -1,5 +1,6 @@
 """kill -9 at any moment: the same command finishes the work with the same bytes, and no worker is left behind."""
 
+import contextlib
 import json
 import os
 import random
@@ -102,8 +103,9 @@ def test_killed_at_random_moments_with_workers(corpus, whole, tmp_path):
         process = start(corpus, out, workers=2)
         while process.poll() is None and len([*(out / STAGING / UNITS).glob("0000?.json")]) < units:
             time.sleep(0.005)
-        time.sleep(draw.uniform(0, 0.3))
-        os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must follow by themselves
+        time.sleep(draw.uniform(0, 0.1))
+        with contextlib.suppress(ProcessLookupError):  # the last units can be done within that time
+            os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must follow by themselves
         process.wait()
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline and _alive(process.pid):
