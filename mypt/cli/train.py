@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s RECIPE [--resume [CHECKPOINT]] [--yes] [--section.key=value ...]"
     add("recipe", nargs="?", metavar="RECIPE", help="a YAML recipe, or a run folder to repeat or resume")
     resume = (
-        "resume from the last complete checkpoint, start if there is none; or from this one, by its name in the run "
+        "resume from the last good checkpoint, start if there is none; or from this one, by its name in the run "
         "folder or its path"
     )
     add("--resume", nargs="?", const=True, default=False, metavar="CHECKPOINT", help=resume)

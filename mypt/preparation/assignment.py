@@ -17,8 +17,8 @@ from mypt.preparation.units import EncodedText, EncodedUnit
 from mypt.shards.format import SPLITS
 from mypt.shards.settings import PrepareSettings
 from mypt.text.dedup import Marks, first_occurrences, shared
+from mypt.text.sources import FEWEST_FOR_HASH
 
-FEWEST_FOR_HASH = 20  # documents; with fewer, the share of val would be a matter of luck
 BLOCK = 1_000  # characters; a source of no more may be on one side
 TOLERANCE = 0.3, 0.03  # how far val's share of the tokens may be from the one asked for: in parts of it, and at most
 SHORT = ""  # the group of all sources of up to BLOCK characters

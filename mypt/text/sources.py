@@ -19,7 +19,7 @@ from mypt.text.opening import compression, open_utf8
 from mypt.text.plain import LONGEST, Document, boundary, cut, cut_text, decoded, whole_documents
 
 BUNDLE_BYTES = 1 << 23  # of small files that go to one unit together
-FEW = 20  # files; from as many documents on val is a share of them (mypt/shards/split.py)
+FEWEST_FOR_HASH = 20  # documents; with fewer, the share of val would be a matter of luck
 UNREADABLE = "unreadable"  # the kind of a file that is skipped; its fault is found again where it is read
 _NAMED = 10  # files in a message
 
@@ -115,13 +115,13 @@ def _formats(paths: list[Path], column: str, on_error: str) -> list[tuple[Path, 
 def _file_units(shape: Unit, files: list[tuple[Path, Format, str]], on_error: str) -> Iterator[Unit]:
     """Large files in pieces; small neighbours of a kind together.
 
-    Below FEW files, each is a unit: they may be few documents, and then the val split takes its share of each file.
+    Below FEWEST_FOR_HASH files, each is a unit: they may be few documents, and then val takes its share of each file.
     """
     bundle, held = [], 0
     for path, form, document in files:
         size, (kind, encoding, _) = path.stat().st_size, form
         alike = (kind, document, encoding) == (shape.kind, shape.document, shape.encoding)
-        if bundle and (held + size > BUNDLE_BYTES or not alike or len(files) < FEW):
+        if bundle and (held + size > BUNDLE_BYTES or not alike or len(files) < FEWEST_FOR_HASH):
             yield replace(shape, paths=tuple(bundle))
             bundle, held = [], 0
         shape = replace(shape, kind=kind, document=document, encoding=encoding)

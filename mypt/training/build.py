@@ -298,7 +298,7 @@ def _optimizer(recipe: Recipe, args, model):
         return hf_optimizer(recipe.optimizer.name, args, model)
     refuse_zero(recipe.optimizer.name, recipe.training)
     return muon_factory, {
-        "muon": recipe.optimizer.name == "muon",
+        "muon": {"muon": True, "adamw": False}[recipe.optimizer.name],
         "lr": args.learning_rate,
         "weight_decay": args.weight_decay,
         "betas": (args.adam_beta1, args.adam_beta2),

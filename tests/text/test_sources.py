@@ -140,7 +140,7 @@ def test_small_neighbours_of_a_kind_are_one_unit(tmp_path, monkeypatch):
     units = find_units([f"{tmp_path}/*", tmp_path / "a.txt"])
     names = [[path.removeprefix(f"{tmp_path}/") for path in unit.paths] for unit in units]
     assert all(len(paths) == 1 for paths in names), "few files are units of their own"
-    monkeypatch.setattr(sources, "FEW", 7)
+    monkeypatch.setattr(sources, "FEWEST_FOR_HASH", 7)
     units = find_units([f"{tmp_path}/*", tmp_path / "a.txt"])
     names = [[path.removeprefix(f"{tmp_path}/") for path in unit.paths] for unit in units]
     assert names == [["a.txt", "b.txt"], ["c.txt"], ["d.jsonl"], ["e.md"], ["f.txt"], ["g.txt"], ["a.txt"]]

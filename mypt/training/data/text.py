@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mypt.errors import DataError, RecipeError
-from mypt.preparation.assignment import FEWEST_FOR_HASH
 from mypt.preparation.prepare import prepare_dataset
 from mypt.recipe import DataSection, Recipe
 from mypt.shards.format import METADATA_NAME, Manifest, read_manifest
 from mypt.streams.size import SIZE_NAME, STREAMED_KINDS, Size, count_epoch, fingerprint, read_size, write_size
 from mypt.terminal import say
-from mypt.text.sources import Unit, document_count, find_units
+from mypt.text.sources import FEWEST_FOR_HASH, Unit, document_count, find_units
 from mypt.tokenization.load import load_tokenizer, tokenizer_hash
 
 DATA_NAME, HEAD_NAME, EVAL_NAME = "data", "head", "eval"  # in the run folder
