@@ -4,5 +4,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" dev
 ruff check .
 ruff format --check .
-# one process per core, one thread each: the models are tiny
-OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
+# one thread each, since the models are tiny; a third process computes while others on two cores wait
+OMP_NUM_THREADS=1 python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder "$@"
