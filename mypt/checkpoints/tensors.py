@@ -7,11 +7,14 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 from mypt.errors import CheckpointError
 from mypt.files import require_file
 from mypt.json_files import Count, FileName, Rule, check, parse_json, read_json
+
+if TYPE_CHECKING:
+    import torch
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Each of these, where it is there, may be what transformers or peft loads, whatever else is.
@@ -153,6 +156,19 @@ def read_bin(file: Path) -> dict:
     for name, tensor in tensors.items():
         first.setdefault((tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape), name)
     return {name: tensors[name] for name in first.values()}
+
+
+def read_tensor(file: Path, name: str) -> "torch.Tensor":
+    """One tensor of a weights file. Raises CheckpointError if the file is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    if file.suffix == ".bin":
+        return read_bin(file)[name]
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return tensors.get_tensor(name)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged ({error}); restore it") from None
 
 
 def summarize(tensors: dict[str, TensorEntry]) -> dict | None:

@@ -14,7 +14,7 @@ from mypt.terminal import flushed_output, one_line, say, show_tracebacks, usable
 # What `mypt --help` lists, in the order in which a newcomer meets it.
 GROUPS = {
     "data": ("prepare", "verify", "append", "subset", "tokenizer"),
-    "model": ("presets", "estimate", "convert", "merge"),
+    "model": ("presets", "estimate", "convert", "merge", "interpolate"),
     "train": ("plan", "train"),
     "use": ("evaluate", "generate", "inspect", "export", "upload", "download"),
 }
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         usage="mypt [-h] COMMAND ...",
         description="Train GPT models from scratch and adapt them to a domain\nwithout losing what they knew.",
         epilog="\n".join(
-            f"\n{group}:\n" + "\n".join(f"  {name:<10} {modules[name].HELP}" for name in names)
+            f"\n{group}:\n" + "\n".join(f"  {name:<11} {modules[name].HELP}" for name in names)
             for group, names in GROUPS.items()
         )
         + "\n\n`mypt COMMAND --help` shows the options of a command.",

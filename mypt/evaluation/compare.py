@@ -69,7 +69,7 @@ def compare(
         if document_mask:
             require_document_mask(model, path)
     contexts = {path: getattr(model.config, "max_position_embeddings", None) for path, model in loaded.items()}
-    block_size = _common_block_size(contexts, block_size)
+    block_size = common_block_size(contexts, block_size)
     options = {"block_size": block_size, "document_mask": document_mask}
     sets = {name: EvalWindows(directory, split, **options) for name, directory in data.items()}
     for path, model in loaded.items():
@@ -127,10 +127,10 @@ def require_comparable(
     if block_size is not None and not any(adapters.values()) and all(Path(model).is_dir() for model in models):
         contexts = {model: read_config(model)[1].get("max_position_embeddings") for model in models}
         if all(contexts.values()):  # else only their classes know its name
-            _common_block_size(contexts, block_size)
+            common_block_size(contexts, block_size)
 
 
-def _common_block_size(contexts: dict[str, int | None], asked: int | None) -> int:
+def common_block_size(contexts: dict[str, int | None], asked: int | None) -> int:
     """contexts: {model: its longest context in tokens, None if unknown}."""
     shortest = min((path for path in contexts if contexts[path]), key=contexts.get, default=None)
     block_size = asked if asked is not None else contexts.get(shortest)
@@ -142,13 +142,13 @@ def _common_block_size(contexts: dict[str, int | None], asked: int | None) -> in
     return block_size
 
 
-def parse_data(arguments: list[str]) -> dict[str, str]:
-    """`NAME=DIR` arguments -> {name: directory}. Raises MyPTError for anything else."""
+def parse_data(arguments: list[str], option: str = "--data") -> dict[str, str]:
+    """`NAME=DIR` arguments of an option -> {name: directory}. Raises MyPTError for anything else."""
     pairs = [argument.partition("=") for argument in arguments]
     for argument, (name, equals, directory) in zip(arguments, pairs, strict=True):
         if not (name and equals and directory):
-            raise MyPTError(f"--data {argument} is not understood, expected NAME=DIR such as general=data/general")
+            raise MyPTError(f"{option} {argument} is not understood, expected NAME=DIR such as general=data/general")
     data = {name: directory for name, _, directory in pairs}
     if len(data) < len(pairs):
-        raise MyPTError(f"--data gives a name twice: {', '.join(arguments)}; each set needs a name of its own")
+        raise MyPTError(f"{option} gives a name twice: {', '.join(arguments)}; each set needs a name of its own")
     return data

@@ -11,7 +11,7 @@ from mypt.legacy.weight_names import config_fields
 from mypt.tokenization.load import essence
 
 # What transformers writes into every config.json, whatever the model.
-_IGNORED = ("transformers_version", "auto_map", "_name_or_path", "architectures", "torch_dtype")
+IGNORED_FIELDS = ("transformers_version", "auto_map", "_name_or_path", "architectures", "torch_dtype")
 
 
 def diff_checkpoints(first: Path, second: Path, *, weights: bool = False) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _facts(path: Path) -> dict[str, Any]:
     config = report["model"]["config"] if report["model"] else report["adapter"]
     return {
         "folder": report["model_path"],
-        "config": {name: value for name, value in config.items() if name not in _IGNORED},
+        "config": {name: value for name, value in config.items() if name not in IGNORED_FIELDS},
         "settings": settings_of(report["recipe"]),
         "parameters": report["parameters"] and report["parameters"]["total"],
         "progress": report["progress"] or report["converted_from"],

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mypt.checkpoints.tensors import PARTS, layer_of, list_tensors, part_of, read_bin
+from mypt.checkpoints.tensors import PARTS, layer_of, list_tensors, part_of, read_tensor
 from mypt.errors import CheckpointError
 from mypt.legacy.checkpoint import is_original, read_original
 from mypt.legacy.weight_names import config_fields, rename
@@ -72,19 +72,7 @@ def _reader(path: Path) -> dict[str, Callable[[], torch.Tensor]]:
     tensors, problems = list_tensors(path)
     if not tensors:
         raise CheckpointError(f"{path} holds no weights to compare ({'; '.join(problems)})")
-    return {name: (lambda file=entry.file, name=name: _read(file, name)) for name, entry in tensors.items()}
-
-
-def _read(file: Path, name: str) -> torch.Tensor:
-    from safetensors import SafetensorError, safe_open
-
-    if file.suffix == ".bin":
-        return read_bin(file)[name]
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return tensors.get_tensor(name)
-    except SafetensorError as error:
-        raise CheckpointError(f"{file} is damaged ({error}); restore it") from None
+    return {name: (lambda file=entry.file, name=name: read_tensor(file, name)) for name, entry in tensors.items()}
 
 
 def _ratio(change: float, size: float) -> float | None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mypt.errors import MyPTError
+from mypt.plots import add_legend, new_axes
 from mypt.terminal import one_line
 
 PAUSE = 30.0  # seconds between drawings at saves; one takes as long as many steps of a tiny model
@@ -37,21 +38,9 @@ def draw_what_ends_it(trainer) -> Iterator[None]:
         raise
 
 
-def _axes(title: str, ylabel: str):
-    """A figure and its axes, without a display; None, None if matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None, None
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel="optimizer step", ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    return figure, axes
-
-
 def plot_loss(log_history: list[dict], path: Path) -> None:
     """Draw the training loss as logged and smoothed, each evaluation set (nats per token), and the learning rate."""
-    figure, axes = _axes("Loss", "nats per token")
+    figure, axes = new_axes("Loss", "optimizer step", "nats per token")
     if figure is None:
         return
     names = sorted({key for entry in log_history for key in entry if key.startswith("eval_") and key.endswith("loss")})
@@ -63,7 +52,7 @@ def plot_loss(log_history: list[dict], path: Path) -> None:
         label = key.removeprefix("eval_").removesuffix("loss").strip("_") or "eval"
         axes.plot(*zip(*_points(log_history, key), strict=True), f"C{number}.-", label=one_line(label), linewidth=1)
     if axes.lines:
-        _legend(axes)
+        add_legend(axes)
     if rates := _points(log_history, "learning_rate"):
         right = axes.twinx()
         right.plot(*zip(*rates, strict=True), color="gray", linewidth=0.8, linestyle=":")
@@ -72,11 +61,6 @@ def plot_loss(log_history: list[dict], path: Path) -> None:
         right.ticklabel_format(axis="y", scilimits=(0, 0))
         right.tick_params(colors="gray")
     figure.savefig(path)
-
-
-def _legend(axes) -> None:
-    for text in axes.legend().get_texts():
-        text.set_parse_math(False)  # a name may hold a $
 
 
 def _points(log_history: list[dict], key: str) -> list[tuple[int, float]]:
@@ -92,7 +76,7 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
 def plot_forgetting(report: dict, path: Path) -> None:
     """Draw each evaluation set's change since step 0 with two standard errors, and the tolerance."""
-    figure, axes = _axes("Change since step 0", "nats per token (below 0: better)")
+    figure, axes = new_axes("Change since step 0", "optimizer step", "nats per token (below 0: better)")
     if figure is None:
         return
     history = report["history"]
@@ -104,5 +88,5 @@ def plot_forgetting(report: dict, path: Path) -> None:
         axes.errorbar(steps, deltas, yerr=errors, label=f"{one_line(name)} ({role})", marker=".", capsize=2)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.axhline(report["tolerance"], color="black", linewidth=0.8, linestyle=":", label="tolerance")
-    _legend(axes)
+    add_legend(axes)
     figure.savefig(path)

@@ -1,0 +1,317 @@
+"""Interpolate a model towards the one it was adapted from, as far as guarded evaluation sets need it and no further."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mypt.checkpoints.adapter import is_adapter
+from mypt.checkpoints.interpolated import interpolated_weights
+from mypt.checkpoints.load import load_adapter, load_model, require_model, with_adapter
+from mypt.checkpoints.meta import read_config
+from mypt.errors import CheckFailed, CheckpointError, MyPTError
+from mypt.evaluation.compare import common_block_size
+from mypt.evaluation.forgetting import TOLERANCE, Policy, assess
+from mypt.files import replace_text
+from mypt.folders import new_folder, require_free
+from mypt.inspection.diff import IGNORED_FIELDS, differing_fields
+from mypt.plots import add_legend, new_axes
+from mypt.shards.opening import open_dataset
+from mypt.shards.reader import check_files
+from mypt.storage.upload_files import CARD_NAME, model_files
+from mypt.terminal import one_line, progress_bar, say
+from mypt.tokenization.load import require_model_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from mypt.evaluation.evaluator import Evaluator, Readings
+
+REPORT_NAME = "interpolation.json"
+PLOT_NAME = "interpolation.png"
+TOLERATED = 1e-5  # of the largest logit: what two orders of summing may differ by, in float32
+_PROBE = 64  # ids of each of two sequences
+_NOT_COPIED = (CARD_NAME, "diagnosis.json", "forgetting.json", "forgetting.png", "loss.png", "metrics.jsonl")
+_STEPS = 100  # alphas are tried in hundredths
+_GRID = (75, 50, 25)  # tried from the top, until one keeps every guarded set
+
+
+def largest_kept(
+    measure: Callable[[float], Readings], policy: Policy, say: Callable[[dict], object] = lambda point: None
+) -> tuple[float, list[dict]]:
+    """The largest alpha, in hundredths, at which every guarded set is healthy by `mypt.evaluation.forgetting.judge`.
+
+    1 and then quarters are tried from the top; between the first that keeps all and the one above it, the crossing is
+    narrowed down by false position and bisection. A curve that leaves the tolerance and returns to it between two
+    tried alphas is not seen.
+
+    Args:
+        measure: Readings of W(alpha); of alpha 0 they are the baseline.
+        policy: The guarded sets and the tolerance in nats.
+        say: Called with each point.
+
+    Returns:
+        alpha (0 if no step keeps them) and the points that were measured, by alpha: {"alpha", "sets"}, the sets as
+        `assess` has them.
+    """
+    start, points = measure(0.0), {}
+    baseline = {name: reading.losses for name, reading in start.items()}
+
+    def excess(number: int) -> float:
+        """Nats beyond what is allowed, of the set that lost most; infinite for NaN."""
+        readings = measure(number / _STEPS) if number else start
+        sets = assess(0, readings, baseline, policy)["sets"]
+        points[number] = {"alpha": number / _STEPS, "sets": sets}
+        say(points[number])
+        beyond = [sets[name]["delta"] - max(policy.tolerance, 2 * sets[name]["delta_error"]) for name in policy.guard]
+        return max(value if math.isfinite(value) else math.inf for value in beyond)
+
+    low, below = 0, excess(0)
+    high, above = _STEPS, excess(_STEPS)
+    if above <= 0:
+        low = high
+    for number in _GRID if above > 0 else ():
+        if (found := excess(number)) <= 0:
+            low, below = number, found
+            break
+        high, above = number, found
+    halve = False
+    while high - low > 1:
+        crossing = low + (high - low) * below / (below - above) if math.isfinite(above) else low
+        number = (low + high) // 2 if halve else min(max(round(crossing), low + 1), high - 1)
+        span = high - low
+        if (found := excess(number)) <= 0:
+            low, below = number, found
+        else:
+            high, above = number, found
+        halve = high - low > span / 2
+    return low / _STEPS, [points[number] for number in sorted(points)]
+
+
+def interpolate(
+    base: str | Path,
+    adapted: str | Path,
+    out: str | Path,
+    *,
+    alpha: float | None = None,
+    guard: dict[str, str] | None = None,
+    target: dict[str, str] | None = None,
+    tolerance: float = TOLERANCE,
+    block_size: int | None = None,
+    batch_size: int = 8,
+    extrapolate: bool = False,
+) -> dict[str, Any]:
+    """Write W_base + alpha (W_adapted - W_base) to the folder `out`, in the adapted model's dtype and layout.
+
+    One pair of tensors is in memory beside one model, in float32. The models are compared first: W(0) must give the
+    base model's own logits. What is measured at each alpha is what would be written.
+
+    Args:
+        base: Folder or hub id of the model that training started from.
+        adapted: Folder of the adapted model, or of a LoRA adapter, whose change is scaled.
+        alpha: 0 (base) to 1 (adapted). None: the largest that keeps every guarded set (`largest_kept`).
+        guard: {name: dataset directory} whose val splits may lose `tolerance` nats per token against the base.
+        target: {name: dataset directory} of further sets to measure.
+        block_size: Context of the evaluation in tokens; default the model's.
+        batch_size: Windows in a forward pass.
+        extrapolate: Allow an alpha above 1.
+
+    Returns:
+        The JSON-ready content of `out`/interpolation.json: base, adapted, out, alpha, guard, target, tolerance, and
+        `curve`, the points of `largest_kept`. interpolation.png shows it (with the `plots` extra).
+
+    Raises:
+        CheckpointError: The two are not a model and its adaptation; `out` is not empty.
+        TokenizerError: Their tokenizers, or a dataset's, differ.
+        DataError: A dataset directory is damaged.
+        MyPTError: An argument out of its range.
+        CheckFailed: No step from the base keeps every guarded set. Nothing is written.
+    """
+    guard, target = guard or {}, target or {}
+    require_interpolation(
+        base, adapted, out, alpha=alpha, guard=guard, target=target, tolerance=tolerance, extrapolate=extrapolate
+    )
+    report: dict[str, Any] = {"base": str(base), "adapted": str(adapted), "out": str(out)}
+    report |= {"guard": [*guard], "target": [*target], "tolerance": tolerance, "curve": []}
+    with new_folder(out) as folder:
+        interpolation = Interpolation(str(base), Path(adapted), folder)
+        if alpha is None:
+            evaluator = evaluator_of(interpolation, Path(adapted), target | guard, block_size, batch_size)
+            policy = Policy(next(iter(target or guard)), [*guard], tolerance)
+            alpha, report["curve"] = interpolation.keep(evaluator, policy)
+            if alpha == 0:
+                raise CheckFailed(
+                    f"no step of a hundredth from {base} towards {adapted} keeps {', '.join(guard)} within "
+                    f"{tolerance:g} nats; nothing is written"
+                )
+        interpolation.finish(alpha)
+        report = {"alpha": alpha, **report}
+        write_report(folder, report)
+    return report
+
+
+def require_interpolation(
+    base: str | Path,
+    adapted: str | Path,
+    out: str | Path,
+    *,
+    alpha: float | None,
+    guard: dict[str, str],
+    target: dict[str, str],
+    tolerance: float,
+    extrapolate: bool,
+) -> None:
+    """What `interpolate` refuses before it imports torch."""
+    require_free(out, CheckpointError)
+    if (alpha is None) == (not guard):
+        raise MyPTError("give either --alpha, or --guard NAME=DIR with the sets to keep")
+    if alpha is not None and not 0 <= alpha <= (sys.float_info.max if extrapolate else 1):
+        more = "" if extrapolate else "; beyond 1 it extrapolates, which --extrapolate allows"
+        raise MyPTError(f"--alpha is {alpha:g}, expected 0 (the base model) to 1 (the adapted one){more}")
+    if not 0 < tolerance < math.inf:
+        raise MyPTError(f"--tolerance is {tolerance:g} nats, expected a number above 0, such as {TOLERANCE:g}")
+    if twice := guard.keys() & target.keys():
+        raise MyPTError(f"{', '.join(sorted(twice))} is given both as --guard and as --target; a name is for one set")
+    for directory in (guard | target).values():
+        check_files(Path(directory), open_dataset(directory), "val")
+    require_model(base)
+    if require_model(adapted) not in (None, Path(adapted)):
+        raise CheckpointError(f"{adapted} is an adapter of the hub; bring it here first: mypt download")
+    if Path(base).is_dir():
+        interpolated_weights(base, adapted)
+
+
+class Interpolation:
+    """The models W(alpha) between a base model and an adapted one, written to `folder` one at a time.
+
+    Attributes:
+        weights: The pairs of tensors.
+        context: Longest context of the model in tokens, None if its config names none; vocab_size: its vocabulary.
+    """
+
+    def __init__(self, base: str, adapted: Path, folder: Path):
+        """Put what every W(alpha) needs beside its weights into `folder`, and compare W(0) with the base model.
+
+        Raises CheckpointError and TokenizerError as `interpolated_weights`, and CheckpointError if W(0) computes
+        something else than the base model.
+        """
+        self.folder, self.base = folder, base
+        original = load_model(base)  # a hub id is in the cache then
+        self.weights = interpolated_weights(base, adapted)
+        for path in model_files(adapted):
+            if path.name not in _NOT_COPIED and not path.name.endswith(".safetensors"):
+                shutil.copyfile(path, folder / path.name)
+        start = self._load(0.0)
+        config = start.config.get_text_config()
+        self.context, self.vocab_size = getattr(config, "max_position_embeddings", None), config.vocab_size
+        dtypes = {name: parameter.dtype for name, parameter in start.named_parameters()}
+        found = self._logits(start.float())
+        del start
+        for name, parameter in original.named_parameters():
+            parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype)).float()
+        expected = self._logits(original)
+        difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
+        if not difference <= TOLERATED * largest < math.inf:
+            configs = (read_config(folder)[1] for folder in (base, adapted if not is_adapter(adapted) else base))
+            other = [name for name in differing_fields(*configs) if name.partition(".")[0] not in IGNORED_FIELDS]
+            raise CheckpointError(
+                f"{adapted} was not trained from {base}: with the base's weights it computes other logits (by "
+                f"{difference:.1e}, the largest is {largest:.1f})"
+                + (f"; their configs differ in {', '.join(other)}" if other else "")
+            )
+
+    def model(self, alpha: float) -> PreTrainedModel:
+        """W(alpha): written, rounded to the adapted model's dtype; read again, to compute in float32."""
+        return self._load(alpha).float()
+
+    def keep(self, evaluator: Evaluator, policy: Policy) -> tuple[float, list[dict]]:
+        """`largest_kept`, with a bar and a line for each evaluation."""
+
+        def measure(alpha: float) -> Readings:
+            windows = sum(map(len, evaluator.sets.values()))
+            with progress_bar(total=windows, unit="window", desc=f"alpha {alpha:g}") as bar:
+                return evaluator.measure(self.model(alpha), bar.update)
+
+        return largest_kept(measure, policy, lambda point: say(point_line(point, policy), error=True))
+
+    def finish(self, alpha: float) -> None:
+        """Leave W(alpha) in the folder. Raises CheckFailed if it computes NaN or infinity."""
+        if not self._logits(self.model(alpha)).isfinite().all():
+            raise CheckFailed(f"the model of alpha {alpha:g} computes NaN or infinite logits; nothing is written")
+
+    def _load(self, alpha: float) -> PreTrainedModel:
+        gc.collect()  # the model before this one
+        self.weights.write(alpha, self.folder)
+        if is_adapter(self.folder):
+            return with_adapter(load_adapter(self.folder, base=self.base), self.folder)
+        return load_model(self.folder)
+
+    def _logits(self, model: PreTrainedModel) -> Tensor:
+        """Logits of random ids that both models know, float32 (2, T, ids)."""
+        import torch
+
+        shared = min(self.weights.shared_ids, model.config.get_text_config().vocab_size)
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(shared, (2, min(_PROBE, self.context or _PROBE)), generator=generator)
+        with torch.no_grad():
+            return model(input_ids=ids.to(model.device), use_cache=False).logits[..., :shared]
+
+
+def evaluator_of(
+    interpolation: Interpolation, adapted: Path, data: dict[str, str], block_size: int | None, batch_size: int
+) -> Evaluator:
+    """Whole val splits of {name: dataset directory}. Raises MyPTError and TokenizerError as `compare` does."""
+    from mypt.evaluation.evaluator import Evaluator
+    from mypt.streams.eval_windows import EvalWindows
+
+    block_size = common_block_size({str(adapted): interpolation.context}, block_size)
+    sets = {name: EvalWindows(directory, block_size=block_size) for name, directory in data.items()}
+    for name, windows in sets.items():
+        manifest = windows.reader.manifest
+        data_of = f"the data of {name}"
+        vocabulary = interpolation.vocab_size
+        require_model_tokenizer(str(adapted), vocabulary, data_of, manifest.tokenizer_hash, manifest.vocab_size)
+    return Evaluator(sets, batch_size)
+
+
+def point_line(point: dict, policy: Policy) -> str:
+    """`alpha 0.50: domain 3.57 | general 4.12 (+0.01 +/- 0.01, healthy)`."""
+    parts = []
+    for name, reading in point["sets"].items():
+        part = f"{name} {reading['loss']:.2f}"
+        if name in policy.guard:
+            part += f" ({reading['delta']:+.2f} +/- {reading['delta_error']:.2f}, {reading['state']})"
+        parts.append(part)
+    return f"alpha {point['alpha']:.2f}: " + " | ".join(parts)
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Write interpolation.json, and interpolation.png where several alphas were measured."""
+    replace_text(folder / REPORT_NAME, json.dumps(report, indent=1) + "\n")
+    if len(report["curve"]) > 1:
+        plot(report, folder / PLOT_NAME)
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Draw each set's change against alpha with two standard errors, the tolerance and the alpha that was chosen."""
+    figure, axes = new_axes("Between the base model (0) and the adapted one (1)", "alpha", "nats per token from base")
+    if figure is None:
+        return
+    alphas = [point["alpha"] for point in report["curve"]]
+    for name in report["curve"][0]["sets"]:
+        deltas, errors = ([point["sets"][name][key] for point in report["curve"]] for key in ("delta", "delta_error"))
+        role = "guard" if name in report["guard"] else "target"
+        bars = [2 * error for error in errors]
+        axes.errorbar(alphas, deltas, yerr=bars, label=f"{one_line(name)} ({role})", marker=".", capsize=2)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.axhline(report["tolerance"], color="black", linewidth=0.8, linestyle=":", label="tolerance")
+    axes.axvline(report["alpha"], color="gray", linewidth=0.8, linestyle="--", label=f"alpha {report['alpha']:g}")
+    add_legend(axes)
+    figure.savefig(path)
