@@ -345,6 +345,8 @@ class MyPTModel(MyPTPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if (cache := kwargs.pop("cache", None)) is not None:  # its name in `generate` from transformers 5.24 on
+            past_key_values = cache
         if inputs_embeds is None:
             inputs_embeds = look_up(self.embed_tokens, input_ids, "input_ids")
 

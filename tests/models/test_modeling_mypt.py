@@ -4,7 +4,15 @@ import math
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from mypt import MyPTConfig, MyPTForCausalLM, MyPTForSequenceClassification, preset_config
 from mypt.models.modeling_mypt import MyPTRMSNorm, read
@@ -189,6 +197,19 @@ def test_cached_generation_equals_uncached(make):
     assert torch.equal(cached, uncached)
     assert torch.equal(cached, static)
     assert len(cached[:, 20:].unique()) > 3  # a model that repeats one token would prove nothing
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+@pytest.mark.parametrize("make", [build, classic])
+@torch.no_grad()
+def test_a_cache_is_used_by_either_name(make, name):
+    # transformers 5.24 renamed it in `generate`; an argument that is passed over gives other text without a word.
+    model, tokens = make(), ids(2, 9)
+    cache = DynamicCache(config=model.config)
+    model(tokens[:, :6], use_cache=True, **{name: cache})
+    assert cache.get_seq_length() == 6
+    rest = model(tokens[:, 6:], use_cache=True, **{name: cache}).logits
+    torch.testing.assert_close(rest, model(tokens).logits[:, 6:], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [build, classic])
