@@ -25,6 +25,7 @@ from tests.datasets import make_dataset  # noqa: F401
 from tests.hub import hub, logged_in  # noqa: F401
 from tests.processes import Command, launch
 from tests.runs import (  # noqa: F401
+    adapted_models,
     corpora,
     finished_run,
     recipe_for,

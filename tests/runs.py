@@ -139,3 +139,29 @@ def rewind():
         return target
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def adapted_models(corpora, tmp_path_factory) -> Path:
+    """A folder with the model `base`, trained on prose, and `adapted`, trained further on code, by a bare loop."""
+    import torch
+
+    from mypt import MyPTConfig, MyPTForCausalLM, ShardStream
+    from mypt.tokenization.load import load_tokenizer, save_tokenizer
+
+    root, tokenizer = tmp_path_factory.mktemp("models"), load_tokenizer(corpora / "general")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    vocabulary = -(-len(tokenizer) // 64) * 64
+    model = MyPTForCausalLM(MyPTConfig(vocab_size=vocabulary, max_position_embeddings=32, **sizes))
+    for source, name, steps, rate in (("general", "base", 200, 1e-2), ("domain", "adapted", 60, 5e-3)):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+        batches = iter(ShardStream(corpora / source, block_size=32, micro_batch_size=16))
+        model.train()
+        for _ in range(steps):
+            model(**next(batches)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        model.save_pretrained(root / name)
+        save_tokenizer(tokenizer, root / name)
+    return root

@@ -6,7 +6,7 @@ from mypt.cli.frameworks import load_transformers
 from mypt.evaluation.forgetting import TOLERANCE
 from mypt.terminal import print_table, say, say_json
 
-HELP = "give a base model as much of an adaptation as keeps what it knew"
+HELP = "interpolate between a base and an adapted model, within a tolerance of guarded data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +42,12 @@ def run(args: argparse.Namespace) -> None:
     from mypt.evaluation.compare import parse_data
     from mypt.evaluation.interpolate import interpolate, require_interpolation
 
-    options = {name: getattr(args, name) for name in ("alpha", "tolerance", "extrapolate")}
+    options = {name: getattr(args, name) for name in ("alpha", "tolerance", "batch_size", "extrapolate")}
     options |= {name: parse_data(getattr(args, name), f"--{name}") for name in ("guard", "target")}
     require_interpolation(args.base, args.adapted, args.out, **options)
 
     load_transformers()
-    sizes = {"block_size": args.block_size, "batch_size": args.batch_size}
-    report = interpolate(args.base, args.adapted, args.out, **options, **sizes)
+    report = interpolate(args.base, args.adapted, args.out, block_size=args.block_size, **options)
     if args.json:
         say_json(report)
         return

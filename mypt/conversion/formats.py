@@ -1,4 +1,4 @@
-"""The file formats of an export: what writes each, and what runs the written model for the parity check."""
+"""The file formats of an export: the writer of each, and a runner of the written model for the parity check."""
 
 from __future__ import annotations
 

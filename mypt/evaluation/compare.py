@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mypt.checkpoints.load import load_model, require_model
 from mypt.checkpoints.meta import read_config
@@ -14,6 +15,9 @@ from mypt.shards.opening import open_dataset
 from mypt.shards.reader import check_files
 from mypt.terminal import progress_bar
 from mypt.tokenization.load import require_model_tokenizer
+
+if TYPE_CHECKING:
+    from mypt.streams.eval_windows import EvalWindows
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,6 @@ def compare(
     require_comparable(models, data, split=split, block_size=block_size, batch_size=batch_size, guard=guard)
     from mypt.checkpoints.probes import require_causal, require_document_mask
     from mypt.evaluation.evaluator import Evaluator
-    from mypt.streams.eval_windows import EvalWindows
 
     loaded = {path: load_model(path).float() for path in dict.fromkeys(models)}
     for path, model in loaded.items():
@@ -70,13 +73,8 @@ def compare(
             require_document_mask(model, path)
     contexts = {path: getattr(model.config, "max_position_embeddings", None) for path, model in loaded.items()}
     block_size = common_block_size(contexts, block_size)
-    options = {"block_size": block_size, "document_mask": document_mask}
-    sets = {name: EvalWindows(directory, split, **options) for name, directory in data.items()}
-    for path, model in loaded.items():
-        for name, windows in sets.items():
-            manifest = windows.reader.manifest
-            data_is = (f"the data of {name}", manifest.tokenizer_hash, manifest.vocab_size)
-            require_model_tokenizer(path, model.config.vocab_size, *data_is)
+    vocabularies = {path: model.config.vocab_size for path, model in loaded.items()}
+    sets = open_sets(data, vocabularies, split=split, block_size=block_size, document_mask=document_mask)
     scores, first = [], None
     evaluator = Evaluator(sets, batch_size)
     total = len(loaded) * sum(len(windows) for windows in sets.values())
@@ -128,6 +126,24 @@ def require_comparable(
         contexts = {model: read_config(model)[1].get("max_position_embeddings") for model in models}
         if all(contexts.values()):  # else only their classes know its name
             common_block_size(contexts, block_size)
+
+
+def open_sets(
+    data: dict[str, str], vocabularies: dict[str, int], split: str = "val", **options
+) -> dict[str, EvalWindows]:
+    """The windows of each set in `data`; options: as of `EvalWindows`.
+
+    Raises TokenizerError if the tokenizer of a model, of {model: ids that it knows}, is not the data's.
+    """
+    from mypt.streams.eval_windows import EvalWindows
+
+    sets = {name: EvalWindows(directory, split, **options) for name, directory in data.items()}
+    for model, vocabulary in vocabularies.items():
+        for name, windows in sets.items():
+            manifest = windows.reader.manifest
+            data_is = (f"the data of {name}", manifest.tokenizer_hash, manifest.vocab_size)
+            require_model_tokenizer(model, vocabulary, *data_is)
+    return sets
 
 
 def common_block_size(contexts: dict[str, int | None], asked: int | None) -> int:

@@ -62,9 +62,25 @@ def judge(delta: float, delta_error: float, tolerance: float = TOLERANCE) -> str
 
     A NaN is never healthy.
     """
-    if delta <= 2 * delta_error:
+    if delta <= allowed(delta_error, tolerance):
         return "healthy"
     return next((state for state, times in THRESHOLDS if not delta <= times * tolerance), "healthy")
+
+
+def allowed(delta_error: float, tolerance: float) -> float:
+    """The largest change, in nats, that is healthy: the tolerance, or two standard errors if they are more."""
+    return max(tolerance, 2 * delta_error)
+
+
+def describe_sets(sets: dict[str, dict]) -> str:
+    """`domain 2.15 | general 2.89 (+0.04 +/- 0.01, healthy)`, of the sets that `assess` gives."""
+    parts = []
+    for name, reading in sets.items():
+        part = f"{name} {reading['loss']:.2f}"
+        if reading["state"] not in ("target", "other"):
+            part += f" ({reading['delta']:+.2f} +/- {reading['delta_error']:.2f}, {reading['state']})"
+        parts.append(part)
+    return " | ".join(parts)
 
 
 def assess(step: int, readings: Readings, baseline: dict[str, WindowLosses], policy: Policy) -> dict:

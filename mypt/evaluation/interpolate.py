@@ -1,4 +1,4 @@
-"""Interpolate a model towards the one it was adapted from, as far as guarded evaluation sets need it and no further."""
+"""Interpolate between a base model and one adapted from it, and find the largest step that keeps guarded sets."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mypt.checkpoints.adapter import is_adapter
+from mypt.checkpoints.config import cached_model
 from mypt.checkpoints.interpolated import interpolated_weights
 from mypt.checkpoints.load import load_adapter, load_model, require_model, with_adapter
 from mypt.checkpoints.meta import read_config
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
-from mypt.evaluation.compare import common_block_size
-from mypt.evaluation.forgetting import TOLERANCE, Policy, assess
+from mypt.evaluation.compare import common_block_size, open_sets
+from mypt.evaluation.forgetting import TOLERANCE, Policy, allowed, assess, describe_sets
 from mypt.files import replace_text
 from mypt.folders import new_folder, require_free
 from mypt.inspection.diff import IGNORED_FIELDS, differing_fields
@@ -26,7 +27,6 @@ from mypt.shards.opening import open_dataset
 from mypt.shards.reader import check_files
 from mypt.storage.upload_files import CARD_NAME, model_files
 from mypt.terminal import one_line, progress_bar, say
-from mypt.tokenization.load import require_model_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,8 @@ def largest_kept(
         sets = assess(0, readings, baseline, policy)["sets"]
         points[number] = {"alpha": number / _STEPS, "sets": sets}
         say(points[number])
-        beyond = [sets[name]["delta"] - max(policy.tolerance, 2 * sets[name]["delta_error"]) for name in policy.guard]
+        guarded = [sets[name] for name in policy.guard]
+        beyond = [reading["delta"] - allowed(reading["delta_error"], policy.tolerance) for reading in guarded]
         return max(value if math.isfinite(value) else math.inf for value in beyond)
 
     low, below = 0, excess(0)
@@ -136,14 +137,26 @@ def interpolate(
     """
     guard, target = guard or {}, target or {}
     require_interpolation(
-        base, adapted, out, alpha=alpha, guard=guard, target=target, tolerance=tolerance, extrapolate=extrapolate
+        base,
+        adapted,
+        out,
+        alpha=alpha,
+        guard=guard,
+        target=target,
+        tolerance=tolerance,
+        batch_size=batch_size,
+        extrapolate=extrapolate,
     )
+    from mypt.evaluation.evaluator import Evaluator
+
     report: dict[str, Any] = {"base": str(base), "adapted": str(adapted), "out": str(out)}
     report |= {"guard": [*guard], "target": [*target], "tolerance": tolerance, "curve": []}
     with new_folder(out) as folder:
         interpolation = Interpolation(str(base), Path(adapted), folder)
         if alpha is None:
-            evaluator = evaluator_of(interpolation, Path(adapted), target | guard, block_size, batch_size)
+            block_size = common_block_size({str(adapted): interpolation.context}, block_size)
+            vocabularies = {str(adapted): interpolation.vocab_size}
+            evaluator = Evaluator(open_sets(target | guard, vocabularies, block_size=block_size), batch_size)
             policy = Policy(next(iter(target or guard)), [*guard], tolerance)
             alpha, report["curve"] = interpolation.keep(evaluator, policy)
             if alpha == 0:
@@ -166,9 +179,10 @@ def require_interpolation(
     guard: dict[str, str],
     target: dict[str, str],
     tolerance: float,
+    batch_size: int,
     extrapolate: bool,
 ) -> None:
-    """What `interpolate` refuses before it imports torch."""
+    """Refuse for `interpolate` what can be known before torch is imported."""
     require_free(out, CheckpointError)
     if (alpha is None) == (not guard):
         raise MyPTError("give either --alpha, or --guard NAME=DIR with the sets to keep")
@@ -177,6 +191,8 @@ def require_interpolation(
         raise MyPTError(f"--alpha is {alpha:g}, expected 0 (the base model) to 1 (the adapted one){more}")
     if not 0 < tolerance < math.inf:
         raise MyPTError(f"--tolerance is {tolerance:g} nats, expected a number above 0, such as {TOLERANCE:g}")
+    if batch_size < 1:
+        raise MyPTError(f"--batch-size is {batch_size}, expected 1 window or more")
     if twice := guard.keys() & target.keys():
         raise MyPTError(f"{', '.join(sorted(twice))} is given both as --guard and as --target; a name is for one set")
     for directory in (guard | target).values():
@@ -197,26 +213,28 @@ class Interpolation:
     """
 
     def __init__(self, base: str, adapted: Path, folder: Path):
-        """Put what every W(alpha) needs beside its weights into `folder`, and compare W(0) with the base model.
+        """Copy the config, tokenizer and code of the adapted model to `folder`, and compare W(0) with the base model.
 
         Raises CheckpointError and TokenizerError as `interpolated_weights`, and CheckpointError if W(0) computes
         something else than the base model.
         """
         self.folder, self.base = folder, base
-        original = load_model(base)  # a hub id is in the cache then
+        if not Path(base).is_dir() and cached_model(base) is None:
+            load_model(base)  # from the hub into its cache
         self.weights = interpolated_weights(base, adapted)
         for path in model_files(adapted):
             if path.name not in _NOT_COPIED and not path.name.endswith(".safetensors"):
                 shutil.copyfile(path, folder / path.name)
-        start = self._load(0.0)
-        config = start.config.get_text_config()
+        model = self._load(0.0)
+        config = model.config.get_text_config()
         self.context, self.vocab_size = getattr(config, "max_position_embeddings", None), config.vocab_size
-        dtypes = {name: parameter.dtype for name, parameter in start.named_parameters()}
-        found = self._logits(start.float())
-        del start
-        for name, parameter in original.named_parameters():
+        dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+        found = self._logits(model.float())
+        del model  # before the next one: only one is in memory
+        model = load_model(base)
+        for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype)).float()
-        expected = self._logits(original)
+        expected = self._logits(model)
         difference, largest = (found - expected).abs().max().item(), expected.abs().max().item()
         if not difference <= TOLERATED * largest < math.inf:
             configs = (read_config(folder)[1] for folder in (base, adapted if not is_adapter(adapted) else base))
@@ -239,7 +257,10 @@ class Interpolation:
             with progress_bar(total=windows, unit="window", desc=f"alpha {alpha:g}") as bar:
                 return evaluator.measure(self.model(alpha), bar.update)
 
-        return largest_kept(measure, policy, lambda point: say(point_line(point, policy), error=True))
+        def report(point: dict) -> None:
+            say(f"alpha {point['alpha']:.2f}: {describe_sets(point['sets'])}", error=True)
+
+        return largest_kept(measure, policy, report)
 
     def finish(self, alpha: float) -> None:
         """Leave W(alpha) in the folder. Raises CheckFailed if it computes NaN or infinity."""
@@ -262,34 +283,6 @@ class Interpolation:
         ids = torch.randint(shared, (2, min(_PROBE, self.context or _PROBE)), generator=generator)
         with torch.no_grad():
             return model(input_ids=ids.to(model.device), use_cache=False).logits[..., :shared]
-
-
-def evaluator_of(
-    interpolation: Interpolation, adapted: Path, data: dict[str, str], block_size: int | None, batch_size: int
-) -> Evaluator:
-    """Whole val splits of {name: dataset directory}. Raises MyPTError and TokenizerError as `compare` does."""
-    from mypt.evaluation.evaluator import Evaluator
-    from mypt.streams.eval_windows import EvalWindows
-
-    block_size = common_block_size({str(adapted): interpolation.context}, block_size)
-    sets = {name: EvalWindows(directory, block_size=block_size) for name, directory in data.items()}
-    for name, windows in sets.items():
-        manifest = windows.reader.manifest
-        data_of = f"the data of {name}"
-        vocabulary = interpolation.vocab_size
-        require_model_tokenizer(str(adapted), vocabulary, data_of, manifest.tokenizer_hash, manifest.vocab_size)
-    return Evaluator(sets, batch_size)
-
-
-def point_line(point: dict, policy: Policy) -> str:
-    """`alpha 0.50: domain 3.57 | general 4.12 (+0.01 +/- 0.01, healthy)`."""
-    parts = []
-    for name, reading in point["sets"].items():
-        part = f"{name} {reading['loss']:.2f}"
-        if name in policy.guard:
-            part += f" ({reading['delta']:+.2f} +/- {reading['delta_error']:.2f}, {reading['state']})"
-        parts.append(part)
-    return f"alpha {point['alpha']:.2f}: " + " | ".join(parts)
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ class Store(ABC):
 
     Attributes:
         form: The URIs that `parse` takes, for messages.
-        name: What the model is loaded by.
+        name: The name by which the model is loaded.
         revision: A branch, tag or commit; None for the newest.
     """
 

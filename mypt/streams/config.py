@@ -1,4 +1,4 @@
-"""What `ShardStream` and `JitStream` have in common: their settings, and the tensors of a micro-batch."""
+"""Settings that `ShardStream` and `JitStream` share, and the tensors of a micro-batch."""
 
 from __future__ import annotations
 

@@ -3,11 +3,20 @@
 import json
 
 from mypt.cli.main import main
-from tests.evaluation.test_interpolate import models  # noqa: F401
 
 
-def test_a_table_and_a_line(models, corpora, tmp_path, capsys):  # noqa: F811
-    words = ["interpolate", str(models / "base"), str(models / "adapted"), "--out", str(tmp_path / "out")]
+def command(models, folder) -> list[str]:
+    return ["interpolate", str(models / "base"), str(models / "adapted"), "--out", str(folder / "out")]
+
+
+def test_a_table_and_a_line(adapted_models, corpora, tmp_path, capsys):
+    words = [
+        "interpolate",
+        str(adapted_models / "base"),
+        str(adapted_models / "adapted"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*words, "--guard", f"general={corpora / 'general'}", "--batch-size", "32"]) == 0
     output = capsys.readouterr()
     lines = output.out.splitlines()
@@ -15,12 +24,19 @@ def test_a_table_and_a_line(models, corpora, tmp_path, capsys):  # noqa: F811
     assert lines[1].startswith("0.00 ") and lines[1].endswith("(+0.0000 +/- 0.0000, healthy)")
     assert lines[-2].startswith("1.00 ") and lines[-2].endswith("critical)")
     chosen = lines[-1].split()[1]
-    assert lines[-1].endswith(f"{models / 'adapted'} (1): {tmp_path / 'out'}") and 0 < float(chosen) < 1
+    assert lines[-1].endswith(f"{adapted_models / 'adapted'} (1): {tmp_path / 'out'}") and 0 < float(chosen) < 1
     assert f"alpha {float(chosen):.2f}: general" in output.err
 
 
-def test_json_and_beyond(models, tmp_path, capsys):  # noqa: F811
-    words = ["interpolate", str(models / "base"), str(models / "adapted"), "--out", str(tmp_path / "out"), "--json"]
+def test_json_and_beyond(adapted_models, tmp_path, capsys):
+    words = [
+        "interpolate",
+        str(adapted_models / "base"),
+        str(adapted_models / "adapted"),
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+    ]
     assert main([*words, "--alpha", "1.5", "--extrapolate"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["alpha"] == 1.5 and report["curve"] == []
@@ -28,8 +44,14 @@ def test_json_and_beyond(models, tmp_path, capsys):  # noqa: F811
     assert "exists and is not empty" in capsys.readouterr().err
 
 
-def test_refusals_are_one_line(models, tmp_path, capsys):  # noqa: F811
-    words = ["interpolate", str(models / "base"), str(models / "adapted"), "--out", str(tmp_path / "out")]
+def test_refusals_are_one_line(adapted_models, tmp_path, capsys):
+    words = [
+        "interpolate",
+        str(adapted_models / "base"),
+        str(adapted_models / "adapted"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     for more, message in (
         (["--alpha", "2"], "--extrapolate allows"),
         (["--guard", "general"], "--guard general is not understood"),

@@ -43,6 +43,9 @@ generate model --resume                | --resume goes with --out
 export empty --out out                 | no config.json
 export model --out full                | full exists and is not empty
 export model --out text.txt            | text.txt exists
+interpolate model model --out out      | give either --alpha, or --guard
+interpolate nothing model --out out --alpha 0.5          | nothing
+interpolate model model --out out --guard a=valued --batch-size 0 | --batch-size is 0
 merge model --out out                  | no adapter
 merge nothing --out out                | no adapter
 merge adapter --out full               | full exists and is not empty

@@ -1,4 +1,4 @@
-"""The largest step towards an adapted model that keeps every guard: found on curves, measured as it is written."""
+"""The largest step towards an adapted model that keeps every guard: found on curves, measured on written models."""
 
 import json
 import math
@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mypt import MyPTConfig, MyPTForCausalLM, ShardStream
 from mypt.checkpoints.load import load_model
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.evaluation.compare import compare
@@ -73,35 +72,13 @@ def test_every_guard_has_to_be_kept_and_noise_is_not_forgetting():
     assert largest_kept(noisy, Policy("general", ["general"], 0.05))[0] == 1.0
 
 
-@pytest.fixture(scope="module")
-def models(corpora, tmp_path_factory):
-    """A folder with the model `base`, trained on prose, and `adapted`, trained further on code."""
-    root = tmp_path_factory.mktemp("models")
-    tokenizer = load_tokenizer(corpora / "general")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vocabulary = -(-len(tokenizer) // 64) * 64
-    model = MyPTForCausalLM(MyPTConfig(vocab_size=vocabulary, max_position_embeddings=32, **sizes))
-    for source, name, steps, rate in (("general", "base", 200, 1e-2), ("domain", "adapted", 60, 5e-3)):
-        optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-        batches = iter(ShardStream(corpora / source, block_size=32, micro_batch_size=16))
-        model.train()
-        for _ in range(steps):
-            model(**next(batches)).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        model.save_pretrained(root / name)
-        save_tokenizer(tokenizer, root / name)
-    return root
-
-
-def test_a_model_that_forgot_is_given_back_what_it_knew(models, corpora, tmp_path):
+def test_a_model_that_forgot_is_given_back_what_it_knew(adapted_models, corpora, tmp_path):
     sets = {name: str(corpora / name) for name in ("general", "domain")}
     report = interpolate(
-        models / "base", models / "adapted", tmp_path / "out", guard={"general": sets["general"]},
+        adapted_models / "base", adapted_models / "adapted", tmp_path / "out", guard={"general": sets["general"]},
         target={"domain": sets["domain"]},
     )  # fmt: skip
-    folders = [str(models / "base"), str(models / "adapted"), str(tmp_path / "out")]
+    folders = [str(adapted_models / "base"), str(adapted_models / "adapted"), str(tmp_path / "out")]
     scores = {(score.model, score.data): score for score in compare(folders, sets, guard=["general"])}
     base, adapted, out = folders
     assert scores[adapted, "general"].state == "critical"
@@ -118,44 +95,44 @@ def test_a_model_that_forgot_is_given_back_what_it_knew(models, corpora, tmp_pat
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
 
 
-def test_an_adapter_is_scaled_and_stays_one(models, tmp_path):
-    adapter = save_adapter(models / "base", tmp_path / "adapter")
-    interpolate(models / "base", adapter, tmp_path / "out", alpha=0.5)
+def test_an_adapter_is_scaled_and_stays_one(adapted_models, tmp_path):
+    adapter = save_adapter(adapted_models / "base", tmp_path / "adapter")
+    interpolate(adapted_models / "base", adapter, tmp_path / "out", alpha=0.5)
     assert (tmp_path / "out" / "adapter_config.json").is_file() and not (tmp_path / "out" / "config.json").exists()
     ids = torch.arange(32).view(1, 32)
     with torch.no_grad():
         between = load_model(tmp_path / "out", device="cpu")
         for name, value in load_model(adapter, device="cpu").named_parameters():
-            half = (value + load_model(models / "base", device="cpu").get_parameter(name)) / 2
+            half = (value + load_model(adapted_models / "base", device="cpu").get_parameter(name)) / 2
             torch.testing.assert_close(between.get_parameter(name), half, rtol=0, atol=1e-6)
         assert between(ids).logits.isfinite().all()
 
 
-def test_alpha_0_has_to_be_the_base_model(models, tmp_path):
-    shutil.copytree(models / "base", tmp_path / "other")
+def test_alpha_0_has_to_be_the_base_model(adapted_models, tmp_path):
+    shutil.copytree(adapted_models / "base", tmp_path / "other")
     config = tmp_path / "other" / "config.json"
     content = json.loads(config.read_text())
     config.write_text(json.dumps(content | {"rope_parameters": {"rope_type": "default", "rope_theta": 10.0}}))
     with pytest.raises(CheckpointError, match=r"it computes other logits .*their configs differ in rope_parameters"):
-        interpolate(tmp_path / "other", models / "adapted", tmp_path / "out", alpha=0.5)
+        interpolate(tmp_path / "other", adapted_models / "adapted", tmp_path / "out", alpha=0.5)
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_written_where_no_step_keeps_the_guard(models, corpora, tmp_path):
+def test_nothing_is_written_where_no_step_keeps_the_guard(adapted_models, corpora, tmp_path):
     torch.manual_seed(0)
-    model = load_model(models / "base", device="cpu")
+    model = load_model(adapted_models / "base", device="cpu")
     for parameter in model.parameters():
         parameter.data += 30 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path / "broken")
-    save_tokenizer(load_tokenizer(models / "base"), tmp_path / "broken")
+    save_tokenizer(load_tokenizer(adapted_models / "base"), tmp_path / "broken")
     guard = {"general": str(corpora / "general")}
     with pytest.raises(CheckFailed, match=r"no step of a hundredth .* keeps general within 0.05 nats"):
-        interpolate(models / "base", tmp_path / "broken", tmp_path / "out", guard=guard)
+        interpolate(adapted_models / "base", tmp_path / "broken", tmp_path / "out", guard=guard)
     for parameter in model.parameters():
         parameter.data[...] = math.nan
     model.save_pretrained(tmp_path / "broken")
     with pytest.raises(CheckFailed, match="computes NaN or infinite logits"):
-        interpolate(models / "base", tmp_path / "broken", tmp_path / "out", alpha=0.5)
+        interpolate(adapted_models / "base", tmp_path / "broken", tmp_path / "out", alpha=0.5)
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
@@ -174,23 +151,23 @@ def test_nothing_is_written_where_no_step_keeps_the_guard(models, corpora, tmp_p
         ({"guard": {"general": "nowhere"}}, "nowhere does not exist"),
     ],
 )
-def test_bad_arguments(options, message, models, tmp_path):
+def test_bad_arguments(options, message, adapted_models, tmp_path):
     with pytest.raises(MyPTError, match=message):
-        interpolate(models / "base", models / "adapted", tmp_path / "out", **options)
+        interpolate(adapted_models / "base", adapted_models / "adapted", tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_beyond_the_adapted_model_when_asked(models, tmp_path):
-    interpolate(models / "base", models / "adapted", tmp_path / "out", alpha=1.2, extrapolate=True)
+def test_beyond_the_adapted_model_when_asked(adapted_models, tmp_path):
+    interpolate(adapted_models / "base", adapted_models / "adapted", tmp_path / "out", alpha=1.2, extrapolate=True)
     first, second, third = (load_file(folder / "model.safetensors") for folder in
-                            (models / "base", models / "adapted", tmp_path / "out"))  # fmt: skip
+                            (adapted_models / "base", adapted_models / "adapted", tmp_path / "out"))  # fmt: skip
     for name, value in third.items():
         torch.testing.assert_close(value, first[name] + 1.2 * (second[name] - first[name]), rtol=0, atol=1e-5)
 
 
-def test_a_model_that_is_loaded_survives_the_next_one(models, tmp_path):
+def test_a_model_that_is_loaded_survives_the_next_one(adapted_models, tmp_path):
     tmp_path.joinpath("out").mkdir()
-    interpolation = Interpolation(str(models / "base"), models / "adapted", tmp_path / "out")
+    interpolation = Interpolation(str(adapted_models / "base"), adapted_models / "adapted", tmp_path / "out")
     half = interpolation.model(0.5)
     before = {name: value.clone() for name, value in half.state_dict().items()}
     interpolation.model(0.9)

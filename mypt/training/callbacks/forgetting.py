@@ -13,7 +13,7 @@ from mypt.checkpoints.state import RunState, loaded_state
 from mypt.errors import CheckpointError, MyPTError
 from mypt.evaluation.baseline import BASELINE_NAME, load_baseline, save_baseline
 from mypt.evaluation.evaluator import Evaluator
-from mypt.evaluation.forgetting import TOLERANCE, Policy, assess, decide, require_sets, verdict
+from mypt.evaluation.forgetting import TOLERANCE, Policy, assess, decide, describe_sets, require_sets, verdict
 from mypt.evaluation.loss import WindowLosses
 from mypt.files import replace_text
 from mypt.streams.eval_windows import EvalWindows
@@ -213,10 +213,4 @@ class ForgettingCallback(TrainerCallback, ExportableState):
 
 def human_line(entry: dict) -> str:
     """`step 100: domain 2.15 | general 2.89 (+0.04 +/- 0.01, healthy)`, of an entry of the history."""
-    parts = []
-    for name, reading in entry["sets"].items():
-        part = f"{name} {reading['loss']:.2f}"
-        if reading["state"] not in ("target", "other"):
-            part += f" ({reading['delta']:+.2f} +/- {reading['delta_error']:.2f}, {reading['state']})"
-        parts.append(part)
-    return f"step {entry['step']}: " + " | ".join(parts)
+    return f"step {entry['step']}: {describe_sets(entry['sets'])}"
