@@ -6,7 +6,7 @@ from mypt.cli.frameworks import load_transformers
 from mypt.evaluation.forgetting import TOLERANCE
 from mypt.terminal import print_table, say, say_json
 
-HELP = "interpolate between a base and an adapted model, within a tolerance of guarded data"
+HELP = "interpolate between a base model and one adapted from it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
