@@ -6,6 +6,7 @@ from pathlib import Path
 from mypt.checkpoints.config import cached_model
 from mypt.checkpoints.meta import HubError, measured_dimensions, read_config
 from mypt.errors import DataError, MyPTError, recipe_wording
+from mypt.files import what_to_do_with_gguf
 from mypt.hardware.choices import (
     GIVEN,
     autocast_dtype,
@@ -137,6 +138,8 @@ def _dimensions(target: str, fields: dict) -> dict:
         return _preset(target, fields)
     if Path(target).exists() or "/" in target or cached_model(target):
         refuse_original(target)
+        if message := what_to_do_with_gguf(target):
+            raise MyPTError(message)
         return _changed(_read_config(target), fields)
     try:
         return _preset(target, fields)
