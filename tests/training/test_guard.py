@@ -149,6 +149,11 @@ def test_a_rate_given_by_hand_ends_the_cuts(guarded, rewind, tmp_path):
     trainer.give_back()
 
 
+def test_a_recipe_knows_every_action(guarded):
+    for action in ACTIONS:
+        assert parse_recipe(guarded(action)).forgetting.action == action
+
+
 def test_what_cannot_work_is_refused_before_training(guarded, corpora, tmp_path):
     def refusal(content: dict, **training) -> str:
         content["training"] |= training
@@ -203,7 +208,7 @@ def test_two_processes_decide_as_one(guarded, weights, tmp_path, action):
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(content))
         if name == "two":
-            launch("cpu_2.yaml", path, code=1)
+            launch("cpu_2.yaml", path)
         else:
             run_of(content)
     (one, one_events), (two, two_events) = recorded(tmp_path / "one"), recorded(tmp_path / "two")
