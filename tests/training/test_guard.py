@@ -11,7 +11,10 @@ import yaml
 
 from mypt.errors import CheckFailed, RecipeError
 from mypt.evaluation.forgetting import ACTIONS
+from mypt.inspection.checkpoint import inspect_checkpoint
+from mypt.inspection.describe import describe
 from mypt.recipe import parse_recipe
+from mypt.storage.card import model_card
 from mypt.streams.shard_stream import ShardStream
 from mypt.training.build import build_trainer
 from mypt.training.run import finish, train
@@ -88,6 +91,10 @@ def test_reduce_lr_halves_the_rate_from_the_next_step_on(guarded, weights, rewin
     assert taken[STEPS] == RATE / 2 ** (1 + len(others)), "the factor stays"
     assert all(taken[entry["step"] + 1] == taken[entry["step"]] / 2 for entry in others)
     assert [event["sample"] for event in events] == [4 * entry["step"] for entry in (first, *others)]
+    words = f"step {at} reduce_lr (general {change['delta']:+.3f}): learning rate 0.004 -> 0.002"
+    lines = "\n".join(block for block in describe(inspect_checkpoint(whole)) if isinstance(block, str))
+    assert f"guard: {words}" in lines.splitlines()
+    assert f"- step {at} reduce_lr (general" in model_card(whole, "name")
     assert events[0]["changes"] == {"learning_rate": [RATE, RATE / 2]} and events[0]["guard"]["sets"] == first["sets"]
     assert_resumes_exactly(content, whole, weights, rewind, tmp_path, at - EVERY, at)
 
