@@ -19,7 +19,7 @@ from mypt.checkpoints.state import read_forgetting
 from mypt.errors import CheckFailed, CheckpointError
 from mypt.evaluation.baseline import described
 from mypt.evaluation.evaluator import Evaluator
-from mypt.evaluation.forgetting import INFEASIBLE, Policy, describe_sets, verdict
+from mypt.evaluation.forgetting import INFEASIBLE, Policy, describe_sets
 from mypt.evaluation.interpolate import Interpolation, write_report
 from mypt.files import replace_text, system_errors
 from mypt.folders import exchange
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 HIDDEN_NAME = ".interpolation"  # in the run folder, while models are written there
+_IN_VERDICT = f" {BEST_NAME} is interpolated: "
 
 
 @dataclass(frozen=True)
@@ -152,16 +153,17 @@ def describe(report: InterpolationReport) -> str:
     return f"{way}: {describe_sets(chosen_point(report)['sets'])}"
 
 
-def record(run: Path, policy: Policy, report: InterpolationReport | None) -> None:
-    """Name the interpolation that OUT/best is in forgetting.json, or that it is none."""
-    content = read_forgetting(run)
-    if content is None:
+def record(run: Path, report: InterpolationReport | None) -> None:
+    """Name in forgetting.json the interpolation that OUT/best is, and no other."""
+    path = run / REPORT_NAME
+    if not path.is_file() or not (report or b'"interpolation"' in path.read_bytes()):
         return
-    changed = {name: value for name, value in content.items() if name not in ("interpolation", "verdict")}
-    changed["verdict"] = verdict(content["history"], policy)
+    content = read_forgetting(run)
+    changed = {name: value for name, value in content.items() if name != "interpolation"}
+    changed["verdict"] = content.get("verdict", "").partition(_IN_VERDICT)[0]
     if report:
-        changed["verdict"] += f" {BEST_NAME} is interpolated: {describe(report)}."
+        changed["verdict"] += f"{_IN_VERDICT}{describe(report)}."
         kept = ("alpha", "step", "base", "tolerance")
         changed["interpolation"] = {name: report[name] for name in kept} | {"sets": chosen_point(report)["sets"]}
     if changed != content:
-        replace_text(run / REPORT_NAME, json.dumps(changed, indent=1))
+        replace_text(path, json.dumps(changed, indent=1))

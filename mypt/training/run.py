@@ -114,25 +114,24 @@ def finish(trainer: MyPTTrainer) -> Path:
         else:
             lines = _train(trainer, began)
             done, early = vars(trainer.state), _stopped_now(trainer)
-        rescue = _rescue(trainer, run, done)
+        wanted = _interpolation(trainer, run, done)
         if trainer.is_world_process_zero():
-            report = rescue and rescue.found()
+            report = wanted and wanted.found()
             run_folder.publish(run, None if report else done.get("best_model_checkpoint"))
             say(*lines)
         part(trainer.accelerator)
         # Last, since the other processes would not wait for hours.
         if trainer.is_world_process_zero():
-            if rescue and not report:
-                report = _interpolated(trainer, rescue)
+            if wanted and not report:
+                report = _interpolated(trainer, wanted)
                 made = report is not None
             if report:
                 lines = [f"interpolated, so that every guard is kept: {describe(report)}; {run / run_folder.BEST_NAME}"]
                 say(*lines)
-            if trainer.forgetting:
-                record(run, trainer.forgetting.policy, report)
+            record(run, report)
             if trainer.upload:
                 trainer.upload.finish(run)
-        elif rescue:
+        elif wanted:
             return run  # the main process decides how the run ends
         if not report:
             _require_feasible(run, done)
@@ -148,7 +147,7 @@ def finish(trainer: MyPTTrainer) -> Path:
     return run
 
 
-def _rescue(trainer: MyPTTrainer, run: Path, done: dict) -> InterpolatedBest | None:
+def _interpolation(trainer: MyPTTrainer, run: Path, done: dict) -> InterpolatedBest | None:
     """What makes OUT/best of a run in which no saved step kept the guards; None if one did, or it is not asked for."""
     if trainer.start is None or kept_guards(done):
         return None
@@ -156,11 +155,11 @@ def _rescue(trainer: MyPTTrainer, run: Path, done: dict) -> InterpolatedBest | N
     return InterpolatedBest(run, trainer.start, done["best_model_checkpoint"], trainer.forgetting.policy, evaluator)
 
 
-def _interpolated(trainer: MyPTTrainer, rescue: InterpolatedBest) -> InterpolationReport | None:
+def _interpolated(trainer: MyPTTrainer, wanted: InterpolatedBest) -> InterpolationReport | None:
     """Make OUT/best by interpolation; None, with the reason printed, where that cannot be done."""
     trainer.free()
     try:
-        return rescue.make()
+        return wanted.make()
     except (MyPTError, OSError) as error:
         reason = error
     except (RuntimeError, MemoryError) as error:
