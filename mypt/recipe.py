@@ -148,6 +148,7 @@ class ForgettingSection:
     tolerance: Annotated[Number, at_least(0)] = 0.05
     action: Annotated[str, one_of("warn", "stop", "reduce_lr", "raise_replay", "rollback")] = "warn"
     act_at: Annotated[Number, at_least(1e-6)] = 1.0
+    interpolate: Annotated[str, one_of(AUTO, "off")] = AUTO
     # Chosen when the run starts, and recorded.
     eval_windows: Annotated[int | str | None, at_least(1), one_of("all")] = None
     time_budget: Annotated[Number, between(0, 1)] = 0.1
