@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sized
 from dataclasses import asdict
 from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow.compute as pc
+from torch.utils.data import IterableDataset
 
 from mypt.planning.coverage import whole
 from mypt.streams.ledger import Ledger, Seen
@@ -83,21 +86,26 @@ def ledger_of(dataset: Any, tokens: int | None = None) -> Ledger | EstimatedLedg
     samples = len(dataset) if isinstance(dataset, Sized) else 0
     if tokens and samples:
         return DatasetLedger(samples, tokens / samples, True)
-    if hasattr(dataset, "__getitem__"):
+    if is_map_style(dataset):
         return DatasetLedger(samples, *_mean_tokens(dataset), f"the samples have no input_ids; {GIVE_TOKENS}")
-    from datasets import IterableDataset
-
-    first = itertools.islice(dataset, READ_STREAMED) if isinstance(dataset, IterableDataset) else ()
+    first = itertools.islice(dataset, READ_STREAMED) if isinstance(dataset, datasets.IterableDataset) else ()
     mean = _mean(map(_tokens, first))
     samples = tokens / mean if tokens and mean else samples
     return DatasetLedger(samples, mean, False, f"the data streams; {GIVE_TOKENS if mean else GIVE_LEDGER}")
 
 
+def is_map_style(dataset: Any) -> bool:
+    """Whether a DataLoader reads items by their number, each once in an epoch."""
+    return isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset)
+
+
 def _mean_tokens(dataset: Any) -> tuple[float, bool]:
     """The mean tokens of the samples of a map-style dataset (0: not known), and whether all were counted."""
-    from datasets import Dataset
-
-    rows = isinstance(dataset, Dataset) and dataset.format["type"] != "custom" and "input_ids" in dataset.column_names
+    rows = (
+        isinstance(dataset, datasets.Dataset)
+        and dataset.format["type"] != "custom"
+        and "input_ids" in dataset.column_names
+    )
     most = COUNTED_ROWS if rows else READ_SAMPLES
     exact = len(dataset) <= most
     chosen = np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(np.int64)
@@ -106,9 +114,7 @@ def _mean_tokens(dataset: Any) -> tuple[float, bool]:
     return _mean(_tokens(dataset[index]) for index in chosen.tolist()), exact
 
 
-def _column_tokens(dataset: Any) -> float:
-    import pyarrow.compute as pc
-
+def _column_tokens(dataset: datasets.Dataset) -> float:
     masked = "attention_mask" in dataset.column_names
     column, tokens = "attention_mask" if masked else "input_ids", 0
     for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1_000):

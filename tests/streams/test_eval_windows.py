@@ -137,7 +137,7 @@ def test_a_set_without_texts_or_a_tokenizer_without_eos_is_refused(tokenizer):
         EvalWindows.from_texts([], tokenizer, block_size=8)
     tokenizer.eos_token, before = None, tokenizer.eos_token
     try:
-        with pytest.raises(DataError, match="set tokenizer.eos_token"):
+        with pytest.raises(DataError, match=r"set tokenizer\.eos_token"):
             EvalWindows.from_texts(TEXTS, tokenizer, block_size=8)
     finally:
         tokenizer.eos_token = before

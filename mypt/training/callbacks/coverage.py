@@ -18,7 +18,7 @@ from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.files import replace_text
 from mypt.planning.report import coverage_lines
 from mypt.planning.verdict import DataSource, assess
-from mypt.streams.dataset_ledger import DatasetLedger, ledger_of
+from mypt.streams.dataset_ledger import DatasetLedger, is_map_style, ledger_of
 from mypt.streams.ledger import Ledger, Seen
 from mypt.streams.show import saved_ledger
 from mypt.streams.timeline import describe
@@ -242,7 +242,7 @@ def _samples_per_epoch(stream, dataloader, args) -> int | None:
 
     The last batch of an epoch may be smaller, or left out (`dataloader_drop_last`).
     """
-    if not isinstance(stream, DatasetLedger) or not hasattr(_dataset(dataloader), "__getitem__"):
+    if not isinstance(stream, DatasetLedger) or not is_map_style(_dataset(dataloader)):
         return None
     size = args.train_batch_size * args.world_size
     samples = len(dataloader) * size

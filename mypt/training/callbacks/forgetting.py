@@ -106,7 +106,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
                 )
             self.history = list(map(self._ordered, self.history))
         else:
-            self._record(model, args, state)
+            self._record(model, args, state, control)
             if state.is_world_process_zero:
                 save_baseline(Path(args.output_dir), self._baseline, self.eval_sets)
                 self._write(Path(args.output_dir))
@@ -122,7 +122,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             return
         # A stock Trainer evaluates by itself, and comes here once for each of its own sets.
         if not self.history or self.history[-1]["step"] != state.global_step:
-            self._record(model, args, state)
+            self._record(model, args, state, control)
         if metrics is not None:
             metrics |= self._metrics  # so that `metric_for_best_model` can name them
         decision = decide(self.history, self.policy)
@@ -176,16 +176,17 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         self._seconds += time.monotonic() - began
         return self._metrics
 
-    def _record(self, model: torch.nn.Module, args, state) -> None:
+    def _record(self, model: torch.nn.Module, args, state, control) -> None:
         """Measure and log, where no Trainer of ours does it."""
         measured = self.measure(model, args, state)
         if self.log is None:
             state.log_history.append({**measured, "epoch": state.epoch or 0.0, "step": state.global_step})
             return
-        was_training = model.training
+        was_training, is_due = model.training, control.should_log
         model.eval()  # by which TRL knows that its own training metrics do not belong in this entry
         self.log(dict(measured))
         model.train(was_training)
+        control.should_log = is_due  # the Trainer's own entry of this step may come yet
 
     def _read(self, model: torch.nn.Module, args, state) -> Readings:
         evaluator = Evaluator(self.eval_sets, args.per_device_eval_batch_size, args.process_index, args.world_size)
