@@ -16,6 +16,7 @@ from typing import Annotated, Any, Union
 import yaml
 
 from mypt.errors import RecipeError, shown
+from mypt.evaluation.forgetting import ACTIONS
 from mypt.files import replace_text
 from mypt.json_files import Rule, Unfit, Wrong, as_kind
 from mypt.planning.step import OWN_OPTIMIZERS
@@ -73,7 +74,11 @@ def _is_number(value: Any) -> bool:
 
 
 NAMES = Rule(
-    lambda value: not isinstance(value, list) or all(isinstance(v, str) and v for v in value), "a list of names"
+    lambda value: (
+        not isinstance(value, list | dict)
+        or all(isinstance(v, str) and v for v in (value if isinstance(value, list) else [*value, *value.values()]))
+    ),
+    "a list of names",
 )
 Number = Annotated[float, float]  # a whole number becomes a float
 Mapping = dict[object, object]
@@ -140,9 +145,10 @@ class ForgettingSection:
     """The evaluation set that is learned, those that are guarded, and the action when a guarded loss rises."""
 
     target: str | None = None
-    guard: Annotated[list | None, NAMES] = None
+    guard: Annotated[list | Mapping | None, NAMES] = None  # or {name: replay source}
     tolerance: Annotated[Number, at_least(0)] = 0.05
-    action: Annotated[str, one_of("warn", "stop")] = "warn"
+    action: Annotated[str, one_of(*ACTIONS)] = "warn"
+    act_at: Annotated[Number, at_least(1e-6)] = 1.0
     # Chosen when the run starts, and recorded.
     eval_windows: Annotated[int | str | None, at_least(1), one_of("all")] = None
     time_budget: Annotated[Number, between(0, 1)] = 0.1

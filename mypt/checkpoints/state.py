@@ -13,7 +13,8 @@ STATE_NAME = "trainer_state.json"
 # Trainer logs what a step gave: a loss may be NaN there.
 Number = Annotated[Any, Rule(lambda value: type(value) in (int, float), "a number")]
 Error = Annotated[float, Rule(lambda value: value >= 0, "a finite number of 0 or more")]
-Weight = Annotated[float, Rule(lambda value: 1e-100 < value < 1e100, "a number above 0")]
+# 0: of a source that only the guard's `raise_replay` draws from.
+Weight = Annotated[float, Rule(lambda value: value == 0 or 1e-100 < value < 1e100, "a number of 0 or more")]
 # xxh3-128 of a split's shards; empty where the source is a text.
 Fingerprint = Annotated[str, Rule(re.compile(r"([0-9a-f]{32})?").fullmatch, "32 hex digits")]
 
@@ -41,6 +42,7 @@ class Event(TypedDict, total=False):
     weights: list[Weight]
     appended: Grown
     changes: dict[str, Any]
+    guard: dict[str, Any]
 
 
 class SavedSeen(TypedDict):
@@ -167,10 +169,31 @@ def _can_continue(history: list[Measured]) -> bool:
     return True
 
 
+class Change(TypedDict):
+    """Change of a guarded set that caused an action, in nats per token."""
+
+    delta: float
+    delta_error: Error
+
+
+class Action(TypedDict):
+    """What the guard did after a measurement, and what it changed by that: [before, after]."""
+
+    step: Count
+    action: str
+    sets: dict[str, Change]
+    learning_rate: NotRequired[list[float]]
+    shares: NotRequired[dict[str, list[float]]]
+    to: NotRequired[str | None]
+
+
 class ForgettingState(TypedDict):
     history: Annotated[History, Rule(_can_continue, "measurements")]
     stopped_at: Count | None
     tolerance: Error
+    act_at: NotRequired[Error]
+    actions: NotRequired[list[Action]]
+    rate_factor: NotRequired[Annotated[float, Rule(lambda value: 0 < value <= 1, "a number above 0, up to 1")]]
 
 
 class Spike(TypedDict):
@@ -303,6 +326,8 @@ class ForgettingReport(TypedDict):
     guard: NotRequired[list[str]]
     tolerance: NotRequired[Error]
     action: NotRequired[str]
+    act_at: NotRequired[Error]
+    actions: NotRequired[list[Action]]
     stopped_at: NotRequired[Count | None]
     verdict: NotRequired[str]
 

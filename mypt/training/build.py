@@ -117,7 +117,7 @@ def _build(
     eval_sets = build_eval_sets(recipe, data, going_on=bool(checkpoint))
 
     coverage = _coverage(recipe, model, stream, assume_yes)
-    forgetting = _forgetting(recipe, eval_sets)
+    forgetting = _forgetting(recipe, data, eval_sets, coverage)
     diagnosis = DiagnosisCallback(coverage, forgetting and forgetting.policy.target)
     ours = [coverage, forgetting, MetricsCallback(), ProgressBarCallback(), diagnosis]
     patience = recipe.safety.early_stopping_patience
@@ -278,16 +278,21 @@ def _coverage(recipe: Recipe, model: PreTrainedModel, stream, assume_yes: bool) 
     )
 
 
-def _forgetting(recipe: Recipe, eval_sets: dict[str, EvalWindows]) -> ForgettingCallback | None:
+def _forgetting(
+    recipe: Recipe, data: RunData, eval_sets: dict[str, EvalWindows], coverage: CoverageCallback
+) -> ForgettingCallback | None:
     if not eval_sets:
         return None
-    section = recipe.forgetting
+    section, sources = recipe.forgetting, list(data.train)
     return ForgettingCallback(
         eval_sets,
         target=section.target,
-        guard=section.guard,
+        guard=None if section.guard is None else list(section.guard),
         tolerance=section.tolerance,
         action=section.action,
+        act_at=section.act_at,
+        coverage=coverage,
+        replay={name: sources.index(directory) for name, directory in data.replay.items()},
         time_budget=section.time_budget,
     )
 

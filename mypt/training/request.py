@@ -17,7 +17,7 @@ from mypt.shards.reader import check_files
 from mypt.streams.windows import window_count
 from mypt.tokenization.load import require_same_tokenizer
 from mypt.training import run_folder
-from mypt.training.data.sources import default_sets, is_dataset, text_sources
+from mypt.training.data.sources import default_sets, is_dataset, replay_sources, text_sources
 from mypt.training.launch import SIZES
 
 WORKERS_PER_CPU = 16  # a worker that waits for a disk or the hub needs no core; more than this only take memory
@@ -134,3 +134,5 @@ def _check_data(recipe: Recipe) -> None:
     names = section.eval or ({} if texts else default_sets({name: manifests[name] for name in section.train}))
     if names:
         require_sets(names, recipe.forgetting.target, recipe.forgetting.guard)
+        for source in replay_sources(recipe, names, section.train).values():
+            check_files(Path(source), open_dataset(source, section.dtype), "train")

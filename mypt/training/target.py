@@ -253,7 +253,7 @@ def evaluation_settings(recipe, layers: int) -> dict:
     """Arguments of `plan_evaluation` that a recipe gives; layers: of the model that is trained."""
     section, training = recipe.forgetting, recipe.training
     acting = {
-        "forgetting.action stop": section.action == "stop",
+        f"forgetting.action {section.action}": section.action != "warn",
         "safety.early_stopping_patience": recipe.safety.early_stopping_patience is not None,
         "training.lr_scheduler_type reduce_lr_on_plateau": training.get("lr_scheduler_type") == "reduce_lr_on_plateau",
     }

@@ -199,6 +199,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
         sources = [
             DataSource(source.name, source.tokens, source.weight, seen.tokens, seen.estimated)
             for source, seen in zip(self.stream.sources, self.stream.seen(self.next_sample), strict=True)
+            if source.weight or seen.tokens  # else it waits for the guard's `raise_replay`
         ]
         foreign = isinstance(self.stream, DatasetLedger)
         if not all(source.tokens for source in sources):

@@ -1,4 +1,4 @@
-"""Measure every evaluation set against its loss at step 0, record it, and stop when a guarded one gets worse."""
+"""Measure every evaluation set against its loss at step 0, record it, and act when a guarded one gets worse."""
 
 import json
 import math
@@ -19,7 +19,9 @@ from mypt.evaluation.loss import WindowLosses
 from mypt.files import replace_text
 from mypt.streams.eval_windows import EvalWindows
 from mypt.terminal import say
+from mypt.training.callbacks.coverage import CoverageCallback
 from mypt.training.callbacks.curves import Pace, plot_forgetting
+from mypt.training.callbacks.guard import Guard, require_lambda_schedule
 from mypt.training.model.compiled import eager
 
 REPORT_NAME = "forgetting.json"
@@ -37,7 +39,11 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         target: The set that is learned; default the first.
         guard: The sets that are to be kept; default all others.
         tolerance: Nats per token that a guarded set may lose.
-        action: `warn`, or `stop` when a guarded set reaches `warning`.
+        action: What follows when a guarded set lost more: `warn`, `stop` (with a checkpoint), `reduce_lr` (halve the
+            learning rate), `raise_replay` or `rollback`. The last two need `mypt train` or `build_trainer`.
+        act_at: The action follows at this multiple of the tolerance.
+        coverage: The run's CoverageCallback, in whose ledger the actions are recorded.
+        replay: {guarded set: index of its training source in the stream}, for `raise_replay`.
         eval_steps: Measure every so many steps, and at the last one; None: whenever the Trainer itself evaluates.
         time_budget: Share of wall time for evaluation; beyond it the end of the run reports which eval_steps would
             keep it (0: it does not).
@@ -46,7 +52,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
 
     Raises:
         DataError: Token ids or windows that the model has no embeddings for.
-        MyPTError: Names or an action that do not exist.
+        MyPTError: Names or an action that do not exist, or an action that cannot work here.
         CheckpointError: A resume without its baseline.
     """
 
@@ -58,6 +64,9 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         guard: list[str] | None = None,
         tolerance: float = TOLERANCE,
         action: str = "warn",
+        act_at: float = 1.0,
+        coverage: CoverageCallback | None = None,
+        replay: dict[str, int] | None = None,
         eval_steps: int | None = None,
         time_budget: float = 0.1,
         log: Callable[[dict[str, float]], object] | None = None,
@@ -68,7 +77,13 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         target = target or next(iter(eval_sets))
         guard = [name for name in eval_sets if name != target] if guard is None else guard
         require_sets(eval_sets, target, guard)
-        self.policy = Policy(target, guard, tolerance, action)
+        self.policy = Policy(target, guard, tolerance, action, act_at)
+        if action in ("raise_replay", "rollback") and replay is None:
+            raise MyPTError(
+                f"forgetting action {action} needs MyPT's own trainer: use `mypt train` or build_trainer(recipe), or "
+                "one of: warn, stop, reduce_lr"
+            )
+        self.guard = Guard(self.policy, coverage, replay or {})
         self.eval_steps = eval_steps
         self.time_budget = time_budget
         self.log = log
@@ -85,12 +100,24 @@ class ForgettingCallback(TrainerCallback, ExportableState):
     def state(self) -> dict:
         return {
             "args": {},
-            "attributes": {"history": self.history, "stopped_at": self.stopped_at, "tolerance": self.policy.tolerance},
+            "attributes": {
+                "history": self.history,
+                "stopped_at": self.stopped_at,
+                "tolerance": self.policy.tolerance,
+                "act_at": self.policy.act_at,
+                "actions": self.guard.actions,
+                "rate_factor": self.guard.rate_factor,
+            },
         }
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         # What this object may have measured before training began belongs to no run.
-        saved = loaded_state(state).forgetting
+        run_state = loaded_state(state)
+        saved = run_state.forgetting
+        require_lambda_schedule(kwargs.get("lr_scheduler"), self.policy.action)
+        self.guard.restore(run_state, args.learning_rate)
+        if self.guard.rate_factor != 1:
+            self._say(state, f"learning rate x {self.guard.rate_factor:g} by the guard so far")
         self.history = saved["history"] if saved else []
         self.stopped_at, self._baseline, self._metrics, self._ended = None, {}, {}, False
         require_fit(model, self.eval_sets)
@@ -111,11 +138,11 @@ class ForgettingCallback(TrainerCallback, ExportableState):
                 save_baseline(Path(args.output_dir), self._baseline, self.eval_sets)
                 self._write(Path(args.output_dir))
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs):
         if self.eval_steps and (state.global_step % self.eval_steps == 0 or state.global_step == state.max_steps):
-            self.on_evaluate(args, state, control, model)
+            self.on_evaluate(args, state, control, **kwargs)
 
-    def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
+    def on_evaluate(self, args, state, control, model=None, lr_scheduler=None, metrics=None, trainer=None, **kwargs):
         if self._ended and metrics is not None and "eval_constrained_loss" not in metrics:
             # Maybe with the weights of an earlier step: load_best_model_at_end.
             metrics |= self._judge(self._read(model, args, state), state)[1]
@@ -125,12 +152,14 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             self._record(model, args, state, control)
         if metrics is not None:
             metrics |= self._metrics  # so that `metric_for_best_model` can name them
-        decision = decide(self.history, self.policy)
-        if decision and decision.action == "stop" and not control.should_training_stop:
-            self.stopped_at = state.global_step
-            control.should_training_stop = control.should_save = True
-            lost, limit = ", ".join(decision.sets), self.policy.tolerance
-            self._say(state, f"stopping: {lost} lost more than the tolerance of {limit:g} nats")
+        is_last = state.global_step >= state.max_steps  # when only a warning has a meaning
+        acted = self.guard.acted
+        if (self.policy.action == "warn" or not is_last) and state.global_step not in acted:
+            decision = decide(self.history, self.policy, acted)
+            if decision:
+                self.guard.act(decision, args, state, control, lr_scheduler, trainer)
+            if decision and decision.action == "stop":
+                self.stopped_at = state.global_step
         if state.is_world_process_zero:
             self._write(Path(args.output_dir))
 
@@ -154,7 +183,9 @@ class ForgettingCallback(TrainerCallback, ExportableState):
     def stopped_before(self, state: RunState) -> bool:
         """Whether a saved state ends in a stop that these settings would repeat."""
         saved = state.forgetting
-        same = saved and self.policy.action == "stop" and saved["tolerance"] == self.policy.tolerance
+        policy = self.policy
+        same = saved and policy.action == "stop"
+        same = same and (saved["tolerance"], saved.get("act_at", 2.0)) == (policy.tolerance, policy.act_at)
         return bool(same) and saved["stopped_at"] == state.step
 
     # ---- measuring ----
@@ -232,6 +263,8 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             "guard": self.policy.guard,
             "tolerance": self.policy.tolerance,
             "action": self.policy.action,
+            "act_at": self.policy.act_at,
+            "actions": self.guard.actions,
             "stopped_at": self.stopped_at,
             "history": self.history,
             "verdict": verdict(self.history, self.policy),

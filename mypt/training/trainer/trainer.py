@@ -29,6 +29,7 @@ from mypt.streams.shard_stream import ShardStream
 from mypt.terminal import say
 from mypt.training.callbacks.coverage import CoverageCallback
 from mypt.training.callbacks.curves import draw_what_ends_it
+from mypt.training.callbacks.guard import LOWERS_THE_RATE
 from mypt.training.model.compiled import compiled_layers
 from mypt.training.model.flops import flops_per_token
 from mypt.training.model.loading import loading, require_optimizer_state, require_rng_state, require_weights
@@ -71,7 +72,7 @@ class MyPTTrainer(Trainer):
         args, kwargs: As for HF's Trainer.
 
     Raises:
-        RecipeError: A launch with FSDP 1, or `on_nan` other than stop under DeepSpeed.
+        RecipeError: A launch with FSDP 1; under DeepSpeed `on_nan` other than stop, or an action that changes rates.
     """
 
     def __init__(
@@ -95,6 +96,9 @@ class MyPTTrainer(Trainer):
         self.hardware, self.compile_layers, self.throughput = hardware, compile_layers, throughput
         if self.is_deepspeed_enabled and on_nan != "stop":
             raise RecipeError(f"safety.on_nan is {on_nan}, and DeepSpeed updates the weights by itself; use stop")
+        if self.is_deepspeed_enabled and forgetting and forgetting.policy.action in LOWERS_THE_RATE:
+            action = forgetting.policy.action
+            raise RecipeError(f"forgetting.action is {action}, and DeepSpeed sets the rate by itself; use warn or stop")
         self.safety, self.spikes, self.signals = SafetyCallback(on_nan), SpikeCallback(), SignalCallback()
         for callback in (self.safety, self.spikes, self.signals):
             self.add_callback(callback)
@@ -281,7 +285,11 @@ class MyPTTrainer(Trainer):
             self.require_sound()
         metrics = self.forgetting.measure(self.model, self.args, self.state)
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        # As CallbackHandler.on_evaluate, with the trainer, by which the guard restores weights.
+        self.control.should_evaluate = False
+        self.control = self.callback_handler.call_event(
+            "on_evaluate", self.args, self.state, self.control, metrics=metrics, trainer=self
+        )
         return metrics
 
     # ---- optimizer and schedule ----
@@ -294,9 +302,16 @@ class MyPTTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LRScheduler:
         """HF's schedule as a `RewarmSchedule`."""
         self.safety.restore(self)  # the checkpoint's trainer state is loaded, its optimizer state comes next
+        if self.forgetting:
+            self.forgetting.guard.restore(loaded_state(self.state), self.args.learning_rate)
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         require_lambda_schedule(scheduler, self.safety.on_nan)
         return rewarmed(scheduler, self.args.lr_scheduler_type, self.args.get_warmup_steps(num_training_steps))
+
+    @property
+    def rate_factor(self) -> float:
+        """The factor of all rollbacks, and of all cuts by the guard, on the recipe's learning rate."""
+        return self.safety.rate_factor * (self.forgetting.guard.rate_factor if self.forgetting else 1.0)
 
     # ---- checkpoints ----
 
@@ -371,7 +386,7 @@ class MyPTTrainer(Trainer):
                 self.lr_scheduler,
                 rate=self.args.learning_rate,
                 saved_rate=loaded_state(self.state).learning_rate,
-                factor=self.safety.rate_factor,
+                factor=self.rate_factor,
                 warmup=self.args.get_warmup_steps(self.args.max_steps),
             )
             if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
