@@ -326,3 +326,47 @@ def test_evaluation_sets_that_do_not_fit_the_model_are_named(make_shards, domain
     stream = ShardStream(domain, block_size=BLOCK, micro_batch_size=None)
     with pytest.raises(DataError, match=words):
         train(gpt2(), stream, arguments(tmp_path), [ForgettingCallback({"large": windows})])
+
+
+def test_reduce_lr_halves_the_rest_of_any_schedule_and_a_resume_keeps_it(domain, general, tmp_path, capsys):
+    sets = {"domain": EvalWindows(domain, block_size=BLOCK), "general": EvalWindows(general, block_size=BLOCK)}
+
+    def run(steps: int, resume: bool = False) -> tuple[dict, ForgettingCallback]:
+        set_seed(0)
+        stream = ShardStream(domain, block_size=BLOCK, micro_batch_size=None)
+        coverage = CoverageCallback(stream, confirm=False)
+        forgetting = ForgettingCallback(sets, action="reduce_lr", tolerance=0.01, eval_steps=4, coverage=coverage)
+        args = arguments(tmp_path, max_steps=steps, lr_scheduler_type="constant_with_warmup", warmup_steps=2,
+                         save_steps=4, learning_rate=2e-2)  # fmt: skip
+        trainer, _ = train(gpt2(), stream, args, [coverage, forgetting], resume)
+        history = trainer.state.log_history
+        return {entry["step"]: entry["learning_rate"] for entry in history if "loss" in entry}, forgetting
+
+    rates, forgetting = run(16)
+    (tmp_path / "out").rename(tmp_path / "whole")
+    run(12)
+    resumed, continued = run(16, resume=True)
+    acted = [entry["step"] for entry in forgetting.guard.actions]
+    assert acted and acted[0] < 12
+    for step, rate in rates.items():
+        cuts = sum(at < step for at in acted)
+        assert rate == pytest.approx(2e-2 * min(1, (step - 1) / 2) * 0.5**cuts), f"step {step} after cuts at {acted}"
+    assert resumed == rates and continued.guard.actions == forgetting.guard.actions
+    assert continued.history == forgetting.history
+    report = json.loads((tmp_path / "out" / "forgetting.json").read_text())
+    ledger = json.loads((tmp_path / "out" / "coverage.json").read_text())
+    assert report["actions"] == forgetting.guard.actions
+    assert [event["step"] for event in ledger["events"] if "guard" in event] == acted
+    assert "learning rate 0.02 -> 0.01" in capsys.readouterr().out
+
+
+def test_actions_that_cannot_work_in_a_stock_trainer_are_refused(domain, tmp_path):
+    sets = {"domain": EvalWindows(domain, block_size=BLOCK)}
+    for action in ("raise_replay", "rollback"):
+        with pytest.raises(MyPTError, match=f"{action} needs MyPT's own trainer.*one of: warn, stop, reduce_lr"):
+            ForgettingCallback(sets, guard=["domain"], action=action)
+    forgetting = ForgettingCallback(sets, guard=["domain"], action="reduce_lr", eval_steps=1)
+    args = arguments(tmp_path, eval_strategy="steps", eval_steps=1, lr_scheduler_type="reduce_lr_on_plateau")
+    data = [sets["domain"][index] for index in range(8)]
+    with pytest.raises(MyPTError, match="ReduceLROnPlateau sets by itself; use warn or stop, or another schedule"):
+        train(gpt2(), data, args, [forgetting], eval_dataset=data)

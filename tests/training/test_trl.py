@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, processors
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from mypt import CoverageCallback, EvalWindows, ForgettingCallback, ShardStream
+from mypt.errors import MyPTError
 from mypt.evaluation.loss import window_losses
 
 trl = pytest.importorskip("trl", reason="TRL is not installed (the dev extra has it)")
@@ -128,6 +129,29 @@ def test_adapters_are_measured_against_the_base_and_a_resume_goes_on(make_traine
     for mine, other in zip(resumed.history, whole.history, strict=True):
         assert mine["sets"]["general"]["loss"] == pytest.approx(other["sets"]["general"]["loss"], abs=1e-5)
         assert mine["sets"]["general"]["delta"] == pytest.approx(mine["sets"]["general"]["loss"] - base, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_reduce_lr_halves_the_rest_of_the_schedule(make_trainer, eval_sets):
+    forgetting = ForgettingCallback(eval_sets, action="reduce_lr", tolerance=0.01, eval_steps=4)
+    trainer = make_trainer([forgetting], max_steps=40, lr_scheduler_type="linear", save_strategy="no")
+    trainer.train()
+    acted = [entry["step"] for entry in forgetting.guard.actions]
+    assert acted and forgetting.guard.rate_factor == 0.5 ** len(acted)
+    for entry in trainer.state.log_history:
+        if "loss" in entry:
+            left = (41 - entry["step"]) / 40 * 0.5 ** sum(at < entry["step"] for at in acted)
+            assert entry["learning_rate"] == pytest.approx(2e-2 * left)
+
+
+@pytest.mark.slow
+def test_reduce_lr_is_refused_on_a_plateau_schedule(make_trainer, eval_sets, domain):
+    trainer = make_trainer(
+        [ForgettingCallback(eval_sets, action="reduce_lr", eval_steps=2)], eval_dataset=domain.select(range(8)),
+        eval_strategy="steps", eval_steps=2, lr_scheduler_type="reduce_lr_on_plateau",
+    )  # fmt: skip
+    with pytest.raises(MyPTError, match="ReduceLROnPlateau sets by itself"):
+        trainer.train()
 
 
 DIALOGUES = [
