@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from mypt import CoverageCallback, EvalWindows, ForgettingCallback, ShardStream
 from mypt.errors import MyPTError
 from mypt.evaluation.loss import window_losses
+from tests.processes import ROOT, launch
 
 trl = pytest.importorskip("trl", reason="TRL is not installed (the dev extra has it)")
 
@@ -21,14 +22,18 @@ TEMPLATE = "{% for m in messages %}[{{ m['role'][0] }}]{{ m['content'] }}{{ eos_
 BLOCK = 32
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> PreTrainedTokenizerFast:
     """A foreign one: of characters, with a BOS that it puts before each text, and a chat template."""
     names = ["<s>", "</s>", "<pad>", "<unk>", *LETTERS, *"[]. "]
     backend = Tokenizer(models.BPE({name: id for id, name in enumerate(names)}, [], unk_token="<unk>"))
     backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
     roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TEMPLATE, **roles)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
 
 
 def domain_texts(count: int) -> list[str]:
@@ -42,17 +47,25 @@ def general_texts(count: int) -> list[str]:
     return ["".join(draws.choices("abc", k=40)) for _ in range(count)]
 
 
-@pytest.fixture(scope="module")
-def domain() -> Dataset:
+def make_domain() -> Dataset:
     return Dataset.from_list([{"text": text} for text in domain_texts(38)])
 
 
-@pytest.fixture
-def eval_sets(tokenizer):
+@pytest.fixture(scope="module")
+def domain() -> Dataset:
+    return make_domain()
+
+
+def make_eval_sets(tokenizer: PreTrainedTokenizerFast) -> dict[str, EvalWindows]:
     return {
         "domain": EvalWindows.from_texts(domain_texts(12), tokenizer, block_size=BLOCK),
         "general": EvalWindows.from_texts(general_texts(12), tokenizer, block_size=BLOCK),
     }
+
+
+@pytest.fixture
+def eval_sets(tokenizer):
+    return make_eval_sets(tokenizer)
 
 
 def llama() -> LlamaForCausalLM:
@@ -232,3 +245,51 @@ def test_a_stream_of_ours_resumes_at_its_next_sample(make_trainer, eval_sets, ma
     rest = run(6, state["stateful_callbacks"]["CoverageCallback"]["attributes"], resume=True)
     (tmp_path / "run").rename(tmp_path / "first")
     assert whole + rest == run(6)
+
+
+LAUNCHED = """
+import json, sys
+from pathlib import Path
+root, out, kind = sys.argv[1:]
+sys.path.insert(0, root)
+from transformers import Trainer, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+from mypt import CoverageCallback, ForgettingCallback
+from tests.training.test_trl import llama, make_domain, make_eval_sets, make_tokenizer
+
+tokenizer, data = make_tokenizer(), make_domain()
+config = SFTConfig if kind == "sft" else TrainingArguments
+options = {"max_length": 48} if kind == "sft" else {"remove_unused_columns": True}
+args = config(out, max_steps=60, per_device_train_batch_size=2, learning_rate=2e-2, lr_scheduler_type="constant",
+              save_steps=100, bf16=False, use_cpu=True, report_to="none", disable_tqdm=True, **options)
+callbacks = [CoverageCallback(confirm=False),
+             ForgettingCallback(make_eval_sets(tokenizer), action="stop", eval_steps=4, tolerance=0.1)]
+if kind == "sft":
+    trainer = SFTTrainer(llama(), args, train_dataset=data, processing_class=tokenizer, callbacks=callbacks)
+else:
+    rows = data.map(lambda row: tokenizer(row["text"]) | {"labels": tokenizer(row["text"])["input_ids"]})
+    trainer = Trainer(llama(), args, train_dataset=rows.to_iterable_dataset(), callbacks=callbacks)
+trainer.train()
+result = {"history": callbacks[1].history, "ledger": callbacks[0].ledger(), "step": trainer.state.global_step}
+Path(out, f"rank_{args.process_index}.json").write_text(json.dumps(result))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sft", "streaming"])
+def test_two_processes_stop_at_the_step_of_one(kind, tmp_path, make_trainer, eval_sets):
+    (tmp_path / "train.py").write_text(LAUNCHED)
+    printed = launch("cpu_2.yaml", ROOT, tmp_path / "two", kind, script=tmp_path / "train.py")
+    first, second = (json.loads((tmp_path / "two" / f"rank_{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and printed.count("Dataset coverage") == printed.count("stopping") == 1
+    assert first["step"] < 60 and first["history"][-1]["sets"]["general"]["delta"] > 0.1
+    if kind == "sft":
+        coverage = CoverageCallback(confirm=False)
+        forgetting = ForgettingCallback(eval_sets, action="stop", eval_steps=4, tolerance=0.1)
+        trainer = make_trainer([coverage, forgetting], max_steps=60, save_steps=100)
+        trainer.train()
+        assert (first["step"], first["ledger"]) == (trainer.state.global_step, coverage.ledger())
+        for mine, other in zip(first["history"], forgetting.history, strict=True):
+            assert mine["sets"]["general"]["loss"] == pytest.approx(other["sets"]["general"]["loss"], abs=1e-3)
+    else:
+        assert first["ledger"][0]["samples"] == 4 * first["step"] and first["ledger"][0]["estimated"]
