@@ -53,7 +53,7 @@ class Evaluator:
 
 def require_fit(model: torch.nn.Module, sets: dict[str, EvalWindows]) -> None:
     """Raise DataError, naming the set, for ids or windows that a transformers model has no embeddings for."""
-    if (config := getattr(model, "config", None)) is None:
+    if not hasattr(config := getattr(model, "config", None), "get_text_config"):
         return
     config = config.get_text_config()
     vocabulary, context = getattr(config, "vocab_size", None), getattr(config, "max_position_embeddings", None)

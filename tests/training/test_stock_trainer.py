@@ -24,7 +24,9 @@ from mypt.checkpoints.state import read_ledger
 from mypt.errors import DataError, MyPTError
 from mypt.evaluation.baseline import BASELINE_NAME
 from mypt.streams.eval_windows import EvalWindows
+from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
+from mypt.tokenization.train import build_char_tokenizer
 from mypt.training.callbacks.coverage import CoverageCallback
 from mypt.training.callbacks.forgetting import ForgettingCallback
 from tests.processes import launch
@@ -370,3 +372,10 @@ def test_actions_that_cannot_work_in_a_stock_trainer_are_refused(domain, tmp_pat
     data = [sets["domain"][index] for index in range(8)]
     with pytest.raises(MyPTError, match="ReduceLROnPlateau sets by itself; use warn or stop, or another schedule"):
         train(gpt2(), data, args, [forgetting], eval_dataset=data)
+
+
+def test_a_stream_of_text_is_refused_before_the_training_rather_than_at_the_first_save(tmp_path):
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "some text"}) + "\n")
+    stream = JitStream(tmp_path / "text.jsonl", build_char_tokenizer("some text"), block_size=4, micro_batch_size=None)
+    with pytest.raises(MyPTError, match="would lose its place at the first save; use `mypt train`, or prepare"):
+        train(gpt2(), stream, arguments(tmp_path), [CoverageCallback(confirm=False)])

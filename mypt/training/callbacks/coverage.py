@@ -19,6 +19,7 @@ from mypt.files import replace_text
 from mypt.planning.report import coverage_lines
 from mypt.planning.verdict import DataSource, assess
 from mypt.streams.dataset_ledger import DatasetLedger, is_map_style, ledger_of
+from mypt.streams.jit_stream import JitLoader, JitStream
 from mypt.streams.ledger import Ledger, Seen
 from mypt.streams.show import saved_ledger
 from mypt.streams.timeline import describe
@@ -47,6 +48,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
     Raises:
         CheckFailed: The answer was no, or `strict` and less than one pass.
         CheckpointError: A resume with a stream that lacks the run's changes of weights or data.
+        MyPTError: A JitStream in a Trainer that is not ours.
     """
 
     def __init__(
@@ -85,9 +87,15 @@ class CoverageCallback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        loader = kwargs.get("train_dataloader")
         if self._find:
-            self.stream = ledger_of(_dataset(kwargs["train_dataloader"]), self._tokens)
-        self._epoch = _samples_per_epoch(self.stream, kwargs.get("train_dataloader"), args)
+            self.stream = ledger_of(_dataset(loader), self._tokens)
+        if isinstance(self.stream, JitStream) and loader is not None and not isinstance(loader, JitLoader):
+            raise MyPTError(
+                "this Trainer reads ahead, and a JitStream would lose its place at the first save; use `mypt train`, "
+                "or prepare the text (`mypt prepare`) and give a ShardStream"
+            )
+        self._epoch = _samples_per_epoch(self.stream, loader, args)
         start = state.global_step * self._batch  # without a ledger, as in a new run
         if self._epoch:
             passes, steps = divmod(state.global_step, math.ceil(self._epoch / self._batch))
