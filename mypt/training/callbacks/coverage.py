@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from accelerate.data_loader import IterableDatasetShard
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -17,6 +18,8 @@ from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.files import replace_text
 from mypt.planning.report import coverage_lines
 from mypt.planning.verdict import DataSource, assess
+from mypt.streams.dataset_ledger import DatasetLedger, is_map_style, ledger_of
+from mypt.streams.jit_stream import JitLoader, JitStream
 from mypt.streams.ledger import Ledger, Seen
 from mypt.streams.show import saved_ledger
 from mypt.streams.timeline import describe
@@ -34,7 +37,9 @@ class CoverageCallback(TrainerCallback, ExportableState):
     it.
 
     Args:
-        stream: The `ShardStream` or `JitStream` that is trained on, or a `Ledger` of other data.
+        stream: The `ShardStream` or `JitStream` that is trained on, or a `Ledger` of other data; None: the Trainer's
+            train_dataset, whatever it is (`ledger_of`).
+        tokens: In one epoch of that dataset, where it streams or its samples have no `input_ids`.
         parameters: {"total", "non_embedding"} of the model, for the verdict.
         confirm: Ask below one pass.
         strict: Stop below one pass.
@@ -43,18 +48,24 @@ class CoverageCallback(TrainerCallback, ExportableState):
     Raises:
         CheckFailed: The answer was no, or `strict` and less than one pass.
         CheckpointError: A resume with a stream that lacks the run's changes of weights or data.
+        MyPTError: A JitStream in a Trainer that is not ours.
     """
 
     def __init__(
         self,
-        stream: Ledger,
+        stream: Ledger | None = None,
         *,
+        tokens: int | None = None,
         parameters: dict[str, int] | None = None,
         confirm: bool = True,
         strict: bool = False,
         assume_yes: bool = False,
     ):
+        if stream is not None and tokens is not None:
+            raise MyPTError("CoverageCallback got a stream and tokens; a stream knows its size, so leave tokens out")
         self.stream = stream
+        self._find = stream is None
+        self._tokens = tokens
         self.parameters = parameters
         self.confirm = confirm
         self.strict = strict
@@ -69,12 +80,26 @@ class CoverageCallback(TrainerCallback, ExportableState):
         return sorted([*self.changes, *self.stream.events], key=lambda event: event["sample"])
 
     def state(self) -> dict:
+        if self.stream is None:  # before the training: Trainer asks when it is made
+            return {"args": {}, "attributes": {}}
         stream = self.stream.state(self.next_sample)
         return {"args": {}, "attributes": {**stream, "settings": self.settings, "events": self.events}}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        loader = kwargs.get("train_dataloader")
+        if self._find:
+            self.stream = ledger_of(_dataset(loader), self._tokens)
+        if isinstance(self.stream, JitStream) and loader is not None and not isinstance(loader, JitLoader):
+            raise MyPTError(
+                "this Trainer reads ahead, and a JitStream would lose its place at the first save; use `mypt train`, "
+                "or prepare the text (`mypt prepare`) and give a ShardStream"
+            )
+        self._epoch = _samples_per_epoch(self.stream, loader, args)
         start = state.global_step * self._batch  # without a ledger, as in a new run
+        if self._epoch:
+            passes, steps = divmod(state.global_step, math.ceil(self._epoch / self._batch))
+            start = passes * self._epoch + steps * self._batch
         saved = loaded_state(state).coverage or {"next_sample": start, "events": [], "settings": {}}
         self.next_sample = saved["next_sample"]
         self.changes = [event for event in saved["events"] if "changes" in event]
@@ -93,8 +118,10 @@ class CoverageCallback(TrainerCallback, ExportableState):
             raise CheckFailed(refusal[0], "declined")
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.next_sample += self._batch
-        state.epoch = self._main(self.next_sample).epochs
+        left = self._epoch - self.next_sample % self._epoch if self._epoch else self._batch
+        self.next_sample += min(self._batch, left)
+        if not isinstance(self.stream, DatasetLedger):  # of which Trainer knows the epoch itself
+            state.epoch = self._main(self.next_sample).epochs
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -159,6 +186,8 @@ class CoverageCallback(TrainerCallback, ExportableState):
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "world_size": args.world_size,
         }
+        if isinstance(self.stream, DatasetLedger):  # which may be another one after a resume
+            self.settings["dataset_tokens"] = self.stream.sources[0].tokens
         changes = {
             key: [before[key], value] for key, value in self.settings.items() if key in before and before[key] != value
         }
@@ -180,15 +209,18 @@ class CoverageCallback(TrainerCallback, ExportableState):
             for source, seen in zip(self.stream.sources, self.stream.seen(self.next_sample), strict=True)
             if source.weight or seen.tokens  # else it waits for the guard's `raise_replay`
         ]
+        foreign = isinstance(self.stream, DatasetLedger)
         if not all(source.tokens for source in sources):
-            return ["Dataset coverage: not known, since the size of what is streamed is not; coverage.json counts it"]
+            reason = f": {self.stream.missing}" if foreign else ", since the size of what is streamed is not"
+            return [f"Dataset coverage: not known{reason}; {LEDGER_NAME} counts it"]
+        length = round(self.stream.block_size, 1)
         layout = {
-            "batch": args.per_device_train_batch_size,
-            "block": self.stream.block_size,
+            "batch": args.train_batch_size,
+            "mean length" if foreign else "block": int(length) if length == int(length) else length,
             "accumulation": args.gradient_accumulation_steps,
             "processes": args.world_size,
         }
-        tokens_per_step = math.prod(layout.values())
+        tokens_per_step = max(1, round(self._batch * self.stream.block_size))
         seen = assess(sources, tokens_per_step, state.max_steps, state.global_step, self.parameters)
         return coverage_lines(seen, layout)
 
@@ -204,6 +236,26 @@ class CoverageCallback(TrainerCallback, ExportableState):
         elif answer.strip().lower() not in ("y", "yes"):
             return f"stopped: the answer was {answer.strip() or 'empty'!r}; nothing was trained"
         return None
+
+
+def _dataset(dataloader) -> object:
+    """What a Trainer's DataLoader reads, without accelerate's wrapper."""
+    dataset = dataloader.dataset
+    while isinstance(dataset, IterableDatasetShard):
+        dataset = dataset.dataset
+    return dataset
+
+
+def _samples_per_epoch(stream, dataloader, args) -> int | None:
+    """Samples after which a Trainer begins a map-style dataset again; None where it has no end.
+
+    The last batch of an epoch may be smaller, or left out (`dataloader_drop_last`).
+    """
+    if not isinstance(stream, DatasetLedger) or not is_map_style(_dataset(dataloader)):
+        return None
+    size = args.train_batch_size * args.world_size
+    samples = len(dataloader) * size
+    return int(stream.samples) if samples - size < stream.samples <= samples else samples
 
 
 def write_ledger(directory: Path, step: int, saved: dict) -> None:

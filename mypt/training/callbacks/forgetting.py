@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from transformers.trainer_callback import ExportableState
 from mypt.checkpoints.state import RunState, loaded_state
 from mypt.errors import CheckpointError, MyPTError
 from mypt.evaluation.baseline import BASELINE_NAME, load_baseline, save_baseline
-from mypt.evaluation.evaluator import Evaluator
+from mypt.evaluation.evaluator import Evaluator, Readings, require_fit
 from mypt.evaluation.forgetting import TOLERANCE, Policy, assess, decide, describe_sets, require_sets, verdict
 from mypt.evaluation.loss import WindowLosses
 from mypt.files import replace_text
@@ -46,8 +47,11 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         eval_steps: Measure every so many steps, and at the last one; None: whenever the Trainer itself evaluates.
         time_budget: Share of wall time for evaluation; beyond it the end of the run reports which eval_steps would
             keep it (0: it does not).
+        log: Called with the metrics of each measurement; a stock Trainer's `trainer.log` passes them on to the trackers
+            of `report_to`. None: they are in `log_history` only.
 
     Raises:
+        DataError: Token ids or windows that the model has no embeddings for.
         MyPTError: Names or an action that do not exist, or an action that cannot work here.
         CheckpointError: A resume without its baseline.
     """
@@ -65,6 +69,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         replay: dict[str, int] | None = None,
         eval_steps: int | None = None,
         time_budget: float = 0.1,
+        log: Callable[[dict[str, float]], object] | None = None,
     ):
         if not eval_sets:
             raise MyPTError("forgetting has no evaluation set to watch; give at least one as {name: EvalWindows}")
@@ -81,9 +86,12 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         self.guard = Guard(self.policy, coverage, replay or {})
         self.eval_steps = eval_steps
         self.time_budget = time_budget
+        self.log = log
         self.history: list[dict] = []  # entries of `assess`
         self.stopped_at: int | None = None
         self._baseline: dict[str, WindowLosses] = {}
+        self._metrics: dict[str, float] = {}  # of the last measurement
+        self._ended = False
         self._seconds = 0.0
         self._started = time.monotonic()
 
@@ -111,7 +119,8 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         if self.guard.rate_factor != 1:
             self._say(state, f"learning rate x {self.guard.rate_factor:g} by the guard so far")
         self.history = saved["history"] if saved else []
-        self.stopped_at, self._baseline = None, {}
+        self.stopped_at, self._baseline, self._metrics, self._ended = None, {}, {}, False
+        require_fit(model, self.eval_sets)
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         self._seconds, self._started, self._pace = 0.0, time.monotonic(), Pace()
         if self.history:
@@ -124,7 +133,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
                 )
             self.history = list(map(self._ordered, self.history))
         else:
-            state.log_history.append({**self.measure(model, args, state), "epoch": 0.0, "step": state.global_step})
+            self._record(model, args, state, control)
             if state.is_world_process_zero:
                 save_baseline(Path(args.output_dir), self._baseline, self.eval_sets)
                 self._write(Path(args.output_dir))
@@ -134,12 +143,15 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             self.on_evaluate(args, state, control, **kwargs)
 
     def on_evaluate(self, args, state, control, model=None, lr_scheduler=None, metrics=None, trainer=None, **kwargs):
+        if self._ended and metrics is not None and "eval_constrained_loss" not in metrics:
+            # Maybe with the weights of an earlier step: load_best_model_at_end.
+            metrics |= self._judge(self._read(model, args, state), state)[1]
+            return
         # A stock Trainer evaluates by itself, and comes here once for each of its own sets.
         if not self.history or self.history[-1]["step"] != state.global_step:
-            measured = self.measure(model, args, state)
-            state.log_history.append({**measured, "epoch": state.epoch, "step": state.global_step})
-            if metrics is not None:
-                metrics |= measured  # so that `metric_for_best_model` can name them
+            self._record(model, args, state, control)
+        if metrics is not None:
+            metrics |= self._metrics  # so that `metric_for_best_model` can name them
         is_last = state.global_step >= state.max_steps  # when only a warning has a meaning
         acted = self.guard.acted
         if (self.policy.action == "warn" or not is_last) and state.global_step not in acted:
@@ -156,6 +168,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             self.draw(args, state)
 
     def on_train_end(self, args, state, control, **kwargs):
+        self._ended = True
         if not state.is_world_process_zero:
             return
         self.draw(args, state)
@@ -184,6 +197,29 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         `forgetting/<name>_delta` and `eval_constrained_loss`.
         """
         began = time.monotonic()
+        readings = self._read(model, args, state)
+        self._baseline = self._baseline or {name: reading.losses for name, reading in readings.items()}
+        entry, self._metrics = self._judge(readings, state)
+        if self.history and self.history[-1]["step"] == state.global_step:
+            self.history.pop()  # measured again
+        self.history.append(entry)
+        self._say(state, human_line(entry))
+        self._seconds += time.monotonic() - began
+        return self._metrics
+
+    def _record(self, model: torch.nn.Module, args, state, control) -> None:
+        """Measure and log, where no Trainer of ours does it."""
+        measured = self.measure(model, args, state)
+        if self.log is None:
+            state.log_history.append({**measured, "epoch": state.epoch or 0.0, "step": state.global_step})
+            return
+        was_training, is_due = model.training, control.should_log
+        model.eval()  # by which TRL knows that its own training metrics do not belong in this entry
+        self.log(dict(measured))
+        model.train(was_training)
+        control.should_log = is_due  # the Trainer's own entry of this step may come yet
+
+    def _read(self, model: torch.nn.Module, args, state) -> Readings:
         evaluator = Evaluator(self.eval_sets, args.per_device_eval_batch_size, args.process_index, args.world_size)
         with eager(model):
             readings = evaluator.measure(model)
@@ -193,8 +229,12 @@ class ForgettingCallback(TrainerCallback, ExportableState):
                     f"the loss on {name} is {reading.losses.loss} at step {state.global_step}: the model is broken; "
                     "lower training.learning_rate and resume from the last checkpoint with --resume"
                 )
-        self._baseline = self._baseline or {name: reading.losses for name, reading in readings.items()}
-        entry, metrics = assess(state.global_step, readings, self._baseline, self.policy), {}
+        return readings
+
+    def _judge(self, readings: Readings, state) -> tuple[dict, dict[str, float]]:
+        """The entry of the history, and the metrics to log."""
+        baseline = self._baseline or {name: reading.losses for name, reading in readings.items()}
+        entry, metrics = assess(state.global_step, readings, baseline, self.policy), {}
         for name, reading in entry["sets"].items():
             if not math.isfinite(reading["delta"]):
                 raise MyPTError(
@@ -202,12 +242,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
                     "damaged; restore it"
                 )
             metrics |= {f"eval_{name}_loss": reading["loss"], f"forgetting/{name}_delta": reading["delta"]}
-        if self.history and self.history[-1]["step"] == state.global_step:
-            self.history.pop()  # measured again
-        self.history.append(entry)
-        self._say(state, human_line(entry))
-        self._seconds += time.monotonic() - began
-        return metrics | {"eval_constrained_loss": entry["constrained_loss"]}
+        return entry, metrics | {"eval_constrained_loss": entry["constrained_loss"]}
 
     def _ordered(self, entry: dict) -> dict:
         """A saved measurement with what it has of a new one's keys, in their order; trainer_state.json sorts them."""
