@@ -1,8 +1,11 @@
 """What weights have seen over a chain of runs: the sums are what was fed to the models, at the step of each weight."""
 
+import itertools
 import json
 import shutil
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -19,10 +22,13 @@ from mypt.recipe import parse_recipe
 from mypt.shards.reader import ShardReader
 from mypt.storage.card import model_card
 from mypt.streams.ledger import Ledger, Source
+from mypt.streams.shard_stream import ShardStream
 from mypt.tokenization.load import load_tokenizer
 from mypt.training import run_folder
 from mypt.training.run import train
+from mypt.yaml12 import dump_yaml
 from tests.checkpoints.test_adapter import adapter, base  # noqa: F401
+from tests.processes import Command, launch
 from tests.training.data.test_stream import fed  # noqa: F401
 
 LOWER, UPPER = "abcdefghijklm", "NOPQRSTUVWXYZ"
@@ -54,10 +60,10 @@ def test_three_runs_are_summed_to_the_token(recipe_for, fed, letters, capsys):  
     capitals = set(load_tokenizer(letters / "both").convert_tokens_to_ids(list(UPPER)))
     counted = Counter()
 
-    def session(run, train, base=None, resume=False, curriculum=None, lora=None, **training):
+    def session(run, train, start=None, resume=False, curriculum=None, lora=None, **training):
         content = recipe_for(data={"train": train, "eval": {}, "curriculum": curriculum})
         content |= {"lora": lora} if lora else {}
-        content |= {"model": {"init_from": str(letters / base)}} if base else {}
+        content |= {"model": {"init_from": str(letters / start)}} if start else {}
         content["training"] |= {"output_dir": str(letters / run), "eval_strategy": "no"} | training
         for row in fed(content, resume=resume)[1]:
             counted[upper if capitals & {*row} else lower] += len(row)
@@ -146,3 +152,56 @@ def test_a_damaged_lineage_stops_a_run_before_it_trains(recipe_for, whole_copy, 
     content = recipe_for(training={"output_dir": str(tmp_path / "next")}) | {"model": {"init_from": str(whole_copy)}}
     with pytest.raises(CheckpointError, match=r"lineage\.json is damaged.*restore it, or delete it"):
         train(parse_recipe(content))
+
+
+@pytest.mark.slow
+def test_a_chain_of_processes(recipe_for, letters):
+    """Killed, resumed; from OUT/best on two processes, then on one with more data; from OUT on streamed text."""
+    lower, upper = str(letters / "lower"), str(letters / "upper")
+    capitals = set(load_tokenizer(letters / "both").convert_tokens_to_ids(list(UPPER)))
+
+    def written(run: str, start: str | None, **data) -> Path:
+        content = recipe_for(data=data)
+        content |= {"model": {"init_from": str(letters / start)}} if start else {}
+        content["training"] |= {"output_dir": str(letters / run), "save_steps": 2, "eval_steps": 2}
+        (letters / f"{run}.yaml").write_text(dump_yaml(content))
+        return letters / f"{run}.yaml"
+
+    def iterated(run: str, samples: int) -> Counter:
+        """The first samples of a run's stream, by source."""
+        state = json.loads((letters / run / "coverage.json").read_text())
+        events = [event for event in state["events"] if "changes" not in event]
+        state |= {"events": events, "next_sample": 0}
+        weights = {source["name"]: source["weight"] for source in state["sources"]}
+        stream = ShardStream(weights, block_size=32, seed=42, micro_batch_size=None, state=state)
+        windows = (sample["input_ids"].tolist() for sample in itertools.islice(stream, samples))
+        return Counter(upper if capitals & {*window} else lower for window in windows)
+
+    sets = {"eval": {"upper": upper, "lower": lower}}
+    first = written("a", None, train={lower: 0.75, upper: 0.25}, **sets)
+    process = Command(["train", first])
+    while not (letters / "a" / "checkpoint-4").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert Command(["train", first, "--resume"]).wait() == 0
+    best = find_lineage(letters / "a" / "best")["runs"][-1]["step"]
+    counted = iterated("a", 4 * best)
+
+    second = written("b", "a/best", train={upper: 0.5, lower: 0.5}, **sets)
+    launch("cpu_2.yaml", second, "--training.max_steps=4")
+    append_dataset(upper, letters / "more", progress=False)
+    shutil.rmtree(letters / "a" / "best")
+    batch = ["--training.per_device_train_batch_size=3", "--training.gradient_accumulation_steps=2"]
+    again = Command(["train", second, "--resume", "--training.max_steps=30", *batch])
+    assert again.wait() == 0, again.output()
+
+    documents = [json.dumps({"text": text(LOWER, 300 + number)}) + "\n" for number in range(30)]
+    (letters / "streamed.jsonl").write_text("".join(documents))
+    third = Command(["train", written("c", "b", train=str(letters / "streamed.jsonl"), eval={})])
+    assert third.wait() == 0, third.output()
+
+    found = find_lineage(letters / "c")
+    seen = {source["name"]: source["samples"] for source in found["seen"]}
+    assert [run["step"] for run in found["runs"]] == [best, 30, 12]
+    streamed = Counter({str(letters / "streamed.jsonl"): 48})
+    assert seen == counted + iterated("b", 4 * 8 + 26 * 6) + streamed
