@@ -25,6 +25,7 @@ from mypt.streams.ledger import Ledger, Source
 from mypt.streams.shard_stream import ShardStream
 from mypt.tokenization.load import load_tokenizer
 from mypt.training import run_folder
+from mypt.training.request import check
 from mypt.training.run import train
 from mypt.yaml12 import dump_yaml
 from tests.checkpoints.test_adapter import adapter, base  # noqa: F401
@@ -97,6 +98,8 @@ def test_three_runs_are_summed_to_the_token(recipe_for, fed, letters, capsys):  
     printed = capsys.readouterr().out
     assert all(f"{count:,}" in printed.partition("over all runs")[2] for count in counted.values())
     assert f"random weights -> {letters / 'a'} (step 5) -> {letters / 'b'} (step 12)" in printed
+    card = model_card(letters / "c" / "checkpoint-3", "me/c").partition("Over all runs (random weights -&gt; a (step 5)")[2]
+    assert f"{counted.total():,} tokens." in card and all(f"{count:,}" in card for count in counted.values())
 
 
 @pytest.mark.parametrize("step", [4, 8, 12])
@@ -150,8 +153,9 @@ def test_a_lineage_goes_where_the_weights_go(base, adapter, tmp_path):  # noqa: 
 def test_a_damaged_lineage_stops_a_run_before_it_trains(recipe_for, whole_copy, tmp_path):
     (whole_copy / "lineage.json").write_text('{"runs": [], "seen": [{"name": "x"}]}')
     content = recipe_for(training={"output_dir": str(tmp_path / "next")}) | {"model": {"init_from": str(whole_copy)}}
-    with pytest.raises(CheckpointError, match=r"lineage\.json is damaged.*restore it, or delete it"):
-        train(parse_recipe(content))
+    for begin in (lambda recipe: check(recipe, resume=False), train):
+        with pytest.raises(CheckpointError, match=r"lineage\.json is damaged.*restore it, or delete it"):
+            begin(parse_recipe(content))
 
 
 @pytest.mark.slow
