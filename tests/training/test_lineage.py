@@ -98,7 +98,9 @@ def test_three_runs_are_summed_to_the_token(recipe_for, fed, letters, capsys):  
     printed = capsys.readouterr().out
     assert all(f"{count:,}" in printed.partition("over all runs")[2] for count in counted.values())
     assert f"random weights -> {letters / 'a'} (step 5) -> {letters / 'b'} (step 12)" in printed
-    card = model_card(letters / "c" / "checkpoint-3", "me/c").partition("Over all runs (random weights -&gt; a (step 5)")[2]
+    card = model_card(letters / "c" / "checkpoint-3", "me/c").partition(
+        "Over all runs (random weights -&gt; a (step 5)"
+    )[2]
     assert f"{counted.total():,} tokens." in card and all(f"{count:,}" in card for count in counted.values())
 
 

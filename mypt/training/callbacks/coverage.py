@@ -218,7 +218,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
     def _report(self, args, state) -> list[str]:
         sources, seen = self.stream.sources, self.stream.seen(self.next_sample)
         sources = [
-            DataSource(source.name, source.tokens, source.weight, own.tokens, own.estimated, before)
+            DataSource(source.name, source.tokens, source.weight, own.tokens, own.estimated, seen_before=before)
             for source, own, before in zip(sources, seen, self._seen_before(), strict=True)
         ]
         start = [line] if (line := describe_start(self.start)) else []
