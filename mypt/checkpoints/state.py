@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from mypt.checkpoints.lineage import Lineage
 from mypt.errors import CheckpointError, MyPTError
 from mypt.json_files import LARGER, Count, Positive, Rule, Wrong, as_kind, check, found, read_json
 
@@ -78,6 +79,7 @@ class StreamState(TypedDict):
     sources: list[SavedSource]
     events: list[Event]
     settings: NotRequired[Settings]
+    start: NotRequired[Lineage]  # of the model that the run began from
     # Of a ShardStream.
     seed: NotRequired[int]
     order: NotRequired[Literal["full", "blocks"]]

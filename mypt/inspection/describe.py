@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from mypt.checkpoints.lineage import coverage_of, describe_runs
 from mypt.inspection.training_history import describe_action, settings_of
 
 Block = str | tuple[list[str], list[list]]  # a line, or a table: columns and rows
@@ -32,6 +33,8 @@ def describe(report: dict) -> Iterator[Block]:
     if coverage := report.get("coverage"):
         rows = [[s["name"], f"{s['samples']:,}", f"{s['tokens']:,}", _times(s)] for s in coverage["seen"]]
         yield from _table(["training data", "samples seen", "tokens seen", "coverage"], rows)
+    if "lineage" in report:
+        yield from _lineage(report["lineage"], has_ledger=bool(coverage))
     if report.get("forgetting"):
         yield from _forgetting(report["forgetting"])
     if report.get("diagnosis"):
@@ -148,6 +151,18 @@ def _progress(progress: dict) -> Iterator[Block]:
         metric = progress["best_metric"]
         excess = f"a guarded set is {metric - 1_000:.4f} nats/token beyond its tolerance"
         yield _line("best", f"{progress['best_checkpoint']}, " + (excess if metric >= 1_000 else f"loss {metric:.4f}"))
+
+
+def _lineage(lineage: dict | None, has_ledger: bool) -> Iterator[Block]:
+    """What the weights have seen over all runs, unless the ledger of the only one has told it."""
+    if lineage is None:
+        yield from ("", _line("over all runs", "not known: there is no lineage.json beside the weights"))
+    elif lineage["base"] or len(lineage["runs"]) > 1 or not has_ledger:
+        rows = [[s["name"], f"{s['samples']:,}", f"{s['tokens']:,}", coverage_of(s)] for s in lineage["seen"]]
+        yield from _table(["over all runs", "samples seen", "tokens seen", "coverage"], rows)
+        yield _line("runs", describe_runs(lineage))
+        if lineage["base"]:
+            yield _line("before them", f"what {lineage['base']} was trained on is not known")
 
 
 def _forgetting(forgetting: dict) -> Iterator[Block]:

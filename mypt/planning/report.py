@@ -65,9 +65,16 @@ def _source_lines(seen: Coverage) -> list[str]:
     width = max(map(len, names))
     return [
         f"    {name:<{width}}  {source.weight:>6.1%} of the samples, {_about(source)}{source.tokens:,} tokens, "
-        f"seen {times(source.coverage)} ({source.band})"
+        f"seen {times(source.coverage)}{_seen_before(source)} ({source.band})"
         for name, source in zip(names, seen.sources, strict=True)
     ]
+
+
+def _seen_before(source: SourceCoverage) -> str:
+    if not source.seen_before:
+        return ""
+    before, in_all = (times(tokens / source.tokens) for tokens in (source.seen_before, source.tokens_in_all))
+    return f", and {before} before by the start model: {in_all} in all"
 
 
 def times(coverage: float) -> str:
@@ -84,7 +91,7 @@ def _coverage_lines(seen: Coverage) -> list[str]:
     band = next(band for band in BANDS if band.name == seen.band)
     level = "" if band.level == "good" else f" ({band.level})"
     return [
-        _line("Coverage", f"{_about(main)}{times(seen.coverage)}{of}{when}"),
+        _line("Coverage", f"{_about(main)}{times(seen.coverage)}{of}{when}{_seen_before(main)}"),
         _passes(main.tokens_viewed, main.tokens),
         _line("Band", f"{band.name}{level}: {band.sentence}"),
     ]
@@ -100,9 +107,12 @@ def _passes(viewed: int, total: int) -> str:
 
 def _worth_lines(seen: Coverage) -> list[str]:
     worth, lines = seen.scaling, []
-    if seen.coverage > 1:
-        tokens = f"{short(worth.tokens_viewed)} tokens with repetition are worth {short(worth.effective_tokens)}"
-        lines.append(_line("Repetition", f"{tokens} fresh ones ({worth.worth:.0%})"))
+    if seen.main_source.tokens_in_all > seen.main_source.tokens:
+        before = sum(source.seen_before for source in seen.sources)
+        of_them = f" ({short(before)} of them before this run)" if before else ""
+        tokens = f"{short(worth.tokens_viewed)} tokens{of_them} with repetition"
+        fresh = f"worth {short(worth.effective_tokens)} fresh ones ({worth.worth:.0%})"
+        lines.append(_line("Repetition", f"{tokens} are {fresh}"))
     if seen.adapters:
         sizes = f"{short(seen.adapters)} parameters of adapters are trained, {short(seen.frozen)} are frozen"
         lines.append(_line("LoRA", f"{sizes}; rules about tokens per parameter are of training from scratch"))
@@ -118,11 +128,10 @@ def _worth_lines(seen: Coverage) -> list[str]:
 
 
 def _recommendation_lines(seen: Coverage) -> list[str]:
-    lines = ["  Recommended training.max_steps:"]
+    lines, main = ["  Recommended training.max_steps:"], seen.main_source
     for name, (passes, steps) in zip(("Minimum", "Optimal", "Maximum"), seen.recommended_steps.items(), strict=True):
-        passed = " (already passed)" if seen.start_step and steps <= seen.start_step else ""
-        lines.append(f"    {f'{name} ({passes}):':<21}{steps:,}{passed}")
-    main = seen.main_source
+        is_passed = main.seen_before + main.tokens_seen >= float(passes.removesuffix("x")) * main.tokens
+        lines.append(f"    {f'{name} ({passes}):':<21}{steps:,}{' (already passed)' if is_passed else ''}")
     step = seen.tokens_per_step * main.weight
     if step > main.tokens:
         lines.append(_line("Note", f"one step views the data {figure(step / main.tokens)} times: lower the batch size"))

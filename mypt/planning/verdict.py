@@ -13,18 +13,25 @@ FEW_TOKENS_PER_PARAMETER = 5  # a quarter of the compute-optimal number: the mod
 
 @dataclass(frozen=True)
 class DataSource:
-    """A source of the training data; tokens_seen: before this session, from the ledger."""
+    """A source of the training data.
+
+    tokens_seen: before this session, from the ledger. seen_before: by the model that the run starts from.
+    """
 
     name: str
     tokens: int
     weight: float = 1
     tokens_seen: int = 0
     estimated: bool = False
+    seen_before: int = 0
 
 
 @dataclass(frozen=True)
 class SourceCoverage:
-    """How often a run sees one source, at its end; weight: its share of the samples."""
+    """How often a run sees one source, at its end; weight: its share of the samples.
+
+    seen_before: tokens that the model which the run starts from had seen of it; the band counts them, too.
+    """
 
     name: str
     weight: float
@@ -34,13 +41,20 @@ class SourceCoverage:
     tokens_viewed: int
     coverage: float
     band: str
+    seen_before: int = 0
+
+    @property
+    def tokens_in_all(self) -> int:
+        """Viewed by this run and seen before it."""
+        return self.seen_before + self.tokens_viewed
 
 
 @dataclass(frozen=True)
 class Worth:
     """Worth of the viewed tokens of all sources, in fresh ones; the last three are of a model trained from scratch.
 
-    predicted_loss: nats per token, for comparing plans.
+    tokens_viewed: with those that the model had seen of the same sources before this run. predicted_loss: nats per
+    token, for comparing plans.
     """
 
     tokens_viewed: int
@@ -65,7 +79,8 @@ class Coverage:
     """How much of its data a run sees, and whether that is enough.
 
     Coverage, band, recommended steps and verdict are those of the main source, the one with the largest weight, of
-    which a step sees only its share. adapters, frozen: sizes of a LoRA run.
+    which a step sees only its share. Where the model had seen that source before this run, all but the coverage count
+    that, too. adapters, frozen: sizes of a LoRA run.
     """
 
     sources: list[SourceCoverage]
@@ -113,7 +128,7 @@ def assess(
     ]
     index = weights.index(max(weights))
     main, step = seen[index], shares[index]
-    verdict = judge(main.tokens_viewed, main.tokens, step, parameters["total"] if parameters else None)
+    verdict = judge(main.tokens_in_all, main.tokens, step, parameters["total"] if parameters else None)
     return Coverage(
         sources=seen,
         main=main.name,
@@ -146,14 +161,18 @@ def _seen(source: DataSource, step: Fraction, tokens_per_step: int, steps_left: 
         tokens_seen=source.tokens_seen,
         tokens_viewed=viewed,
         coverage=viewed / total,
-        band=find_band(viewed, total, step).name,
+        band=find_band(source.seen_before + viewed, total, step).name,
+        seen_before=source.seen_before,
     )
 
 
 def _steps_until(passes: float, main: SourceCoverage, step: Fraction, start_step: int) -> int:
-    """The step of the run at which the main source has been seen `passes` times, at today's tokens per step."""
-    remaining = exact("passes", passes) * main.tokens - main.tokens_seen
-    return max(1, start_step + math.ceil(remaining / step))
+    """The step of the run at which the main source has been seen `passes` times, at today's tokens per step.
+
+    0: the model that the run starts from has seen it so often already.
+    """
+    remaining = exact("passes", passes) * main.tokens - main.seen_before - main.tokens_seen
+    return max(0, start_step + math.ceil(remaining / step))
 
 
 def judge(viewed: int, total_tokens: int, tokens_per_step: int | Fraction, parameters: int | None = None) -> Verdict:
@@ -204,12 +223,12 @@ def advised_passes(total_tokens: int, parameters: int | None) -> tuple[int, int,
 
 def _worth(sources: list[SourceCoverage], parameters: dict | None) -> Worth:
     """All sources together, each with its own repetition."""
-    viewed = sum(source.tokens_viewed for source in sources)
-    effective = sum(effective_tokens(each.tokens_viewed, each.tokens) for each in sources if each.tokens_viewed)
+    viewed = sum(source.tokens_in_all for source in sources)
+    effective = sum(effective_tokens(each.tokens_in_all, each.tokens) for each in sources if each.tokens_in_all)
     worth = Worth(viewed, round(effective), effective / max(viewed, 1))
     if not (parameters and viewed):
         return worth
-    unique = sum(min(source.tokens, source.tokens_viewed) for source in sources)
+    unique = sum(min(source.tokens, source.tokens_in_all) for source in sources)
     inner = parameters.get("non_embedding")
     return replace(
         worth,
@@ -222,14 +241,14 @@ def _worth(sources: list[SourceCoverage], parameters: dict | None) -> Worth:
 def _suggest(verdict: Verdict, main: SourceCoverage, step: Fraction, steps: int, start_step: int) -> str | None:
     """Which number of steps would suit better; None where the verdict is good or steps are not the point."""
     low, high = verdict.advised
-    if verdict.level == "good" or is_within(main.tokens_viewed, low, high, main.tokens, step):
+    if verdict.level == "good" or is_within(main.tokens_in_all, low, high, main.tokens, step):
         return None
-    if main.tokens_viewed < low * main.tokens:
+    if main.tokens_in_all < low * main.tokens:
         least = _steps_until(low, main, step, start_step)
         return f"raise training.max_steps to at least {least:,} for {low}x (now {steps:,})"
     most = _steps_until(high, main, step, start_step)
-    if most <= start_step:
-        return "stop here, or add data"
+    if main.seen_before + main.tokens_seen >= high * main.tokens:
+        return "stop here, or add data" if start_step else "train on other data, or add some"
     return f"lower training.max_steps to {most:,} for {high}x (now {steps:,}), or use more data"
 
 

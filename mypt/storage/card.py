@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from mypt.checkpoints.interpolated import PLOT_NAME
+from mypt.checkpoints.lineage import coverage_of, describe_runs
 from mypt.errors import CheckpointError
 from mypt.inspection.checkpoint import inspect_checkpoint
 from mypt.inspection.training_history import describe_action
@@ -152,6 +153,11 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"""
 
 
 def _training(info: RunInfo) -> str:
+    parts = [_own_run(info), _all_runs(info)]
+    return "## Training\n\n" + "\n\n".join(filter(None, parts)) if any(parts) else ""
+
+
+def _own_run(info: RunInfo) -> str:
     if not info.coverage:
         return ""
     sources = info.coverage["sources"]
@@ -169,7 +175,22 @@ def _training(info: RunInfo) -> str:
     words = ", ".join([*steps, *([f"{total:,} tokens"] if total else [])])
     table = _table(("data", "tokens in it", "tokens seen", "passes", "fingerprint"), rows)
     picture = "\n\n![Loss over the steps](loss.png)" if (info.folder / "loss.png").is_file() else ""
-    return f"## Training\n\n{f'{words}.' if words else 'What it was trained on:'}\n\n{table}{picture}"
+    return f"{f'{words}.' if words else 'What it was trained on:'}\n\n{table}{picture}"
+
+
+def _all_runs(info: RunInfo) -> str:
+    """What the weights have seen over all runs, unless the ledger of the only one has told it."""
+    lineage = info.lineage
+    if not lineage or not (lineage["base"] or len(lineage["runs"]) > 1 or "seen" not in info.coverage):
+        return ""
+    rows = [
+        (_plain(source["name"]), f"{source['samples']:,}", f"{source['tokens']:,}", coverage_of(source))
+        for source in lineage["seen"]
+    ]
+    total = sum(source["tokens"] for source in lineage["seen"])
+    unknown = f" What {_plain(lineage['base'])} was trained on is not known." if lineage["base"] else ""
+    table = _table(("data", "windows seen", "tokens seen", "coverage"), rows)
+    return f"Over all runs ({_plain(describe_runs(lineage))}): {total:,} tokens.{unknown}\n\n{table}"
 
 
 def _forgetting(info: RunInfo) -> str:
@@ -212,6 +233,8 @@ def _limitations(info: RunInfo) -> str:
     ]
     if not info.last:
         lines[-1] = "Nothing was measured on held-out text."
+    if not info.lineage:
+        lines.append("What its weights have seen in all of their training is not known.")
     return "## Limitations\n\n" + "\n".join(f"- {line}" for line in lines)
 
 

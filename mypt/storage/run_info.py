@@ -8,6 +8,7 @@ from mypt.checkpoints.adapter import is_adapter, read_adapter_config
 from mypt.checkpoints.complete import last_complete_checkpoint
 from mypt.checkpoints.config import CONFIG_NAME, cached_file, read_config_file
 from mypt.checkpoints.interpolated import chosen_point, read_interpolation
+from mypt.checkpoints.lineage import find_lineage
 from mypt.checkpoints.state import read_forgetting, read_ledger, read_state
 from mypt.errors import CheckpointError
 from mypt.json_files import read_json
@@ -41,6 +42,7 @@ class RunInfo:
             kind = type(self.recipe).__name__
             raise CheckpointError(f"{run / RESOLVED_NAME} is damaged ({kind} in place of names and values); restore it")
         self.coverage = without_places(read_ledger(run) or {})
+        self.lineage = without_places(find_lineage(folder))
         self.forgetting = read_forgetting(run) or {}
         environment = run / "environment.json"
         self.environment = read_json(environment, _Environment, CheckpointError) if environment.is_file() else {}

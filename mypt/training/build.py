@@ -288,7 +288,12 @@ def _coverage(recipe: Recipe, model: PreTrainedModel, stream, assume_yes: bool) 
         parameters = {"total": parameters["total"] - adapters, "adapters": adapters}
     section = recipe.coverage
     return CoverageCallback(
-        stream, parameters=parameters, confirm=section.confirm, strict=section.strict, assume_yes=assume_yes
+        stream,
+        parameters=parameters,
+        confirm=section.confirm,
+        strict=section.strict,
+        assume_yes=assume_yes,
+        init_from=recipe.model.init_from,
     )
 
 

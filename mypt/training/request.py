@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mypt.checkpoints.complete import checkpoints, what_is_missing
+from mypt.checkpoints.lineage import find_lineage
 from mypt.checkpoints.load import require_model
 from mypt.errors import RecipeError, recipe_wording
 from mypt.evaluation.forgetting import require_sets
@@ -92,6 +93,7 @@ def _check_model(section: ModelSection, is_resumed: bool) -> None:
     if section.init_from:
         if not is_resumed:  # whose checkpoint may be all that the run needs
             require_model(section.init_from)
+            find_lineage(section.init_from)
         return
     preset(section)
     try:

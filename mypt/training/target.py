@@ -1,9 +1,11 @@
 """TARGET of `mypt plan` and `mypt estimate`: a recipe, a preset or a folder with a config.json, read without torch."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from mypt.checkpoints.config import cached_model
+from mypt.checkpoints.lineage import describe_start, recognized, start_lineage, tokens_seen
 from mypt.checkpoints.meta import HubError, measured_dimensions, read_config
 from mypt.errors import DataError, MyPTError, recipe_wording
 from mypt.hardware.choices import (
@@ -337,6 +339,9 @@ def _sources(recipe, notes: list[str]) -> tuple[list[DataSource] | None, list[in
     from mypt.shards.reader import check_files
 
     sources, own_sets, vocabulary = [], [], None
+    start = start_lineage(recipe.model.init_from)
+    if line := describe_start(start):
+        notes.append(line)
     for name, weight in recipe.data.train.items():
         directory = Path(name)
         prepared = Path(recipe.training.get("output_dir", ""), "data")
@@ -346,12 +351,17 @@ def _sources(recipe, notes: list[str]) -> tuple[list[DataSource] | None, list[in
             manifest = open_dataset(directory, recipe.data.dtype)
             check_files(directory, manifest, "train")
             vocabulary = manifest.vocab_size
-            sources.append(DataSource(name, manifest.splits["train"].tokens, weight))
+            fingerprint = manifest.fingerprint("train")
+            before = tokens_seen(
+                recognized(start, {fingerprint: partial(manifest.shards_of, "train")}), name, [fingerprint]
+            )
+            sources.append(DataSource(name, manifest.splits["train"].tokens, weight, seen_before=before))
             if not recipe.data.eval and (val := manifest.splits.get("val")) and val.tokens:
                 check_files(directory, manifest, "val")
                 own_sets.append(val.tokens)
         elif size := _text_tokens(name, recipe, notes):
-            sources.append(DataSource(name, size[0], weight, estimated=not size[1]))
+            before = tokens_seen(start, name, [])
+            sources.append(DataSource(name, size[0], weight, estimated=not size[1], seen_before=before))
             held_out = recipe.data.val_fraction
             own_sets += [round(size[0] * held_out / (1 - held_out))] if held_out else []
     sets = [_set_tokens(name, recipe) for name in recipe.data.eval.values()] or own_sets

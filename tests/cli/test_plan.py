@@ -8,11 +8,13 @@ import sys
 
 import pytest
 
+from mypt.checkpoints.lineage import write_lineage
 from mypt.cli.main import main
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.models.presets import preset_dimensions
 from mypt.planning.parameters import count_parameters
-from mypt.shards.format import Manifest, Shard, Split, write_manifest
+from mypt.planning.scaling import effective_tokens
+from mypt.shards.format import Manifest, Shard, Split, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -116,6 +118,28 @@ training: {{per_device_train_batch_size: 10}}
     result = plan(path)
     assert result["training"]["steps"] == 300  # 100,000 tokens of the mixture hold 90,000 of its main source
     assert [round(row["coverage"], 4) for row in result["coverage"]["sources"]] == [3.0, 0.003]
+
+
+def test_a_plan_counts_what_the_start_model_saw_of_the_same_text(plan, recipe, dataset, tmp_path):
+    data, other = dataset("corpus", 100_000), dataset("other", 50_000)
+    model = tmp_path / "model"
+    MyPTConfig(**preset_dimensions("modern-nano", vocab_size=1_024)).save_pretrained(model)
+    text = f"model: {{init_from: {model}}}\ndata: {{train: {data}, block_size: 100}}\n"
+    path = recipe(text + "training: {max_steps: 200, per_device_train_batch_size: 10}")
+    unknown = plan(path)
+    assert f"what {model} was trained on is not known" in " ".join(unknown["notes"])
+    assert unknown["coverage"]["sources"][0]["seen_before"] == 0
+    seen = [
+        {"name": name, "samples": 3_000, "tokens": 300_000, "source_tokens": size, "estimated": False,
+         "fingerprints": [read_manifest(place).fingerprint("train")]}
+        for name, place, size in (("elsewhere", data, 100_000), (data, other, 50_000))
+    ]  # fmt: skip
+    write_lineage(model, {"base": None, "runs": [{"name": "runs/a", "step": 9}], "seen": seen})
+    known = plan(path)
+    [source] = known["coverage"]["sources"]
+    assert (source["coverage"], source["seen_before"], source["band"]) == (2, 300_000, "good")
+    assert known["coverage"]["scaling"]["effective_tokens"] == round(effective_tokens(500_000, 100_000))
+    assert "the start model has seen before: elsewhere 3.00x (300,000 tokens)" in " ".join(known["notes"])
 
 
 def test_what_is_missing_is_said_and_the_rest_is_planned(plan, recipe, tmp_path):

@@ -51,6 +51,18 @@ def test_a_resume_says_where_it_starts_and_what_is_left():
     assert "245 (already passed)" in text
 
 
+def test_what_the_start_model_saw_is_told_beside_this_run():
+    words = " ".join(report(0, 250, sources=[DataSource("data", 1_024_000, seen_before=3_584_000)]).split())
+    assert "Coverage: 2.00x, and 3.50x before by the start model: 5.50x in all" in words
+    assert "5.63M tokens (3.58M of them before this run) with repetition" in words
+    assert "Minimum (2x): 0 (already passed)" in words and "Maximum (5x): 188" in words
+    assert "high (note)" in words
+    mixture = [DataSource("law", 1_000_000, 0.9), DataSource("wiki", 9_000_000, 0.1, seen_before=9_000_000)]
+    assert "seen 0.05x, and 1.00x before by the start model: 1.05x in all (below optimal)" in report(
+        0, 500, sources=mixture
+    )
+
+
 def test_a_mixture_has_one_row_per_source():
     sources = [
         DataSource("law", 1_000_000, weight=0.9),

@@ -350,6 +350,8 @@ class MyPTTrainer(Trainer):
                 self.processing_class.save_pretrained(folder)
         if self.args.should_save:
             Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            if coverage := self._coverage():
+                coverage.save_lineage(folder, self.args, self.state)
 
     def _gathered_weights(self) -> dict[str, torch.Tensor] | None:
         """Whole weights under FSDP2 and DeepSpeed, tied ones once; None where Trainer gathers them itself."""
