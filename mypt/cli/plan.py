@@ -2,15 +2,18 @@
 
 import argparse
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 
-from mypt.cli.numbers import byte_count, count
-from mypt.errors import MyPTError
+from mypt.cli.numbers import byte_count, count, finite
+from mypt.errors import MyPTError, shown
+from mypt.hardware.devices import HERE, machine_like
 from mypt.hardware.machine import Machine, other_machine
 from mypt.planning.parameters import with_positions
 from mypt.planning.step import BYTES, MICRO_BATCH, OWN_OPTIMIZERS, Step
 from mypt.terminal import print_table, say, say_json
 from mypt.training.target import DEFAULT_BLOCK, Target, read_target
+
+UNKNOWN_STEPS = 1_000  # of a run to measure, where the size of its data is not known
 
 HELP = "show coverage, memory and compute of a run before it starts"
 
@@ -34,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fsdp", type=count, help="devices that share weights, gradients and states (full shard) (default: 1)")
     memory = "memory of a GPU in bytes (24G: GiB) (default: this machine's GPU or main memory)"
     add("--memory", type=byte_count, help=memory)
+    add("--device", metavar="NAME", help="plan for this device: h100, a100, 4090, l4, t4, mps, cpu ... (default: here)")
+    add("--price", type=_price, help="of one device for one hour, to plan the cost")
+    add("--measure", action="store_true", help="take a few real steps of the recipe on this machine, for the time")
     add("--tokens-per-second", type=count, help="a measured rate over all processes, to estimate the time")
     add("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(overrides=[])
@@ -42,12 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from mypt.planning.plan import plan
-    from mypt.planning.report import coverage_lines, plan_tables
+    from mypt.planning.report import coverage_lines, measured_lines, plan_tables, time_lines
 
-    machine = other_machine(args.memory, None)
+    _require_measurable(args)
+    machine = _machine(args)
     target = _target(args, machine)
     settings = _settings(args, machine, target)
     settings["steps"], settings["reason"] = _steps(args, settings, target.steps)
+    found = plan(**settings)
+    settings |= _speed(args, machine, target, settings, found)
     found = plan(**settings)
     if args.json:
         say_json(found.as_dict())
@@ -69,8 +78,13 @@ def run(args: argparse.Namespace) -> None:
     for table in plan_tables(found):
         say()
         print_table(*table)
+    if found.measured:
+        say("", *measured_lines(found.measured))
+    if found.time:
+        say("", *time_lines(found.time))
     if found.memory and found.memory.advice:
         where = "" if args.memory else f" ({machine.name}; --memory for another GPU)"
+        where = f" ({machine.model})" if args.device and not args.memory else where
         say("", f"Memory{where}: {found.memory.advice}")
     if found.training.compute_optimal_tokens and not found.coverage:
         say("", f"Compute-optimal training data: about {found.training.compute_optimal_tokens:,} tokens")
@@ -104,7 +118,89 @@ def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> dic
     return step | {"processes": args.processes or _world_size(), "sources": sources, "dimensions": dimensions,
                    "parameters": args.params, "tokens_per_second": args.tokens_per_second,
                    "available": machine.memory, "flags": target.flags, "evaluation": target.evaluation,
+                   "save_steps": target.save_steps, "text": 0 if args.tokens else target.text, "price": args.price,
                    "target": args.target, "notes": notes, "choices": target.choices}  # fmt: skip
+
+
+def _machine(args: argparse.Namespace) -> Machine:
+    """The machine that is planned for; --memory wins over what a device has."""
+    if not args.device:
+        return other_machine(args.memory, None)
+    if args.device == HERE:
+        return other_machine(args.memory, HERE)
+    machine = machine_like(args.device)
+    return replace(machine, memory=args.memory, free=args.memory) if args.memory else machine
+
+
+def _require_measurable(args: argparse.Namespace) -> None:
+    """Raise MyPTError for options that are of another run than the recipe's, or of another machine."""
+    if not args.measure:
+        return
+    names = ("tokens", "params", "optimizer", "dtype", "checkpointing", "lora_r", "fsdp", "memory", "device",
+             "tokens_per_second")  # fmt: skip
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
+    if given:
+        raise MyPTError(
+            f"--measure runs the recipe itself on this machine: leave out {', '.join(given)}; --section.key=value "
+            "changes the recipe"
+        )
+
+
+def _speed(args: argparse.Namespace, machine: Machine, target: Target, settings: dict, found) -> dict:
+    """Arguments of `plan` about the speed: measured, else recorded on this machine, else assumed."""
+    from mypt.hardware.peak import assumption
+
+    if args.measure:
+        return _measure(target, settings, found)
+    dtype, counts = target.settings.get("compute_dtype") or machine.dtype, found.parameters or {}
+    given = {name: settings[name] for name in ("batch_size", "accumulation", "processes")}
+    if not (args.memory or args.device) and target.recipe and found.memory:
+        recorded = _recorded(target, machine, settings, given["processes"])
+        if recorded:
+            return {"speed": recorded}
+    if not counts:
+        return {}
+    return {"assumption": assumption(machine, args.dtype or dtype, settings["processes"], counts["total"])}
+
+
+def _recorded(target: Target, machine: Machine, settings: dict, processes: int):
+    """The speed of an earlier run of this step on this machine."""
+    from pathlib import Path
+
+    from mypt.hardware.speeds import identify, recorded_speed
+
+    if not (run := target.recipe.training.get("output_dir")):
+        return None
+    names = {field.name for field in fields(Step)}
+    step = Step(micro_batch_size=settings["batch_size"], **{n: v for n, v in settings.items() if n in names})
+    return recorded_speed(Path(run), identify(machine, settings["dimensions"], step, processes))
+
+
+def _measure(target: Target, settings: dict, found) -> dict:
+    """Real steps of the recipe in one process, with the sizes of the plan."""
+    from mypt.planning.time import measured_speed
+    from mypt.training.measure import measure
+
+    if target.recipe is None:
+        raise MyPTError("--measure needs a recipe, whose model and data it can train; name one")
+    if found.memory and found.memory.fits is False:
+        raise MyPTError(f"--measure: a step {found.memory.advice}")
+    sizes = {"per_device_train_batch_size": settings["batch_size"],
+             "gradient_accumulation_steps": settings["accumulation"]}  # fmt: skip
+    recipe = replace(
+        target.recipe,
+        training=target.recipe.training | sizes,
+        data=replace(target.recipe.data, tokens_per_step=None),
+    )
+    measured = measure(recipe, found.training.steps or UNKNOWN_STEPS)
+    return {"measured": measured, "speed": measured_speed(measured, settings["processes"])}
+
+
+def _price(text: str) -> float:
+    price = finite(text)
+    if price < 0:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is below 0")
+    return price
 
 
 def given_step(args: argparse.Namespace) -> dict:
@@ -119,7 +215,10 @@ def given_step(args: argparse.Namespace) -> dict:
 def _target(args: argparse.Namespace, machine: Machine) -> Target:
     if args.target:
         processes = args.processes or _world_size()
-        return read_target(args.target, args.overrides, machine, given=given_step(args), processes=processes)
+        given, elsewhere = given_step(args), bool(args.device)
+        return read_target(
+            args.target, args.overrides, machine, given=given, processes=processes, elsewhere=elsewhere
+        )
     if args.overrides:
         raise MyPTError(f"unrecognized arguments: {' '.join(args.overrides)}; only a recipe has keys to change")
     if not (args.tokens or args.params):
