@@ -26,15 +26,15 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 GIB = 2**30
 MEMORY, TIME = 0.15, 0.25  # aims: how far predicted / measured may be from 1
 WHILE_MEASURED = 300  # steps of the run, while it is measured
-FLOAT32 = {"training": {"bf16": False}}
+FLOAT32, AGAIN = {"training": {"bf16": False}}, {"training": {"activation_checkpointing": True}}
 # name: preset, sequences x tokens, and what else is in the recipe
 CONFIGURATIONS = {
     "modern-nano, 16 x 128": ("modern-nano", (16, 128), {}),
-    "modern-nano, float32, classic batch 8 x 256": ("modern-nano", (8, 256), FLOAT32),
+    "modern-nano, float32, 8 x 256": ("modern-nano", (8, 256), FLOAT32),
     "modern-tiny, 1 x 1024": ("modern-tiny", (1, 1024), {}),
     "modern-small, adamw, 2 x 256": ("modern-small", (2, 256), {"optimizer": {"name": "adamw"}}),
     "modern-tiny, 4 x 128, 4 passes": ("modern-tiny", (4, 128), {"training": {"gradient_accumulation_steps": 4}}),
-    "modern-small, checkpointing, 8 x 256": ("modern-small", (8, 256), {"training": {"activation_checkpointing": True}}),
+    "modern-small, checkpointing, 8 x 256": ("modern-small", (8, 256), AGAIN),
     "modern-small, LoRA, 4 x 256": ("modern-small", (4, 256), {"lora": {"r": 8}}),
     "modern-nano, evaluation-heavy": (
         "modern-nano", (8, 128), {"forgetting": {"eval_windows": 200}, "training": {"eval_steps": 0.1}}
@@ -139,9 +139,7 @@ def compare(name: str, seconds: float, cpu: bool) -> dict:
     steps = max(10, round(seconds / measured.step))
     length = f"--training.max_steps={steps}"
     plan = json.loads(mypt("plan", str(path), length, "--json"))
-    predicted = plan_time(
-        measured_speed(measured), steps=steps, save_steps=0.5, windows=plan["evaluation"]["forward"]
-    )
+    predicted = plan_time(measured_speed(measured), steps=steps, save_steps=0.5, windows=plan["evaluation"]["forward"])
     real, memory = run("train", str(path), length, "--yes", cpu=cpu)
     planned = plan["memory"]["training"]["total"]
     return {

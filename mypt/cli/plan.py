@@ -216,9 +216,7 @@ def _target(args: argparse.Namespace, machine: Machine) -> Target:
     if args.target:
         processes = args.processes or _world_size()
         given, elsewhere = given_step(args), bool(args.device)
-        return read_target(
-            args.target, args.overrides, machine, given=given, processes=processes, elsewhere=elsewhere
-        )
+        return read_target(args.target, args.overrides, machine, given=given, processes=processes, elsewhere=elsewhere)
     if args.overrides:
         raise MyPTError(f"unrecognized arguments: {' '.join(args.overrides)}; only a recipe has keys to change")
     if not (args.tokens or args.params):

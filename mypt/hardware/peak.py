@@ -71,9 +71,7 @@ def assumption(machine: Machine, dtype: str, processes: int, parameters: int) ->
     used = dtype if device.flops(dtype) else "float32"
     flops = device.flops(used)
     words = f"{short(flops / 1e12)} TFLOP/s in {used}, {device.title}'s data sheet,"
-    return Assumption(
-        flops=flops, utilisation=UTILISATION[kind], words=words, reason=_REASONS[kind], devices=processes
-    )
+    return Assumption(flops=flops, utilisation=UTILISATION[kind], words=words, reason=_REASONS[kind], devices=processes)
 
 
 def _cpu_flops(dtype: str) -> float:

@@ -201,9 +201,7 @@ def _counts(dimensions: dict, step: Step) -> dict[str, int]:
     return {name: number for name, number in report.items() if name != "per_layer"}
 
 
-def _compute(
-    training: Training, counts: dict, dimensions: dict | None, step: Step | None, processes: int
-) -> Compute:
+def _compute(training: Training, counts: dict, dimensions: dict | None, step: Step | None, processes: int) -> Compute:
     tokens, per_token = training.steps * training.tokens_per_step, 6 * counts["total"]
     if step:
         per_token = flops_per_token(dimensions, step.block_size, counts.get("adapters", 0))

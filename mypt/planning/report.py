@@ -196,7 +196,7 @@ def measured_lines(found: Measured) -> list[str]:
     if found.window is not None:
         parts.append(f"a window of evaluation {_span(found.window)}")
     if found.preparing is not None:
-        part = "" if found.prepared is None or found.prepared >= 1 else f", scaled from {found.prepared:.1%} of the text"
+        part = f" (scaled from {found.prepared:.1%} of the text)" if found.prepared < 1 else ""
         parts.append(f"preparing {_span(found.preparing)}{part}")
     lines.append(f"  {', '.join(parts)}")
     if found.memory:

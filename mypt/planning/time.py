@@ -125,9 +125,7 @@ def assumed_speed(peak: Assumption, flops_per_step: float) -> Speed:
     least, expected, most = peak.utilisation
     at_peak = flops_per_step / (peak.flops * peak.devices)
     words = f"{expected:.0%} of {peak.words} is assumed ({least:.0%} to {most:.0%}: {peak.reason})"
-    return Speed(
-        source="assumed", words=words, step=at_peak / expected, fast=at_peak / most, slow=at_peak / least
-    )
+    return Speed(source="assumed", words=words, step=at_peak / expected, fast=at_peak / most, slow=at_peak / least)
 
 
 def measured_speed(measured: Measured, processes: int = 1) -> Speed:

@@ -15,7 +15,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import mypt
 from mypt.errors import MyPTError
 from mypt.planning.time import Measured
 from mypt.recipe import RESOLVED_NAME, Recipe, load_recipe, save_recipe
@@ -45,12 +44,11 @@ def measure(recipe: Recipe, steps: int, *, cpu_seconds: bool = False) -> Measure
         for name, value in os.environ.items()
         if name not in launch and not name.startswith(("ACCELERATE_", "FSDP_"))
     }
-    package = str(Path(mypt.__file__).parents[1])
+    package = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     with TemporaryDirectory(prefix="mypt-measure-") as folder:
         save_recipe(recipe, Path(folder, RESOLVED_NAME))
         command = [sys.executable, "-m", __name__, folder, str(steps), *(["cpu"] if cpu_seconds else [])]
-        # Of the recipe as it is in a file: a run folder's would get this folder for its own.
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
         return _result(Path(folder, _RESULT), done)
 
