@@ -13,8 +13,6 @@ from mypt.planning.step import BYTES, MICRO_BATCH, OWN_OPTIMIZERS, Step
 from mypt.terminal import print_table, say, say_json
 from mypt.training.target import DEFAULT_BLOCK, Target, read_target
 
-UNKNOWN_STEPS = 1_000  # of a run to measure, where the size of its data is not known
-
 HELP = "show coverage, memory and compute of a run before it starts"
 
 
@@ -49,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from mypt.planning.plan import plan
     from mypt.planning.report import coverage_lines, measured_lines, plan_tables, time_lines
+    from mypt.training.speed import expected_speed, measured_now
 
     _require_measurable(args)
     machine = _machine(args)
@@ -56,8 +55,13 @@ def run(args: argparse.Namespace) -> None:
     settings = _settings(args, machine, target)
     settings["steps"], settings["reason"] = _steps(args, settings, target.steps)
     found = plan(**settings)
-    settings |= _speed(args, machine, target, settings, found)
-    found = plan(**settings)
+    here = not (args.memory or args.device)
+    speed = (
+        measured_now(target, settings, found)
+        if args.measure
+        else expected_speed(target, machine, settings, found, here=here)
+    )
+    found = plan(**settings, **speed)
     if args.json:
         say_json(found.as_dict())
         return
@@ -144,56 +148,6 @@ def _require_measurable(args: argparse.Namespace) -> None:
             f"--measure runs the recipe itself on this machine: leave out {', '.join(given)}; --section.key=value "
             "changes the recipe"
         )
-
-
-def _speed(args: argparse.Namespace, machine: Machine, target: Target, settings: dict, found) -> dict:
-    """Arguments of `plan` about the speed: measured, else recorded on this machine, else assumed."""
-    from mypt.hardware.peak import assumption
-
-    if args.measure:
-        return _measure(target, settings, found)
-    dtype, counts = target.settings.get("compute_dtype") or machine.dtype, found.parameters or {}
-    given = {name: settings[name] for name in ("batch_size", "accumulation", "processes")}
-    if not (args.memory or args.device) and target.recipe and found.memory:
-        recorded = _recorded(target, machine, settings, given["processes"])
-        if recorded:
-            return {"speed": recorded}
-    if not counts:
-        return {}
-    return {"assumption": assumption(machine, args.dtype or dtype, settings["processes"], counts["total"])}
-
-
-def _recorded(target: Target, machine: Machine, settings: dict, processes: int):
-    """The speed of an earlier run of this step on this machine."""
-    from pathlib import Path
-
-    from mypt.hardware.speeds import identify, recorded_speed
-
-    if not (run := target.recipe.training.get("output_dir")):
-        return None
-    names = {field.name for field in fields(Step)}
-    step = Step(micro_batch_size=settings["batch_size"], **{n: v for n, v in settings.items() if n in names})
-    return recorded_speed(Path(run), identify(machine, settings["dimensions"], step, processes))
-
-
-def _measure(target: Target, settings: dict, found) -> dict:
-    """Real steps of the recipe in one process, with the sizes of the plan."""
-    from mypt.planning.time import measured_speed
-    from mypt.training.measure import measure
-
-    if target.recipe is None:
-        raise MyPTError("--measure needs a recipe, whose model and data it can train; name one")
-    if found.memory and found.memory.fits is False:
-        raise MyPTError(f"--measure: a step {found.memory.advice}")
-    sizes = {"per_device_train_batch_size": settings["batch_size"],
-             "gradient_accumulation_steps": settings["accumulation"]}  # fmt: skip
-    recipe = replace(
-        target.recipe,
-        training=target.recipe.training | sizes,
-        data=replace(target.recipe.data, tokens_per_step=None),
-    )
-    measured = measure(recipe, found.training.steps or UNKNOWN_STEPS)
-    return {"measured": measured, "speed": measured_speed(measured, settings["processes"])}
 
 
 def _price(text: str) -> float:

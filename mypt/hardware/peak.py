@@ -70,7 +70,8 @@ def assumption(machine: Machine, dtype: str, processes: int, parameters: int) ->
     kind = "large" if parameters >= LARGE else "small"
     used = dtype if device.flops(dtype) else "float32"
     flops = device.flops(used)
-    words = f"{short(flops / 1e12)} TFLOP/s in {used}, {device.title}'s data sheet,"
+    why = "" if used == dtype else f" (it has no {dtype})"
+    words = f"{short(flops / 1e12)} TFLOP/s in {used}{why}, {device.title}'s data sheet,"
     return Assumption(flops=flops, utilisation=UTILISATION[kind], words=words, reason=_REASONS[kind], devices=processes)
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from mypt.files import replace_text
 from mypt.hardware.machine import Machine
+from mypt.planning.parameters import FIELDS, complete
 from mypt.planning.step import Step
 from mypt.planning.time import Speed
 
 SPEED_NAME = "speed.json"
+# Of a model's fields those that its speed depends on.
+_SHAPE = (*FIELDS, "num_key_value_heads", "head_dim", "hidden_act", "hidden_dropout", "attention_dropout")
 
 
 def identify(machine: Machine, dimensions: dict, step: Step, processes: int) -> dict:
@@ -19,7 +22,8 @@ def identify(machine: Machine, dimensions: dict, step: Step, processes: int) -> 
     The machine's own name stays in the run folder: `mypt upload` does not send the file.
     """
     there = {"machine": f"{platform.node()}, {machine.model or machine.device}", "processes": processes}
-    return json.loads(json.dumps(there | {"dimensions": dimensions, "step": asdict(step)}))
+    shape = {name: value for name, value in complete(dimensions).items() if name in _SHAPE and value}
+    return json.loads(json.dumps(there | {"dimensions": shape, "step": asdict(step)}))
 
 
 def write_speed(run: Path, identity: dict, figures: dict) -> None:
