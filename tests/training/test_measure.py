@@ -86,6 +86,7 @@ def test_a_killed_measurement_is_one_line(tmp_path):
         module._result(tmp_path / "none.json", subprocess.CompletedProcess([], 3, "", "first\nlast words\n"))
 
 
+@pytest.mark.slow
 def test_the_command_measures_in_a_process_of_its_own(recipe_for, tmp_path, capsys, monkeypatch):
     content = recipe_for(training=recipe_for()["training"] | {"max_steps": 3_000})
     path = tmp_path / "recipe.yaml"
