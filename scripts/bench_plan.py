@@ -61,12 +61,12 @@ def main() -> None:
             if args.only in name:
                 rows.append(compare(name, args.seconds, args.cpu))
                 print(line(rows[-1]), flush=True)
+                if args.json:
+                    args.json.write_text(json.dumps(rows, indent=1))
     for what, aim in (("memory", MEMORY), ("time", TIME)):
         within = sum(abs(row[what]["ratio"] - 1) <= aim for row in rows)
         print(f"{what} within {aim:.0%}: {within} of {len(rows)}")
     print(f"load {os.getloadavg()[0]:.1f} at the end, after {time.perf_counter() - began:.0f} s")
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
 
 
 def line(row: dict) -> str:

@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
     settings["steps"], settings["reason"] = _steps(args, settings, target.steps)
     found = plan(**settings)
     here = not (args.memory or args.device)
+    if args.measure and not args.json:
+        say(f"measuring a few steps of {args.target}")
     speed = (
         measured_now(target, settings, found)
         if args.measure

@@ -87,15 +87,18 @@ def _cuda(capability: float, memory: int, free: int, model: str = "") -> Machine
 def _cpu() -> Machine:
     (total, free), about = main_memory(), cpuinfo()
     named = re.search(r"^model name\s*: *(.+)$", about, re.MULTILINE)
-    model = f"{named[1] if named else platform.processor() or platform.machine()}, {cpus()} CPUs"
+    threads = f"{cpus()} thread{'s' if cpus() > 1 else ''}"
+    model = f"{named[1] if named else platform.processor() or platform.machine()}, {threads}"
     if " avx512_bf16" in about:  # the flag that torch asks for, too
         return Machine("cpu", total, "bfloat16", "this CPU has instructions for it (avx512_bf16)", free, model)
     return Machine("cpu", total, "float32", "this CPU has no instructions for bfloat16 (avx512_bf16)", free, model)
 
 
 def cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs that this process may use, at most OMP_NUM_THREADS."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return min(found, int(threads)) if threads.isdecimal() and int(threads) else found
 
 
 def cpuinfo() -> str:

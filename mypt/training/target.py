@@ -208,6 +208,8 @@ def _from_recipe(recipe: Recipe, machine: Machine, fields: dict, processes: int,
         training = {key: value for key, value in recipe.training.items() if key not in ("bf16", "fp16")}
         recipe = replace(recipe, training=training)
     sources, sets, vocabulary = _sources(recipe, notes)
+    if not vocabulary and not recipe.model.init_from:
+        vocabulary = _expected_vocabulary(recipe, notes)
     dimensions = _recipe_dimensions(recipe, vocabulary, notes, fields)
     block_size = recipe.data.block_size or (dimensions and dimensions["max_position_embeddings"])
     mypt_dimensions = dimensions if _trains_mypt(recipe) else None
@@ -373,6 +375,16 @@ def _sources(recipe, notes: list[str]) -> tuple[list[DataSource] | None, list[in
             own_sets += [round(size[0] * held_out / (1 - held_out))] if held_out else []
     sets = [_set_tokens(name, recipe) for name in recipe.data.eval.values()] or own_sets
     return (sources if sources and len(sources) == len(recipe.data.train) else None), sets, vocabulary
+
+
+def _expected_vocabulary(recipe: Recipe, notes: list[str]) -> int | None:
+    """Of a text that is not prepared, as far as the recipe gives it; None for the preset's, with a note."""
+    size = recipe.tokenizer.vocab_size
+    if recipe.tokenizer.name in (None, "bpe") and isinstance(size, int):
+        return size
+    if "vocab_size" not in recipe.model.config:
+        notes.append("the vocabulary is not known before the text is prepared: the preset's is assumed")
+    return None
 
 
 def _unprepared(sources: list[DataSource]) -> int:
