@@ -2,10 +2,11 @@
 
 import argparse
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 
-from mypt.cli.numbers import byte_count, count
-from mypt.errors import MyPTError
+from mypt.cli.numbers import byte_count, count, finite
+from mypt.errors import MyPTError, shown
+from mypt.hardware.devices import HERE, machine_like
 from mypt.hardware.machine import Machine, other_machine
 from mypt.planning.parameters import with_positions
 from mypt.planning.step import BYTES, MICRO_BATCH, OWN_OPTIMIZERS, Step
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fsdp", type=count, help="devices that share weights, gradients and states (full shard) (default: 1)")
     memory = "memory of a GPU in bytes (24G: GiB) (default: this machine's GPU or main memory)"
     add("--memory", type=byte_count, help=memory)
+    add("--device", metavar="NAME", help="plan for this device: h100, a100, 4090, l4, t4, mps, cpu ... (default: here)")
+    add("--price", type=_price, help="of one device for one hour, to plan the cost")
+    add("--measure", action="store_true", help="take a few real steps of the recipe on this machine, for the time")
     add("--tokens-per-second", type=count, help="a measured rate over all processes, to estimate the time")
     add("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(overrides=[])
@@ -42,13 +46,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from mypt.planning.plan import plan
-    from mypt.planning.report import coverage_lines, plan_tables
+    from mypt.planning.report import coverage_lines, measured_lines, plan_tables, time_lines
+    from mypt.training.speed import expected_speed, measured_now
 
-    machine = other_machine(args.memory, None)
+    _require_measurable(args)
+    machine = _machine(args)
     target = _target(args, machine)
     settings = _settings(args, machine, target)
     settings["steps"], settings["reason"] = _steps(args, settings, target.steps)
     found = plan(**settings)
+    here = not (args.memory or args.device)
+    if args.measure and not args.json:
+        say(f"measuring a few steps of {args.target}")
+    speed = (
+        measured_now(target, settings, found)
+        if args.measure
+        else expected_speed(target, machine, settings, found, here=here)
+    )
+    found = plan(**settings, **speed)
     if args.json:
         say_json(found.as_dict())
         return
@@ -69,8 +84,13 @@ def run(args: argparse.Namespace) -> None:
     for table in plan_tables(found):
         say()
         print_table(*table)
+    if found.measured:
+        say("", *measured_lines(found.measured))
+    if found.time:
+        say("", *time_lines(found.time))
     if found.memory and found.memory.advice:
         where = "" if args.memory else f" ({machine.name}; --memory for another GPU)"
+        where = f" ({machine.model})" if args.device and not args.memory else where
         say("", f"Memory{where}: {found.memory.advice}")
     if found.training.compute_optimal_tokens and not found.coverage:
         say("", f"Compute-optimal training data: about {found.training.compute_optimal_tokens:,} tokens")
@@ -104,7 +124,39 @@ def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> dic
     return step | {"processes": args.processes or _world_size(), "sources": sources, "dimensions": dimensions,
                    "parameters": args.params, "tokens_per_second": args.tokens_per_second,
                    "available": machine.memory, "flags": target.flags, "evaluation": target.evaluation,
+                   "save_steps": target.save_steps, "text": 0 if args.tokens else target.text, "price": args.price,
                    "target": args.target, "notes": notes, "choices": target.choices}  # fmt: skip
+
+
+def _machine(args: argparse.Namespace) -> Machine:
+    """The machine that is planned for; --memory wins over what a device has."""
+    if not args.device:
+        return other_machine(args.memory, None)
+    if args.device == HERE:
+        return other_machine(args.memory, HERE)
+    machine = machine_like(args.device)
+    return replace(machine, memory=args.memory, free=args.memory) if args.memory else machine
+
+
+def _require_measurable(args: argparse.Namespace) -> None:
+    """Raise MyPTError for options that are of another run than the recipe's, or of another machine."""
+    if not args.measure:
+        return
+    names = ("tokens", "params", "optimizer", "dtype", "checkpointing", "lora_r", "fsdp", "memory", "device",
+             "tokens_per_second")  # fmt: skip
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
+    if given:
+        raise MyPTError(
+            f"--measure runs the recipe itself on this machine: leave out {', '.join(given)}; --section.key=value "
+            "changes the recipe"
+        )
+
+
+def _price(text: str) -> float:
+    price = finite(text)
+    if price < 0:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is below 0")
+    return price
 
 
 def given_step(args: argparse.Namespace) -> dict:
@@ -119,7 +171,8 @@ def given_step(args: argparse.Namespace) -> dict:
 def _target(args: argparse.Namespace, machine: Machine) -> Target:
     if args.target:
         processes = args.processes or _world_size()
-        return read_target(args.target, args.overrides, machine, given=given_step(args), processes=processes)
+        given, elsewhere = given_step(args), bool(args.device)
+        return read_target(args.target, args.overrides, machine, given=given, processes=processes, elsewhere=elsewhere)
     if args.overrides:
         raise MyPTError(f"unrecognized arguments: {' '.join(args.overrides)}; only a recipe has keys to change")
     if not (args.tokens or args.params):

@@ -8,6 +8,7 @@ from mypt.planning.optimizer import Choice, muon_flops
 from mypt.planning.parameters import count_parameters, frozen_parameters, parameter_report
 from mypt.planning.scaling import TOKENS_PER_PARAMETER, flops_per_token
 from mypt.planning.step import Step
+from mypt.planning.time import Assumption, Measured, Speed, Time, assumed_speed, given_speed, plan_time
 from mypt.planning.verdict import Coverage, DataSource, assess
 
 
@@ -23,13 +24,12 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """FLOPs of a run, over all processes; Muon's share is of one step. seconds: None without a measured speed."""
+    """FLOPs of a run, over all processes; Muon's share is of one step."""
 
     flops_per_token: int
     flops: int
     muon_flops_per_step: int | None = None
     muon_share: float | None = None
-    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,9 @@ class Plan:
         training: Steps and tokens.
         parameters: As `count_parameters` or `parameter_report` returns them, or the total alone.
         coverage: How often the data is seen.
-        compute: FLOPs, and time where a speed is known.
+        compute: FLOPs.
+        time: Of every part, and the cost, where a speed is known.
+        measured: What a few real steps took.
         memory: Bytes of one device.
         evaluation: How often and on how many windows the run is evaluated.
     """
@@ -57,6 +59,8 @@ class Plan:
     parameters: dict[str, int] | None = None
     coverage: Coverage | None = None
     compute: Compute | None = None
+    time: Time | None = None
+    measured: Measured | None = None
     memory: Memory | None = None
     evaluation: Evaluation | None
 
@@ -90,6 +94,12 @@ def plan(
     parameters: int | None = None,
     available: int | None = None,
     tokens_per_second: float | None = None,
+    speed: Speed | None = None,
+    assumption: Assumption | None = None,
+    measured: Measured | None = None,
+    price: float | None = None,
+    save_steps: float | None = None,
+    text: int = 0,
     evaluation: dict | None = None,
     flags: dict[str, str] = RECIPE_FLAGS,
     target: str | None = None,
@@ -104,7 +114,11 @@ def plan(
         steps, reason: Optimizer steps, and why so many.
         dimensions, parameters: MyPTConfig fields; without them the number of parameters.
         available: Bytes of memory on one device.
-        tokens_per_second: A measured rate over all processes.
+        tokens_per_second, speed, assumption: The speed, the first of them that is given: a rate over all processes;
+            one that was measured or recorded; a share of the devices' peak.
+        measured: Shown as it is.
+        price: Of one device for one hour.
+        save_steps, text: As `mypt.planning.time.plan_time` takes them.
         evaluation: Arguments of `plan_evaluation`, those of the run left out; None without evaluation sets.
         flags: As `mypt.planning.fit.knobs` takes them.
         target, notes, choices: As `Plan` has them.
@@ -127,6 +141,26 @@ def plan(
         steps=steps, tokens_per_step=sequences * block_size, block_size=block_size, compute_optimal_tokens=optimal
     )
     run = {"steps": steps, "sequences": sequences, "block_size": block_size}
+    compute = _compute(training, counts, dimensions, step, processes) if counts and steps else None
+    memory = plan_memory(dimensions, step, available, flags) if step else None
+    evaluated = plan_evaluation(**run, **evaluation) if evaluation and steps else None
+    if tokens_per_second:
+        speed = given_speed(tokens_per_second, training.tokens_per_step)
+    elif not speed and assumption and compute:
+        speed = assumed_speed(assumption, compute.flops / steps)
+    time = None
+    if speed and steps:
+        time = plan_time(
+            speed,
+            steps=steps,
+            save_steps=save_steps,
+            checkpoint=_checkpoint(memory, step) if step else None,
+            windows=evaluated.forward if evaluated else 0,
+            evaluation_share=_evaluation_share(evaluated, compute),
+            text=text,
+            devices=processes,
+            price=price,
+        )
     return Plan(
         target=target,
         notes=notes or [],
@@ -135,12 +169,27 @@ def plan(
         training=training,
         parameters=counts,
         coverage=assess(sources, training.tokens_per_step, steps, 0, counts) if sources and steps else None,
-        compute=_compute(training, counts, dimensions, step, processes, tokens_per_second)
-        if counts and steps
-        else None,
-        memory=plan_memory(dimensions, step, available, flags) if step else None,
-        evaluation=plan_evaluation(**run, **evaluation) if evaluation and steps else None,
+        compute=compute,
+        time=time,
+        measured=measured,
+        memory=memory,
+        evaluation=evaluated,
     )
+
+
+def _checkpoint(memory: Memory, step: Step) -> int:
+    """Bytes of a checkpoint: weights and optimizer state, of LoRA those of the adapters, of all devices together."""
+    parts = memory.training["phases"]["update"]
+    weights = parts["gradients"] if step.lora else parts["weights"]  # those of adapters are as large as they are
+    return step.fsdp * (weights + parts["optimizer"])
+
+
+def _evaluation_share(evaluation: Evaluation | None, compute: Compute | None) -> float:
+    """Compute of all evaluations by that of all steps, the optimizer's included."""
+    if evaluation is None:
+        return 0.0
+    passes = 1 - ((compute and compute.muon_share) or 0.0)
+    return evaluation.share / (1 - evaluation.share) * passes
 
 
 def _counts(dimensions: dict, step: Step) -> dict[str, int]:
@@ -152,9 +201,7 @@ def _counts(dimensions: dict, step: Step) -> dict[str, int]:
     return {name: number for name, number in report.items() if name != "per_layer"}
 
 
-def _compute(
-    training: Training, counts: dict, dimensions: dict | None, step: Step | None, processes: int, speed: float | None
-) -> Compute:
+def _compute(training: Training, counts: dict, dimensions: dict | None, step: Step | None, processes: int) -> Compute:
     tokens, per_token = training.steps * training.tokens_per_step, 6 * counts["total"]
     if step:
         per_token = flops_per_token(dimensions, step.block_size, counts.get("adapters", 0))
@@ -163,5 +210,4 @@ def _compute(
         muon = muon_flops(dimensions, step.ns_steps, step.freeze_layers) * processes // step.fsdp
         share = muon / (muon + per_token * training.tokens_per_step)
         flops += training.steps * muon
-    seconds = tokens / speed if speed else None
-    return Compute(flops_per_token=per_token, flops=flops, muon_flops_per_step=muon, muon_share=share, seconds=seconds)
+    return Compute(flops_per_token=per_token, flops=flops, muon_flops_per_step=muon, muon_share=share)

@@ -9,6 +9,7 @@ from mypt.planning.fit import Memory, gibibytes
 from mypt.planning.memory import PHASES
 from mypt.planning.plan import Plan
 from mypt.planning.scaling import GUESSING_LOSS, TOKENS_PER_PARAMETER
+from mypt.planning.time import Measured, Time
 from mypt.planning.verdict import Coverage, SourceCoverage, figure, short
 from mypt.terminal import one_line
 
@@ -164,10 +165,62 @@ def plan_tables(plan: Plan) -> list[Table]:
             muon = f"{compute.muon_flops_per_step:.3g} ({compute.muon_share:.1%} of a step)"
             rows.append(["Muon's FLOPs per step", muon])
         rows.append(["FLOPs in all", f"{compute.flops:.3g}"])
-        if compute.seconds is not None:
-            rows.append(["time", duration(compute.seconds)])
         tables.append(("Compute", ["figure", "value"], rows))
+    if plan.time:
+        tables.append(time_table(plan.time))
     return tables
+
+
+def time_table(time: Time) -> Table:
+    rows = [[name, _span(seconds), f"{seconds / time.seconds:.1%}"] for name, seconds in time.parts.items()]
+    return "Time", ["part", "time", "share"], [*rows, ["total", duration(time.seconds), "100.0%"]]
+
+
+def time_lines(time: Time) -> list[str]:
+    """The time with its range and the reason, and the cost."""
+    lines = [f"Time: {duration(time.seconds)}{_between(time.fastest, time.slowest, duration)}; {time.words}"]
+    if time.cost is not None:
+        cost = f"{_money(time.cost)}{_between(time.least, time.most, _money)}"
+        lines.append(f"Cost: {cost}: {figure(time.device_hours)} device hours at {time.price:g}")
+    return lines
+
+
+def _between(low: float, high: float, write) -> str:
+    """The range in brackets, where it is one that can be seen."""
+    low, high = write(low), write(high)
+    return f" ({low} to {high})" if low != high else ""
+
+
+def _money(amount: float) -> str:
+    return f"{amount:,.2f}"
+
+
+def measured_lines(found: Measured) -> list[str]:
+    """What was measured, and the memory beside what the memory model predicts."""
+    lines = [
+        f"Measured: {_span(found.step)} a step ({_span(found.fast)} to {_span(found.slow)}, {found.steps} steps after "
+        f"{found.warmup} of warm-up), {found.tokens_per_second:,.0f} tokens/s in one process"
+    ]
+    parts = [f"starting {_span(found.starting)}", f"a checkpoint {_span(found.save)}"]
+    if found.window is not None:
+        parts.append(f"a window of evaluation {_span(found.window)}")
+    if found.preparing is not None:
+        part = f" (scaled from {found.prepared:.1%} of the text)" if found.prepared < 1 else ""
+        parts.append(f"preparing {_span(found.preparing)}{part}")
+    lines.append(f"  {', '.join(parts)}")
+    if found.memory:
+        peak = f"  peak memory {gibibytes(found.memory)} GiB"
+        if found.predicted:
+            ratio = found.predicted / found.memory
+            peak += f", predicted {gibibytes(found.predicted)} GiB ({ratio:.2f} of it)"
+        if found.evaluation_memory and found.evaluation_memory > found.memory:
+            peak += f"; evaluation {gibibytes(found.evaluation_memory)} GiB"
+        lines.append(peak)
+    return [*lines, *(f"  note: {note}" for note in found.notes)]
+
+
+def _span(seconds: float) -> str:
+    return duration(seconds) if seconds >= 60 else f"{seconds:.3g} s" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"
 
 
 def parameter_table(counts: dict) -> Table:

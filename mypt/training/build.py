@@ -17,6 +17,7 @@ from mypt.checkpoints.adapter import INSTALL_PEFT
 from mypt.checkpoints.probes import require_document_mask
 from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
+from mypt.hardware.speeds import identify
 from mypt.planning.step import OWN_OPTIMIZERS
 from mypt.recipe import AUTO, RESOLVED_NAME, Recipe, save_recipe
 from mypt.streams.eval_windows import EvalWindows
@@ -41,7 +42,7 @@ from mypt.training.model.init_from import existing_model
 from mypt.training.optim.optimizers import muon_factory
 from mypt.training.request import default_block_size, output_dir
 from mypt.training.resolve import resolve, resolve_arguments, run_identity
-from mypt.training.resolve_hardware import resolve_hardware
+from mypt.training.resolve_hardware import Hardware, resolve_hardware
 from mypt.training.tracking import require_start, require_trackers
 from mypt.training.trainer.trainer import MyPTTrainer
 
@@ -142,7 +143,7 @@ def _build(
             early_stopping=stopping,
             upload=upload,
             start=start if interpolates else None,
-            throughput=ThroughputCallback(stream.block_size),
+            throughput=ThroughputCallback(stream.block_size, _speed_identity(hardware)),
             hardware=hardware,
             compile_layers=recipe.training["torch_compile"],
             on_nan=recipe.safety.on_nan,
@@ -314,6 +315,13 @@ def _forgetting(
         replay={name: sources.index(directory) for name, directory in data.replay.items()},
         time_budget=section.time_budget,
     )
+
+
+def _speed_identity(hardware: Hardware) -> dict | None:
+    """What a plan recognises this run's speed by; None for a model that plans do not know by formulas."""
+    if hardware.step is None:
+        return None
+    return identify(hardware.machine, hardware.dimensions, hardware.step, PartialState().num_processes)
 
 
 def _optimizer(recipe: Recipe, args, model):

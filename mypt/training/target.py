@@ -26,7 +26,7 @@ from mypt.planning.shape_memory import note
 from mypt.planning.shapes import is_measured
 from mypt.planning.step import MICRO_BATCH, STATES
 from mypt.planning.verdict import DataSource
-from mypt.recipe import AUTO
+from mypt.recipe import AUTO, Recipe, load_recipe
 from mypt.training.launch import WHY_NOT_ZERO, zero_stage
 
 DEFAULT_BLOCK = 1024  # tokens per sequence where nothing names a context
@@ -39,15 +39,20 @@ NOT_MYPT = Choice("adamw", "auto: the model is not MyPT's own class")
 class Target:
     """The settings of a run that a target gives; those that it leaves open are None or absent.
 
-    dimensions: MyPTConfig fields. settings: fields of `mypt.planning.step.Step`. sources: the training data.
+    recipe: The recipe, with the given sizes. dimensions: MyPTConfig fields. settings: fields of
+    `mypt.planning.step.Step`. sources: the training data. text: bytes of it that are not prepared yet. save_steps: of a
+    recipe, as `mypt.planning.time.plan_time` takes it.
     steps: max_steps, num_train_epochs and coverage_target of a recipe. evaluation: arguments of `plan_evaluation`, None
     without evaluation sets. choices: what training will choose on this machine, each with the reason. flags: how advice
     writes changes, as `mypt.planning.fit.knobs` takes them. notes: what had to be assumed or left out.
     """
 
+    recipe: Recipe | None = None
     dimensions: dict | None = None
     settings: dict = field(default_factory=dict)
     sources: list[DataSource] | None = None
+    text: int = 0
+    save_steps: float | None = None
     steps: dict = field(default_factory=dict)
     evaluation: dict | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
@@ -63,8 +68,10 @@ def read_target(
     fields: dict | None = None,
     given: dict | None = None,
     processes: int = 1,
+    elsewhere: bool = False,
 ) -> Target:
     """overrides: `--section.key=value` for a recipe. fields (of a config), given (of `Step`): instead of the target's.
+    elsewhere: `machine` is not the one whose choices a run folder's recipe holds.
 
     Raises MyPTError for a target that is nothing of these, with the nearest name.
     """
@@ -78,7 +85,10 @@ def read_target(
     if is_recipe:
         keys = [name for name in ("block_size", "micro_batch_size", "accumulation") if name in given]
         overrides = [*overrides, *(RECIPE_FLAGS[name].format(given[name]) for name in keys)]
-        return _from_recipe(target, overrides, machine, fields or {}, processes, given)
+        recipe = load_recipe(target, overrides)
+        if elsewhere and Path(target).is_dir():
+            recipe = _unchosen(recipe, given={override.partition("=")[0] for override in overrides})
+        return _from_recipe(recipe, machine, fields or {}, processes, given)
     dimensions = _dimensions(target, fields or {})
     settings = {"compute_dtype": machine.dtype}
     settings["block_size"] = given.get("block_size") or dimensions["max_position_embeddings"] or DEFAULT_BLOCK
@@ -90,7 +100,15 @@ def read_target(
         chosen = choose_optimizer(dimensions, settings["block_size"], tokens, fsdp=given.get("fsdp", 1))
     choices["optimizer"] = _by_option(given) or chosen
     settings["optimizer"] = chosen.value
-    return Target(dimensions, settings, choices=choices, notes=_notes(dimensions))
+    return Target(dimensions=dimensions, settings=settings, choices=choices, notes=_notes(dimensions))
+
+
+def _unchosen(recipe: Recipe, given: set[str]) -> Recipe:
+    """The recipe of a run folder without what was chosen for the machine that the run was on; given: overrides."""
+    chosen = {key for key in ("bf16", "fp16") if f"--training.{key}" not in given}
+    hardware = recipe.hardware if "--hardware.attention" in given else replace(recipe.hardware, attention=None)
+    training = {key: value for key, value in recipe.training.items() if key not in chosen}
+    return replace(recipe, training=training, hardware=hardware)
 
 
 def _by_option(given: dict) -> Choice | None:
@@ -186,16 +204,14 @@ def _read_config(model: str, vocabulary: int | None = None) -> dict:
 
 
 @recipe_wording()
-def _from_recipe(
-    path: str, overrides: list[str], machine: Machine, fields: dict, processes: int, given: dict
-) -> Target:
-    from mypt.recipe import load_recipe
-
-    recipe, notes = load_recipe(path, overrides), []
+def _from_recipe(recipe: Recipe, machine: Machine, fields: dict, processes: int, given: dict) -> Target:
+    notes = []
     if "compute_dtype" in given:  # the machine has it by now, whatever the recipe says
         training = {key: value for key, value in recipe.training.items() if key not in ("bf16", "fp16")}
         recipe = replace(recipe, training=training)
     sources, sets, vocabulary = _sources(recipe, notes)
+    if not vocabulary and not recipe.model.init_from:
+        vocabulary = _expected_vocabulary(recipe, notes)
     dimensions = _recipe_dimensions(recipe, vocabulary, notes, fields)
     block_size = recipe.data.block_size or (dimensions and dimensions["max_position_embeddings"])
     mypt_dimensions = dimensions if _trains_mypt(recipe) else None
@@ -208,9 +224,12 @@ def _from_recipe(
     settings, batch = expected_batch(machine, settings, recipe, dimensions, processes)
     steps = {name: recipe.training.get(name) for name in ("max_steps", "num_train_epochs")}
     return Target(
-        dimensions,
-        settings,
-        sources,
+        recipe=recipe,
+        dimensions=dimensions,
+        settings=settings,
+        sources=sources,
+        text=_unprepared(sources or []),
+        save_steps=0 if recipe.training.get("save_strategy") == "no" else recipe.training.get("save_steps"),
         steps=steps | {"coverage_target": recipe.coverage.target},
         evaluation=evaluation_settings(recipe, (dimensions or {}).get("num_hidden_layers", 1)) | {"sets": sets}
         if sets
@@ -366,6 +385,23 @@ def _sources(recipe, notes: list[str]) -> tuple[list[DataSource] | None, list[in
             own_sets += [round(size[0] * held_out / (1 - held_out))] if held_out else []
     sets = [_set_tokens(name, recipe) for name in recipe.data.eval.values()] or own_sets
     return (sources if sources and len(sources) == len(recipe.data.train) else None), sets, vocabulary
+
+
+def _expected_vocabulary(recipe: Recipe, notes: list[str]) -> int | None:
+    """Of a text that is not prepared, as far as the recipe gives it; None for the preset's, with a note."""
+    size = recipe.tokenizer.vocab_size
+    if recipe.tokenizer.name in (None, "bpe") and isinstance(size, int):
+        return size
+    if "vocab_size" not in recipe.model.config:
+        notes.append("the vocabulary is not known before the text is prepared: the preset's is assumed")
+    return None
+
+
+def _unprepared(sources: list[DataSource]) -> int:
+    """Bytes of text that a run prepares, or counts, before it trains."""
+    from mypt.streams.size import BYTES_PER_TOKEN
+
+    return BYTES_PER_TOKEN * sum(source.tokens for source in sources if source.estimated)
 
 
 def _set_tokens(name: str, recipe) -> int | None:

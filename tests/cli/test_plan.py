@@ -210,6 +210,70 @@ def test_a_recipe_value_that_is_no_number_is_named(name, recipe, dataset, capsys
     assert f"training.{name} is 'many'" in capsys.readouterr().err
 
 
+def test_a_device_that_is_not_here(plan):
+    given = ("750M_1024", "--steps", "1000", "--batch-size", "4")
+    result = plan(*given, "--device", "h100", "--processes", "8", "--price", "2.5")
+    assert result["choices"]["dtype"]["value"] == "bfloat16" and result["choices"]["attention"]["value"] == "sdpa"
+    assert result["memory"]["available"] == int(79.6 * 2**30) and result["memory"]["fits"]
+    assert result["memory"]["largest_micro_batch"] > 4
+    time = result["time"]
+    assert (time["source"], time["price"]) == ("assumed", 2.5)
+    assert time["device_hours"] == pytest.approx(8 * time["seconds"] / 3_600)
+    assert time["cost"] == pytest.approx(2.5 * time["device_hours"])
+    assert time["least"] < time["cost"] < time["most"]
+    assert plan(*given, "--device", "a100")["time"]["seconds"] > plan(*given, "--device", "h100")["time"]["seconds"]
+    smaller = plan(*given, "--device", "t4")
+    assert smaller["choices"]["dtype"]["value"] == "float16" and not smaller["memory"]["fits"]
+    assert plan(*given, "--device", "t4", "--memory", "80G")["memory"]["fits"], "--memory wins"
+    assert plan(*given, "--device", "t4", "--tokens-per-second", "1k")["time"]["source"] == "given"
+
+
+def test_a_run_is_planned_on_another_device_with_what_that_would_choose(plan, whole_run):
+    """Not with what its machine chose, which is in the recipe of its folder."""
+    here, there = plan(str(whole_run)), plan(str(whole_run), "--device", "h100")
+    assert here["choices"]["dtype"]["value"] == "float32" and here["choices"]["attention"]["value"] == "eager"
+    assert there["choices"]["dtype"]["value"] == "bfloat16" and there["choices"]["attention"]["value"] == "sdpa"
+    kept = plan(str(whole_run), "--device", "h100", "--training.bf16=false")
+    assert kept["choices"]["dtype"]["value"] == "float32", "an explicit value wins"
+
+
+def test_the_speed_of_an_earlier_run_is_used_for_the_same_step_alone(plan, whole_run):
+    recorded = json.loads((whole_run / "speed.json").read_text())
+    assert recorded["steps"] == 11, "all but the first"
+    found = plan(str(whole_run), "--training.max_steps=600")
+    assert found["time"]["source"] == "recorded" and str(whole_run) in found["time"]["words"]
+    assert found["time"]["parts"]["steps"] == pytest.approx(600 * recorded["seconds"])
+    assert found["training"]["tokens_per_step"] == pytest.approx(recorded["seconds"] * recorded["tokens_per_second"])
+    assert plan(str(whole_run), "--batch-size", "8")["time"]["source"] == "assumed"
+    assert plan(str(whole_run), "--device", "h100")["time"]["source"] == "assumed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["tiny", "--device", "h10"], "did you mean h100"),
+        (["tiny", "--price", "nan"], "nan"),
+        (["tiny", "--price", "-1"], "below 0"),
+        (["tiny", "--measure"], "needs a recipe"),
+        (["tiny", "--measure", "--device", "h100", "--dtype", "float32"], "leave out --dtype, --device"),
+    ],
+)
+def test_a_bad_device_price_or_measurement_is_refused(arguments, says, capsys):
+    try:
+        code = main(["plan", *arguments])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    assert code == 2 and says in capsys.readouterr().err
+
+
+def test_a_measurement_that_does_not_fit_is_refused_before_it_begins(recipe, dataset, capsys):
+    path = recipe(f"model: {{preset: modern-xlarge}}\ndata: {{train: {dataset('corpus', 10**6)}}}\n")
+    assert main(["plan", path, "--measure", "--steps", "10", "--training.per_device_train_batch_size=4096"]) == 2
+    error = capsys.readouterr().err
+    assert "does not fit" in error and "--training.per_device_train_batch_size=" in error
+    assert len(error.splitlines()) == 1
+
+
 def test_a_plan_that_does_not_fit_says_by_how_much(capsys):
     assert main(["plan", "750M_1024", "--memory", "12G", "--batch-size", "32", "--steps", "10"]) == 0
     assert "does not fit" in capsys.readouterr().out

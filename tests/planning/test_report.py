@@ -124,13 +124,14 @@ def test_a_plan_joins_all_figures_and_is_json():
     assert json.loads(json.dumps(result.as_dict())) == result.as_dict()
     cov = calculate_dataset_coverage(1_000, 32, 1024, 10_000_000)
     assert result.coverage.coverage == cov["coverage_ratio"]
-    assert result.compute.seconds == 1_000
+    assert result.time.parts["steps"] == 1_000
     assert result.compute.flops == result.compute.flops_per_token * cov["total_tokens_viewed"]
     assert [title for title, _, _ in plan_tables(result)] == [
         "Parameters",
         "Memory to train (estimate)",
         "Memory to generate (estimate)",
         "Compute",
+        "Time",
     ]
     for _, columns, rows in plan_tables(result):
         assert {len(row) for row in rows} == {len(columns)}
