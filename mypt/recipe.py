@@ -18,7 +18,7 @@ import yaml
 from mypt.errors import RecipeError, shown
 from mypt.files import replace_text
 from mypt.json_files import Rule, Unfit, Wrong, as_kind
-from mypt.planning.step import OWN_OPTIMIZERS
+from mypt.planning.step import OWN_OPTIMIZERS, VOCABULARY_MULTIPLE
 from mypt.yaml12 import dump_yaml, load_yaml
 
 RESOLVED_NAME = "recipe.yaml"
@@ -284,6 +284,21 @@ def _refusal(content: dict) -> str | None:
     except RecipeError as error:
         return str(error)
     return None
+
+
+def model_fault(error: Exception) -> RecipeError:
+    """The error of fields of `model` that do not fit together; `name=value` in its message becomes an override."""
+    message = re.sub(r"\b([a-z_]+=\d+)", r"--model.\1", " ".join(str(error).split()))
+    return RecipeError(f"model: {message}")
+
+
+def too_few_rows(vocab_size: int, vocabulary: int) -> RecipeError:
+    """The error of a `model.vocab_size` that cannot hold every id of the tokenizer."""
+    padded = -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    return RecipeError(
+        f"model.vocab_size {vocab_size:,} is below the tokenizer's {vocabulary:,}; remove it, or give "
+        f"--model.vocab_size={padded}"
+    )
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:

@@ -1,16 +1,23 @@
 """`mypt plan`: what a recipe, a preset or a checkpoint will cost and be worth, before any compute is spent."""
 
+from __future__ import annotations
+
 import argparse
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mypt.cli.numbers import byte_count, count
-from mypt.errors import MyPTError
+from mypt.errors import CheckFailed, MyPTError, shown
 from mypt.hardware.machine import Machine, other_machine
 from mypt.planning.parameters import with_positions
 from mypt.planning.step import BYTES, MICRO_BATCH, OWN_OPTIMIZERS, Step
 from mypt.terminal import print_table, say, say_json
-from mypt.training.target import DEFAULT_BLOCK, Target, read_target
+from mypt.training.target import DEFAULT_BLOCK, Target, is_recipe, read_target
+
+if TYPE_CHECKING:
+    from mypt.planning.plan import Plan
 
 HELP = "show coverage, memory and compute of a run before it starts"
 
@@ -24,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=count, help=f"sequences per process and pass (default: the recipe's, else {MICRO_BATCH})")
     add("--accumulation", type=count, help="passes per step (default: the recipe's, else 1)")
     add("--processes", type=count, help="processes, one per device (default: WORLD_SIZE, else 1)")
-    add("--steps", type=count, help="optimizer steps (default: the recipe's, else 3.5 passes over the data)")
+    steps = "optimizer steps (default: the recipe's, else 3.5 passes over the data); several are compared: 500,1000"
+    add("--steps", type=counts, metavar="N[,N...]", help=steps)
+    add("--compare", type=names, metavar="PRESET[,...]", help="plan the same run with these presets, side by side")
     optimizer = "optimizer (default: the recipe's, else by Muon's share of a step)"
     add("--optimizer", choices=OWN_OPTIMIZERS, help=optimizer)
     dtype = "dtype of matrix products (default: the recipe's, else bfloat16 where this machine has it)"
@@ -35,23 +44,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     memory = "memory of a GPU in bytes (24G: GiB) (default: this machine's GPU or main memory)"
     add("--memory", type=byte_count, help=memory)
     add("--tokens-per-second", type=count, help="a measured rate over all processes, to estimate the time")
+    add("--plot", type=Path, metavar="FILE.png", help="draw coverage and effective data against steps")
     add("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(overrides=[])
     parser.epilog = "--section.key=value changes one value of the recipe, for example --training.max_steps=100"
 
 
-def run(args: argparse.Namespace) -> None:
-    from mypt.planning.plan import plan
-    from mypt.planning.report import coverage_lines, plan_tables
+def counts(text: str) -> list[int]:
+    """500,1_000,2k as whole numbers."""
+    return [count(part) for part in text.split(",")]
 
-    machine = other_machine(args.memory, None)
-    target = _target(args, machine)
-    settings = _settings(args, machine, target)
-    settings["steps"], settings["reason"] = _steps(args, settings, target.steps)
-    found = plan(**settings)
+
+def names(text: str) -> list[str]:
+    """The words between commas. Raises ArgumentTypeError for an empty one."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{shown(text)} has an empty name, expected names such as tiny,small")
+    return found
+
+
+def run(args: argparse.Namespace) -> None:
+    from mypt.planning.report import alternatives_table, coverage_lines, plan_tables, verdict_lines
+
+    found, settings = _compared(args, other_machine(args.memory, None))
+    drawn = _draw(found, args.plot) if args.plot else None
     if args.json:
         say_json(found.as_dict())
+        _require_works(found)
         return
+    say(*verdict_lines(found))
+    if found.alternatives:
+        say()
+        print_table(*alternatives_table(found.alternatives))
+    say()
+    if drawn:
+        say(drawn)
     for note in found.notes:
         say(f"note: {note}")
     for name, choice in found.choices.items():
@@ -69,11 +96,57 @@ def run(args: argparse.Namespace) -> None:
     for table in plan_tables(found):
         say()
         print_table(*table)
-    if found.memory and found.memory.advice:
-        where = "" if args.memory else f" ({machine.name}; --memory for another GPU)"
-        say("", f"Memory{where}: {found.memory.advice}")
-    if found.training.compute_optimal_tokens and not found.coverage:
-        say("", f"Compute-optimal training data: about {found.training.compute_optimal_tokens:,} tokens")
+    _require_works(found)
+
+
+def _require_works(found: Plan) -> None:
+    if not found.works:
+        failed = ", ".join(check.name for check in found.checks if check.level == "failed")
+        raise CheckFailed(f"this run cannot work as it is planned ({failed}); the first lines say what to change")
+
+
+def _compared(args: argparse.Namespace, machine: Machine) -> tuple[Plan, dict]:
+    """The plan, with its alternatives if options ask for them, and its settings."""
+    from mypt.planning.plan import alternative
+
+    steps, presets = args.steps or [None], list(args.compare or [])
+    if len(steps) > 1 and presets:
+        raise MyPTError("--compare and several --steps: compare one of the two at a time")
+    if presets and not args.target:
+        args.target = presets.pop(0)
+        own = args.target
+    else:
+        own = "this run"
+    found, settings = _planned(args, machine, steps[0])
+    if len(steps) == 1 and not args.compare:
+        return found, settings
+    if presets and settings["init_from"]:
+        raise MyPTError(f"--compare plans presets, and {args.target} starts from {settings['init_from']}")
+    rows = [alternative(f"{steps[0]:,} steps" if steps[0] else own, found)]
+    rows += [alternative(f"{count:,} steps", _planned(args, machine, count)[0]) for count in steps[1:]]
+    rows += [alternative(name, _planned(args, machine, steps[0], name)[0]) for name in presets]
+    return replace(found, alternatives=rows), settings
+
+
+def _planned(args: argparse.Namespace, machine: Machine, steps: int | None, preset: str | None = None):
+    """The plan with a number of steps and the preset in the place of the target's, and its settings."""
+    from mypt.planning.plan import plan
+
+    target = _target(args, machine, preset)
+    settings = _settings(args, machine, target)
+    settings["steps"], settings["reason"] = _steps(steps, settings, target.steps)
+    return plan(**settings), settings
+
+
+def _draw(found: Plan, path: Path) -> str:
+    """Draw the plan's curve; a line about the picture. Raises MyPTError where there is none to draw."""
+    from mypt.planning.curve import draw_coverage
+
+    if not found.coverage:
+        raise MyPTError("--plot needs the size of the data: give --tokens")
+    if not draw_coverage(found.coverage, path):
+        raise MyPTError("--plot needs matplotlib: pip install mypt[plots]")
+    return f"picture: {path}"
 
 
 def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> dict:
@@ -103,7 +176,10 @@ def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> dic
     step |= {"batch_size": step.pop("micro_batch_size"), "device": machine.device}
     return step | {"processes": args.processes or _world_size(), "sources": sources, "dimensions": dimensions,
                    "parameters": args.params, "tokens_per_second": args.tokens_per_second,
-                   "available": machine.memory, "flags": target.flags, "evaluation": target.evaluation,
+                   "available": machine.memory,
+                   "device_name": "" if args.memory else machine.name, "flags": target.flags,
+                   "evaluation": target.evaluation, "eval_sets": target.eval_sets, "saving": target.saving,
+                   "init_from": target.init_from, "smaller": target.smaller,
                    "target": args.target, "notes": notes, "choices": target.choices}  # fmt: skip
 
 
@@ -116,10 +192,16 @@ def given_step(args: argparse.Namespace) -> dict:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _target(args: argparse.Namespace, machine: Machine) -> Target:
+def _target(args: argparse.Namespace, machine: Machine, preset: str | None = None) -> Target:
+    """preset: in the place of the target's."""
     if args.target:
+        target, overrides = args.target, args.overrides
+        if preset and is_recipe(target):
+            overrides = [*overrides, f"--model.preset={preset}"]
+        elif preset:
+            target = preset
         processes = args.processes or _world_size()
-        return read_target(args.target, args.overrides, machine, given=given_step(args), processes=processes)
+        return read_target(target, overrides, machine, given=given_step(args), processes=processes)
     if args.overrides:
         raise MyPTError(f"unrecognized arguments: {' '.join(args.overrides)}; only a recipe has keys to change")
     if not (args.tokens or args.params):
@@ -127,12 +209,12 @@ def _target(args: argparse.Namespace, machine: Machine) -> Target:
     return Target()
 
 
-def _steps(args: argparse.Namespace, settings: dict, recipe_steps: dict) -> tuple[int | None, str | None]:
+def _steps(given: int | None, settings: dict, recipe_steps: dict) -> tuple[int | None, str | None]:
     """The rule by which training decides, too; None where the size of the data is needed and not known."""
     from mypt.planning.coverage import planned_steps
 
-    if args.steps:
-        return args.steps, "--steps"
+    if given:
+        return given, "--steps"
     sources = settings["sources"]
     if not sources:
         steps = recipe_steps.get("max_steps")
@@ -157,7 +239,8 @@ def _epoch(sources: list, block_size: int) -> tuple[int, int]:
     weights = [source.weight for source in sources]
     main = weights.index(max(weights))
     mixture, tokens = Mixture(weights), sources[main].tokens
-    samples = -(-window_count(tokens, block_size) * PERIOD // mixture.counts[main])
+    windows = window_count(tokens, block_size) if tokens > block_size else 1  # fewer tokens: a check of the plan fails
+    samples = -(-windows * PERIOD // mixture.counts[main])
     return samples, round(tokens / mixture.shares[main])
 
 

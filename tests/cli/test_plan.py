@@ -187,8 +187,10 @@ def test_a_recipe_value_that_is_no_number_is_named(name, recipe, dataset, capsys
 
 
 def test_a_plan_that_does_not_fit_says_by_how_much(capsys):
-    assert main(["plan", "750M_1024", "--memory", "12G", "--batch-size", "32", "--steps", "10"]) == 0
-    assert "does not fit" in capsys.readouterr().out
+    assert main(["plan", "750M_1024", "--memory", "12G", "--batch-size", "32", "--steps", "10"]) == 1
+    out, error = capsys.readouterr()
+    assert out.startswith("Plan of 750M_1024: cannot run: memory") and "more than the 12.0" in out
+    assert len(error.splitlines()) == 1 and "memory" in error
 
 
 def test_no_heavy_import(recipe, dataset, tmp_path):
@@ -236,15 +238,24 @@ def test_advice_works_when_it_is_followed(command, memory, kind, recipe, tmp_pat
     target = recipe(f"model: {{{models[kind]}}}\ndata: {{train: nowhere}}\n") if kind in models else "750M_1024"
     given = [command, target, "--dtype", "bfloat16", "--memory", memory]
     start = ["--batch-size", "32"]
-    assert main([*given, *start]) == 0
-    words = next(line for line in capsys.readouterr().out.splitlines() if "does not fit" in line)
-    advised = [part.partition(": --")[2] for part in words.partition("; ")[2].split(", or ") if ": --" in part]
+    assert main([*given, *start]) == (1 if command == "plan" else 0)
+    lines = capsys.readouterr().out.splitlines()
+    if command == "plan":
+        changes = [line.strip().removeprefix("-> ") for line in lines if line.strip().startswith("-> ")]
+    else:
+        words = next(line for line in lines if "does not fit" in line)
+        changes = words.partition("; ")[2].split(", or ")
+    advised = {flags: change for change in changes if (flags := change.partition(": --")[2])}
     assert advised
     assert any("lora" in flags for flags in advised) == (memory == "8G" and kind != "recipe")
-    for flags in advised:
+    smaller = [change for change in changes if "smaller model" in change]
+    assert bool(smaller) == (memory == "8G")
+    assert any("--model.preset=" in change for change in smaller) == (
+        command == "plan" and memory == "8G" and kind == "recipe"
+    )
+    for flags, change in advised.items():
         options = f"--{flags}".split()
-        launched = re.search(rf"over (\d+) devices \(FSDP\): {re.escape(options[0])}", words)
-        if kind != "preset" and launched and flags == advised[-1]:
+        if kind != "preset" and (launched := re.search(r"over (\d+) devices \(FSDP\)", change)):
             options += ["--fsdp", launched[1]]  # of a launch, which a recipe does not name
         assert main([*given, *options, "--json"]) == 0
         report = json.loads(capsys.readouterr().out)
