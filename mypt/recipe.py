@@ -64,6 +64,10 @@ def at_least(low: float) -> Rule:
     return between(low, math.inf, f"{low:g} or more")
 
 
+def above(low: float, example: float) -> Rule:
+    return Rule(lambda value: not _is_number(value) or value > low, f"a number above {low:g}, such as {example:g}")
+
+
 def one_of(*words: str) -> Rule:
     return Rule(lambda value: not isinstance(value, str) or value in words, f"one of: {', '.join(words)}")
 
@@ -141,7 +145,7 @@ class ForgettingSection:
 
     target: str | None = None
     guard: Annotated[list | None, NAMES] = None
-    tolerance: Annotated[Number, at_least(0)] = 0.05
+    tolerance: Annotated[Number, above(0, 0.05)] = 0.05
     action: Annotated[str, one_of("warn", "stop")] = "warn"
     # Chosen when the run starts, and recorded.
     eval_windows: Annotated[int | str | None, at_least(1), one_of("all")] = None

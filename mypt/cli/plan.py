@@ -117,7 +117,7 @@ def _compared(args: argparse.Namespace, machine: Machine) -> tuple[Plan, dict]:
         own = args.target
     else:
         own = "this run"
-    found, settings = _planned(args, machine, steps[0])
+    found, settings = _planned(args, machine, steps[0], reading=True)
     if len(steps) == 1 and not args.compare:
         return found, settings
     if presets and settings["init_from"]:
@@ -128,13 +128,19 @@ def _compared(args: argparse.Namespace, machine: Machine) -> tuple[Plan, dict]:
     return replace(found, alternatives=rows), settings
 
 
-def _planned(args: argparse.Namespace, machine: Machine, steps: int | None, preset: str | None = None):
-    """The plan with a number of steps and the preset in the place of the target's, and its settings."""
+def _planned(
+    args: argparse.Namespace, machine: Machine, steps: int | None, preset: str | None = None, reading: bool = False
+) -> tuple[Plan, dict]:
+    """The plan with a number of steps and the preset in the place of the target's, and its settings.
+
+    reading: compare the text of evaluation sets with that of the training data.
+    """
     from mypt.planning.plan import plan
 
     target = _target(args, machine, preset)
     settings = _settings(args, machine, target)
     settings["steps"], settings["reason"] = _steps(steps, settings, target.steps)
+    settings["shared_text"] = target.shared_text() if reading else {}
     return plan(**settings), settings
 
 

@@ -38,6 +38,8 @@ class Policy:
     action: str = "warn"
 
     def __post_init__(self):
+        if not self.tolerance > 0:
+            raise MyPTError(f"forgetting tolerance is {self.tolerance:g}, expected nats above 0, such as {TOLERANCE:g}")
         if self.action not in ACTIONS:
             raise MyPTError(f"forgetting action is {self.action!r}, expected one of: {', '.join(ACTIONS)}")
 

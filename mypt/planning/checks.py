@@ -23,6 +23,7 @@ LEVELS = (FAILED, WARNING, NOTE, UNKNOWN, GOOD)  # the worst first
 # A source other than the main one is named when its viewed tokens are worth less than this share of fresh ones: after
 # about 9 and 25 passes (`effective_tokens`).
 WORTH_NOTE, WORTH_WARNING = 0.8, 0.5
+_OTHER_TEXT = "text that is not trained on; `mypt verify` counts the documents that two directories share"
 FEW_PASSES = 4  # after which repeated tokens are still worth 93% of fresh ones
 
 
@@ -48,6 +49,7 @@ def check_plan(
     *,
     device_name: str,
     eval_sets: dict[str, int | None],
+    shared_text: dict[str, str],
     init_from: str | None,
     smaller: dict[str, dict],
     flags: dict[str, str],
@@ -58,11 +60,13 @@ def check_plan(
         plan: A `mypt.planning.plan.Plan` without checks.
         device_name: The device whose memory counts, in words; empty for one that is not here.
         eval_sets: Tokens of each evaluation set, None where they are not known.
+        shared_text: Evaluation sets whose text is in the training data, with the share in words.
         init_from: The model that the run starts from.
         smaller: Dimensions of smaller presets by name, the largest first.
         flags: How changes are written, as `mypt.planning.fit.knobs` takes them.
     """
     found = [_memory(plan, device_name), _disk(plan), _data(plan, flags), *_sources(plan)]
+    found += [Check(f"val split of {name}", WARNING, words, [_OTHER_TEXT]) for name, words in shared_text.items()]
     found += [*_sets(plan, eval_sets, flags), _model(plan, init_from, smaller, flags), _time(plan)]
     return [check for check in found if check]
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from mypt.planning.fit import gibibytes, training_memory
+from mypt.planning.parameters import count_parameters, lora_parameters
 from mypt.planning.step import BYTES, Step
 
 SAVES, KEPT = 10, 3  # of training.save_steps and training.save_total_limit, where a recipe leaves them open
@@ -59,26 +60,26 @@ class Disk:
     fits: bool | None = None
 
     def __str__(self) -> str:
-        parts = [f"{self.kept:,} checkpoints of {gibibytes(self.checkpoint)}", f"models {gibibytes(self.models)}"]
+        count = f"{self.kept:,} checkpoint{'s' * (self.kept > 1)}"
+        parts = [f"{count} of {gibibytes(self.checkpoint)}", f"models {gibibytes(self.models)}"]
         parts += [f"prepared data about {gibibytes(self.data)}"] * bool(self.data)
         return ", ".join(parts)
 
 
-def plan_disk(
-    dimensions: dict, step: Step, counts: dict[str, int], *, steps: int, evaluated: bool, saving: Saving
-) -> Disk:
+def plan_disk(dimensions: dict, step: Step, *, steps: int, evaluated: bool, saving: Saving) -> Disk:
     """The size of a run folder.
 
     Args:
         dimensions, step: As of `training_memory`; FSDP makes no difference, since checkpoints are whole.
-        counts: Parameters, as of `count_parameters` or `parameter_report`.
         steps: Optimizer steps of the run.
         evaluated: Whether it has evaluation sets, and so a best model.
         saving: The rest.
     """
     tokenizer = TOKENIZER_ENTRY * dimensions["vocab_size"]
-    adapters = counts.get("adapters")
-    weights = BYTES["float32"] * adapters if adapters else BYTES[step.weight_dtype] * counts["total"]
+    if step.lora:
+        weights = BYTES["float32"] * lora_parameters(dimensions, step.lora_r, step.lora_targets)
+    else:
+        weights = BYTES[step.weight_dtype] * count_parameters(dimensions)["total"]
     optimizer = training_memory(dimensions, replace(step, fsdp=1))["phases"]["update"]["optimizer"]
     model = weights + tokenizer + MODEL_FILES
     checkpoint = model + optimizer + STATE_FILES

@@ -133,6 +133,7 @@ def plan(
     tokens_per_second: float | None = None,
     evaluation: dict | None = None,
     eval_sets: dict[str, int | None] | None = None,
+    shared_text: dict[str, str] | None = None,
     saving: Saving | None = None,
     init_from: str | None = None,
     smaller: dict[str, dict] | None = None,
@@ -152,6 +153,7 @@ def plan(
         tokens_per_second: A measured rate over all processes.
         evaluation: Arguments of `plan_evaluation`, those of the run left out; None without evaluation sets.
         eval_sets: Tokens of each evaluation set, None where they are not known.
+        shared_text: Evaluation sets whose text is in the training data, with the share in words.
         saving: What a recipe says about its run folder.
         init_from: The model that the run starts from; None for random weights.
         flags, smaller: As `mypt.planning.fit.knobs` takes them.
@@ -188,13 +190,14 @@ def plan(
         else None,
         memory=plan_memory(dimensions, step, available, flags, smaller) if step else None,
         evaluation=plan_evaluation(**run, **evaluation) if evaluation and steps else None,
-        disk=plan_disk(dimensions, step, counts, steps=steps, evaluated=bool(evaluation), saving=saving)
+        disk=plan_disk(dimensions, step, steps=steps, evaluated=bool(evaluation), saving=saving)
         if step and steps and saving
         else None,
     )
     about = {
         "device_name": device_name,
         "eval_sets": eval_sets or {},
+        "shared_text": shared_text or {},
         "init_from": init_from,
         "smaller": smaller or {},
         "flags": flags,

@@ -44,11 +44,11 @@ class Target:
 
     dimensions: MyPTConfig fields. settings: fields of `mypt.planning.step.Step`. sources: the training data.
     steps: max_steps, num_train_epochs and coverage_target of a recipe. evaluation: arguments of `plan_evaluation`, None
-    without evaluation sets. eval_sets: tokens of each, None where they are not known. saving: of a recipe's run folder.
-    init_from: the model that the run starts from. smaller: dimensions of the presets of the same family with fewer
-    parameters, with what else the target changes. choices: what training will choose on this machine, each with the
-    reason. flags: how advice writes changes, as `mypt.planning.fit.knobs` takes them. notes: what had to be assumed or
-    left out.
+    without evaluation sets. eval_sets: tokens of each, None where they are not known. shared_text: looks for sets whose
+    text is in the training data, and gives their shares in words. saving: of a recipe's run folder. init_from: the
+    model that the run starts from. smaller: dimensions of the presets of the same family with fewer parameters, with
+    what else the target changes. choices: what training will choose on this machine, each with the reason. flags: how
+    advice writes changes, as `mypt.planning.fit.knobs` takes them. notes: what had to be assumed or left out.
     """
 
     dimensions: dict | None = None
@@ -57,6 +57,7 @@ class Target:
     steps: dict = field(default_factory=dict)
     evaluation: dict | None = None
     eval_sets: dict[str, int | None] = field(default_factory=dict)
+    shared_text: Callable[[], dict[str, str]] = dict
     saving: Saving | None = None
     init_from: str | None = None
     smaller: dict[str, dict] = field(default_factory=dict)
@@ -252,6 +253,7 @@ def _from_recipe(
         steps=steps | {"coverage_target": recipe.coverage.target},
         evaluation=evaluation | {"sets": [*data.sets.values()]} if data.sets else None,
         eval_sets=data.sets,
+        shared_text=lambda: _shared_text(recipe),
         saving=_saving(recipe, data.prepared, machine),
         init_from=section.init_from,
         smaller={}
@@ -421,6 +423,18 @@ def _read_data(recipe, notes: list[str]) -> _Data:
     sets = {name: _set_tokens(source, recipe) for name, source in recipe.data.eval.items()} or own_sets
     known = sources if sources and len(sources) == len(recipe.data.train) else None
     return _Data(known, sets, vocabulary, in_run_folder)
+
+
+def _shared_text(recipe) -> dict[str, str]:
+    """Evaluation sets whose text is in the training data, with the share in words, of those that are directories."""
+    from mypt.preparation.contamination import find_contamination
+    from mypt.shards.opening import open_dataset
+
+    train = [name for name in recipe.data.train if Path(name).is_dir() and _is_dataset(name)]
+    sets = {name: (source, "val") for name, source in recipe.data.eval.items() if _is_dataset(source)}
+    directories = {*train, *(directory for directory, _ in sets.values())} if train and sets else ()
+    manifests = {directory: open_dataset(directory, recipe.data.dtype) for directory in directories}
+    return {found.name: str(found) for found in find_contamination(sets, train, manifests)} if manifests else {}
 
 
 def _saving(recipe, prepared_tokens: int, machine: Machine) -> Saving:
