@@ -14,6 +14,7 @@ from mypt.planning.verdict import Coverage, SourceCoverage, duration, figure, sh
 from mypt.terminal import one_line
 
 _MARKS = {GOOD: "ok", NOTE: "note", WARNING: "WARNING", FAILED: "FAILS", UNKNOWN: "?"}
+_WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}  # paths among them
 BAR = 50  # characters of the progress bar
 
 
@@ -31,7 +32,8 @@ def verdict_lines(plan: Plan) -> list[str]:
     for check in plan.checks:
         first = f"  {one_line(check.name):<{width}}  {_MARKS[check.level]:<7}  "
         rest = " " * len(first)
-        lines += textwrap.wrap(one_line(check.sentence), 100, initial_indent=first, subsequent_indent=rest)
+        sentence = one_line(check.sentence)
+        lines += textwrap.wrap(sentence, 100, initial_indent=first, subsequent_indent=rest, **_WHOLE_WORDS)
         for change in check.changes:  # whole, to be pasted
             lines.append(f"{rest}-> {one_line(change)}")
     return lines
