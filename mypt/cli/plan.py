@@ -133,13 +133,15 @@ def _planned(
 ) -> tuple[Plan, dict]:
     """The plan with a number of steps and the preset in the place of the target's, and its settings.
 
-    reading: compare the text of evaluation sets with that of the training data.
+    A speed that was measured is the target's alone. reading: compare the text of evaluation sets with that of the training data.
     """
     from mypt.planning.plan import plan
 
     target = _target(args, machine, preset)
     settings = _settings(args, machine, target)
     settings["steps"], settings["reason"] = _steps(steps, settings, target.steps)
+    if preset:
+        settings["tokens_per_second"] = None
     settings["shared_text"] = target.shared_text() if reading else {}
     return plan(**settings), settings
 

@@ -82,7 +82,7 @@ def _memory(plan, device_name: str) -> Check | None:
     if memory.fits:
         most = memory.largest_micro_batch
         where = f" {device_name}" if device_name else ""
-        sentence = f"fits{where}: {needed} of {available} GiB; up to {most:,} sequences per pass fit"
+        sentence = f"fits{where}: {needed} of {available} GiB; up to {most:,} sequences per pass"
         return Check("memory", GOOD, sentence)
     excess = gibibytes(memory.training["total"] - memory.available)
     has = f"{device_name} has" if device_name else "there are"
@@ -127,10 +127,10 @@ def _data(plan, flags: dict[str, str]) -> Check:
 
 
 def worth_of(source: SourceCoverage) -> str:
-    """`, worth 3.65 fresh passes`, of a source that is repeated so often that it matters."""
+    """`, worth 3.65x fresh data`, of a source that is repeated so often that it matters."""
     if source.worth >= 0.95:
         return ""
-    return f", worth {figure(source.effective_tokens / source.tokens)} passes over fresh data"
+    return f", worth {times(source.effective_tokens / source.tokens)} fresh data"
 
 
 def _sources(plan) -> list[Check]:
@@ -156,9 +156,9 @@ def _sets(plan, eval_sets: dict[str, int | None], flags: dict[str, str]) -> list
     checks, block_size = [], plan.training.block_size
     for name, tokens in eval_sets.items():
         windows = FEWEST_WINDOWS if tokens is None else math.ceil((tokens - 1) / block_size)
-        if windows >= FEWEST_WINDOWS:
-            continue
         one = windows <= 1
+        if windows >= FEWEST_WINDOWS or (len(eval_sets) == 1 and not one):
+            continue  # a single set is the target, which no tolerance decides on
         sentence = f"{tokens:,} tokens, {windows} window{'' if one else 's'} of {block_size:,}: "
         sentence += "its standard error is not known" if one else f"fewer than the {FEWEST_WINDOWS} a verdict needs"
         shorter = (tokens - 1) // FEWEST_WINDOWS

@@ -123,7 +123,8 @@ def assess(
     ]
     index = weights.index(max(weights))
     main, step = seen[index], shares[index]
-    judged = (main.tokens_viewed, main.tokens, step, parameters["total"] if parameters else None)
+    viewed = sum(source.tokens_viewed for source in seen)
+    judged = (main.tokens_viewed, main.tokens, step, parameters["total"] if parameters else None, viewed)
     verdict = judge(*judged)
     suggestion, suggested_steps = _suggest(verdict, main, step, steps, start_step)
     return Coverage(
@@ -132,7 +133,7 @@ def assess(
         steps=steps,
         start_step=start_step,
         tokens_per_step=tokens_per_step,
-        tokens_viewed=sum(source.tokens_viewed for source in seen),
+        tokens_viewed=viewed,
         coverage=main.coverage,
         band=main.band,
         recommended_steps={
@@ -173,11 +174,16 @@ def _steps_until(passes: float, main: SourceCoverage, step: Fraction, start_step
     return max(1, start_step + math.ceil(remaining / step))
 
 
-def judge(viewed: int, total_tokens: int, tokens_per_step: int | Fraction, parameters: int | None = None) -> Verdict:
-    """The verdict on a dataset seen `viewed / total` times: that of `judge_data`, with a note on a model that is
-    large for the data."""
-    verdict = judge_data(viewed, total_tokens, tokens_per_step, parameters)
-    per_parameter = viewed / parameters if parameters else 0
+def judge(
+    viewed: int,
+    total_tokens: int,
+    tokens_per_step: int | Fraction,
+    parameters: int | None = None,
+    all_viewed: int | None = None,
+) -> Verdict:
+    """The verdict of `judge_data`, with a note on a model that is large for the data. Arguments: the same."""
+    verdict = judge_data(viewed, total_tokens, tokens_per_step, parameters, all_viewed)
+    per_parameter = (all_viewed or viewed) / parameters if parameters else 0
     if verdict.level != "good" or not 0 < per_parameter < FEW_TOKENS_PER_PARAMETER:
         return verdict
     words = f"; but with {figure(per_parameter)} tokens per parameter the model is large for this data, unless it was "
@@ -185,16 +191,21 @@ def judge(viewed: int, total_tokens: int, tokens_per_step: int | Fraction, param
 
 
 def judge_data(
-    viewed: int, total_tokens: int, tokens_per_step: int | Fraction, parameters: int | None = None
+    viewed: int,
+    total_tokens: int,
+    tokens_per_step: int | Fraction,
+    parameters: int | None = None,
+    all_viewed: int | None = None,
 ) -> Verdict:
     """Whether `viewed / total` passes over a dataset are a good number.
 
     The size hints of dataset and model decide where they and the band disagree; either hint is enough. Fewer passes
-    are fine, too, if the model gets its compute-optimal 20 tokens per parameter.
+    are fine, too, if the model gets its compute-optimal 20 tokens per parameter, of all sources together: all_viewed,
+    where there are others.
     """
     low, high, reason = advised_passes(total_tokens, parameters)
     band = find_band(viewed, total_tokens, tokens_per_step)
-    per_parameter = viewed / parameters if parameters else 0
+    per_parameter = (all_viewed or viewed) / parameters if parameters else 0
     but = "the band is good, but" if band is GOOD else "too few passes:"
     if is_within(viewed, low, high, total_tokens, tokens_per_step):
         level, sentence = "good", f"{reason}, and this run is within"
