@@ -133,7 +133,8 @@ def _planned(
 ) -> tuple[Plan, dict]:
     """The plan with a number of steps and the preset in the place of the target's, and its settings.
 
-    A speed that was measured is the target's alone. reading: compare the text of evaluation sets with that of the training data.
+    A speed that was measured is the target's alone. reading: compare the text of evaluation sets with that of the
+    training data.
     """
     from mypt.planning.plan import plan
 
@@ -150,6 +151,8 @@ def _draw(found: Plan, path: Path) -> str:
     """Draw the plan's curve; a line about the picture. Raises MyPTError where there is none to draw."""
     from mypt.planning.curve import draw_coverage
 
+    if path.suffix.lower() != ".png":
+        raise MyPTError(f"--plot {path}: expected a name that ends in .png")
     if not found.coverage:
         raise MyPTError("--plot needs the size of the data: give --tokens")
     if not draw_coverage(found.coverage, path):

@@ -73,7 +73,8 @@ def _complete(dimensions: dict[str, Any]) -> dict[str, Any]:
     """Fill in the fields of `_FOLLOWS` that are missing."""
     width, heads = dimensions["hidden_size"], dimensions["num_attention_heads"]
     if "head_dim" not in dimensions and (heads < 1 or width % heads):
-        fits = _nearest_divisors(width, heads)
+        even = dimensions["position_embedding_type"] == "rope" and width % 2 == 0  # so must be the width of a head
+        fits = _nearest_divisors(width // 2 if even else width, heads)
         raise ValueError(
             f"hidden_size {width} is not a multiple of num_attention_heads {heads}; give "
             f"{' or '.join(f'num_attention_heads={number}' for number in fits)}, or head_dim"
@@ -99,12 +100,12 @@ def _complete(dimensions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nearest_divisors(number: int, wanted: int) -> list[int]:
-    """The divisors of `number` next to `wanted`, which is none: below it, and above it up to `number`."""
+    """The nearest divisors of `number` that are not above and not below `wanted`, as far as there are any."""
     if number < 1:
         return [1]
     below = next((size for size in range(min(wanted, number), 0, -1) if number % size == 0), None)
     above = next((size for size in range(max(wanted, 1), number + 1) if number % size == 0), None)
-    return [size for size in (below, above) if size]
+    return [size for size in dict.fromkeys((below, above)) if size]
 
 
 _FIELDS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "max_position_embeddings")

@@ -250,9 +250,7 @@ def test_advice_works_when_it_is_followed(command, memory, kind, recipe, tmp_pat
     assert any("lora" in flags for flags in advised) == (memory == "8G" and kind != "recipe")
     smaller = [change for change in changes if "smaller model" in change]
     assert bool(smaller) == (memory == "8G")
-    assert any("--model.preset=" in change for change in smaller) == (
-        command == "plan" and memory == "8G" and kind == "recipe"
-    )
+    assert any("--model.preset=" in change for change in smaller) == (memory == "8G" and kind == "recipe")
     for flags, change in advised.items():
         options = f"--{flags}".split()
         if kind != "preset" and (launched := re.search(r"over (\d+) devices \(FSDP\)", change)):
@@ -321,8 +319,11 @@ def test_a_picture_is_drawn(tmp_path, capsys):
     path = tmp_path / "plan.png"
     assert main(["plan", "modern-nano", "--tokens", "1M", "--plot", str(path)]) == 0
     assert path.read_bytes().startswith(b"\x89PNG") and str(path) in capsys.readouterr().out
-    assert main(["plan", "modern-nano", "--plot", str(path)]) == 2
-    assert "--tokens" in capsys.readouterr().err
+    for arguments, says in [([str(path)], "--tokens"), ([str(tmp_path / "plan.gif"), "--tokens", "1M"], ".png")]:
+        assert main(["plan", "modern-nano", "--plot", *arguments]) == 2
+        assert says in capsys.readouterr().err
+    assert main(["plan", "modern-nano", "--tokens", "1M", "--plot", str(tmp_path / "none" / "plan.png")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
