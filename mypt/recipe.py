@@ -18,7 +18,7 @@ import yaml
 from mypt.errors import RecipeError, shown
 from mypt.files import replace_text
 from mypt.json_files import Rule, Unfit, Wrong, as_kind
-from mypt.planning.step import OWN_OPTIMIZERS
+from mypt.planning.step import OWN_OPTIMIZERS, VOCABULARY_MULTIPLE
 from mypt.yaml12 import dump_yaml, load_yaml
 
 RESOLVED_NAME = "recipe.yaml"
@@ -62,6 +62,10 @@ def between(low: float, high: float, words: str = "") -> Rule:
 
 def at_least(low: float) -> Rule:
     return between(low, math.inf, f"{low:g} or more")
+
+
+def above(low: float, example: float) -> Rule:
+    return Rule(lambda value: not _is_number(value) or value > low, f"a number above {low:g}, such as {example:g}")
 
 
 def one_of(*words: str) -> Rule:
@@ -145,7 +149,7 @@ class ForgettingSection:
 
     target: str | None = None
     guard: Annotated[list | Mapping | None, NAMES] = None  # or {name: replay source}
-    tolerance: Annotated[Number, at_least(0)] = 0.05
+    tolerance: Annotated[Number, above(0, 0.05)] = 0.05
     action: Annotated[str, one_of("warn", "stop", "reduce_lr", "raise_replay", "rollback")] = "warn"
     act_at: Annotated[Number, at_least(1e-6)] = 1.0
     interpolate: Annotated[str, one_of(AUTO, "off")] = AUTO
@@ -290,6 +294,21 @@ def _refusal(content: dict) -> str | None:
     except RecipeError as error:
         return str(error)
     return None
+
+
+def model_fault(error: Exception) -> RecipeError:
+    """The error of fields of `model` that do not fit together; `name=value` in its message becomes an override."""
+    message = re.sub(r"\b([a-z_]+=\d+)", r"--model.\1", " ".join(str(error).split()))
+    return RecipeError(f"model: {message}")
+
+
+def too_few_rows(vocab_size: int, vocabulary: int) -> RecipeError:
+    """The error of a `model.vocab_size` that cannot hold every id of the tokenizer."""
+    padded = -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    return RecipeError(
+        f"model.vocab_size {vocab_size:,} is below the tokenizer's {vocabulary:,}; remove it, or give "
+        f"--model.vocab_size={padded}"
+    )
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:

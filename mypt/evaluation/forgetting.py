@@ -47,6 +47,8 @@ class Policy:
     act_at: float = 1.0
 
     def __post_init__(self):
+        if not self.tolerance > 0:
+            raise MyPTError(f"forgetting tolerance is {self.tolerance:g}, expected nats above 0, such as {TOLERANCE:g}")
         if self.action not in ACTIONS:
             raise MyPTError(f"forgetting action is {self.action!r}, expected one of: {', '.join(ACTIONS)}")
         if not 0 < self.act_at < math.inf:

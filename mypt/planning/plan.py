@@ -1,7 +1,9 @@
 """Cost and worth of a run, worked out before any compute is spent: one frozen `Plan`."""
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
+from mypt.planning.checks import FAILED, Check, check_plan
+from mypt.planning.disk import Disk, Saving, plan_disk
 from mypt.planning.evaluation_budget import Evaluation, plan_evaluation
 from mypt.planning.fit import RECIPE_FLAGS, Memory, plan_memory
 from mypt.planning.optimizer import Choice, muon_flops
@@ -33,6 +35,33 @@ class Compute:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """A plan in one row of a comparison; what is not known is None.
+
+    Attributes:
+        name: The preset or the number of steps.
+        steps, parameters: Of the run and its model.
+        coverage: Passes over the main source.
+        effective_tokens: The viewed tokens in fresh ones.
+        tokens_per_parameter, predicted_loss: As `mypt.planning.verdict.Worth` has them.
+        memory: Bytes of a training step on one device; fits: whether they are there.
+        flops, seconds: Of the run.
+    """
+
+    name: str
+    steps: int | None = None
+    parameters: int | None = None
+    coverage: float | None = None
+    effective_tokens: int | None = None
+    tokens_per_parameter: float | None = None
+    predicted_loss: float | None = None
+    memory: int | None = None
+    fits: bool | None = None
+    flops: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """The plan of a run.
 
@@ -49,6 +78,9 @@ class Plan:
         measured: What a few real steps took.
         memory: Bytes of one device.
         evaluation: How often and on how many windows the run is evaluated.
+        disk: Bytes of the run folder.
+        checks: Whether the run can work and is worth it, and what to change.
+        alternatives: The same run with other presets or other numbers of steps, this one first.
     """
 
     target: str | None
@@ -63,6 +95,14 @@ class Plan:
     measured: Measured | None = None
     memory: Memory | None = None
     evaluation: Evaluation | None
+    disk: Disk | None = None
+    checks: list[Check] = field(default_factory=list)
+    alternatives: list[Alternative] | None = None
+
+    @property
+    def works(self) -> bool:
+        """Whether no check says that the run cannot work."""
+        return all(check.level != FAILED for check in self.checks)
 
     def as_dict(self) -> dict:
         """JSON-ready figures; a section or figure that is not known is left out."""
@@ -93,6 +133,7 @@ def plan(
     dimensions: dict | None = None,
     parameters: int | None = None,
     available: int | None = None,
+    device_name: str = "",
     tokens_per_second: float | None = None,
     speed: Speed | None = None,
     assumption: Assumption | None = None,
@@ -101,6 +142,11 @@ def plan(
     save_steps: float | None = None,
     text: int = 0,
     evaluation: dict | None = None,
+    eval_sets: dict[str, int | None] | None = None,
+    shared_text: dict[str, str] | None = None,
+    saving: Saving | None = None,
+    init_from: str | None = None,
+    smaller: dict[str, dict] | None = None,
     flags: dict[str, str] = RECIPE_FLAGS,
     target: str | None = None,
     notes: list[str] | None = None,
@@ -113,14 +159,18 @@ def plan(
         batch_size, accumulation: Sequences per process and pass; passes per step.
         steps, reason: Optimizer steps, and why so many.
         dimensions, parameters: MyPTConfig fields; without them the number of parameters.
-        available: Bytes of memory on one device.
+        available: Bytes of memory on one device; device_name: it in words, where it is one that is here.
         tokens_per_second, speed, assumption: The speed, the first of them that is given: a rate over all processes;
             one that was measured or recorded; a share of the devices' peak.
         measured: Shown as it is.
         price: Of one device for one hour.
         save_steps, text: As `mypt.planning.time.plan_time` takes them.
         evaluation: Arguments of `plan_evaluation`, those of the run left out; None without evaluation sets.
-        flags: As `mypt.planning.fit.knobs` takes them.
+        eval_sets: Tokens of each evaluation set, None where they are not known.
+        shared_text: Evaluation sets whose text is in the training data, with the share in words.
+        saving: What a recipe says about its run folder.
+        init_from: The model that the run starts from; None for random weights.
+        flags, smaller: As `mypt.planning.fit.knobs` takes them.
         target, notes, choices: As `Plan` has them.
         settings: The other fields of `mypt.planning.step.Step`.
 
@@ -142,7 +192,7 @@ def plan(
     )
     run = {"steps": steps, "sequences": sequences, "block_size": block_size}
     compute = _compute(training, counts, dimensions, step, processes) if counts and steps else None
-    memory = plan_memory(dimensions, step, available, flags) if step else None
+    memory = plan_memory(dimensions, step, available, flags, smaller) if step else None
     evaluated = plan_evaluation(**run, **evaluation) if evaluation and steps else None
     if tokens_per_second:
         speed = given_speed(tokens_per_second, training.tokens_per_step)
@@ -161,7 +211,7 @@ def plan(
             devices=processes,
             price=price,
         )
-    return Plan(
+    found = Plan(
         target=target,
         notes=notes or [],
         choices=choices or {},
@@ -174,6 +224,36 @@ def plan(
         measured=measured,
         memory=memory,
         evaluation=evaluated,
+        disk=plan_disk(dimensions, step, steps=steps, evaluated=bool(evaluation), saving=saving)
+        if step and steps and saving
+        else None,
+    )
+    about = {
+        "device_name": device_name,
+        "eval_sets": eval_sets or {},
+        "shared_text": shared_text or {},
+        "init_from": init_from,
+        "smaller": smaller or {},
+        "flags": flags,
+    }
+    return replace(found, checks=check_plan(found, **about))
+
+
+def alternative(name: str, plan: Plan) -> Alternative:
+    """The row of a plan."""
+    seen, memory, compute = plan.coverage, plan.memory, plan.compute
+    return Alternative(
+        name=name,
+        steps=plan.training.steps,
+        parameters=(plan.parameters or {}).get("total"),
+        coverage=seen and seen.coverage,
+        effective_tokens=seen and seen.scaling.effective_tokens,
+        tokens_per_parameter=seen and seen.scaling.tokens_per_parameter,
+        predicted_loss=seen and seen.scaling.predicted_loss,
+        memory=memory and memory.training["total"],
+        fits=memory and memory.fits,
+        flops=compute and compute.flops,
+        seconds=plan.time and plan.time.seconds,
     )
 
 

@@ -1,19 +1,43 @@
 """A plan in words and tables: the same lines for `mypt plan` and at the start of a training run."""
 
-import itertools
 import math
 import textwrap
 
+from mypt.planning.checks import FAILED, GOOD, LEVELS, NOTE, UNKNOWN, WARNING
 from mypt.planning.coverage import BANDS
+from mypt.planning.disk import Disk
 from mypt.planning.fit import Memory, gibibytes
 from mypt.planning.memory import PHASES
-from mypt.planning.plan import Plan
+from mypt.planning.plan import Alternative, Plan
 from mypt.planning.scaling import GUESSING_LOSS, TOKENS_PER_PARAMETER
 from mypt.planning.time import Measured, Time
-from mypt.planning.verdict import Coverage, SourceCoverage, figure, short
+from mypt.planning.verdict import Coverage, SourceCoverage, duration, figure, short, times
 from mypt.terminal import one_line
 
+_MARKS = {GOOD: "ok", NOTE: "note", WARNING: "WARNING", FAILED: "FAILS", UNKNOWN: "?"}
+_WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}  # paths among them
 BAR = 50  # characters of the progress bar
+
+
+def verdict_lines(plan: Plan) -> list[str]:
+    """What a person acts on: whether the run can work and is worth it, check by check, and what to change."""
+    names = {level: [check.name for check in plan.checks if check.level == level] for level in LEVELS}
+    if failed := names[FAILED]:
+        words = f"cannot run: {', '.join(failed)}"
+    elif noted := [*names[WARNING], *names[NOTE]]:
+        words = f"can run; look at: {', '.join(noted)}"
+    else:
+        words = "can run"
+    lines = [f"Plan{f' of {one_line(plan.target)}' if plan.target else ''}: {one_line(words)}"]
+    width = max((len(one_line(check.name)) for check in plan.checks), default=0)
+    for check in plan.checks:
+        first = f"  {one_line(check.name):<{width}}  {_MARKS[check.level]:<7}  "
+        rest = " " * len(first)
+        sentence = one_line(check.sentence)
+        lines += textwrap.wrap(sentence, 100, initial_indent=first, subsequent_indent=rest, **_WHOLE_WORDS)
+        for change in check.changes:  # whole, to be pasted
+            lines.append(f"{rest}-> {one_line(change)}")
+    return lines
 
 
 def coverage_lines(seen: Coverage, layout: dict[str, int]) -> list[str]:
@@ -61,14 +85,20 @@ def _tokens_to_view(seen: Coverage) -> str:
 
 
 def _source_lines(seen: Coverage) -> list[str]:
-    """A small table of the mixture."""
-    names = [one_line(source.name) for source in seen.sources]
-    width = max(map(len, names))
-    return [
-        f"    {name:<{width}}  {source.weight:>6.1%} of the samples, {_about(source)}{source.tokens:,} tokens, "
-        f"seen {times(source.coverage)}{_seen_before(source)} ({source.band})"
-        for name, source in zip(names, seen.sources, strict=True)
-    ]
+    """A small table of the mixture: each source's share of the samples, tokens, passes and what they are worth."""
+    rows = [("source", "samples", "tokens", "seen", "worth", "band")]
+    for source in seen.sources:
+        fresh = f"{short(source.effective_tokens)} fresh ({source.worth:.0%})"
+        size = f"{_about(source)}{source.tokens:,}"
+        share, name = f"{source.weight:.1%}", one_line(source.name)
+        seen_before = f" + {times(source.seen_before / source.tokens)} before" if source.seen_before else ""
+        rows.append((name, share, size, times(source.coverage) + seen_before, fresh, source.band))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells, band in rows:
+        aligned = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=False)]
+        lines.append("  ".join([f"    {name:<{widths[0]}}", *aligned, band]))
+    return lines
 
 
 def _seen_before(source: SourceCoverage) -> str:
@@ -76,13 +106,6 @@ def _seen_before(source: SourceCoverage) -> str:
         return ""
     before, in_all = (times(tokens / source.tokens) for tokens in (source.seen_before, source.tokens_in_all))
     return f", and {before} before by the start model: {in_all} in all"
-
-
-def times(coverage: float) -> str:
-    """Coverage in two decimals, never rounded up to a full pass: 4.10x, 0.99x, 0.004x."""
-    if 0.99 <= coverage < 1:
-        return "0.99x"
-    return f"{coverage:.2f}x" if coverage >= 0.01 else f"{coverage:.1g}x"
 
 
 def _coverage_lines(seen: Coverage) -> list[str]:
@@ -159,6 +182,8 @@ def plan_tables(plan: Plan) -> list[Table]:
         tables.append(parameter_table(plan.parameters))
     if plan.memory:
         tables += memory_tables(plan.memory)
+    if disk := plan.disk:
+        tables.append(("Disk (estimate)", ["part", "GiB"], _disk_rows(disk)))
     if compute := plan.compute:
         rows = [["FLOPs per token", f"{compute.flops_per_token:.3g}"]]
         if compute.muon_share is not None:
@@ -174,25 +199,6 @@ def plan_tables(plan: Plan) -> list[Table]:
 def time_table(time: Time) -> Table:
     rows = [[name, _span(seconds), f"{seconds / time.seconds:.1%}"] for name, seconds in time.parts.items()]
     return "Time", ["part", "time", "share"], [*rows, ["total", duration(time.seconds), "100.0%"]]
-
-
-def time_lines(time: Time) -> list[str]:
-    """The time with its range and the reason, and the cost."""
-    lines = [f"Time: {duration(time.seconds)}{_between(time.fastest, time.slowest, duration)}; {time.words}"]
-    if time.cost is not None:
-        cost = f"{_money(time.cost)}{_between(time.least, time.most, _money)}"
-        lines.append(f"Cost: {cost}: {figure(time.device_hours)} device hours at {time.price:g}")
-    return lines
-
-
-def _between(low: float, high: float, write) -> str:
-    """The range in brackets, where it is one that can be seen."""
-    low, high = write(low), write(high)
-    return f" ({low} to {high})" if low != high else ""
-
-
-def _money(amount: float) -> str:
-    return f"{amount:,.2f}"
 
 
 def measured_lines(found: Measured) -> list[str]:
@@ -223,6 +229,47 @@ def _span(seconds: float) -> str:
     return duration(seconds) if seconds >= 60 else f"{seconds:.3g} s" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"
 
 
+def _disk_rows(disk: Disk) -> list[list[str]]:
+    sizes = {
+        "model in a checkpoint": disk.weights,
+        "optimizer states": disk.optimizer,
+        "one checkpoint": disk.checkpoint,
+        f"checkpoints kept: {disk.kept:,}": disk.kept * disk.checkpoint,
+        "final and best model": disk.models,
+        "prepared data": disk.data,
+        "at the end": disk.end,
+        "at most, while one is saved": disk.peak,
+        "free": disk.free,
+    }
+    return [[name, gibibytes(size)] for name, size in sizes.items() if size]
+
+
+def alternatives_table(alternatives: list[Alternative]) -> Table:
+    """Plans side by side; columns of which nothing is known are left out."""
+    columns = {
+        "steps": lambda row: row.steps and f"{row.steps:,}",
+        "parameters": lambda row: row.parameters and short(row.parameters),
+        "seen": lambda row: row.coverage and times(row.coverage),
+        "effective tokens": lambda row: row.effective_tokens and short(row.effective_tokens),
+        "tokens/param": lambda row: row.tokens_per_parameter and figure(row.tokens_per_parameter),
+        "predicted loss": lambda row: _loss(row.predicted_loss),
+        "memory, GiB": lambda row: row.memory and gibibytes(row.memory),
+        "fits": lambda row: None if row.fits is None else ("no", "yes")[row.fits],
+        "FLOPs": lambda row: row.flops and f"{row.flops:.3g}",
+        "time": lambda row: row.seconds and duration(row.seconds),
+    }
+    cells = {name: [shown(row) for row in alternatives] for name, shown in columns.items()}
+    known = {name: column for name, column in cells.items() if any(column)}
+    names = [row.name for row in alternatives]
+    rows = [[name, *(cell or "" for cell in row)] for name, *row in zip(names, *known.values(), strict=True)]
+    return "Side by side", ["plan", *known], rows
+
+
+def _loss(predicted: float | None) -> str:
+    """Nats per token; nothing where the law is worse than guessing."""
+    return f"{predicted:.2f}" if predicted and predicted < GUESSING_LOSS else ""
+
+
 def parameter_table(counts: dict) -> Table:
     """Table of `count_parameters` or `parameter_report`: parts, in one layer if known, shares of the total."""
     layer, total = counts.get("per_layer"), counts["total"]
@@ -247,12 +294,3 @@ def memory_tables(memory: Memory) -> list[Table]:
             [[n, gibibytes(v)] for n, v in memory.generation.items()],
         ),
     ]
-
-
-def duration(seconds: float) -> str:
-    """Two units at most: 45 s, 3 min 20 s, 5 h 12 min, 9 d 4 h."""
-    units = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
-    for (size, name), (smaller, smaller_name) in itertools.pairwise(units):
-        if seconds >= size:
-            return f"{seconds // size:,.0f} {name} {seconds % size // smaller:.0f} {smaller_name}"
-    return f"{seconds:.0f} s"

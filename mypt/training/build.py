@@ -10,15 +10,26 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from accelerate.utils import set_seed as set_rank_seed
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers import logging as transformers_logging
 
 from mypt.checkpoints.adapter import INSTALL_PEFT
 from mypt.checkpoints.probes import require_document_mask
 from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
+from mypt.files import free_for
 from mypt.hardware.speeds import identify
+from mypt.planning.disk import Saving, plan_disk
+from mypt.planning.fit import gibibytes
 from mypt.planning.step import OWN_OPTIMIZERS
+from mypt.preparation.contamination import contamination_line, find_contamination
 from mypt.recipe import AUTO, RESOLVED_NAME, Recipe, save_recipe
 from mypt.streams.eval_windows import EvalWindows
 from mypt.terminal import say
@@ -119,6 +130,9 @@ def _build(
     recipe, args = resolve_arguments(recipe, data, model, stream, steps_done, hardware)
     place_stream(stream, recipe, args)
     eval_sets = build_eval_sets(recipe, data, going_on=bool(checkpoint))
+    if not checkpoint:
+        _on_main(lambda: _report_contamination(data))
+    _on_main(lambda: _report_disk(run, args, hardware, bool(eval_sets)))
 
     coverage = _coverage(recipe, model, stream, assume_yes)
     forgetting = _forgetting(recipe, data, eval_sets, coverage)
@@ -163,6 +177,26 @@ def _build(
     # Each process its own dropout masks; a resume restores them from its checkpoint.
     set_rank_seed(seed, device_specific=True)
     return trainer
+
+
+def _report_contamination(data: RunData) -> None:
+    """One line if an evaluation set is among the training data. Of streamed text only the first documents are here."""
+    sets = {name: (directory, data.eval_splits.get(name, "val")) for name, directory in data.eval.items()}
+    if line := contamination_line(find_contamination(sets, [*data.train], data.manifests)):
+        say(line)
+
+
+def _report_disk(run: Path, args: TrainingArguments, hardware: Hardware, evaluated: bool) -> None:
+    """One line if the disk has no room for the run folder, by the estimate of `mypt plan`."""
+    if not hardware.step:
+        return
+    saving = Saving(save_steps=args.save_steps, limit=args.save_total_limit, free=free_for(run))
+    disk = plan_disk(hardware.dimensions, hardware.step, steps=args.max_steps, evaluated=evaluated, saving=saving)
+    if not disk.fits:
+        say(
+            f"warning: {run} will need about {gibibytes(disk.peak)} GiB ({disk}), and {gibibytes(disk.free)} GiB are "
+            "free for it: lower training.save_total_limit, or free some space"
+        )
 
 
 def _longest_context(recipe: Recipe, model: PreTrainedModel) -> int:

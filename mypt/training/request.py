@@ -11,7 +11,7 @@ from mypt.checkpoints.load import require_model
 from mypt.errors import RecipeError, recipe_wording
 from mypt.evaluation.forgetting import require_sets
 from mypt.models.presets import preset_dimensions
-from mypt.recipe import AUTO, RESOLVED_NAME, ModelSection, Recipe, load_recipe
+from mypt.recipe import AUTO, RESOLVED_NAME, ModelSection, Recipe, load_recipe, model_fault
 from mypt.shards.format import Manifest
 from mypt.shards.opening import open_dataset
 from mypt.shards.reader import check_files
@@ -99,7 +99,7 @@ def _check_model(section: ModelSection, is_resumed: bool) -> None:
     try:
         preset_dimensions(section.preset, **section.config)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"model: {' '.join(str(error).split())}") from None
+        raise model_fault(error) from None
 
 
 def _is_recorded(recipe: Recipe, run: Path) -> bool:

@@ -1,13 +1,17 @@
 """TARGET of `mypt plan` and `mypt estimate`: a recipe, a preset or a folder with a config.json, read without torch."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from mypt.checkpoints.config import cached_model
 from mypt.checkpoints.lineage import describe_start, recognized, start_lineage, tokens_seen
 from mypt.checkpoints.meta import HubError, measured_dimensions, read_config
 from mypt.errors import DataError, MyPTError, recipe_wording
+from mypt.files import free_for
 from mypt.hardware.choices import (
     GIVEN,
     autocast_dtype,
@@ -16,17 +20,18 @@ from mypt.hardware.choices import (
     expected_batch,
     expected_choices,
 )
-from mypt.hardware.machine import Machine
+from mypt.hardware.machine import Machine, this_machine
 from mypt.planning.coverage import whole
+from mypt.planning.disk import KEPT, Saving
 from mypt.planning.evaluation_budget import training_passes
 from mypt.planning.fit import OPTIONS, RECIPE_FLAGS
 from mypt.planning.optimizer import Choice, choose_optimizer
-from mypt.planning.parameters import with_positions
+from mypt.planning.parameters import count_parameters, with_positions
 from mypt.planning.shape_memory import note
 from mypt.planning.shapes import is_measured
-from mypt.planning.step import MICRO_BATCH, STATES
+from mypt.planning.step import MICRO_BATCH, STATES, VOCABULARY_MULTIPLE
 from mypt.planning.verdict import DataSource
-from mypt.recipe import AUTO, Recipe, load_recipe
+from mypt.recipe import AUTO, Recipe, load_recipe, model_fault, too_few_rows
 from mypt.training.launch import WHY_NOT_ZERO, zero_stage
 
 DEFAULT_BLOCK = 1024  # tokens per sequence where nothing names a context
@@ -43,8 +48,11 @@ class Target:
     `mypt.planning.step.Step`. sources: the training data. text: bytes of it that are not prepared yet. save_steps: of a
     recipe, as `mypt.planning.time.plan_time` takes it.
     steps: max_steps, num_train_epochs and coverage_target of a recipe. evaluation: arguments of `plan_evaluation`, None
-    without evaluation sets. choices: what training will choose on this machine, each with the reason. flags: how advice
-    writes changes, as `mypt.planning.fit.knobs` takes them. notes: what had to be assumed or left out.
+    without evaluation sets. eval_sets: tokens of each, None where they are not known. shared_text: looks for sets whose
+    text is in the training data, and gives their shares in words. saving: of a recipe's run folder. init_from: the
+    model that the run starts from. smaller: dimensions of the presets of the same family with fewer parameters, with
+    what else the target changes. choices: what training will choose on this machine, each with the reason. flags: how
+    advice writes changes, as `mypt.planning.fit.knobs` takes them. notes: what had to be assumed or left out.
     """
 
     recipe: Recipe | None = None
@@ -55,9 +63,19 @@ class Target:
     save_steps: float | None = None
     steps: dict = field(default_factory=dict)
     evaluation: dict | None = None
+    eval_sets: dict[str, int | None] = field(default_factory=dict)
+    shared_text: Callable[[], dict[str, str]] = dict
+    saving: Saving | None = None
+    init_from: str | None = None
+    smaller: dict[str, dict] = field(default_factory=dict)
     choices: dict[str, Choice] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=lambda: OPTIONS)
     notes: list[str] = field(default_factory=list)
+
+
+def is_recipe(target: str) -> bool:
+    """Whether it names a recipe or a run folder, not a preset or another model."""
+    return target.endswith((".yaml", ".yml")) or Path(target, "recipe.yaml").is_file()
 
 
 def read_target(
@@ -75,14 +93,13 @@ def read_target(
 
     Raises MyPTError for a target that is nothing of these, with the nearest name.
     """
-    is_recipe = target.endswith((".yaml", ".yml")) or Path(target, "recipe.yaml").is_file()
-    if overrides and not is_recipe:
+    if overrides and not is_recipe(target):
         raise MyPTError(f"unrecognized arguments: {' '.join(overrides)}; only a recipe has keys, see --help")
     given = {name: value for name, value in (given or {}).items() if value is not None}
     dtype = given.get("compute_dtype")
     if dtype:
         machine = replace(machine, dtype=dtype, why="as the option says")
-    if is_recipe:
+    if is_recipe(target):
         keys = [name for name in ("block_size", "micro_batch_size", "accumulation") if name in given]
         overrides = [*overrides, *(RECIPE_FLAGS[name].format(given[name]) for name in keys)]
         recipe = load_recipe(target, overrides)
@@ -100,7 +117,8 @@ def read_target(
         chosen = choose_optimizer(dimensions, settings["block_size"], tokens, fsdp=given.get("fsdp", 1))
     choices["optimizer"] = _by_option(given) or chosen
     settings["optimizer"] = chosen.value
-    return Target(dimensions=dimensions, settings=settings, choices=choices, notes=_notes(dimensions))
+    smaller = smaller_presets(target, lambda name: preset(name, fields or {}))
+    return Target(dimensions=dimensions, settings=settings, smaller=smaller, choices=choices, notes=_notes(dimensions))
 
 
 def _unchosen(recipe: Recipe, given: set[str]) -> Recipe:
@@ -154,12 +172,12 @@ def _dimensions(target: str, fields: dict) -> dict:
     from mypt.models.presets import PRESETS
 
     if target in PRESETS:
-        return _preset(target, fields)
+        return preset(target, fields)
     if Path(target).exists() or "/" in target or cached_model(target):
         refuse_original(target)
         return _changed(_read_config(target), fields)
     try:
-        return _preset(target, fields)
+        return preset(target, fields)
     except MyPTError as error:
         raise MyPTError(f"{target} is no recipe (.yaml) or checkpoint folder that exists, and {error}") from None
 
@@ -179,13 +197,34 @@ def _changed(dimensions: dict, fields: dict) -> dict:
     return dimensions | fields
 
 
-def _preset(name: str, fields: dict) -> dict:
+def preset(name: str, fields: dict) -> dict:
+    """Dimensions of a preset with other fields. Raises MyPTError for an unknown name or fields that do not fit."""
     from mypt.models.presets import preset_dimensions
 
     try:
         return preset_dimensions(name, **fields)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise MyPTError(error) from None
+
+
+def smaller_presets(name: str, dimensions_of: Callable[[str], dict]) -> dict[str, dict]:
+    """Presets of the family of preset `name` with fewer parameters, the largest first; none for any other name.
+
+    dimensions_of: the dimensions that the target has with another preset.
+    """
+    from mypt.models.presets import PRESETS
+
+    if name not in PRESETS:
+        return {}
+    family = PRESETS[name]["position_embedding_type"]
+    most, sizes = count_parameters(dimensions_of(name))["total"], {}
+    for other, fields in PRESETS.items():
+        if fields["position_embedding_type"] == family:
+            with suppress(MyPTError):  # fields that the target changes do not fit every preset
+                dimensions = dimensions_of(other)
+                sizes[other] = (count_parameters(dimensions)["total"], dimensions)
+    below = sorted((size, other) for other, (size, _) in sizes.items() if size < most)
+    return {other: sizes[other][1] for _, other in reversed(below)}
 
 
 def _read_config(model: str, vocabulary: int | None = None) -> dict:
@@ -209,7 +248,8 @@ def _from_recipe(recipe: Recipe, machine: Machine, fields: dict, processes: int,
     if "compute_dtype" in given:  # the machine has it by now, whatever the recipe says
         training = {key: value for key, value in recipe.training.items() if key not in ("bf16", "fp16")}
         recipe = replace(recipe, training=training)
-    sources, sets, vocabulary = _sources(recipe, notes)
+    data = _read_data(recipe, notes)
+    vocabulary = data.vocabulary
     if not vocabulary and not recipe.model.init_from:
         vocabulary = _expected_vocabulary(recipe, notes)
     dimensions = _recipe_dimensions(recipe, vocabulary, notes, fields)
@@ -223,17 +263,24 @@ def _from_recipe(recipe: Recipe, machine: Machine, fields: dict, processes: int,
     choices = expected_choices(machine, settings, recipe) | {"optimizer": _by_option(given) or optimizer}
     settings, batch = expected_batch(machine, settings, recipe, dimensions, processes)
     steps = {name: recipe.training.get(name) for name in ("max_steps", "num_train_epochs")}
+    evaluation = evaluation_settings(recipe, (dimensions or {}).get("num_hidden_layers", 1))
+    section = recipe.model
     return Target(
         recipe=recipe,
         dimensions=dimensions,
         settings=settings,
-        sources=sources,
-        text=_unprepared(sources or []),
+        sources=data.sources,
+        text=_unprepared(data.sources or []),
         save_steps=0 if recipe.training.get("save_strategy") == "no" else recipe.training.get("save_steps"),
         steps=steps | {"coverage_target": recipe.coverage.target},
-        evaluation=evaluation_settings(recipe, (dimensions or {}).get("num_hidden_layers", 1)) | {"sets": sets}
-        if sets
-        else None,
+        evaluation=evaluation | {"sets": [*data.sets.values()]} if data.sets else None,
+        eval_sets=data.sets,
+        shared_text=lambda: _shared_text(recipe),
+        saving=_saving(recipe, data.prepared, machine),
+        init_from=section.init_from,
+        smaller={}
+        if section.init_from or not dimensions
+        else smaller_presets(section.preset, lambda name: _preset_of(recipe, vocabulary, fields, name)),
         choices=choices | ({"batch": batch} if batch else {}),
         flags={name: flag for name, flag in RECIPE_FLAGS.items() if name != "lora_r" or recipe.model.init_from},
         notes=notes,
@@ -319,14 +366,21 @@ def _recipe_dimensions(recipe, vocabulary: int | None, notes: list[str], fields:
         except HubError as error:
             notes.append(f"model.init_from: {error}; `mypt plan` with --params N plans without the model")
             return None
+    if vocabulary and section.config.get("vocab_size", vocabulary) < vocabulary:
+        raise too_few_rows(section.config["vocab_size"], vocabulary)
+    return _preset_of(recipe, vocabulary, fields, section.preset)
+
+
+def _preset_of(recipe, vocabulary: int | None, fields: dict, name: str) -> dict:
+    """Dimensions of the recipe's model with this preset."""
     try:
-        dimensions = _preset(section.preset, {})
-        changes = {"vocab_size": -(-vocabulary // 64) * 64} if vocabulary else {}
+        dimensions = preset(name, {})
+        changes = {"vocab_size": -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE} if vocabulary else {}
         if recipe.data.block_size and recipe.data.block_size > dimensions["max_position_embeddings"]:
             changes["max_position_embeddings"] = recipe.data.block_size
-        return _preset(section.preset, changes | section.config | fields)
+        return preset(name, changes | recipe.model.config | fields)
     except MyPTError as error:
-        raise MyPTError(f"model: {error}") from None
+        raise model_fault(error) from None
 
 
 def _existing_dimensions(recipe, vocabulary: int | None, notes: list[str]) -> dict:
@@ -334,7 +388,7 @@ def _existing_dimensions(recipe, vocabulary: int | None, notes: list[str]) -> di
     section = recipe.model
     dimensions = _read_config(section.init_from)
     if vocabulary and vocabulary > dimensions["vocab_size"]:
-        dimensions = _read_config(section.init_from, -(-vocabulary // 64) * 64)
+        dimensions = _read_config(section.init_from, -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE)
     notes += _notes(dimensions)
     if not is_measured(dimensions) and _trains_mypt(recipe):
         dimensions["model_type"] = "mypt"
@@ -350,14 +404,23 @@ def _is_dataset(source: str) -> bool:
     return path.is_dir() and dataset_directory(source) is None and not holds_records(path)
 
 
-def _sources(recipe, notes: list[str]) -> tuple[list[DataSource] | None, list[int | None], int | None]:
-    """Sizes of the recipe's training data (None unless all are known), tokens of each evaluation set (None where they
-    are not known), and the vocabulary of the data, if it is prepared."""
+class _Data(NamedTuple):
+    """sources: sizes of the training data, None unless all are known. sets: tokens of each evaluation set, None where
+    they are not known. vocabulary: of the data, if it is prepared. prepared: tokens that lie, or will, in OUT/data."""
+
+    sources: list[DataSource] | None
+    sets: dict[str, int | None]
+    vocabulary: int | None
+    prepared: int
+
+
+def _read_data(recipe, notes: list[str]) -> _Data:
     from mypt.shards.format import METADATA_NAME
     from mypt.shards.opening import open_dataset
     from mypt.shards.reader import check_files
+    from mypt.training.data.sources import source_name
 
-    sources, own_sets, vocabulary = [], [], None
+    sources, own_sets, vocabulary, in_run_folder = [], {}, None, 0
     start = start_lineage(recipe.model.init_from)
     if line := describe_start(start):
         notes.append(line)
@@ -375,16 +438,44 @@ def _sources(recipe, notes: list[str]) -> tuple[list[DataSource] | None, list[in
                 recognized(start, {fingerprint: partial(manifest.shards_of, "train")}), name, [fingerprint]
             )
             sources.append(DataSource(name, manifest.splits["train"].tokens, weight, seen_before=before))
+            if directory == prepared:
+                in_run_folder += sum(split.tokens for split in manifest.splits.values())
             if not recipe.data.eval and (val := manifest.splits.get("val")) and val.tokens:
                 check_files(directory, manifest, "val")
-                own_sets.append(val.tokens)
+                own_sets[source_name(name)] = val.tokens
         elif size := _text_tokens(name, recipe, notes):
             before = tokens_seen(start, name, [])
-            sources.append(DataSource(name, size[0], weight, estimated=not size[1], seen_before=before))
+            sources.append(DataSource(name, size.tokens, weight, estimated=not size.exact, seen_before=before))
             held_out = recipe.data.val_fraction
-            own_sets += [round(size[0] * held_out / (1 - held_out))] if held_out else []
-    sets = [_set_tokens(name, recipe) for name in recipe.data.eval.values()] or own_sets
-    return (sources if sources and len(sources) == len(recipe.data.train) else None), sets, vocabulary
+            if held_out:
+                own_sets[source_name(name)] = round(size.tokens * held_out / (1 - held_out))
+            in_run_folder += size.prepared
+    sets = {name: _set_tokens(source, recipe) for name, source in recipe.data.eval.items()} or own_sets
+    known = sources if sources and len(sources) == len(recipe.data.train) else None
+    return _Data(known, sets, vocabulary, in_run_folder)
+
+
+def _shared_text(recipe) -> dict[str, str]:
+    """Evaluation sets whose text is in the training data, with the share in words, of those that are directories."""
+    from mypt.preparation.contamination import find_contamination
+    from mypt.shards.opening import open_dataset
+
+    train = [name for name in recipe.data.train if Path(name).is_dir() and _is_dataset(name)]
+    sets = {name: (source, "val") for name, source in recipe.data.eval.items() if _is_dataset(source)}
+    directories = {*train, *(directory for directory, _ in sets.values())} if train and sets else ()
+    manifests = {directory: open_dataset(directory, recipe.data.dtype) for directory in directories}
+    return {found.name: str(found) for found in find_contamination(sets, train, manifests)} if manifests else {}
+
+
+def _saving(recipe, prepared_tokens: int, machine: Machine) -> Saving:
+    """For a folder on this machine what is free there; a machine that an option describes has another disk."""
+    training, folder, here = recipe.training, recipe.training.get("output_dir"), this_machine()
+    return Saving(
+        save_steps=training.get("save_steps"),
+        limit=training.get("save_total_limit", KEPT),
+        prepared_tokens=prepared_tokens,
+        free=free_for(folder) if folder and (here.device, here.memory) == (machine.device, machine.memory) else None,
+    )
 
 
 def _expected_vocabulary(recipe: Recipe, notes: list[str]) -> int | None:
@@ -416,8 +507,16 @@ def _set_tokens(name: str, recipe) -> int | None:
     return manifest.splits["val"].tokens if "val" in manifest.splits else None
 
 
-def _text_tokens(name: str, recipe, notes: list[str]) -> tuple[int, bool] | None:
-    """Tokens of a text source, and whether a run has counted them; else an estimate, or a note where there is none."""
+class _TextSize(NamedTuple):
+    """Tokens to train on, whether a run has counted them, and those that training prepares before it begins."""
+
+    tokens: int
+    exact: bool
+    prepared: int
+
+
+def _text_tokens(name: str, recipe, notes: list[str]) -> _TextSize | None:
+    """The size of a text source as a run has counted it, else an estimate, or a note where there is none."""
     from mypt.streams.size import BYTES_PER_TOKEN, SIZE_NAME, STREAMED_KINDS, fingerprint, guess_tokens, read_size
     from mypt.text.sources import find_units
 
@@ -428,7 +527,7 @@ def _text_tokens(name: str, recipe, notes: list[str]) -> tuple[int, bool] | None
         most = section.max_train_examples
         counted = Path(recipe.training.get("output_dir", ""), SIZE_NAME)
         if streamed and (size := read_size(counted, data=fingerprint(units), max_examples=most)):
-            return size.tokens, size.exact
+            return _TextSize(size.tokens, size.exact, 0)
         held_out = _held_out(name, recipe, streamed)
         if units[0].kind == "text":
             read = sum(Path(path).stat().st_size for path in {path for unit in units for path in unit.paths})
@@ -443,7 +542,8 @@ def _text_tokens(name: str, recipe, notes: list[str]) -> tuple[int, bool] | None
         return None
     state = "streamed and not counted" if streamed else "not prepared"
     notes.append(f"{name} is {state} yet: its tokens are estimated at {BYTES_PER_TOKEN} bytes each")
-    return max(1, tokens), False
+    tokens = max(1, tokens)
+    return _TextSize(tokens, False, 0 if streamed else round(tokens / (1 - held_out)))
 
 
 def _held_out(name: str, recipe, streamed: bool) -> float:

@@ -69,8 +69,12 @@ def test_a_mixture_has_one_row_per_source():
         DataSource("wiki", 9_000_000, weight=0.1),
     ]
     text = report(0, 500, sources=sources)
-    rows = [line for line in text.splitlines() if "of the samples" in line]
-    assert [("law" in rows[0], "3.69x" in rows[0]), ("wiki" in rows[1], "0.05x" in rows[1])] == [(True, True)] * 2
+    lines = text.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.split()[:2] == ["source", "samples"])
+    law, wiki = (line.split() for line in lines[start + 1 : start + 3])
+    assert law[:4] == ["law", "90.0%", "1,000,000", "3.69x"] and law[-1] == "good"
+    assert wiki[:4] == ["wiki", "10.0%", "9,000,000", "0.05x"] and wiki[-2:] == ["very", "low"]
+    assert law[4:7] == ["3.47M", "fresh", "(94%)"]  # 1 + 15.39 (1 - exp(-2.686 / 15.39)) = 3.466 passes
     assert "3.69x of law" in text
 
 
@@ -140,7 +144,7 @@ def test_a_plan_joins_all_figures_and_is_json():
 def test_a_plan_of_a_model_alone_says_how_much_data_it_wants():
     result = plan(batch_size=8, block_size=1024, parameters=124_000_000)
     assert result.training.compute_optimal_tokens == 2_480_000_000
-    assert {name for name, section in result.as_dict().items() if section} == {"training", "parameters"}
+    assert {name for name, section in result.as_dict().items() if section} == {"training", "parameters", "checks"}
 
 
 def test_durations_have_two_units():

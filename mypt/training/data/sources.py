@@ -139,7 +139,7 @@ def _announce_tokenizer(recipe: Recipe) -> None:
 
 def _own_sets(texts: list[str]) -> dict[str, str]:
     """The validation split that a text source brings along, by the source's name."""
-    sets = {_name(source): split for source in texts if (split := own_validation(source))}
+    sets = {source_name(source): split for source in texts if (split := own_validation(source))}
     for source in sets.values():
         if _is_main_process():
             say(f"evaluation: {source}, the dataset's own validation split; set data.eval to use another")
@@ -149,7 +149,7 @@ def _own_sets(texts: list[str]) -> dict[str, str]:
 def default_sets(sources: dict[str, Manifest]) -> dict[str, str]:
     """The training sources with a val split, by name."""
     watched = [source for source, manifest in sources.items() if (val := manifest.splits.get("val")) and val.tokens]
-    sets = {_name(source): source for source in watched}
+    sets = {source_name(source): source for source in watched}
     if len(sets) < len(watched):
         raise RecipeError(f"two sources of data.train end in the same name ({', '.join(watched)}); name data.eval")
     return sets
@@ -194,8 +194,11 @@ def replay_sources(recipe: Recipe, sets: dict[str, str], train: Iterable[str]) -
     return {name: known.get(Path(source).resolve(), source) for name, source in found.items()}
 
 
-def _name(source: str) -> str:
-    """data/general -> general, notes/a.txt -> a, hf://org/name:config@revision#split -> name."""
+def source_name(source: str) -> str:
+    """The name of a source's evaluation set where none is given.
+
+    data/general -> general, notes/a.txt -> a, hf://org/name:config@revision#split -> name.
+    """
     path = Path(re.split("[:@#]", source.removeprefix(PREFIX))[0] if source.startswith(PREFIX) else source)
     return path.name if path.is_dir() or source.startswith(PREFIX) else path.stem
 
