@@ -7,10 +7,10 @@ Both laws have an amplitude A and a growth that is fast at first and then slows 
     forgetting     = A g(n) / (1 + B r n^k)                    nats that a guarded set loses
     target's loss  = L0 - A g((1 - s r) n)                     L0: its loss at step 0
 
-with n optimizer steps and r the share of samples that are replayed. At a given length forgetting falls with the ratio
-by a factor 1 + B r, as in the law of Bethune et al. 2025 (arXiv 2502.06042); here the factor may grow with the length.
-p is from 1 to 2, since near a minimum the loss rises with the square of the distance; s, from 0 to 1, is how much of a
-replayed sample is lost for the target.
+with n optimizer steps and r the share of samples that are replayed. Without replay forgetting is a shifted power law of
+the steps (Kalajdzievski 2024, arXiv 2401.05605). At a given length it falls with the ratio by a factor 1 + B r, as in
+Bethune et al. 2025 (arXiv 2502.06042); here the factor may grow with the length. p is from 1 to 2, since near a minimum
+the loss rises with the square of the distance; s, from 0 to 1, is how much of a replayed sample is lost for the target.
 
 The shapes (tau, p, c, B, k, s) lie on a grid, and each has the weight of its marginal likelihood; A and the variance of
 the noise are integrated out. An interval therefore holds all shapes that the probes leave open, and widens with the
@@ -30,14 +30,16 @@ from mypt.errors import MyPTError
 LEVEL = 0.95  # of every interval
 NOISE = 0.005  # nats: the scatter of a probe's end that is assumed before any is measured, as of two measurements
 FINEST = 0.01  # between two ratios that are recommended
-_PRIOR, _DRAWS = 2, 4_000
-_TAU = np.geomspace(0.03, 30, 13)  # in units of the longest probe
-_START = np.linspace(1, 2, 3)
-_POWER = np.linspace(-1, 1, 9)
-_REPLAY = np.geomspace(0.1, 1_000, 25)
-_COST = np.linspace(0, 1, 5)
-_LENGTH = np.linspace(0, 3, 7)
+_PRIOR = 2  # measurements
+_COUNT = 0.7  # measurements that a probe is worth: all see the same samples, so their errors are not independent
+_DRAWS = 4_000
+# The grid, with the longest probe as the unit of steps.
+_START = np.linspace(1, 2, 3)  # p
+_TAU, _POWER = np.geomspace(0.001, 30, 16), np.linspace(-2, 1, 13)  # tau and c of forgetting
+_REPLAY, _LENGTH = np.geomspace(0.1, 1_000, 17), np.linspace(0, 3, 7)  # B and k
 _BEYOND = np.linspace(0, 1, 3)  # how much of k above 1 holds beyond the longest probe, which no probe can tell
+_TARGET_TAU, _TARGET_POWER = np.geomspace(0.01, 30, 81), np.linspace(-1, 0.25, 11)
+_COST = np.linspace(0, 1, 5)  # s
 
 
 @dataclass(frozen=True)
@@ -147,14 +149,16 @@ class Curve:
         norm = np.sqrt(np.square(basis).sum(axis=1))
         unit = basis / norm[:, None]
         amplitude = unit @ values  # least squares, and the scale on which A has a flat prior
-        rest = np.square(values - amplitude[:, None] * unit).sum(axis=1) + _PRIOR * NOISE**2
-        freedom = len(values) - 1 + _PRIOR
+        rest = _COUNT * np.square(values - amplitude[:, None] * unit).sum(axis=1) + _PRIOR * NOISE**2
+        freedom = _COUNT * (len(values) - 1) + _PRIOR
         score = -freedom / 2 * np.log(rest)
         weights = np.exp(score - score.max())
         random = np.random.default_rng(0)
         self._node = random.choice(len(score), _DRAWS, p=weights / weights.sum())
         noise = np.sqrt(rest[self._node] / random.chisquare(freedom, _DRAWS))
-        self._amplitude = (amplitude[self._node] + noise * random.standard_normal(_DRAWS)) / norm[self._node]
+        self._amplitude = (amplitude[self._node] + noise / _COUNT**0.5 * random.standard_normal(_DRAWS)) / norm[
+            self._node
+        ]
         self._scatter = noise * random.standard_normal(_DRAWS)
 
     def predict(self, ratio: float, steps: int) -> Interval:
@@ -168,13 +172,13 @@ class Curve:
 def fit_forgetting(probes: Sequence[Probe], name: str) -> Curve:
     """Fit the change of the guarded set `name` at the ends of probes."""
     longest = max(probe.steps for probe in probes)
-    axes = np.meshgrid(_TAU, _START, _POWER, _REPLAY, _LENGTH, _BEYOND, indexing="ij")
-    tau, start, power, replay, length, beyond = (axis.reshape(-1, 1) for axis in axes)
+    growth, kept = _nodes(_TAU, _START, _POWER), _nodes(_REPLAY, _LENGTH, _BEYOND)
 
     def shape(ratios: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        share = steps / longest
+        share, (replay, length, beyond) = steps / longest, kept
         exponent = np.where(share > 1, np.minimum(length, 1 + beyond * (length - 1)), length)
-        return _growth(share / tau, start, power) / (1 + replay * ratios * share**exponent)
+        factor = 1 / (1 + replay * ratios * share**exponent)
+        return (_growth(share, *growth)[:, None] * factor).reshape(-1, len(steps))
 
     return Curve(shape, *zip(*((p.ratio, p.steps, p.sets[name]["delta"]) for p in probes), strict=True))
 
@@ -182,17 +186,22 @@ def fit_forgetting(probes: Sequence[Probe], name: str) -> Curve:
 def fit_target(probes: Sequence[Probe], name: str) -> Curve:
     """Fit the fall of the target's loss since step 0 at the ends of probes."""
     longest = max(probe.steps for probe in probes)
-    axes = np.meshgrid(_TAU, _START, _POWER[_POWER < 0.5], _COST, indexing="ij")
-    tau, start, power, cost = (axis.reshape(-1, 1) for axis in axes)
+    tau, start, power, cost = _nodes(_TARGET_TAU, _START, _TARGET_POWER, _COST)
 
     def shape(ratios: np.ndarray, steps: np.ndarray) -> np.ndarray:
-        return _growth((1 - cost * ratios) * steps / longest / tau, start, power)
+        return _growth((1 - cost * ratios) * steps / longest, tau, start, power)
 
     return Curve(shape, *zip(*((p.ratio, p.steps, -p.sets[name]["delta"]) for p in probes), strict=True))
 
 
-def _growth(x: np.ndarray, start: np.ndarray, power: np.ndarray) -> np.ndarray:
-    logarithm, power = np.log1p(x**start), power / start
+def _nodes(*axes: np.ndarray) -> list[np.ndarray]:
+    """Every combination of the axes' values: for each axis float64 (combinations, 1)."""
+    return [axis.reshape(-1, 1) for axis in np.meshgrid(*axes, indexing="ij")]
+
+
+def _growth(steps: np.ndarray, tau: np.ndarray, start: np.ndarray, power: np.ndarray) -> np.ndarray:
+    """g, but for a factor that A takes."""
+    logarithm, power = np.log1p((steps / tau) ** start), power / start
     safe = np.where(power == 0, 1, power)
     return np.where(power == 0, logarithm, np.expm1(safe * logarithm) / safe)
 
