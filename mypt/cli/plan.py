@@ -7,6 +7,7 @@ import os
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from mypt.cli.frameworks import quick_imports
 from mypt.cli.numbers import byte_count, count, shares
 from mypt.errors import MyPTError
 from mypt.hardware.machine import Machine, other_machine
@@ -17,6 +18,7 @@ from mypt.training.target import DEFAULT_BLOCK, Target, read_target
 
 if TYPE_CHECKING:
     from mypt.planning.plan import Plan
+    from mypt.planning.replay import Advice
     from mypt.training.probes import Probes
 
 HELP = "show coverage, memory and compute of a run before it starts"
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     found = plan(**settings)
     probes = _probes(args, settings, found) if args.replay else None
     if args.json:
-        say_json(found.as_dict() | ({"replay": as_dict(probes.run())} if probes else {}))
+        say_json(found.as_dict() | ({"replay": as_dict(_advice(probes))} if probes else {}))
         return
     for note in found.notes:
         say(f"note: {note}")
@@ -88,8 +90,12 @@ def run(args: argparse.Namespace) -> None:
     if found.training.compute_optimal_tokens and not found.coverage:
         say("", f"Compute-optimal training data: about {found.training.compute_optimal_tokens:,} tokens")
     if probes:
+        from mypt.planning.replay import replay_lines, replay_table
+
+        advice = _advice(probes)
         say()
-        _advise(probes)
+        print_table(*replay_table(advice, probes.policy.target))
+        say(*replay_lines(advice, probes.policy.target))
 
 
 def _probes(args: argparse.Namespace, settings: dict, found: Plan) -> Probes:
@@ -103,12 +109,11 @@ def _probes(args: argparse.Namespace, settings: dict, found: Plan) -> Probes:
     return plan_probes(args.target, args.overrides, **layout, **given)
 
 
-def _advise(probes: Probes) -> None:
-    from mypt.planning.replay import replay_lines, replay_table
+def _advice(probes: Probes) -> Advice:
+    with quick_imports():
+        from mypt.training import build  # noqa: F401
 
-    advice = probes.run()
-    print_table(*replay_table(advice, probes.policy.target))
-    say(*replay_lines(advice, probes.policy.target))
+    return probes.run()
 
 
 def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> dict:
