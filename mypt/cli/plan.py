@@ -1,25 +1,17 @@
 """`mypt plan`: what a recipe, a preset or a checkpoint will cost and be worth, before any compute is spent."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
-from mypt.cli.frameworks import quick_imports
-from mypt.cli.numbers import byte_count, count, shares
+from mypt.cli.numbers import byte_count, count
+from mypt.cli.replay import add_replay_options, planned_probes, print_advice, run_probes
 from mypt.errors import MyPTError
 from mypt.hardware.machine import Machine, other_machine
 from mypt.planning.parameters import with_positions
 from mypt.planning.step import BYTES, MICRO_BATCH, OWN_OPTIMIZERS, Step
 from mypt.terminal import print_table, say, say_json
 from mypt.training.target import DEFAULT_BLOCK, Target, read_target
-
-if TYPE_CHECKING:
-    from mypt.planning.plan import Plan
-    from mypt.planning.replay import Advice
-    from mypt.training.probes import Probes
 
 HELP = "show coverage, memory and compute of a run before it starts"
 
@@ -44,11 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     memory = "memory of a GPU in bytes (24G: GiB) (default: this machine's GPU or main memory)"
     add("--memory", type=byte_count, help=memory)
     add("--tokens-per-second", type=count, help="a measured rate over all processes, to estimate the time")
-    add("--replay", action="store_true", help="run short probes and recommend a share of replayed samples")
-    ratios = "shares of replay that the probes try (default: 0,5%%,25%%)"
-    add("--replay-ratios", type=shares, metavar="R,R,...", help=ratios)
-    probe_steps = "steps of the longest probe of each share (default: a tenth of the run, 40 to 400)"
-    add("--probe-steps", type=count, help=probe_steps)
+    add_replay_options(add)
     add("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(overrides=[])
     parser.epilog = "--section.key=value changes one value of the recipe, for example --training.max_steps=100"
@@ -63,9 +51,9 @@ def run(args: argparse.Namespace) -> None:
     settings = _settings(args, machine, target)
     settings["steps"], settings["reason"] = _steps(args, settings, target.steps)
     found = plan(**settings)
-    probes = _probes(args, settings, found) if args.replay else None
+    probes = planned_probes(args, settings, found)
     if args.json:
-        say_json(found.as_dict() | ({"replay": as_dict(_advice(probes))} if probes else {}))
+        say_json(found.as_dict() | ({"replay": as_dict(run_probes(probes))} if probes else {}))
         return
     for note in found.notes:
         say(f"note: {note}")
@@ -90,30 +78,7 @@ def run(args: argparse.Namespace) -> None:
     if found.training.compute_optimal_tokens and not found.coverage:
         say("", f"Compute-optimal training data: about {found.training.compute_optimal_tokens:,} tokens")
     if probes:
-        from mypt.planning.replay import replay_lines, replay_table
-
-        advice = _advice(probes)
-        say()
-        print_table(*replay_table(advice, probes.policy.target))
-        say(*replay_lines(advice, probes.policy.target))
-
-
-def _probes(args: argparse.Namespace, settings: dict, found: Plan) -> Probes:
-    from mypt.training.probes import RATIOS, plan_probes
-
-    if found.memory and found.memory.fits is False and not args.memory:
-        raise MyPTError(f"--replay trains on this machine, and a probe {found.memory.advice}")
-    layout = {name: settings[name] for name in ("steps", "batch_size", "accumulation", "processes", "block_size")}
-    windows = found.evaluation.windows if found.evaluation else None
-    given = {"ratios": args.replay_ratios or RATIOS, "probe_steps": args.probe_steps, "windows": windows}
-    return plan_probes(args.target, args.overrides, **layout, **given)
-
-
-def _advice(probes: Probes) -> Advice:
-    with quick_imports():
-        from mypt.training import build  # noqa: F401
-
-    return probes.run()
+        print_advice(probes)
 
 
 def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> dict:

@@ -134,6 +134,11 @@ def test_only_recipes_have_probes(capsys):
     assert "--replay runs probes of a recipe" in capsys.readouterr().err
 
 
+def test_options_of_probes_need_them(capsys):
+    assert main(["plan", "modern-nano", "--tokens", "1M", "--probe-steps", "8"]) == 2
+    assert "are for --replay" in capsys.readouterr().err
+
+
 def test_a_probe_that_diverges_is_named(adaptation, capsys):
     assert main(["plan", adaptation(), "--replay", "--probe-steps=4", "--training.learning_rate=1e30"]) in (1, 2)
     assert capsys.readouterr().err.strip().count("mypt plan:") == 1
