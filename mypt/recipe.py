@@ -143,6 +143,7 @@ class ForgettingSection:
     guard: Annotated[list | None, NAMES] = None
     tolerance: Annotated[Number, at_least(0)] = 0.05
     action: Annotated[str, one_of("warn", "stop")] = "warn"
+    interpolate: Annotated[str, one_of(AUTO, "off")] = AUTO
     # Chosen when the run starts, and recorded.
     eval_windows: Annotated[int | str | None, at_least(1), one_of("all")] = None
     time_budget: Annotated[Number, between(0, 1)] = 0.1

@@ -43,5 +43,6 @@ def run(args: argparse.Namespace) -> None:
         loss = f"{score.loss:.4f} +/- {score.standard_error:.4f}"
         change = "" if score.delta is None else f"{score.delta:+.4f} +/- {score.delta_error:.4f}"
         figures = (f"{score.tokens:,}", loss, f"{score.perplexity:.2f}", f"{score.bits_per_byte:.4f}", change)
-        rows.append([score.model, score.data, *figures, score.state or ""])
+        model = score.model if score.alpha is None else f"{score.model} (alpha {score.alpha:g})"
+        rows.append([model, score.data, *figures, score.state or ""])
     print_table("", columns, rows)

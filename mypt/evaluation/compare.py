@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mypt.checkpoints.interpolated import read_interpolation
 from mypt.checkpoints.load import load_model, require_model
 from mypt.checkpoints.meta import read_config
 from mypt.errors import MyPTError
@@ -34,6 +35,7 @@ class Score:
     delta: float | None
     delta_error: float | None
     state: str | None  # of a guarded set: healthy, watch, warning or critical
+    alpha: float | None  # of a model that was interpolated between two others
 
 
 def compare(
@@ -75,6 +77,7 @@ def compare(
     block_size = common_block_size(contexts, block_size)
     vocabularies = {path: model.config.vocab_size for path, model in loaded.items()}
     sets = open_sets(data, vocabularies, split=split, block_size=block_size, document_mask=document_mask)
+    reports = {path: read_interpolation(Path(path)) for path in loaded}
     scores, first = [], None
     evaluator = Evaluator(sets, batch_size)
     total = len(loaded) * sum(len(windows) for windows in sets.values())
@@ -98,6 +101,7 @@ def compare(
                         delta=delta,
                         delta_error=error,
                         state=judge(delta, error) if first and name in (guard or []) else None,
+                        alpha=reports[path]["alpha"] if reports[path] else None,
                     )
                 )
             first = first or readings

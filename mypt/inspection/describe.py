@@ -23,6 +23,10 @@ def describe(report: dict) -> Iterator[Block]:
             yield _line("its settings", _plain(training))
     if progress := report["progress"]:
         yield from _progress(progress)
+    if between := report.get("interpolation"):
+        words = f"alpha {between['alpha']:g} between {between['base']} (0) and {between['adapted']} (1)"
+        where = "" if between["folder"] == report["path"] else f"{between['folder']}: "
+        yield _line("interpolated", where + words)
     if parameters := report["parameters"]:
         yield from _table(["parameters", "number"], [[part, f"{count:,}"] for part, count in parameters.items()])
     if coverage := report.get("coverage"):

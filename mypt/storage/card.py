@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from mypt.checkpoints.interpolated import PLOT_NAME
 from mypt.errors import CheckpointError
 from mypt.inspection.checkpoint import inspect_checkpoint
 from mypt.planning.parameters import count_parameters
@@ -104,8 +105,14 @@ def _summary(info: RunInfo) -> str:
         words += f", trained from {link}"
     elif info.recipe:
         words += ", trained from scratch"
+    words += " with MyPT" if info.recipe else ""
+    if between := info.interpolation:
+        words += (
+            f". Its weights are between those of {_code(between['base'])} (alpha 0) and {_code(between['adapted'])} "
+            f"(alpha 1), at alpha {between['alpha']:g} ([WiSE-FT](https://arxiv.org/abs/2109.01903))"
+        )
     rows = [(f"**{name}**", _plain(value)) for name, value in describe(info.folder).items()]
-    return f"{words}{' with MyPT' if info.recipe else ''}.\n\n{_table(('', ''), rows)}"
+    return f"{words}.\n\n{_table(('', ''), rows)}"
 
 
 def _parameters(config: dict, stored: int) -> str:
@@ -167,10 +174,14 @@ def _training(info: RunInfo) -> str:
 def _forgetting(info: RunInfo) -> str:
     if not info.last:
         return ""
-    guard, target = info.forgetting.get("guard", []), info.forgetting.get("target")
+    if between := info.interpolation:
+        targets, guard, start, here = between["target"], between["guard"], "alpha 0", f"alpha {between['alpha']:g}"
+    else:
+        targets, guard = [info.forgetting.get("target")], info.forgetting.get("guard", [])
+        start, here = "step 0", f"step {info.last['step']}"
     rows = []
     for name, reading in info.last["sets"].items():
-        role = "target" if name == target else "guarded" if name in guard else "other"
+        role = "target" if name in targets else "guarded" if name in guard else "other"
         before = info.first["sets"].get(name, {}).get("loss")
         bits = reading.get("bits_per_byte")
         error = f" +/- {reading['delta_error']:.4f}" if "delta_error" in reading else ""
@@ -179,12 +190,13 @@ def _forgetting(info: RunInfo) -> str:
              f"{reading['delta']:+.4f}{error}", "" if bits is None else f"{bits:.4f}",
              _plain(reading["state"]))
         )  # fmt: skip
-    header = ("held-out text", "loss at step 0", f"loss at step {info.last['step']}", "change", "bits/byte", "state")
+    header = ("held-out text", f"loss at {start}", f"loss at {here}", "change", "bits/byte", "state")
     text = f"## Evaluation and forgetting\n\nLoss in nats per token.\n\n{_table(header, rows)}"
     if "verdict" in info.forgetting and info.forgetting["history"][-1] == info.last:
         text += f"\n\nVerdict: {_plain(info.forgetting['verdict'])}"
-    if (info.folder / "forgetting.png").is_file():
-        text += "\n\n![Change of the losses since step 0](forgetting.png)"
+    for name, words in (("forgetting.png", "since step 0"), (PLOT_NAME, "between alpha 0 and 1")):
+        if (info.folder / name).is_file():
+            text += f"\n\n![Change of the losses {words}]({name})"
     return text
 
 

@@ -18,7 +18,7 @@ from mypt.checkpoints.probes import require_document_mask
 from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
 from mypt.planning.step import OWN_OPTIMIZERS
-from mypt.recipe import RESOLVED_NAME, Recipe, save_recipe
+from mypt.recipe import AUTO, RESOLVED_NAME, Recipe, save_recipe
 from mypt.streams.eval_windows import EvalWindows
 from mypt.terminal import say
 from mypt.training import run_folder
@@ -33,9 +33,11 @@ from mypt.training.callbacks.throughput import ThroughputCallback
 from mypt.training.callbacks.upload import UploadCallback
 from mypt.training.data.sources import RunData, resolve_data
 from mypt.training.data.stream import build_eval_sets, build_stream, place_stream
+from mypt.training.interpolation import Start
 from mypt.training.launch import refuse_zero, require_processes
 from mypt.training.model.build import build_model
 from mypt.training.model.freeze import freeze
+from mypt.training.model.init_from import existing_model
 from mypt.training.optim.optimizers import muon_factory
 from mypt.training.request import default_block_size, output_dir
 from mypt.training.resolve import resolve, resolve_arguments, run_identity
@@ -105,6 +107,7 @@ def _build(
     checkpoint, skipped = broadcast_object_list([_on_main(lambda: run_folder.choose(run, resume, unreadable))])[0]
     block_size = recipe.data.block_size or default_block_size(recipe.model)
     model = _model(recipe, data, block_size, seed, checkpoint)
+    start = _start(recipe, data, block_size)
 
     recipe = resolve(recipe, data, model, block_size or _longest_context(recipe, model), recorded)
     identity = run_identity(recipe, data, model, recorded)
@@ -118,6 +121,7 @@ def _build(
 
     coverage = _coverage(recipe, model, stream, assume_yes)
     forgetting = _forgetting(recipe, eval_sets)
+    interpolates = forgetting and forgetting.policy.guard and recipe.forgetting.interpolate == AUTO
     diagnosis = DiagnosisCallback(coverage, forgetting and forgetting.policy.target)
     ours = [coverage, forgetting, MetricsCallback(), ProgressBarCallback(), diagnosis]
     patience = recipe.safety.early_stopping_patience
@@ -137,6 +141,7 @@ def _build(
             forgetting=forgetting,
             early_stopping=stopping,
             upload=upload,
+            start=start if interpolates else None,
             throughput=ThroughputCallback(stream.block_size),
             hardware=hardware,
             compile_layers=recipe.training["torch_compile"],
@@ -193,6 +198,15 @@ def _model(
     if frozen and PartialState().is_main_process:
         say(frozen)
     return model
+
+
+def _start(recipe: Recipe, data: RunData, block_size: int | None) -> Start | None:
+    """The model that training starts from, to be made again when it ends; None for a preset's random weights."""
+    name = recipe.model.init_from
+    if not name:
+        return None
+    build = functools.partial(existing_model, recipe.model, data, block_size, report=lambda *lines: None)
+    return Start(name, None if recipe.lora else build)
 
 
 def _lora():

@@ -61,6 +61,7 @@ class MyPTTrainer(Trainer):
     Args:
         forgetting: The ForgettingCallback that measures the evaluation sets; None without evaluation sets.
         early_stopping, upload: Callbacks that `mypt.training.run.finish` uses at the end of the run.
+        start: The `Start` from which it interpolates then; None: it does not.
         throughput: The ThroughputCallback, which becomes the first of all callbacks.
         hardware: The `Hardware` that was resolved for the run.
         compile_layers: Compile decoder layers during training.
@@ -80,6 +81,7 @@ class MyPTTrainer(Trainer):
         forgetting=None,
         early_stopping=None,
         upload=None,
+        start=None,
         throughput=None,
         hardware=None,
         compile_layers: bool = False,
@@ -90,7 +92,7 @@ class MyPTTrainer(Trainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.forgetting, self.early_stopping, self.upload = forgetting, early_stopping, upload
+        self.forgetting, self.early_stopping, self.upload, self.start = forgetting, early_stopping, upload, start
         self.checkpoint, self.set_aside, self.give_back = checkpoint, set_aside, give_back
         self.hardware, self.compile_layers, self.throughput = hardware, compile_layers, throughput
         if self.is_deepspeed_enabled and on_nan != "stop":
@@ -120,6 +122,15 @@ class MyPTTrainer(Trainer):
         sharded.after_accelerator(self.accelerator)
         # Trainer calls it once in each step, with or without clipping, and passes the norm to no event.
         self.accelerator.clip_grad_norm_ = self.grad_norm = KeptNorm(self.accelerator.clip_grad_norm_)
+
+    def free(self) -> None:
+        """Free the memory of model and optimizer. Nothing can be trained or measured with this trainer any more."""
+        self.model = self.model_wrapped = self.optimizer = self.lr_scheduler = self.flops_per_token = None
+        self.loss_parts = self.compute_loss_func = None
+        self.batches = []
+        handler = self.callback_handler
+        handler.model = handler.optimizer = handler.lr_scheduler = handler.train_dataloader = None
+        self.accelerator.free_memory()
 
     # ---- training ----
 
