@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mypt.cli.numbers import byte_count, count, finite
+from mypt.cli.replay import add_replay_options, planned_probes, print_advice, run_probes
 from mypt.errors import CheckFailed, MyPTError, shown
 from mypt.hardware.devices import HERE, machine_like
 from mypt.hardware.machine import Machine, other_machine
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--measure", action="store_true", help="take a few real steps of the recipe on this machine, for the time")
     add("--tokens-per-second", type=count, help="a measured rate over all processes, to estimate the time")
     add("--plot", type=Path, metavar="FILE.png", help="draw coverage and effective data against steps")
+    add_replay_options(add)
     add("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(overrides=[])
     parser.epilog = "--section.key=value changes one value of the recipe, for example --training.max_steps=100"
@@ -68,13 +70,15 @@ def names(text: str) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> None:
+    from mypt.planning.plan import as_dict
     from mypt.planning.report import alternatives_table, coverage_lines, measured_lines, plan_tables, verdict_lines
 
     _require_measurable(args)
     found, settings = _compared(args, _machine(args))
+    probes = planned_probes(args, settings, found)
     drawn = _draw(found, args.plot) if args.plot else None
     if args.json:
-        say_json(found.as_dict())
+        say_json(found.as_dict() | ({"replay": as_dict(run_probes(probes))} if probes else {}))
         _require_works(found)
         return
     say(*verdict_lines(found))
@@ -104,6 +108,8 @@ def run(args: argparse.Namespace) -> None:
     if found.measured:
         say("", *measured_lines(found.measured))
     _require_works(found)
+    if probes:
+        print_advice(probes)
 
 
 def _require_works(found: Plan) -> None:
