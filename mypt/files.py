@@ -1,4 +1,4 @@
-"""Replace a file in one step, flush it to the disk, and find the type of its file system."""
+"""Replace a file in one step, flush it to the disk, find the type of its file system, refuse what is no file to read."""
 
 import errno
 import os
@@ -65,6 +65,18 @@ def require_file(path: str | Path) -> None:
     opened = str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")) or str(path) == os.devnull
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or opened):
         raise OSError(errno.EINVAL, "it is a FIFO, a socket or a device, not a file", str(path))
+
+
+def what_to_do_with_gguf(path: str | Path) -> str:
+    """The message for a GGUF file, or a folder that holds one in place of a model; empty for anything else."""
+    path = Path(path)
+    files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").exists() else [path]
+    if not (files and files[0].suffix == ".gguf" and files[0].is_file()):
+        return ""
+    return (
+        f"{files[0]} is a GGUF file, which MyPT does not read: write it as safetensors with transformers and name that "
+        "folder; docs/domain_adaptation.md (section A GGUF file) has the five lines"
+    )
 
 
 def replace_text(path: str | Path, text: str) -> None:

@@ -15,6 +15,7 @@ from mypt.checkpoints.config import ADAPTER_CONFIG, CONFIG_NAME, cached_file
 from mypt.checkpoints.lineage import LINEAGE_NAME
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, LOADABLE, first_line, read_header, weight_files
 from mypt.errors import CheckpointError
+from mypt.files import what_to_do_with_gguf
 from mypt.legacy.checkpoint import refuse_original
 from mypt.terminal import say
 
@@ -68,6 +69,8 @@ def require_model(name_or_path: str | Path) -> Path | None:
     """
     path = Path(name_or_path)
     refuse_original(path)
+    if message := what_to_do_with_gguf(path):
+        raise CheckpointError(message)
     if not path.is_dir():
         return _adapter_of_hub(str(name_or_path))
     if is_adapter(path):

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mypt.errors import MyPTError
+from mypt.files import what_to_do_with_gguf
 from mypt.terminal import print_table, say, say_json
 
 HELP = "show a run, a checkpoint or a dataset; compare two of them"
@@ -57,7 +58,8 @@ def _found(name: str) -> Path:
         raise MyPTError(f"{path} does not exist, nor is it a model in the hub's cache; name {kinds}")
     if not (_is_dataset(path) or is_original(path) or is_checkpoint(path)):
         raise MyPTError(
-            f"{path} holds neither config.json nor checkpoint-N (a model) nor {METADATA_NAME} (a dataset); name {kinds}"
+            what_to_do_with_gguf(path)
+            or f"{path} holds neither config.json nor checkpoint-N (a model) nor {METADATA_NAME} (a dataset); name {kinds}"
         )
     return path
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mypt import terminal
 from mypt.errors import TokenizerError, shown
-from mypt.files import require_file, system_errors
+from mypt.files import require_file, system_errors, what_to_do_with_gguf
 from mypt.legacy.tokenizer import TokenizerState, find_state
 from mypt.tokenization.hf_tokenizer import read_tokenizer
 
@@ -41,6 +41,8 @@ def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = SAY)
     Raises TokenizerError if there is no such tokenizer, or no fast (`tokenizer.json`) form of it.
     """
     name = str(name_or_path)
+    if not (Path(name) / "tokenizer.json").is_file() and (message := what_to_do_with_gguf(name)):
+        raise TokenizerError(message)
     with panics(name):
         if Path(name).is_dir():
             tokenizer = _from_directory(Path(name), say)

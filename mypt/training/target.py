@@ -11,7 +11,7 @@ from mypt.checkpoints.config import cached_model
 from mypt.checkpoints.lineage import describe_start, recognized, start_lineage, tokens_seen
 from mypt.checkpoints.meta import HubError, measured_dimensions, read_config
 from mypt.errors import DataError, MyPTError, recipe_wording
-from mypt.files import free_for
+from mypt.files import free_for, what_to_do_with_gguf
 from mypt.hardware.choices import (
     GIVEN,
     autocast_dtype,
@@ -175,6 +175,8 @@ def _dimensions(target: str, fields: dict) -> dict:
         return preset(target, fields)
     if Path(target).exists() or "/" in target or cached_model(target):
         refuse_original(target)
+        if message := what_to_do_with_gguf(target):
+            raise MyPTError(message)
         return _changed(_read_config(target), fields)
     try:
         return preset(target, fields)

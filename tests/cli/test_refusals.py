@@ -68,6 +68,8 @@ train recipe.yaml --data.block_size=5000         | needs at least 5001 tokens
 train recipe.yaml --model.preset=nothing         | there is no preset 'nothing'
 train recipe.yaml --model.hidden_size=7          | hidden_size 7
 train recipe.yaml --model.init_from=empty        | no config.json
+train recipe.yaml --model.init_from=foreign      | m.gguf is a GGUF file, which MyPT does not read
+train recipe.yaml --model.init_from=foreign/m.gguf | docs/domain_adaptation.md
 train recipe.yaml "--data.eval={a: valued}" --data.train=valued --forgetting.target=b     | names the set 'b'
 train recipe.yaml --data.train=valued --forgetting.guard=[b]     | the evaluation sets are: valued
 train run --resume=checkpoint-3        | there is no checkpoint checkpoint-3
@@ -75,6 +77,9 @@ train run                              | already holds checkpoints of this run
 train recipe.yaml --training.output_dir=held     | another process is writing held
 plan nothing.yaml                      | does not exist
 plan modern-tinny                      | did you mean modern-tiny
+plan foreign/m.gguf                    | is a GGUF file
+inspect foreign                        | is a GGUF file
+prepare --source text.txt --out out --tokenizer foreign/m.gguf | is a GGUF file
 plan empty                             | config.json cannot be read
 estimate modern-nano --hidden-size 7   | hidden_size 7
 inspect nothing                        | nothing does not exist
@@ -115,6 +120,7 @@ def place(tmp_path, make_shards, monkeypatch):
         "text.txt": "some text\n",
         "old.pt": "",
         "full/x": "",
+        "foreign/m.gguf": "GGUF",
         "recipe.yaml": recipe % "out",
         "model/config.json": '{"model_type": "mypt", "max_position_embeddings": 64}',
         "adapter/adapter_config.json": '{"base_model_name_or_path": "/nowhere"}',
