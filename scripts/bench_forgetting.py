@@ -31,8 +31,8 @@ from transformers import TrainerCallback
 from mypt.checkpoints.load import load_model
 from mypt.errors import CheckFailed
 from mypt.evaluation.evaluator import Evaluator
-from mypt.evaluation.forgetting import judge
-from mypt.evaluation.interpolate import interpolate
+from mypt.evaluation.forgetting import Policy, judge
+from mypt.evaluation.interpolate import largest_kept
 from mypt.preparation.prepare import prepare_dataset
 from mypt.recipe import parse_recipe
 from mypt.streams.eval_windows import EvalWindows
@@ -49,11 +49,11 @@ class Size:
     """How much is computed. `vocabulary` ids, `characters` of each text, `windows` of val (at most) and of test."""
 
     base_steps: int = 600
-    steps: int = 100
-    eval_steps: int = 20
+    steps: int = 80
+    eval_steps: int = 16
     vocabulary: int = 1024
     characters: int = 2_400_000
-    windows: tuple[int, int] = (128, 200)
+    windows: tuple[int, int] = (64, 100)
     layers: int = 2
     width: int = 128
 
@@ -196,14 +196,6 @@ class Averages(TrainerCallback):
         for decay, average in self.of.items():
             torch._foreach_lerp_(average, [p.detach() for p in model.parameters()], 1 - decay)
 
-    def save(self, decay: float, run: Path, out: Path) -> None:
-        """Write the model of an average, with the files of the run's final model."""
-        shutil.copytree(run, out, ignore=shutil.ignore_patterns("checkpoint-*", "best", "checksums.json"))
-        model = load_model(run)
-        for parameter, average in zip(model.parameters(), self.of[decay], strict=True):
-            parameter.data = average
-        model.save_pretrained(out)
-
 
 class Pull(TrainerCallback):
     """L2-SP (Li et al. 2018, 1802.01483), decoupled: after a step, `strength` of the way back to the base model.
@@ -303,11 +295,20 @@ class Bench:
 
     def __init__(self, pair: Path, size: Size):
         self.pair, self.size, self.results = pair, size, pair / "results.jsonl"
-        test = {name: EvalWindows(pair / f"{name}_test", "train", block_size=BLOCK, max_windows=size.windows[1])
-                for name in SETS}  # fmt: skip
-        self.evaluator = Evaluator(test, 32)
-        readings = self.evaluator.measure(load_model(pair / "base"))
-        self.base = {name: reading.losses for name, reading in readings.items()}
+        windows = {
+            split: {
+                name: EvalWindows(pair / folder.format(name), kind, block_size=BLOCK, max_windows=most) for name in SETS
+            }
+            for split, folder, kind, most in (
+                ("val", "{}", "val", size.windows[0]),
+                ("test", "{}_test", "train", size.windows[1]),
+            )
+        }
+        guarded = {"general": windows["val"]["general"]}
+        self.val, self.evaluator = Evaluator(guarded, 32), Evaluator(windows["test"], 32)
+        base = load_model(pair / "base")
+        self.start = [parameter.detach() for parameter in base.parameters()]
+        self.base = {name: reading.losses for name, reading in self.evaluator.measure(base).items()}
 
     def rows(self) -> list[dict]:
         return [json.loads(line) for line in self.results.read_text().splitlines()] if self.results.exists() else []
@@ -323,11 +324,12 @@ class Bench:
             shutil.rmtree(old)
         began = time.process_time()
         averages, record = train(recipe_of(method, self.pair, run, seed, self.size), method, self.pair / "base")
-        models = {"final": self.two(run)}
-        for decay in averages.of:
-            out = run.with_name(f"{run.name}-average-{decay}")
-            averages.save(decay, run, out)
-            models[f"average {decay}"] = self.two(out)
+        model = load_model(run)
+        models = {"final": self.two(model)}
+        for decay, weights in averages.of.items():
+            for parameter, average in zip(model.parameters(), weights, strict=True):
+                parameter.data = average
+            models[f"average {decay}"] = self.two(model)
         if method.guarded:
             models["published"] = self.published(run)
         row = {"name": name, "seed": seed, "run": record, "models": models, "base": self.losses(self.base)}
@@ -340,31 +342,33 @@ class Bench:
     def losses(self, readings: dict) -> dict:
         return {name: [losses.loss, losses.standard_error] for name, losses in readings.items()}
 
-    def test(self, folder: Path) -> dict:
+    def test(self, model: torch.nn.Module) -> dict:
         """{set: {loss, delta, delta_error}} of a model on test, against the base model on the same windows."""
-        readings, measured = self.evaluator.measure(load_model(folder).float()), {}
-        for name, reading in readings.items():
+        measured = {}
+        for name, reading in self.evaluator.measure(model).items():
             delta, error = reading.losses.delta(self.base[name])
             measured[name] = {"loss": reading.losses.loss, "delta": delta, "delta_error": error}
         return measured
 
-    def two(self, folder: Path) -> dict:
+    def two(self, model: torch.nn.Module) -> dict:
         """A model as it is, and interpolated towards the base model until general is kept on val."""
-        out = folder.with_name(f"{folder.name}-interpolated")
-        before, options = self.test(folder), {"tolerance": TOLERANCE, "block_size": BLOCK, "batch_size": 32}
-        guard = {"general": str(self.pair / "general")}
-        try:
-            alpha = interpolate(self.pair / "base", folder, out, guard=guard, **options)["alpha"]
-        except CheckFailed:  # no step keeps it
-            return {"before": before, "alpha": 0.0, "after": None}
-        return {"before": before, "alpha": alpha, "after": before if alpha == 1 else self.test(out)}
+        before, policy = self.test(model), Policy("general", ["general"], TOLERANCE)
+        weights = [parameter.detach().clone() for parameter in model.parameters()]
+
+        def move(alpha: float) -> torch.nn.Module:
+            for parameter, start, end in zip(model.parameters(), self.start, weights, strict=True):
+                parameter.data = torch.lerp(start, end, alpha)
+            return model
+
+        alpha, _ = largest_kept(lambda alpha: self.val.measure(move(alpha)), policy)
+        return {"before": before, "alpha": alpha, "after": before if alpha == 1 else self.test(move(alpha))}
 
     def published(self, run: Path) -> dict:
         """The best model of the run itself: what the guard leaves without further work."""
         best, report = run / "best", json.loads((run / "forgetting.json").read_text())
         interpolated = best / "interpolation.json"
         alpha = json.loads(interpolated.read_text())["alpha"] if interpolated.exists() else 1.0
-        return {"after": self.test(best), "alpha": alpha, "report": report}
+        return {"after": self.test(load_model(best)), "alpha": alpha, "report": report}
 
 
 # ---- results ----
