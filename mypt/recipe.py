@@ -16,7 +16,6 @@ from typing import Annotated, Any, Union
 import yaml
 
 from mypt.errors import RecipeError, shown
-from mypt.evaluation.forgetting import ACTIONS
 from mypt.files import replace_text
 from mypt.json_files import Rule, Unfit, Wrong, as_kind
 from mypt.planning.step import OWN_OPTIMIZERS
@@ -147,7 +146,7 @@ class ForgettingSection:
     target: str | None = None
     guard: Annotated[list | Mapping | None, NAMES] = None  # or {name: replay source}
     tolerance: Annotated[Number, at_least(0)] = 0.05
-    action: Annotated[str, one_of(*ACTIONS)] = "warn"
+    action: Annotated[str, one_of("warn", "stop", "reduce_lr", "raise_replay", "rollback")] = "warn"
     act_at: Annotated[Number, at_least(1e-6)] = 1.0
     # Chosen when the run starts, and recorded.
     eval_windows: Annotated[int | str | None, at_least(1), one_of("all")] = None

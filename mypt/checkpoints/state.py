@@ -351,6 +351,15 @@ def read_forgetting(run: Path) -> ForgettingReport | None:
     return _if_there(run / "forgetting.json", _forgetting)
 
 
+def run_tolerance(model: Path) -> float | None:
+    """Nats per token that a guarded set could lose in the run of a model: a run folder, one of its checkpoints or its
+    best step; None for other models.
+    """
+    is_part = model.name == "best" or re.fullmatch(r"checkpoint-\d+", model.name)
+    report = read_forgetting(model) or (read_forgetting(model.parent) if is_part else None)
+    return report.get("tolerance") if report else None
+
+
 def _if_there(path: Path, kind: Any) -> Any:
     return read_json(path, kind, CheckpointError, largest=LARGER) if path.exists() else None
 

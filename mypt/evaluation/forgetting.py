@@ -73,6 +73,12 @@ def require_sets(names: Iterable[str], target: str | None, guard: Sequence[str] 
             raise MyPTError(f"forgetting names the set {name!r}; the evaluation sets are: {', '.join(names)}")
 
 
+def require_tolerance(tolerance: float) -> None:
+    """Raise MyPTError unless `--tolerance` is a number above 0."""
+    if not 0 < tolerance < math.inf:
+        raise MyPTError(f"--tolerance is {tolerance:g} nats, expected a number above 0, such as {TOLERANCE:g}")
+
+
 def judge(delta: float, delta_error: float, tolerance: float = TOLERANCE) -> str:
     """healthy, watch, warning or critical: a guarded set's loss changed by `delta` nats, known to `delta_error`.
 

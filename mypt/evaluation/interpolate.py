@@ -18,7 +18,7 @@ from mypt.checkpoints.load import load_adapter, load_model, require_model, with_
 from mypt.checkpoints.meta import read_config
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.evaluation.compare import common_block_size, open_sets
-from mypt.evaluation.forgetting import TOLERANCE, Policy, allowed, assess, describe_sets
+from mypt.evaluation.forgetting import TOLERANCE, Policy, allowed, assess, describe_sets, require_tolerance
 from mypt.files import replace_text
 from mypt.folders import new_folder, require_free
 from mypt.inspection.diff import IGNORED_FIELDS, differing_fields
@@ -189,8 +189,7 @@ def require_interpolation(
     if alpha is not None and not 0 <= alpha <= (sys.float_info.max if extrapolate else 1):
         more = "" if extrapolate else "; beyond 1 it extrapolates, which --extrapolate allows"
         raise MyPTError(f"--alpha is {alpha:g}, expected 0 (the base model) to 1 (the adapted one){more}")
-    if not 0 < tolerance < math.inf:
-        raise MyPTError(f"--tolerance is {tolerance:g} nats, expected a number above 0, such as {TOLERANCE:g}")
+    require_tolerance(tolerance)
     if batch_size < 1:
         raise MyPTError(f"--batch-size is {batch_size}, expected 1 window or more")
     if twice := guard.keys() & target.keys():

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from mypt.inspection.training_history import settings_of
+from mypt.inspection.training_history import describe_action, settings_of
 
 Block = str | tuple[list[str], list[list]]  # a line, or a table: columns and rows
 HISTORY_ROWS = 12  # of the forgetting history; a report as JSON has all of it
@@ -161,6 +161,8 @@ def _forgetting(forgetting: dict) -> Iterator[Block]:
     yield from _table([title, "nats/token", "bits/byte", "since step 0", "state"], rows)
     if forgetting["verdict"]:
         yield forgetting["verdict"]
+    if forgetting["actions"]:
+        yield "\n".join(f"guard: {describe_action(action)}" for action in forgetting["actions"])
     history, names = forgetting["history"], list(forgetting["sets"])
     if len(history) > 1:
         # At most HISTORY_ROWS, evenly spaced, the first and the last among them.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mypt.errors import CheckpointError
 from mypt.inspection.checkpoint import inspect_checkpoint
+from mypt.inspection.training_history import describe_action
 from mypt.planning.parameters import count_parameters
 from mypt.recipe import RESOLVED_NAME
 from mypt.storage.run_info import RunInfo
@@ -181,6 +182,9 @@ def _forgetting(info: RunInfo) -> str:
         )  # fmt: skip
     header = ("held-out text", "loss at step 0", f"loss at step {info.last['step']}", "change", "bits/byte", "state")
     text = f"## Evaluation and forgetting\n\nLoss in nats per token.\n\n{_table(header, rows)}"
+    actions = [a for a in info.forgetting.get("actions", []) if a["step"] <= info.last["step"]]
+    if actions:
+        text += "\n\nWhat the guard did:\n\n" + "\n".join(f"- {_plain(describe_action(action))}" for action in actions)
     if "verdict" in info.forgetting and info.forgetting["history"][-1] == info.last:
         text += f"\n\nVerdict: {_plain(info.forgetting['verdict'])}"
     if (info.folder / "forgetting.png").is_file():

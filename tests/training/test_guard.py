@@ -11,7 +11,10 @@ import yaml
 
 from mypt.errors import CheckFailed, RecipeError
 from mypt.evaluation.forgetting import ACTIONS
+from mypt.inspection.checkpoint import inspect_checkpoint
+from mypt.inspection.describe import describe
 from mypt.recipe import parse_recipe
+from mypt.storage.card import model_card
 from mypt.streams.shard_stream import ShardStream
 from mypt.training.build import build_trainer
 from mypt.training.run import finish, train
@@ -88,6 +91,10 @@ def test_reduce_lr_halves_the_rate_from_the_next_step_on(guarded, weights, rewin
     assert taken[STEPS] == RATE / 2 ** (1 + len(others)), "the factor stays"
     assert all(taken[entry["step"] + 1] == taken[entry["step"]] / 2 for entry in others)
     assert [event["sample"] for event in events] == [4 * entry["step"] for entry in (first, *others)]
+    words = f"step {at} reduce_lr (general {change['delta']:+.3f}): learning rate 0.004 -> 0.002"
+    lines = "\n".join(block for block in describe(inspect_checkpoint(whole)) if isinstance(block, str))
+    assert f"guard: {words}" in lines.splitlines()
+    assert f"- step {at} reduce_lr (general" in model_card(whole, "name")
     assert events[0]["changes"] == {"learning_rate": [RATE, RATE / 2]} and events[0]["guard"]["sets"] == first["sets"]
     assert_resumes_exactly(content, whole, weights, rewind, tmp_path, at - EVERY, at)
 
@@ -149,6 +156,11 @@ def test_a_rate_given_by_hand_ends_the_cuts(guarded, rewind, tmp_path):
     trainer.give_back()
 
 
+def test_a_recipe_knows_every_action(guarded):
+    for action in ACTIONS:
+        assert parse_recipe(guarded(action)).forgetting.action == action
+
+
 def test_what_cannot_work_is_refused_before_training(guarded, corpora, tmp_path):
     def refusal(content: dict, **training) -> str:
         content["training"] |= training
@@ -203,7 +215,7 @@ def test_two_processes_decide_as_one(guarded, weights, tmp_path, action):
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(content))
         if name == "two":
-            launch("cpu_2.yaml", path, code=1)
+            launch("cpu_2.yaml", path)
         else:
             run_of(content)
     (one, one_events), (two, two_events) = recorded(tmp_path / "one"), recorded(tmp_path / "two")

@@ -73,8 +73,8 @@ class Guard:
         if state.is_world_process_zero:
             lost = (f"{name} lost {delta:.3f} +/- {error:.3f}" for name, (delta, error) in decision.sets.items())
             say(f"guard: {', '.join(lost)} nats, more than {self.policy.limit:g}{f': {done}' if done else ''}")
-        if self.coverage and len(entry) > 3:  # something has changed
-            rate = entry.get("learning_rate")
+        rate = entry.get("learning_rate")
+        if self.coverage and (rate or "shares" in entry):
             event = {"sample": self.coverage.next_sample, "step": state.global_step}
             event |= {"changes": {"learning_rate": rate} if rate else {}, "guard": {"action": action, "sets": sets}}
             self.coverage.changes.append(event)
