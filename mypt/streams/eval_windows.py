@@ -93,11 +93,13 @@ class EvalWindows(torch.utils.data.Dataset):
             column: Which one; the first of input_ids, messages and text that the first row has.
 
         Raises:
-            DataError: There is no row or no such column, or the tokenizer has no EOS token.
+            DataError: There is no row with text, no such column, or no EOS token of the tokenizer.
         """
         if tokenizer.eos_token_id is None:
             raise DataError("the tokenizer has no EOS token to end documents with; set tokenizer.eos_token")
         tokens = _Tokens(_documents(dataset, tokenizer, column), tokenizer.eos_token_id)
+        if not tokens.text_bytes:
+            raise DataError("the rows of an evaluation set have no text; give it at least one that has")
         windows = cls.__new__(cls)
         windows._cut(tokens, block_size, max_windows, document_mask)
         return windows

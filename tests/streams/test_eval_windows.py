@@ -135,6 +135,8 @@ def test_rows_of_a_dataset_give_their_texts_ids_or_dialogues(tokenizer, streamin
 def test_a_set_without_texts_or_a_tokenizer_without_eos_is_refused(tokenizer):
     with pytest.raises(DataError, match="without rows or texts"):
         EvalWindows.from_texts([], tokenizer, block_size=8)
+    with pytest.raises(DataError, match="have no text"):
+        EvalWindows.from_texts(["", ""], tokenizer, block_size=8)
     tokenizer.eos_token, before = None, tokenizer.eos_token
     try:
         with pytest.raises(DataError, match=r"set tokenizer\.eos_token"):
