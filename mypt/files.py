@@ -1,4 +1,4 @@
-"""Replace a file in one step, flush it to the disk, find the type of its file system, refuse what is no file to read."""
+"""Replace a file in one step, flush it to the disk, find the type of its file system, refuse what cannot be read."""
 
 import errno
 import os

@@ -198,11 +198,10 @@ def _model(plan, init_from: str | None, smaller: dict[str, dict], flags: dict[st
 
 
 def _time(plan) -> Check | None:
-    if not plan.compute:
-        return None
-    if plan.time is None:
-        return Check("time", UNKNOWN, f"{plan.compute.flops:.3g} FLOPs; --tokens-per-second N gives the time")
-    time = plan.time
+    time, compute = plan.time, plan.compute
+    if time is None:
+        missing = compute and f"{compute.flops:.3g} FLOPs; --tokens-per-second N gives the time"
+        return Check("time", UNKNOWN, missing) if missing else None
     sentence = f"{duration(time.seconds)}{_between(time.fastest, time.slowest, duration)}; {time.words}"
     if time.cost is not None:
         cost = f"{_money(time.cost)}{_between(time.least, time.most, _money)}"
