@@ -124,6 +124,7 @@ def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> dic
     return step | {"processes": args.processes or _world_size(), "sources": sources, "dimensions": dimensions,
                    "parameters": args.params, "tokens_per_second": args.tokens_per_second,
                    "available": machine.memory, "flags": target.flags, "evaluation": target.evaluation,
+                   "evaluation_batch": target.evaluation_batch,
                    "save_steps": target.save_steps, "text": 0 if args.tokens else target.text, "price": args.price,
                    "target": args.target, "notes": notes, "choices": target.choices}  # fmt: skip
 

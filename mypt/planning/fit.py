@@ -34,25 +34,39 @@ OPTIONS = {
 class Memory:
     """Bytes on one device; the last four are None where its memory is not known.
 
-    training, generation: as `training_memory` and `generation_memory` of `mypt.planning.memory` return them.
+    training, generation, evaluation: as `training_memory`, `generation_memory` and `evaluation_memory` of
+    `mypt.planning.memory` return them; the last is None without evaluation sets, or formulas. fits: training does.
     largest_micro_batch: sequences. advice: whether training fits, and if not, which knob helps.
     """
 
     training: dict
     generation: dict[str, int]
+    evaluation: dict[str, int] | None = None
     available: int | None = None
     fits: bool | None = None
     largest_micro_batch: int | None = None
     advice: str | None = None
 
 
-def plan_memory(dimensions: dict, step: Step, available: int | None, flags: dict[str, str] = RECIPE_FLAGS) -> Memory:
-    """Both estimates, and what follows from `available` bytes where they are known; flags: as `knobs` takes them."""
+def plan_memory(
+    dimensions: dict,
+    step: Step,
+    available: int | None,
+    flags: dict[str, str] = RECIPE_FLAGS,
+    evaluated: int | None = None,
+) -> Memory:
+    """The estimates, and what follows from `available` bytes where they are known.
+
+    flags: as `knobs` takes them. evaluated: windows in a forward pass of an evaluation, None without one.
+    """
     generating = shape_memory if is_measured(dimensions) else memory
     generation = generating.generation_memory(dimensions, context=step.block_size, dtype=step.weight_dtype)
     training = training_memory(dimensions, step)
+    evaluation = None
+    if evaluated and not is_measured(dimensions):
+        evaluation = memory.evaluation_memory(dimensions, step, evaluated)
     if not available:
-        return Memory(training, generation)
+        return Memory(training, generation, evaluation)
     largest, excess = largest_micro_batch(dimensions, available, step), training["total"] - available
     if excess <= 0:
         needed = f"{gibibytes(training['total'])} of {gibibytes(available)} GiB"
@@ -60,7 +74,14 @@ def plan_memory(dimensions: dict, step: Step, available: int | None, flags: dict
     else:
         advice = f"does not fit: {gibibytes(excess)} GiB more than the {gibibytes(available)} GiB there are; "
         advice += ", or ".join(knobs(dimensions, step, available, flags))
-    return Memory(training, generation, available, excess <= 0, largest, advice)
+    if evaluation and evaluation["total"] > available:
+        sizes = range(evaluated - 1, 0, -1)
+        fitting = (n for n in sizes if memory.evaluation_memory(dimensions, step, n)["total"] <= available)
+        advice += (
+            f"; an evaluation of {evaluated} windows at a time needs {gibibytes(evaluation['total'])} GiB: "
+            f"--training.per_device_eval_batch_size={next(fitting, 1)}"
+        )
+    return Memory(training, generation, evaluation, available, excess <= 0, largest, advice)
 
 
 def training_memory(dimensions: dict, step: Step) -> dict:

@@ -101,6 +101,7 @@ def plan(
     save_steps: float | None = None,
     text: int = 0,
     evaluation: dict | None = None,
+    evaluation_batch: int | None = None,
     flags: dict[str, str] = RECIPE_FLAGS,
     target: str | None = None,
     notes: list[str] | None = None,
@@ -120,6 +121,7 @@ def plan(
         price: Of one device for one hour.
         save_steps, text: As `mypt.planning.time.plan_time` takes them.
         evaluation: Arguments of `plan_evaluation`, those of the run left out; None without evaluation sets.
+        evaluation_batch: Windows in a forward pass of an evaluation, for the memory; None without evaluation sets.
         flags: As `mypt.planning.fit.knobs` takes them.
         target, notes, choices: As `Plan` has them.
         settings: The other fields of `mypt.planning.step.Step`.
@@ -142,7 +144,7 @@ def plan(
     )
     run = {"steps": steps, "sequences": sequences, "block_size": block_size}
     compute = _compute(training, counts, dimensions, step, processes) if counts and steps else None
-    memory = plan_memory(dimensions, step, available, flags) if step else None
+    memory = plan_memory(dimensions, step, available, flags, evaluation_batch) if step else None
     evaluated = plan_evaluation(**run, **evaluation) if evaluation and steps else None
     if tokens_per_second:
         speed = given_speed(tokens_per_second, training.tokens_per_step)

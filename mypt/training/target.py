@@ -40,9 +40,10 @@ class Target:
     recipe: The recipe, with the given sizes. dimensions: MyPTConfig fields. settings: fields of
     `mypt.planning.step.Step`. sources: the training data. text: bytes of it that are not prepared yet. save_steps: of a
     recipe, as `mypt.planning.time.plan_time` takes it.
-    steps: max_steps, num_train_epochs and coverage_target of a recipe. evaluation: arguments of `plan_evaluation`, None
-    without evaluation sets. choices: what training will choose on this machine, each with the reason. flags: how advice
-    writes changes, as `mypt.planning.fit.knobs` takes them. notes: what had to be assumed or left out.
+    steps: max_steps, num_train_epochs and coverage_target of a recipe. evaluation: arguments of `plan_evaluation`, and
+    evaluation_batch: windows in a forward pass; None without evaluation sets. choices: what training will choose on
+    this machine, each with the reason. flags: how advice writes changes, as `mypt.planning.fit.knobs` takes them.
+    notes: what had to be assumed or left out.
     """
 
     recipe: Recipe | None = None
@@ -53,6 +54,7 @@ class Target:
     save_steps: float | None = None
     steps: dict = field(default_factory=dict)
     evaluation: dict | None = None
+    evaluation_batch: int | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=lambda: OPTIONS)
     notes: list[str] = field(default_factory=list)
@@ -232,6 +234,7 @@ def _from_recipe(recipe: Recipe, machine: Machine, fields: dict, processes: int,
         evaluation=evaluation_settings(recipe, (dimensions or {}).get("num_hidden_layers", 1)) | {"sets": sets}
         if sets
         else None,
+        evaluation_batch=_evaluation_batch(recipe) if sets else None,
         choices=choices | ({"batch": batch} if batch else {}),
         flags={name: flag for name, flag in RECIPE_FLAGS.items() if name != "lora_r" or recipe.model.init_from},
         notes=notes,
@@ -375,6 +378,13 @@ def _sources(recipe, notes: list[str]) -> tuple[list[DataSource] | None, list[in
             own_sets += [round(size[0] * held_out / (1 - held_out))] if held_out else []
     sets = [_set_tokens(name, recipe) for name in recipe.data.eval.values()] or own_sets
     return (sources if sources and len(sources) == len(recipe.data.train) else None), sets, vocabulary
+
+
+def _evaluation_batch(recipe: Recipe) -> int:
+    """Windows in a forward pass of an evaluation."""
+    size, most = recipe.training.get("per_device_eval_batch_size", MICRO_BATCH), recipe.forgetting.eval_windows
+    size = whole("training.per_device_eval_batch_size", size)
+    return min(size, most) if isinstance(most, int) else size
 
 
 def _expected_vocabulary(recipe: Recipe, notes: list[str]) -> int | None:
