@@ -96,6 +96,7 @@ training: {{output_dir: out, per_device_train_batch_size: 16, gradient_accumulat
     assert result["coverage"]["coverage"] == 400 * 16 * 2 * 128 / 1_000_000
     changed = preset_dimensions("modern-nano", num_hidden_layers=2, vocab_size=1_024)  # 1,000 ids, padded to 64
     assert result["parameters"] == count_parameters(changed)
+    assert "evaluation" not in result["memory"], "there is no evaluation set"
     assert plan(path, "--training.max_steps=800")["training"]["steps"] == 800
     assert plan(path, "--tokens", "5M")["coverage"]["sources"][0]["tokens"] == 5_000_000
 
