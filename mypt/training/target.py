@@ -48,11 +48,12 @@ class Target:
     `mypt.planning.step.Step`. sources: the training data. text: bytes of it that are not prepared yet. save_steps: of a
     recipe, as `mypt.planning.time.plan_time` takes it.
     steps: max_steps, num_train_epochs and coverage_target of a recipe. evaluation: arguments of `plan_evaluation`, and
-    evaluation_batch: windows in a forward pass; None without evaluation sets. eval_sets: tokens of each, None where they are not known. shared_text: looks for sets whose
-    text is in the training data, and gives their shares in words. saving: of a recipe's run folder. init_from: the
-    model that the run starts from. smaller: dimensions of the presets of the same family with fewer parameters, with
-    what else the target changes. choices: what training will choose on this machine, each with the reason. flags: how
-    advice writes changes, as `mypt.planning.fit.knobs` takes them. notes: what had to be assumed or left out.
+    evaluation_batch: windows in a forward pass; None without evaluation sets. eval_sets: tokens of each, None where
+    they are not known. shared_text: looks for sets whose text is in the training data, and gives their shares in words.
+    saving: of a recipe's run folder. init_from: the model that the run starts from. smaller: dimensions of the presets
+    of the same family with fewer parameters, with what else the target changes. choices: what training will choose on
+    this machine, each with the reason. flags: how advice writes changes, as `mypt.planning.fit.knobs` takes them.
+    notes: what had to be assumed or left out.
     """
 
     recipe: Recipe | None = None
