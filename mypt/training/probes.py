@@ -98,10 +98,12 @@ class Probes:
         """The probe without replay interpolated towards the start; the reason where that is not possible."""
         from mypt.evaluation.evaluator import Evaluator
         from mypt.evaluation.interpolate import Interpolation
+        from mypt.storage.upload_files import model_files
 
         (folder / "interpolated").mkdir()
         try:
-            line = Interpolation(self.recipe.model.init_from, folder / "model", folder / "interpolated")
+            adapted = folder / "model"
+            line = Interpolation(self.recipe.model.init_from, adapted, folder / "interpolated", model_files(adapted))
             size = self.recipe.training.get("per_device_eval_batch_size") or 8
             alpha, curve = line.keep(Evaluator(sets, size), self.policy)
         except MyPTError as error:
