@@ -59,8 +59,8 @@ def _found(name: str) -> Path:
     if not (_is_dataset(path) or is_original(path) or is_checkpoint(path)):
         raise MyPTError(
             what_to_do_with_gguf(path)
-            or f"{path} holds neither config.json nor checkpoint-N (a model) nor {METADATA_NAME} (a dataset); name "
-            f"{kinds}"
+            or f"{path} holds neither config.json nor checkpoint-N (a model) nor {METADATA_NAME} (a dataset); "
+            f"name {kinds}"
         )
     return path
 

@@ -54,7 +54,7 @@ def diagnose(log_history: list[dict], eval_key: str = "eval_loss", data: dict | 
         return _result("unknown", words, "train longer, or log more often: lower training.logging_steps", {}, data)
     window = slice(stop - count, stop)
     rules = {
-        "diverging": rise(losses[begin:], began=float(losses[0])),
+        "diverging": rise(losses[begin:], float(losses[0]), readings(log_history, eval_key)),
         "overfitting": overfitting(log_history, eval_key),
         "line": asdict(fit(steps[window], losses[window])),
         "constant_rate": constant,
@@ -111,11 +111,17 @@ def fit(steps: np.ndarray, losses: np.ndarray) -> Line:
     )
 
 
-def rise(losses: np.ndarray, began: float) -> dict:
+def readings(log_history: list[dict], key: str) -> list[tuple[int, float]]:
+    """(step, loss) of every evaluation that gave a number."""
+    return [(e["step"], e[key]) for e in log_history if e.get(key) is not None and math.isfinite(e[key])]
+
+
+def rise(losses: np.ndarray, began: float, evaluations: list[tuple[int, float]]) -> dict:
     """How far the last entries lie above the best earlier ones: means of `points` entries each, and the rise's error.
 
     The error is computed from differences of neighbours, which have no trend. `holds`: the rise is above 4 errors and
-    2% of the loss. `lost`: each of the last entries lies more than 10% above the first of all, `began`.
+    2% of the loss. `lost`: each of the last entries lies more than 10% above the first of all, `began`, and the
+    evaluation loss has not fallen. An entry of few tokens may be that low by chance where the model is trained already.
     """
     points = max(3, len(losses) // 6)
     noise = math.sqrt(np.mean(np.diff(losses) ** 2) / 2)
@@ -126,7 +132,8 @@ def rise(losses: np.ndarray, began: float) -> dict:
     error = noise * math.sqrt(2 / points)
     holds = last - best > max(4 * error, 0.02 * best)
     found = {"points": points, "best": best, "last": last, "error": error, "holds": bool(holds)}
-    return found | {"began": began, "lost": bool(losses[-points:].min() > 1.1 * began)}
+    fell = len(evaluations) > 1 and evaluations[-1][1] < evaluations[0][1]
+    return found | {"began": began, "lost": bool(losses[-points:].min() > 1.1 * began) and not fell}
 
 
 def overfitting(log_history: list[dict], key: str) -> dict:
@@ -136,11 +143,11 @@ def overfitting(log_history: list[dict], key: str) -> dict:
     lowest of many readings is partly low by chance. The error is computed from the median of second differences, which
     have no slope and give the steep beginning no weight.
     """
-    readings = [(e["step"], e[key]) for e in log_history if e.get(key) is not None and math.isfinite(e[key])]
-    found = {"evaluations": len(readings), "holds": False}
-    if len(readings) < MIN_EVALUATIONS:
+    measured = readings(log_history, key)
+    found = {"evaluations": len(measured), "holds": False}
+    if len(measured) < MIN_EVALUATIONS:
         return found
-    steps, values = np.array(readings, dtype=float).T
+    steps, values = np.array(measured, dtype=float).T
     pairs = (values[1:] + values[:-1]) / 2
     lowest = int(pairs.argmin())
     train_steps, losses, _ = training_curve(log_history)

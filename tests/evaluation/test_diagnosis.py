@@ -141,6 +141,10 @@ def test_a_loss_that_rises_to_the_end_diverges(seed):
     wild = np.random.default_rng(seed).uniform(40, 200, len(STEPS) + 1)
     lost = diagnose(history(lambda step: 6 if step == STEPS[0] else wild[step // 10], seed=seed))
     assert lost["state"] == "diverging" and "in the first log entry" in lost["lines"][0], "it only swings, far above"
+    easy = history(lambda step: 2.2 if step == STEPS[0] else 2.7, evaluate=lambda step: 2.9 - step / 10_000, seed=seed)
+    assert diagnose(easy)["state"] != "diverging", "one easy first batch of a model that was trained before"
+    worse = history(lambda step: 2.2 if step == STEPS[0] else 2.7, evaluate=lambda step: 2.3 + step / 10_000, seed=seed)
+    assert diagnose(worse)["state"] == "diverging"
     spike = diagnose(history(lambda step: falling(step) + (2 if step == 1_000 else 0), seed=seed))
     assert spike["state"] == "still_falling", "a spike that is over is no divergence"
 
