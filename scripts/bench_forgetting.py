@@ -91,6 +91,7 @@ def action(name: str, **keys) -> dict:
 
 
 ADAMW, LORA = {"optimizer": {"name": "adamw"}}, {"lora": {"r": 16, "alpha": 32}}
+LONGER = {"training": {"max_steps": 107}}
 METHODS = {
     "full": Method(averages=(0.95, 0.99)),
     "replay 1%": Method(replay=0.01),
@@ -105,8 +106,9 @@ METHODS = {
     "KL 1": Method(kl=1.0),
     "replay 10%, KL 0.3": Method(replay=0.1, kl=0.3),
     "replay 25%, KL 0.3": Method(replay=0.25, kl=0.3),
-    "replay 10%, 4/3 steps": Method({"training": {"max_steps": 107}}, replay=0.1),  # as much compute as with KL
-    "replay 25%, 4/3 steps": Method({"training": {"max_steps": 107}}, replay=0.25),
+    "full, 4/3 steps": Method(LONGER),  # the compute of KL
+    "replay 10%, 4/3 steps": Method(LONGER, replay=0.1),
+    "replay 25%, 4/3 steps": Method(LONGER, replay=0.25),
     "LoRA, rate 3e-3": Method(LORA | rate(3e-3)),
     "LoRA, rate 1e-2": Method(LORA | rate(1e-2)),
     "AdamW": Method(ADAMW),
