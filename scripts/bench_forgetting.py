@@ -91,18 +91,24 @@ def action(name: str, **keys) -> dict:
 
 
 ADAMW, LORA = {"optimizer": {"name": "adamw"}}, {"lora": {"r": 16, "alpha": 32}}
+LONGER = {"training": {"max_steps": 107}}
 METHODS = {
     "full": Method(averages=(0.95, 0.99)),
     "replay 1%": Method(replay=0.01),
     "replay 5%": Method(replay=0.05),
     "replay 10%": Method(replay=0.1, averages=(0.95, 0.99)),
     "replay 25%": Method(replay=0.25),
+    "replay 50%": Method(replay=0.5),
     "L2-SP 0.01": Method(pull=0.01),
     "L2-SP 0.03": Method(pull=0.03),
     "KL 0.1": Method(kl=0.1),
     "KL 0.3": Method(kl=0.3),
-    "replay 10%, L2-SP 0.01": Method(replay=0.1, pull=0.01),
+    "KL 1": Method(kl=1.0),
     "replay 10%, KL 0.3": Method(replay=0.1, kl=0.3),
+    "replay 25%, KL 0.3": Method(replay=0.25, kl=0.3),
+    "full, 4/3 steps": Method(LONGER),  # the compute of KL
+    "replay 10%, 4/3 steps": Method(LONGER, replay=0.1),
+    "replay 25%, 4/3 steps": Method(LONGER, replay=0.25),
     "LoRA, rate 3e-3": Method(LORA | rate(3e-3)),
     "LoRA, rate 1e-2": Method(LORA | rate(1e-2)),
     "AdamW": Method(ADAMW),
@@ -417,26 +423,35 @@ def cells(measured: list[dict]) -> list[str]:
 
 
 def plot(results: dict[str, list[dict]], path: Path) -> None:
-    """Draw target loss against forgetting: from each method's final model a line to its interpolation; means of seeds.
+    """Draw target loss against forgetting, means over seeds.
 
-    A method without interpolation (OUT/best of a guard) is one point.
+    A line goes from a method's final model to its interpolation; a star is what a run with a guard published.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6 * len(results), 5.5), dpi=110, layout="constrained")
-    every = dict.fromkeys(name for rows in results.values() for name in variants(rows))
-    styles = {name: {"color": f"C{index % 10}", "marker": "osD^vP"[index // 10]} for index, name in enumerate(every)}
-    for number, (pair, rows) in enumerate(results.items(), start=1):
+    shown = {pair: {name: models for name, models in variants(rows).items() if is_shown(name)}
+             for pair, rows in results.items()}  # fmt: skip
+    names = dict.fromkeys(name for found in shown.values() for name in found)
+    for number, (pair, found) in enumerate(shown.items(), start=1):
         axes = figure.add_subplot(1, len(results), number, title=Path(pair).name)
         axes.set(xlabel="general, nats per token from the base model", ylabel="domain, nats per token")
         axes.grid(alpha=0.3)
-        for name, models in variants(rows).items():
-            points = [mean_point(models, moment) for moment in ("before", "after") if moment in models[0]]
-            star = {"linestyle": "", "markersize": 6} if len(points) == 1 else {"linewidth": 0.8, "markersize": 4}
-            axes.plot(*zip(*points, strict=True), label=name, **star, **styles[name])
+        for index, name in enumerate(names):
+            if name not in found:
+                continue
+            points = [mean_point(found[name], moment) for moment in ("before", "after") if moment in found[name][0]]
+            marker, size = ("*", 11) if len(points) == 1 else ("osD^"[index // 10], 4)
+            style = {"color": f"C{index % 10}", "marker": marker, "markersize": size, "linewidth": 0.8}
+            axes.plot(*zip(*points, strict=True), label=name, **style)
         axes.axvline(TOLERANCE, color="black", linewidth=0.8, linestyle=":")
     figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside right center")
     figure.savefig(path)
+
+
+def is_shown(name: str) -> bool:
+    """Whether the picture has it: a run with a guard is shown by what it published."""
+    return not name.startswith("guard") or name.endswith("OUT/best")
 
 
 def mean_point(models: list[dict], moment: str) -> list[float]:
