@@ -1,5 +1,6 @@
 """Folders that commands write: locked by one process, never a folder of others, published whole or not at all."""
 
+import ctypes
 import errno
 import json
 import os
@@ -31,6 +32,7 @@ SETTLE = 1.0  # seconds to wait without system locks, until two processes that t
 _REFUSED = 100  # times that a folder may disappear during one `acquire`
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
 
 
 class WriterLock:
@@ -360,6 +362,20 @@ def take_place(temporary: Path, path: Path) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         raise MyPTError(f"{path} was filled by another process meanwhile; choose another folder") from None
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Swap the names of two folders of one file system: in one step on Linux, elsewhere by three renames."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if swap and swap(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE) == 0:
+        return
+    code = ctypes.get_errno() if swap else errno.ENOSYS
+    if code not in (errno.EINVAL, errno.ENOSYS):  # of a file system or a kernel that cannot swap
+        raise OSError(code, os.strerror(code), str(second))
+    between = first.with_name(f"{first.name}.exchange")
+    second.rename(between)
+    first.rename(second)
+    between.rename(first)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import yaml
 from mypt.errors import RecipeError, shown
 from mypt.files import replace_text
 from mypt.json_files import Rule, Unfit, Wrong, as_kind
-from mypt.planning.step import OWN_OPTIMIZERS
+from mypt.planning.step import OWN_OPTIMIZERS, VOCABULARY_MULTIPLE
 from mypt.yaml12 import dump_yaml, load_yaml
 
 RESOLVED_NAME = "recipe.yaml"
@@ -64,6 +64,10 @@ def at_least(low: float) -> Rule:
     return between(low, math.inf, f"{low:g} or more")
 
 
+def above(low: float, example: float) -> Rule:
+    return Rule(lambda value: not _is_number(value) or value > low, f"a number above {low:g}, such as {example:g}")
+
+
 def one_of(*words: str) -> Rule:
     return Rule(lambda value: not isinstance(value, str) or value in words, f"one of: {', '.join(words)}")
 
@@ -73,7 +77,11 @@ def _is_number(value: Any) -> bool:
 
 
 NAMES = Rule(
-    lambda value: not isinstance(value, list) or all(isinstance(v, str) and v for v in value), "a list of names"
+    lambda value: (
+        not isinstance(value, list | dict)
+        or all(isinstance(v, str) and v for v in (value if isinstance(value, list) else [*value, *value.values()]))
+    ),
+    "a list of names",
 )
 Number = Annotated[float, float]  # a whole number becomes a float
 Mapping = dict[object, object]
@@ -140,9 +148,11 @@ class ForgettingSection:
     """The evaluation set that is learned, those that are guarded, and the action when a guarded loss rises."""
 
     target: str | None = None
-    guard: Annotated[list | None, NAMES] = None
-    tolerance: Annotated[Number, at_least(0)] = 0.05
-    action: Annotated[str, one_of("warn", "stop")] = "warn"
+    guard: Annotated[list | Mapping | None, NAMES] = None  # or {name: replay source}
+    tolerance: Annotated[Number, above(0, 0.05)] = 0.05
+    action: Annotated[str, one_of("warn", "stop", "reduce_lr", "raise_replay", "rollback")] = "warn"
+    act_at: Annotated[Number, at_least(1e-6)] = 1.0
+    interpolate: Annotated[str, one_of(AUTO, "off")] = AUTO
     # Chosen when the run starts, and recorded.
     eval_windows: Annotated[int | str | None, at_least(1), one_of("all")] = None
     time_budget: Annotated[Number, between(0, 1)] = 0.1
@@ -284,6 +294,21 @@ def _refusal(content: dict) -> str | None:
     except RecipeError as error:
         return str(error)
     return None
+
+
+def model_fault(error: Exception) -> RecipeError:
+    """The error of fields of `model` that do not fit together; `name=value` in its message becomes an override."""
+    message = re.sub(r"\b([a-z_]+=\d+)", r"--model.\1", " ".join(str(error).split()))
+    return RecipeError(f"model: {message}")
+
+
+def too_few_rows(vocab_size: int, vocabulary: int) -> RecipeError:
+    """The error of a `model.vocab_size` that cannot hold every id of the tokenizer."""
+    padded = -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    return RecipeError(
+        f"model.vocab_size {vocab_size:,} is below the tokenizer's {vocabulary:,}; remove it, or give "
+        f"--model.vocab_size={padded}"
+    )
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:

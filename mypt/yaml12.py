@@ -96,3 +96,10 @@ def _place(mark: yaml.Mark) -> str:
 def dump_yaml(value) -> str:
     """Write plain values so that `load_yaml` gives them back, in their order."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def flow_yaml(value) -> str:
+    """As `dump_yaml`, in one line: `{key: value}`."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**31, default_flow_style=True)[
+        :-1
+    ]

@@ -14,7 +14,7 @@ import pytest
 
 from mypt import folders
 from mypt.errors import FolderInUse, MyPTError
-from mypt.folders import LOCK_NAME, WriterLock, contents, is_free, new_folder, only_writer, require_own
+from mypt.folders import LOCK_NAME, WriterLock, contents, exchange, is_free, new_folder, only_writer, require_own
 
 HOLD = """
 import sys, time
@@ -262,3 +262,20 @@ def test_own_is_what_is_absent_or_empty_or_holds_what_the_command_leaves(tmp_pat
         require_own(tmp_path / "file", is_own, "mypt x")
     (tmp_path / "mark").touch()
     require_own(tmp_path, is_own, "mypt x")
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_two_folders_exchange_their_names(tmp_path, monkeypatch, swaps):
+    if not swaps:
+        monkeypatch.setattr("sys.platform", "other")
+    numbers = {}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+        numbers[name] = (tmp_path / name).stat().st_ino
+    exchange(tmp_path / "first", tmp_path / "second")
+    assert (tmp_path / "first" / "file").read_text() == "second"
+    assert (tmp_path / "second").stat().st_ino == numbers["first"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+    with pytest.raises(OSError, match="second"):
+        exchange(tmp_path / "first", tmp_path / "none" / "second")

@@ -130,11 +130,14 @@ def test_one_source_is_a_mixture_of_one(recipe):
         ("data: {curriculum: {start_length: 64.0, steps: 3}}", "start_length is 64.0, expected a whole number"),
         ("data: {curriculum: {start_length: 64, steps: 0}}", "steps is 0, expected 1 or more"),
         ("coverage: {confirm: yes}", "coverage.confirm is 'yes', expected true or false"),
-        ("forgetting: {guard: general}", "expected a list or null"),
-        ("forgetting: {action: rollback}", "warn, stop"),
+        ("forgetting: {guard: general}", "expected a list or a mapping or null"),
+        ("forgetting: {guard: {general: 1}}", "expected a list of names"),
+        ("forgetting: {action: reduce}", "warn, stop, reduce_lr, raise_replay, rollback"),
+        ("forgetting: {act_at: 0}", "expected 1e-06 or more"),
         ("forgetting: {eval_windows: some}", "expected one of: all"),
         ("forgetting: {eval_windows: 0}", "expected 1 or more"),
-        ("forgetting: {tolerance: -0.1}", "expected 0 or more"),
+        ("forgetting: {tolerance: -0.1}", "expected a number above 0, such as 0.05"),
+        ("forgetting: {tolerance: 0}", "expected a number above 0, such as 0.05"),
         ("forgetting: {tolerance: .nan}", "forgetting.tolerance is nan"),
         ("optimizer: {cooldown: 2}", "expected a number from 0 to 1"),
         ("optimizer: {ns_steps: 4294967296}", "expected a number from 1 to 100"),
@@ -157,7 +160,7 @@ def test_what_does_not_fit_is_refused_in_one_line(recipe, text, message):
 
 
 def test_limits_are_allowed(recipe):
-    assert recipe("forgetting: {tolerance: 0, eval_windows: 1, time_budget: 0}").forgetting.tolerance == 0.0
+    assert recipe("forgetting: {tolerance: 1e-9, eval_windows: 1, time_budget: 0}").forgetting.tolerance == 1e-9
     assert recipe("optimizer: {cooldown: 1}\ndata: {block_size: 1}").optimizer.cooldown == 1.0
 
 

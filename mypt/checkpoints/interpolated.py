@@ -10,21 +10,73 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from mypt.checkpoints.adapter import is_adapter, read_adapter_config, require_base
 from mypt.checkpoints.config import cached_model, read_config_file
+from mypt.checkpoints.state import Number
 from mypt.checkpoints.tensors import TensorEntry, list_tensors, part_of, read_header, read_tensor
 from mypt.errors import CheckpointError, TokenizerError
+from mypt.json_files import Count, read_json
 from mypt.tokenization.load import model_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+REPORT_NAME = "interpolation.json"  # beside the weights
+PLOT_NAME = "interpolation.png"
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _NOT_A_NUMBER = re.compile("float8|F8|F4|F6")  # of quantized weights, which have scales apart
 _ZERO_AT_BASE = re.compile(r"\.lora_(embedding_)?B(\.|$)")
 _SAME_AT_BASE = re.compile(r"\.lora_(embedding_)?A(\.|$)")
+
+
+class Reading(TypedDict):
+    """One evaluation set at one alpha, in nats per token; NaN where the model is broken."""
+
+    loss: Number
+    delta: Number
+    delta_error: Number
+    bits_per_byte: Number
+    state: str
+
+
+class Point(TypedDict):
+    """What was measured at one alpha."""
+
+    alpha: float
+    sets: dict[str, Reading]
+
+
+class _OfRun(TypedDict, total=False):
+    step: Count
+    inputs: str
+
+
+class InterpolationReport(_OfRun):
+    """The content of interpolation.json: alpha, the two models, and the measurements by which alpha was chosen.
+
+    In a run's OUT/best also `step`, of the adapted model, and `inputs`, a digest of all that decides alpha.
+    """
+
+    alpha: float
+    base: str
+    adapted: str
+    target: list[str]
+    guard: list[str]
+    tolerance: float
+    curve: list[Point]
+
+
+def read_interpolation(folder: Path) -> InterpolationReport | None:
+    """interpolation.json of a model's folder; None if there is none. Raises CheckpointError if it is damaged."""
+    path = folder / REPORT_NAME
+    return read_json(path, InterpolationReport, CheckpointError, "restore it, or delete it") if path.is_file() else None
+
+
+def chosen_point(report: InterpolationReport) -> Point | None:
+    """The measurements of the alpha that was chosen; None if it was given and nothing was measured."""
+    return next((point for point in report["curve"] if point["alpha"] == report["alpha"]), None)
 
 
 @dataclass(frozen=True)

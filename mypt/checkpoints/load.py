@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from mypt.checkpoints.adapter import BASE_NAME, INSTALL_PEFT, is_adapter, record
 from mypt.checkpoints.checksums import require_unchanged
 from mypt.checkpoints.complete import checkpoints
 from mypt.checkpoints.config import ADAPTER_CONFIG, CONFIG_NAME, cached_file
+from mypt.checkpoints.lineage import LINEAGE_NAME
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, LOADABLE, first_line, read_header, weight_files
 from mypt.errors import CheckpointError
 from mypt.files import what_to_do_with_gguf
@@ -56,6 +58,7 @@ def load_model(
             model = _from_pretrained(name, local=True, **options)
         except CheckpointError:
             model = _from_pretrained(name, local=False, **options)
+            _bring_lineage(name)
     return (model if quantization is not None else model.to(device)).eval()
 
 
@@ -141,7 +144,7 @@ def _adapter_of_hub(name: str) -> Path | None:
     """The folder in the hub's cache of an adapter that the hub has by this name; None if it has a whole model."""
     from huggingface_hub import HfApi, snapshot_download
 
-    wanted = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_NAME]
+    wanted = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_NAME, LINEAGE_NAME]
     try:
         files = {item for item in (CONFIG_NAME, *wanted) if cached_file(name, item)}
         here = bool({CONFIG_NAME, ADAPTER_WEIGHTS} & files)
@@ -156,6 +159,14 @@ def _adapter_of_hub(name: str) -> Path | None:
             f"model {name} is neither a folder here nor a model that the hub gives ({hub_errors.reason(error)}); "
             "check the name, or train one with `mypt train`" + _login(error)
         ) from error
+
+
+def _bring_lineage(name: str) -> None:
+    """Bring the lineage of a model of the hub into the cache, where the hub has one."""
+    from huggingface_hub import hf_hub_download
+
+    with suppress(Exception):  # not there, as of most models; not now
+        hf_hub_download(name, LINEAGE_NAME)
 
 
 def _login(error: Exception) -> str:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from mypt.checkpoints.lineage import Lineage
 from mypt.errors import CheckpointError, MyPTError
 from mypt.json_files import LARGER, Count, Positive, Rule, Wrong, as_kind, check, found, read_json
 
@@ -13,7 +14,8 @@ STATE_NAME = "trainer_state.json"
 # Trainer logs what a step gave: a loss may be NaN there.
 Number = Annotated[Any, Rule(lambda value: type(value) in (int, float), "a number")]
 Error = Annotated[float, Rule(lambda value: value >= 0, "a finite number of 0 or more")]
-Weight = Annotated[float, Rule(lambda value: 1e-100 < value < 1e100, "a number above 0")]
+# 0: of a source that only the guard's `raise_replay` draws from.
+Weight = Annotated[float, Rule(lambda value: value == 0 or 1e-100 < value < 1e100, "a number of 0 or more")]
 # xxh3-128 of a split's shards; empty where the source is a text.
 Fingerprint = Annotated[str, Rule(re.compile(r"([0-9a-f]{32})?").fullmatch, "32 hex digits")]
 
@@ -41,6 +43,7 @@ class Event(TypedDict, total=False):
     weights: list[Weight]
     appended: Grown
     changes: dict[str, Any]
+    guard: dict[str, Any]
 
 
 class SavedSeen(TypedDict):
@@ -76,6 +79,7 @@ class StreamState(TypedDict):
     sources: list[SavedSource]
     events: list[Event]
     settings: NotRequired[Settings]
+    start: NotRequired[Lineage]  # of the model that the run began from
     # Of a ShardStream.
     seed: NotRequired[int]
     order: NotRequired[Literal["full", "blocks"]]
@@ -167,10 +171,31 @@ def _can_continue(history: list[Measured]) -> bool:
     return True
 
 
+class Change(TypedDict):
+    """Change of a guarded set that caused an action, in nats per token."""
+
+    delta: float
+    delta_error: Error
+
+
+class Action(TypedDict):
+    """What the guard did after a measurement, and what it changed by that: [before, after]."""
+
+    step: Count
+    action: str
+    sets: dict[str, Change]
+    learning_rate: NotRequired[list[float]]
+    shares: NotRequired[dict[str, list[float]]]
+    to: NotRequired[str | None]
+
+
 class ForgettingState(TypedDict):
     history: Annotated[History, Rule(_can_continue, "measurements")]
     stopped_at: Count | None
     tolerance: Error
+    act_at: NotRequired[Error]
+    actions: NotRequired[list[Action]]
+    rate_factor: NotRequired[Annotated[float, Rule(lambda value: 0 < value <= 1, "a number above 0, up to 1")]]
 
 
 class Spike(TypedDict):
@@ -303,6 +328,8 @@ class ForgettingReport(TypedDict):
     guard: NotRequired[list[str]]
     tolerance: NotRequired[Error]
     action: NotRequired[str]
+    act_at: NotRequired[Error]
+    actions: NotRequired[list[Action]]
     stopped_at: NotRequired[Count | None]
     verdict: NotRequired[str]
 
@@ -324,6 +351,15 @@ def read_ledger(run: Path) -> _Ledger | None:
 def read_forgetting(run: Path) -> ForgettingReport | None:
     """forgetting.json of a run; None if there is none. Raises CheckpointError if it is damaged."""
     return _if_there(run / "forgetting.json", _forgetting)
+
+
+def run_tolerance(model: Path) -> float | None:
+    """Nats per token that a guarded set could lose in the run of a model: a run folder, one of its checkpoints or its
+    best step; None for other models.
+    """
+    is_part = model.name == "best" or re.fullmatch(r"checkpoint-\d+", model.name)
+    report = read_forgetting(model) or (read_forgetting(model.parent) if is_part else None)
+    return report.get("tolerance") if report else None
 
 
 def _if_there(path: Path, kind: Any) -> Any:

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     dimensions, step = _step(given, target, machine)
     frozen = frozen_parameters(dimensions, step.freeze_layers, step.freeze_embeddings)
     parameters = parameter_report(dimensions, step.lora, frozen)
-    memory = plan_memory(dimensions, step, machine.memory, target.flags)
+    memory = plan_memory(dimensions, step, machine.memory, target.flags, target.smaller)
     if args.json:
         report = {"target": args.target, "notes": target.notes, "choices": target.choices, "dimensions": dimensions,
                   "step": step, "parameters": parameters, "memory": memory}  # fmt: skip

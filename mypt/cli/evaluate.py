@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--block-size", type=int, help="context in tokens (default: the models' shortest context)")
     add("--batch-size", type=int, default=8, help="windows evaluated at once")
     add("--guard", **several, default=[], metavar="NAME", help="sets whose change is judged")
+    add("--tolerance", type=float, help="nats per token that a guarded set may lose (default: the run's, else 0.05)")
     mask = "tokens see their own document only, as with data.document_mask"
     add("--document-mask", action="store_true", help=mask)
     add("--json", action="store_true", help="print the figures as JSON")
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     from mypt.evaluation.compare import compare, parse_data, require_comparable
 
     data = parse_data(args.data)
-    options = {name: getattr(args, name) for name in ("split", "block_size", "batch_size", "guard")}
+    options = {name: getattr(args, name) for name in ("split", "block_size", "batch_size", "guard", "tolerance")}
     require_comparable(args.models, data, **options)
 
     load_transformers()
@@ -43,5 +44,6 @@ def run(args: argparse.Namespace) -> None:
         loss = f"{score.loss:.4f} +/- {score.standard_error:.4f}"
         change = "" if score.delta is None else f"{score.delta:+.4f} +/- {score.delta_error:.4f}"
         figures = (f"{score.tokens:,}", loss, f"{score.perplexity:.2f}", f"{score.bits_per_byte:.4f}", change)
-        rows.append([score.model, score.data, *figures, score.state or ""])
+        model = score.model if score.alpha is None else f"{score.model} (alpha {score.alpha:g})"
+        rows.append([model, score.data, *figures, score.state or ""])
     print_table("", columns, rows)

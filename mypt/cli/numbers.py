@@ -20,6 +20,17 @@ def byte_count(text: str) -> int:
     return _parse(re.sub(r"(?i)i?b$", "", text), _BYTE_UNITS, "bytes such as 24G or 80GiB")
 
 
+def shares(text: str) -> tuple[float, ...]:
+    """0,5%,0.25 as shares of 1."""
+    found = []
+    for word in text.split(","):
+        number = finite(word.strip().removesuffix("%")) / (100 if word.strip().endswith("%") else 1)
+        if not 0 <= number < 1:
+            raise argparse.ArgumentTypeError(f"{shown(word)} is no share such as 0.05 or 5%")
+        found.append(number)
+    return tuple(found)
+
+
 def _parse(text: str, units: dict[str, int], expected: str) -> int:
     match = re.fullmatch(r"([0-9][0-9_,]*(?:\.[0-9]+)?(?:[eE][+]?[0-9]{1,2})?)\s*([a-zA-Z]?)", text.strip())
     if not match or match[2].lower() not in units:

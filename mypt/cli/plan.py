@@ -1,16 +1,25 @@
 """`mypt plan`: what a recipe, a preset or a checkpoint will cost and be worth, before any compute is spent."""
 
+from __future__ import annotations
+
 import argparse
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mypt.cli.numbers import byte_count, count
-from mypt.errors import MyPTError
+from mypt.cli.numbers import byte_count, count, finite
+from mypt.cli.replay import add_replay_options, planned_probes, print_advice, run_probes
+from mypt.errors import CheckFailed, MyPTError, shown
+from mypt.hardware.devices import HERE, machine_like
 from mypt.hardware.machine import Machine, other_machine
 from mypt.planning.parameters import with_positions
 from mypt.planning.step import BYTES, MICRO_BATCH, OWN_OPTIMIZERS, Step
 from mypt.terminal import print_table, say, say_json
-from mypt.training.target import DEFAULT_BLOCK, Target, read_target
+from mypt.training.target import DEFAULT_BLOCK, Target, is_recipe, read_target
+
+if TYPE_CHECKING:
+    from mypt.planning.plan import Plan
 
 HELP = "show coverage, memory and compute of a run before it starts"
 
@@ -24,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=count, help=f"sequences per process and pass (default: the recipe's, else {MICRO_BATCH})")
     add("--accumulation", type=count, help="passes per step (default: the recipe's, else 1)")
     add("--processes", type=count, help="processes, one per device (default: WORLD_SIZE, else 1)")
-    add("--steps", type=count, help="optimizer steps (default: the recipe's, else 3.5 passes over the data)")
+    steps = "optimizer steps (default: the recipe's, else 3.5 passes over the data); several are compared: 500,1000"
+    add("--steps", type=counts, metavar="N[,N...]", help=steps)
+    add("--compare", type=names, metavar="PRESET[,...]", help="plan the same run with these presets, side by side")
     optimizer = "optimizer (default: the recipe's, else by Muon's share of a step)"
     add("--optimizer", choices=OWN_OPTIMIZERS, help=optimizer)
     dtype = "dtype of matrix products (default: the recipe's, else bfloat16 where this machine has it)"
@@ -34,24 +45,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fsdp", type=count, help="devices that share weights, gradients and states (full shard) (default: 1)")
     memory = "memory of a GPU in bytes (24G: GiB) (default: this machine's GPU or main memory)"
     add("--memory", type=byte_count, help=memory)
+    add("--device", metavar="NAME", help="plan for this device: h100, a100, 4090, l4, t4, mps, cpu ... (default: here)")
+    add("--price", type=_price, help="of one device for one hour, to plan the cost")
+    add("--measure", action="store_true", help="take a few real steps of the recipe on this machine, for the time")
     add("--tokens-per-second", type=count, help="a measured rate over all processes, to estimate the time")
+    add("--plot", type=Path, metavar="FILE.png", help="draw coverage and effective data against steps")
+    add_replay_options(add)
     add("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(overrides=[])
     parser.epilog = "--section.key=value changes one value of the recipe, for example --training.max_steps=100"
 
 
-def run(args: argparse.Namespace) -> None:
-    from mypt.planning.plan import plan
-    from mypt.planning.report import coverage_lines, plan_tables
+def counts(text: str) -> list[int]:
+    """500,1_000,2k as whole numbers."""
+    return [count(part) for part in text.split(",")]
 
-    machine = other_machine(args.memory, None)
-    target = _target(args, machine)
-    settings = _settings(args, machine, target)
-    settings["steps"], settings["reason"] = _steps(args, settings, target.steps)
-    found = plan(**settings)
+
+def names(text: str) -> list[str]:
+    """The words between commas. Raises ArgumentTypeError for an empty one."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{shown(text)} has an empty name, expected names such as tiny,small")
+    return found
+
+
+def run(args: argparse.Namespace) -> None:
+    from mypt.planning.plan import as_dict
+    from mypt.planning.report import alternatives_table, coverage_lines, measured_lines, plan_tables, verdict_lines
+
+    _require_measurable(args)
+    found, settings = _compared(args, _machine(args))
+    probes = planned_probes(args, settings, found)
+    drawn = _draw(found, args.plot) if args.plot else None
     if args.json:
-        say_json(found.as_dict())
+        say_json(found.as_dict() | ({"replay": as_dict(run_probes(probes))} if probes else {}))
+        _require_works(found)
         return
+    say(*verdict_lines(found))
+    if found.alternatives:
+        say()
+        print_table(*alternatives_table(found.alternatives))
+    say()
+    if drawn:
+        say(drawn)
     for note in found.notes:
         say(f"note: {note}")
     for name, choice in found.choices.items():
@@ -69,11 +105,90 @@ def run(args: argparse.Namespace) -> None:
     for table in plan_tables(found):
         say()
         print_table(*table)
-    if found.memory and found.memory.advice:
-        where = "" if args.memory else f" ({machine.name}; --memory for another GPU)"
-        say("", f"Memory{where}: {found.memory.advice}")
-    if found.training.compute_optimal_tokens and not found.coverage:
-        say("", f"Compute-optimal training data: about {found.training.compute_optimal_tokens:,} tokens")
+    if found.measured:
+        say("", *measured_lines(found.measured))
+    _require_works(found)
+    if probes:
+        print_advice(probes)
+
+
+def _require_works(found: Plan) -> None:
+    from mypt.planning.checks import FAILED
+
+    if not found.works:
+        failed = ", ".join(check.name for check in found.checks if check.level == FAILED)
+        raise CheckFailed(f"this run cannot work as it is planned ({failed}); the first lines say what to change")
+
+
+def _compared(args: argparse.Namespace, machine: Machine) -> tuple[Plan, dict]:
+    """The plan, with its alternatives if options ask for them, and its settings."""
+    from mypt.planning.plan import alternative
+
+    steps, presets = args.steps or [None], list(args.compare or [])
+    if len(steps) > 1 and presets:
+        raise MyPTError("--compare and several --steps: compare one of the two at a time")
+    if presets and not args.target:
+        args.target = presets.pop(0)
+        own = args.target
+    else:
+        own = "this run"
+    if args.measure and not args.json:
+        say(f"measuring a few steps of {args.target}")
+    found, settings = _planned(args, machine, steps[0], is_first=True)
+    if len(steps) == 1 and not args.compare:
+        return found, settings
+    if presets and settings["init_from"]:
+        raise MyPTError(f"--compare plans presets, and {args.target} starts from {settings['init_from']}")
+    rows = [alternative(f"{steps[0]:,} steps" if steps[0] else own, found)]
+    speed = {name: settings[name] for name in ("speed", "assumption") if name in settings}
+    rows += [alternative(f"{count:,} steps", _planned(args, machine, count, speed=speed)[0]) for count in steps[1:]]
+    rows += [alternative(name, _planned(args, machine, steps[0], name)[0]) for name in presets]
+    return replace(found, alternatives=rows), settings
+
+
+def _planned(
+    args: argparse.Namespace,
+    machine: Machine,
+    steps: int | None,
+    preset: str | None = None,
+    *,
+    is_first: bool = False,
+    speed: dict | None = None,
+) -> tuple[Plan, dict]:
+    """The plan with a number of steps and the preset in the place of the target's, and its settings.
+
+    A speed that was given or is measured is the target's alone. is_first: measure if it is asked for, and compare the
+    text of evaluation sets with that of the training data. speed: arguments of `plan` that are known already.
+    """
+    from mypt.planning.plan import plan
+    from mypt.training.speed import expected_speed, measured_now
+
+    target = _target(args, machine, preset)
+    settings = _settings(args, machine, target)
+    settings["steps"], settings["reason"] = _steps(steps, settings, target.steps)
+    if preset:
+        settings["tokens_per_second"] = None
+    settings["shared_text"] = target.shared_text() if is_first else {}
+    if speed is None and is_first and args.measure:
+        speed = measured_now(target, settings, plan(**settings))
+    elif speed is None:
+        here = not (args.memory or args.device)
+        speed = expected_speed(target, machine, settings, plan(**settings), here=here)
+    settings |= speed
+    return plan(**settings), settings
+
+
+def _draw(found: Plan, path: Path) -> str:
+    """Draw the plan's curve; a line about the picture. Raises MyPTError where there is none to draw."""
+    from mypt.planning.curve import draw_coverage
+
+    if path.suffix.lower() != ".png":
+        raise MyPTError(f"--plot {path}: expected a name that ends in .png")
+    if not found.coverage:
+        raise MyPTError("--plot needs the size of the data: give --tokens")
+    if not draw_coverage(found.coverage, path):
+        raise MyPTError("--plot needs matplotlib: pip install mypt[plots]")
+    return f"picture: {path}"
 
 
 def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> dict:
@@ -103,8 +218,48 @@ def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> dic
     step |= {"batch_size": step.pop("micro_batch_size"), "device": machine.device}
     return step | {"processes": args.processes or _world_size(), "sources": sources, "dimensions": dimensions,
                    "parameters": args.params, "tokens_per_second": args.tokens_per_second,
-                   "available": machine.memory, "flags": target.flags, "evaluation": target.evaluation,
+                   "available": machine.memory, "device_name": _device_name(args, machine),
+                   "flags": target.flags, "evaluation": target.evaluation, "eval_sets": target.eval_sets,
+                   "saving": target.saving, "init_from": target.init_from, "smaller": target.smaller,
+                   "evaluation_batch": target.evaluation_batch,
+                   "save_steps": target.save_steps, "text": 0 if args.tokens else target.text, "price": args.price,
                    "target": args.target, "notes": notes, "choices": target.choices}  # fmt: skip
+
+
+def _device_name(args: argparse.Namespace, machine: Machine) -> str:
+    """The device whose memory counts, in words; empty where an option gives the memory."""
+    return "" if args.memory else machine.model if args.device else machine.name
+
+
+def _machine(args: argparse.Namespace) -> Machine:
+    """The machine that is planned for; --memory wins over what a device has."""
+    if not args.device:
+        return other_machine(args.memory, None)
+    if args.device == HERE:
+        return other_machine(args.memory, HERE)
+    machine = machine_like(args.device)
+    return replace(machine, memory=args.memory, free=args.memory) if args.memory else machine
+
+
+def _require_measurable(args: argparse.Namespace) -> None:
+    """Raise MyPTError for options that are of another run than the recipe's, or of another machine."""
+    if not args.measure:
+        return
+    names = ("tokens", "params", "optimizer", "dtype", "checkpointing", "lora_r", "fsdp", "memory", "device",
+             "tokens_per_second")  # fmt: skip
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
+    if given:
+        raise MyPTError(
+            f"--measure runs the recipe itself on this machine: leave out {', '.join(given)}; --section.key=value "
+            "changes the recipe"
+        )
+
+
+def _price(text: str) -> float:
+    price = finite(text)
+    if price < 0:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is below 0")
+    return price
 
 
 def given_step(args: argparse.Namespace) -> dict:
@@ -116,10 +271,17 @@ def given_step(args: argparse.Namespace) -> dict:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _target(args: argparse.Namespace, machine: Machine) -> Target:
+def _target(args: argparse.Namespace, machine: Machine, preset: str | None = None) -> Target:
+    """preset: in the place of the target's."""
     if args.target:
+        target, overrides = args.target, args.overrides
+        if preset and is_recipe(target):
+            overrides = [*overrides, f"--model.preset={preset}"]
+        elif preset:
+            target = preset
         processes = args.processes or _world_size()
-        return read_target(args.target, args.overrides, machine, given=given_step(args), processes=processes)
+        given, elsewhere = given_step(args), bool(args.device)
+        return read_target(target, overrides, machine, given=given, processes=processes, elsewhere=elsewhere)
     if args.overrides:
         raise MyPTError(f"unrecognized arguments: {' '.join(args.overrides)}; only a recipe has keys to change")
     if not (args.tokens or args.params):
@@ -127,12 +289,12 @@ def _target(args: argparse.Namespace, machine: Machine) -> Target:
     return Target()
 
 
-def _steps(args: argparse.Namespace, settings: dict, recipe_steps: dict) -> tuple[int | None, str | None]:
+def _steps(given: int | None, settings: dict, recipe_steps: dict) -> tuple[int | None, str | None]:
     """The rule by which training decides, too; None where the size of the data is needed and not known."""
     from mypt.planning.coverage import planned_steps
 
-    if args.steps:
-        return args.steps, "--steps"
+    if given:
+        return given, "--steps"
     sources = settings["sources"]
     if not sources:
         steps = recipe_steps.get("max_steps")
@@ -157,7 +319,8 @@ def _epoch(sources: list, block_size: int) -> tuple[int, int]:
     weights = [source.weight for source in sources]
     main = weights.index(max(weights))
     mixture, tokens = Mixture(weights), sources[main].tokens
-    samples = -(-window_count(tokens, block_size) * PERIOD // mixture.counts[main])
+    windows = window_count(tokens, block_size) if tokens > block_size else 1  # fewer tokens: a check of the plan fails
+    samples = -(-windows * PERIOD // mixture.counts[main])
     return samples, round(tokens / mixture.shares[main])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from mypt.checkpoints.lineage import find_lineage, write_lineage
 from mypt.checkpoints.load import load_model, require_model
 from mypt.conversion.families import TARGETS, added_biases, choose_target
 from mypt.conversion.formats import FORMATS
@@ -45,6 +46,7 @@ def export_model(
         CheckFailed: A difference is above the tolerance; nothing is left in `out`.
     """
     require_export(name, out)
+    lineage = find_lineage(name)
     import torch
 
     model = load_model(name, device="cpu")
@@ -63,6 +65,8 @@ def export_model(
     report |= {"dtype": str(model.dtype).removeprefix("torch."), "parameters": stock.num_parameters()}
     with new_folder(out) as folder:
         FORMATS[format].write(stock, tokenizer, folder)
+        if lineage:
+            write_lineage(folder, lineage)
         del stock, ours
         expected = evaluate(model, probes)
         del model

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mypt.conversion.weights import assemble
 from mypt.errors import RecipeError
+from mypt.planning.step import VOCABULARY_MULTIPLE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from mypt.models.configuration_mypt import MyPTConfig
     from mypt.models.modeling_mypt import MyPTForCausalLM
 
-VOCABULARY_MULTIPLE = 64
 # How rotary positions reach beyond the trained length, and the paper.
 ROPE_TYPES = {
     "yarn": "Peng 2023, 2309.00071",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mypt.checkpoints.adapter import is_adapter, recorded_base
+from mypt.checkpoints.lineage import LINEAGE_NAME
 from mypt.checkpoints.load import load_adapter, load_model, with_adapter
 from mypt.conversion.parity import TOLERANCE, random_ids
 from mypt.conversion.weights import cast
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 def merge_adapter(adapter: str | Path, out: str | Path, base: str | None = None) -> dict[str, Any]:
     """Write the base model with the adapter added to its weights to the folder `out`, in the base's dtype.
 
-    The sums are made in float32. The tokenizer, and what a run left beside the adapter (recipe, coverage, forgetting),
-    are copied. The written model is read again and compared with the two apart, in float32, on random ids.
+    The sums are made in float32. The tokenizer, and what a run left beside the adapter (lineage, recipe, coverage,
+    forgetting), are copied. The written model is read again and compared with the two apart, in float32, on random ids.
 
     Args:
         base: Folder or hub id of the base model, if it is no longer where the adapter names it.
@@ -60,7 +61,7 @@ def merge_adapter(adapter: str | Path, out: str | Path, base: str | None = None)
         tokenizer = model_tokenizer(adapter) or model_tokenizer(base)
         if tokenizer is not None:
             save_tokenizer(tokenizer, folder)
-        for name in RUN_FILES:
+        for name in (LINEAGE_NAME, *RUN_FILES):
             if (adapter / name).is_file():
                 shutil.copyfile(adapter / name, folder / name)
         report["difference"] = (_logits(cast(load_model(folder), "float32")) - expected).abs().max().item()

@@ -21,7 +21,7 @@ def save_baseline(directory: Path, baseline: dict[str, WindowLosses], eval_sets:
     """Write the per-window sums of each set, the description of its windows, and a checksum."""
     tensors = {f"{name}.sums": losses.sums for name, losses in baseline.items()}
     tensors |= {f"{name}.tokens": losses.tokens for name, losses in baseline.items()}
-    metadata = {name: windows + _CHECKSUM + _digest(baseline[name]) for name, windows in _windows(eval_sets).items()}
+    metadata = {name: windows + _CHECKSUM + _digest(baseline[name]) for name, windows in described(eval_sets).items()}
     directory.mkdir(parents=True, exist_ok=True)
     with system_errors(directory / BASELINE_NAME):
         save_file(tensors, directory / BASELINE_NAME, metadata=metadata)
@@ -44,7 +44,7 @@ def load_baseline(
     try:
         with safe_open(path, "np") as file:
             recorded = {name: text.partition(_CHECKSUM) for name, text in (file.metadata() or {}).items()}
-            if {name: windows for name, (windows, _, _) in recorded.items()} != _windows(eval_sets):
+            if {name: windows for name, (windows, _, _) in recorded.items()} != described(eval_sets):
                 raise CheckpointError(
                     f"{path} was measured on other evaluation sets than those given now; a baseline is only "
                     "comparable on the same windows: restore the sets (data.eval), or start a new run"
@@ -95,7 +95,8 @@ def measured_data(directory: Path) -> dict[str, str]:
         return {}
 
 
-def _windows(eval_sets: dict[str, EvalWindows]) -> dict[str, str]:
+def described(eval_sets: dict[str, EvalWindows]) -> dict[str, str]:
+    """Which windows each set has, in words that only the same windows have."""
     return {
         name: f"{windows.reader.fingerprint} block {windows.block_size} windows {len(windows)}"
         + (" document_mask" if windows.document_mask else "")

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mypt.checkpoints.interpolated import read_interpolation
 from mypt.checkpoints.load import load_model, require_model
 from mypt.checkpoints.meta import read_config
+from mypt.checkpoints.state import run_tolerance
 from mypt.errors import MyPTError
-from mypt.evaluation.forgetting import judge
+from mypt.evaluation.forgetting import TOLERANCE, judge, require_tolerance
 from mypt.shards.opening import open_dataset
 from mypt.shards.reader import check_files
 from mypt.terminal import progress_bar
@@ -34,6 +36,8 @@ class Score:
     delta: float | None
     delta_error: float | None
     state: str | None  # of a guarded set: healthy, watch, warning or critical
+    tolerance: float | None  # nats per token, by which the state was judged
+    alpha: float | None  # of a model that was interpolated between two others
 
 
 def compare(
@@ -44,6 +48,7 @@ def compare(
     block_size: int | None = None,
     batch_size: int = 8,
     guard: list[str] | None = None,
+    tolerance: float | None = None,
     document_mask: bool = False,
 ) -> list[Score]:
     """Exact loss of every model on every `{name: dataset directory}`, over the whole split.
@@ -54,6 +59,7 @@ def compare(
         block_size: Context in tokens; default the shortest among the models' contexts, so that all see the same
             windows.
         guard: Sets whose change is judged as forgetting.
+        tolerance: Nats per token that they may lose; default that of the run which trained the model, else 0.05.
         document_mask: Tokens see their own document only.
 
     Raises:
@@ -62,7 +68,8 @@ def compare(
         DataError: A dataset directory is damaged.
         MyPTError: The context is too long, a model cannot keep documents apart, or a loss is NaN or infinite.
     """
-    require_comparable(models, data, split=split, block_size=block_size, batch_size=batch_size, guard=guard)
+    checked = {"split": split, "block_size": block_size, "batch_size": batch_size, "guard": guard}
+    require_comparable(models, data, **checked, tolerance=tolerance)
     from mypt.checkpoints.probes import require_causal, require_document_mask
     from mypt.evaluation.evaluator import Evaluator
 
@@ -75,17 +82,20 @@ def compare(
     block_size = common_block_size(contexts, block_size)
     vocabularies = {path: model.config.vocab_size for path, model in loaded.items()}
     sets = open_sets(data, vocabularies, split=split, block_size=block_size, document_mask=document_mask)
+    reports = {path: read_interpolation(Path(path)) for path in loaded}
     scores, first = [], None
     evaluator = Evaluator(sets, batch_size)
     total = len(loaded) * sum(len(windows) for windows in sets.values())
     with progress_bar(total=total, unit="window") as bar:
         for path, model in loaded.items():
             readings = evaluator.measure(model, bar.update)
+            limit = tolerance or run_tolerance(Path(path)) or TOLERANCE
             for name, reading in readings.items():
                 losses = reading.losses
                 if not math.isfinite(losses.loss):
                     raise MyPTError(f"the loss of {path} on {name} is {losses.loss}: its weights are broken")
                 delta, error = losses.delta(first[name].losses) if first else (None, None)
+                judged = first is not None and name in (guard or [])
                 scores.append(
                     Score(
                         model=path,
@@ -97,7 +107,9 @@ def compare(
                         tokens=int(losses.tokens.sum()),
                         delta=delta,
                         delta_error=error,
-                        state=judge(delta, error) if first and name in (guard or []) else None,
+                        state=judge(delta, error, limit) if judged else None,
+                        tolerance=limit if judged else None,
+                        alpha=reports[path]["alpha"] if reports[path] else None,
                     )
                 )
             first = first or readings
@@ -112,6 +124,7 @@ def require_comparable(
     block_size: int | None = None,
     batch_size: int = 8,
     guard: list[str] | None = None,
+    tolerance: float | None = None,
 ) -> None:
     """Check what can be checked before torch is imported. Arguments and errors as of `compare`."""
     for name in guard or []:
@@ -119,6 +132,8 @@ def require_comparable(
             raise MyPTError(f"--guard names {name!r}, --data has: {', '.join(data)}")
     if batch_size < 1:
         raise MyPTError(f"--batch-size is {batch_size}, expected 1 window or more")
+    if tolerance is not None:
+        require_tolerance(tolerance)
     adapters = {model: require_model(model) for model in models}
     for directory in data.values():
         check_files(Path(directory), open_dataset(directory), split)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mypt.errors import DataError
 from mypt.evaluation.loss import WindowLosses, window_losses
 from mypt.streams.eval_windows import EvalWindows
 
@@ -48,3 +49,22 @@ class Evaluator:
             losses = window_losses(model, windows, self.batch_size, self.rank, self.world_size, progress)
             readings[name] = Reading(losses, losses.bits_per_byte(windows.bytes_per_token))
         return readings
+
+
+def require_fit(model: torch.nn.Module, sets: dict[str, EvalWindows]) -> None:
+    """Raise DataError, naming the set, for ids or windows that a transformers model has no embeddings for."""
+    if not hasattr(config := getattr(model, "config", None), "get_text_config"):
+        return
+    config = config.get_text_config()
+    vocabulary, context = getattr(config, "vocab_size", None), getattr(config, "max_position_embeddings", None)
+    for name, windows in sets.items():
+        if vocabulary and windows.reader.largest_id >= vocabulary:
+            raise DataError(
+                f"the evaluation set {name} has the token id {windows.reader.largest_id}, and the model's vocabulary "
+                f"{vocabulary} ids; tokenize it with the model's own tokenizer"
+            )
+        if context and windows.block_size > context:
+            raise DataError(
+                f"the evaluation set {name} has windows of {windows.block_size} tokens, and the model's context is "
+                f"{context}; give a block_size of at most {context}"
+            )

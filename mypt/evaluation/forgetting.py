@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,8 +18,14 @@ TOLERANCE = 0.05  # nats per token
 THRESHOLDS = (("critical", 4.0), ("warning", 2.0), ("watch", 1.0))
 # `eval_constrained_loss` starts here when a guard is beyond its tolerance: finite, since Trainer compares it.
 INFEASIBLE = 1000.0
-ACTED_ON = ("warning", "critical")
-ACTIONS = ("warn", "stop")
+# What follows when a guarded set lost too much, and how often in a run. `warn` and `stop` change nothing that could
+# need time to show, so they have no bound.
+ACTIONS = {"warn": None, "stop": None, "reduce_lr": 5, "raise_replay": 5, "rollback": 3}
+COOL_DOWN = 1  # evaluations after an action in which it is not repeated: it needs time to show
+MOST_RAISED = 4.0  # the largest factor on a replay source's share in one step
+FIRST_SHARE = 0.05  # of the samples, for a replay source that had less
+MOST_REPLAY = 0.5  # of the samples, for all raised sources together
+_PARTS = 1_000  # shares are in thousandths, as a mixture draws them
 
 
 @dataclass(frozen=True)
@@ -29,25 +36,36 @@ class Policy:
         target: The set that is learned.
         guard: The sets that are to be kept.
         tolerance: Nats per token that a guarded set may lose.
-        action: `warn`, or `stop` when a guarded set reaches `warning`.
+        action: One of `ACTIONS`.
+        act_at: The action follows when a guarded set lost more than this many tolerances.
     """
 
     target: str
     guard: Sequence[str]
     tolerance: float = TOLERANCE
     action: str = "warn"
+    act_at: float = 1.0
 
     def __post_init__(self):
+        if not self.tolerance > 0:
+            raise MyPTError(f"forgetting tolerance is {self.tolerance:g}, expected nats above 0, such as {TOLERANCE:g}")
         if self.action not in ACTIONS:
             raise MyPTError(f"forgetting action is {self.action!r}, expected one of: {', '.join(ACTIONS)}")
+        if not 0 < self.act_at < math.inf:
+            raise MyPTError(f"forgetting act_at is {self.act_at}, expected a number of tolerances above 0")
+
+    @property
+    def limit(self) -> float:
+        """Nats per token beyond which the action follows, unless the noise is larger."""
+        return self.act_at * self.tolerance
 
 
 @dataclass(frozen=True)
 class Decision:
-    """An action of the policy, and the guarded sets that gave the reason."""
+    """An action of the policy, and the guarded sets that gave the reason: {name: (delta, its standard error)}."""
 
     action: str
-    sets: list[str]
+    sets: dict[str, tuple[float, float]]
 
 
 def require_sets(names: Iterable[str], target: str | None, guard: Sequence[str] | None) -> None:
@@ -55,6 +73,12 @@ def require_sets(names: Iterable[str], target: str | None, guard: Sequence[str] 
     for name in ([target] if target else []) + list(guard or []):
         if name not in names:
             raise MyPTError(f"forgetting names the set {name!r}; the evaluation sets are: {', '.join(names)}")
+
+
+def require_tolerance(tolerance: float) -> None:
+    """Raise MyPTError unless `--tolerance` is a number above 0."""
+    if not 0 < tolerance < math.inf:
+        raise MyPTError(f"--tolerance is {tolerance:g} nats, expected a number above 0, such as {TOLERANCE:g}")
 
 
 def judge(delta: float, delta_error: float, tolerance: float = TOLERANCE) -> str:
@@ -109,14 +133,69 @@ def assess(step: int, readings: Readings, baseline: dict[str, WindowLosses], pol
     return {"step": step, "sets": sets, "constrained_loss": constrained}
 
 
-def decide(history: list[dict], policy: Policy) -> Decision | None:
-    """Decide the action after the measurements so far; None while every guarded set is kept.
+def decide(history: Sequence[dict], policy: Policy, acted: Sequence[int] = ()) -> Decision | None:
+    """Decide what follows after the measurements so far; None while nothing does.
 
-    history: entries of `assess`, the newest last; those of a resumed run may lack all but `step`, and of their sets all
-    but `loss`, `delta`, `delta_error` and `state`.
+    A guarded set calls for the action when its delta is above `policy.limit` *and* two standard errors, or NaN. `warn`
+    is said once, and again when the set was kept in between. `stop` follows at once. The others need time to show:
+    they are not repeated within `COOL_DOWN` evaluations, nor for a set whose loss falls, nor more often than `ACTIONS`
+    says.
+
+    Args:
+        history: Entries of `assess`, the newest last; those of a resumed run may lack all but `step`, and of their sets
+            all but `loss`, `delta`, `delta_error` and `state`.
+        acted: Steps at which this action was carried out before.
     """
-    lost = [name for name, reading in history[-1]["sets"].items() if reading["state"] in ACTED_ON]
+    lost = _beyond(history[-1], policy)
+    if not lost or policy.action == "stop":
+        return Decision(policy.action, lost) if lost else None
+    before = history[-2] if len(history) > 1 else None
+    if policy.action == "warn":
+        lost = {name: change for name, change in lost.items() if not (before and name in _beyond(before, policy))}
+        return Decision("warn", lost) if lost else None
+    if len(acted) >= ACTIONS[policy.action]:
+        return None
+    if acted and sum(entry["step"] > acted[-1] for entry in history) <= COOL_DOWN:
+        return None
+    if before:
+        falls = {name for name, (delta, _) in lost.items() if delta < before["sets"][name]["delta"]}
+        lost = {name: change for name, change in lost.items() if name not in falls}
     return Decision(policy.action, lost) if lost else None
+
+
+def _beyond(entry: dict, policy: Policy) -> dict[str, tuple[float, float]]:
+    """Change and standard error of the guarded sets that lost more than the action's limit and the noise."""
+    changes = {name: (entry["sets"][name]["delta"], entry["sets"][name]["delta_error"]) for name in policy.guard}
+    return {
+        name: (delta, error) for name, (delta, error) in changes.items() if not delta <= allowed(error, policy.limit)
+    }
+
+
+def raised_shares(shares: Sequence[float], lost: dict[int, float]) -> list[float] | None:
+    """Shares of the training sources after those of replay sources are raised; None where nothing can be raised.
+
+    A source's share is multiplied by exp(delta / tolerance), at most `MOST_RAISED`, from `FIRST_SHARE` on; all raised
+    sources together get at most `MOST_REPLAY`. The others keep their ratio, and at least a thousandth each.
+
+    Args:
+        shares: Of the samples, in thousandths; they add up to 1.
+        lost: {index of a replay source: nats that its set lost, in tolerances}; NaN counts as infinite.
+    """
+    parts = [round(share * _PARTS) for share in shares]
+    others = [index for index, part in enumerate(parts) if part and index not in lost]
+    had, raised = sum(parts[index] for index in lost), {}
+    for index, excess in lost.items():
+        factor = min(math.exp(min(excess, MOST_RAISED)), MOST_RAISED) if excess == excess else MOST_RAISED
+        raised[index] = round(max(parts[index] * factor, FIRST_SHARE * _PARTS, parts[index]))
+    room, asked = max(0, round(MOST_REPLAY * _PARTS) - had), sum(raised.values()) - had
+    if asked > room:
+        raised = {index: parts[index] + (part - parts[index]) * room // asked for index, part in raised.items()}
+    if not others or sum(raised.values()) == had:
+        return None
+    left = _PARTS - sum(raised.values())
+    raised |= {index: max(1, parts[index] * left // (_PARTS - had)) for index in others}
+    raised[max(others, key=lambda index: parts[index])] += _PARTS - sum(raised.values())  # what the rounding left
+    return [raised.get(index, 0) / _PARTS for index in range(len(parts))]
 
 
 def verdict(history: list[dict], policy: Policy) -> str:

@@ -7,18 +7,18 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mypt.checkpoints.adapter import is_adapter
 from mypt.checkpoints.config import cached_model
-from mypt.checkpoints.interpolated import interpolated_weights
+from mypt.checkpoints.interpolated import PLOT_NAME, REPORT_NAME, interpolated_weights
 from mypt.checkpoints.load import load_adapter, load_model, require_model, with_adapter
 from mypt.checkpoints.meta import read_config
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.evaluation.compare import common_block_size, open_sets
-from mypt.evaluation.forgetting import TOLERANCE, Policy, allowed, assess, describe_sets
+from mypt.evaluation.forgetting import TOLERANCE, Policy, allowed, assess, describe_sets, require_tolerance
 from mypt.files import replace_text
 from mypt.folders import new_folder, require_free
 from mypt.inspection.diff import IGNORED_FIELDS, differing_fields
@@ -34,11 +34,13 @@ if TYPE_CHECKING:
 
     from mypt.evaluation.evaluator import Evaluator, Readings
 
-REPORT_NAME = "interpolation.json"
-PLOT_NAME = "interpolation.png"
 TOLERATED = 1e-5  # of the largest logit: what two orders of summing may differ by, in float32
 _PROBE = 64  # ids of each of two sequences
-_NOT_COPIED = (CARD_NAME, "diagnosis.json", "forgetting.json", "forgetting.png", "loss.png", "metrics.jsonl")
+# Of the adapted model, and not of this one.
+_NOT_COPIED = (
+    CARD_NAME, "diagnosis.json", "forgetting.json", "forgetting.png", "loss.png", "metrics.jsonl", REPORT_NAME,
+    PLOT_NAME,
+)  # fmt: skip
 _STEPS = 100  # alphas are tried in hundredths
 _GRID = (75, 50, 25)  # tried from the top, until one keeps every guarded set
 
@@ -152,13 +154,13 @@ def interpolate(
     report: dict[str, Any] = {"base": str(base), "adapted": str(adapted), "out": str(out)}
     report |= {"guard": [*guard], "target": [*target], "tolerance": tolerance, "curve": []}
     with new_folder(out) as folder:
-        interpolation = Interpolation(str(base), Path(adapted), folder)
+        interpolation = Interpolation(str(base), Path(adapted), folder, model_files(Path(adapted)))
         if alpha is None:
             block_size = common_block_size({str(adapted): interpolation.context}, block_size)
             vocabularies = {str(adapted): interpolation.vocab_size}
             evaluator = Evaluator(open_sets(target | guard, vocabularies, block_size=block_size), batch_size)
             policy = Policy(next(iter(target or guard)), [*guard], tolerance)
-            alpha, report["curve"] = interpolation.keep(evaluator, policy)
+            alpha, report["curve"] = interpolation.keep(evaluator, policy, _say_point)
             if alpha == 0:
                 raise CheckFailed(
                     f"no step of a hundredth from {base} towards {adapted} keeps {', '.join(guard)} within "
@@ -189,8 +191,7 @@ def require_interpolation(
     if alpha is not None and not 0 <= alpha <= (sys.float_info.max if extrapolate else 1):
         more = "" if extrapolate else "; beyond 1 it extrapolates, which --extrapolate allows"
         raise MyPTError(f"--alpha is {alpha:g}, expected 0 (the base model) to 1 (the adapted one){more}")
-    if not 0 < tolerance < math.inf:
-        raise MyPTError(f"--tolerance is {tolerance:g} nats, expected a number above 0, such as {TOLERANCE:g}")
+    require_tolerance(tolerance)
     if batch_size < 1:
         raise MyPTError(f"--batch-size is {batch_size}, expected 1 window or more")
     if twice := guard.keys() & target.keys():
@@ -212,8 +213,8 @@ class Interpolation:
         context: Longest context of the model in tokens, None if its config names none; vocab_size: its vocabulary.
     """
 
-    def __init__(self, base: str, adapted: Path, folder: Path):
-        """Copy the config, tokenizer and code of the adapted model to `folder`, and compare W(0) with the base model.
+    def __init__(self, base: str, adapted: Path, folder: Path, files: Iterable[Path]):
+        """Copy the adapted model's `files` to `folder`, records and weights left out, and compare W(0) with the base.
 
         Raises CheckpointError and TokenizerError as `interpolated_weights`, and CheckpointError if W(0) computes
         something else than the base model.
@@ -222,7 +223,7 @@ class Interpolation:
         if not Path(base).is_dir() and cached_model(base) is None:
             load_model(base)  # from the hub into its cache
         self.weights = interpolated_weights(base, adapted)
-        for path in model_files(adapted):
+        for path in files:
             if path.name not in _NOT_COPIED and not path.name.endswith(".safetensors"):
                 shutil.copyfile(path, folder / path.name)
         model = self._load(0.0)
@@ -249,18 +250,17 @@ class Interpolation:
         """W(alpha): written, rounded to the adapted model's dtype; read again, to compute in float32."""
         return self._load(alpha).float()
 
-    def keep(self, evaluator: Evaluator, policy: Policy) -> tuple[float, list[dict]]:
-        """`largest_kept`, with a bar and a line for each evaluation."""
+    def keep(
+        self, evaluator: Evaluator, policy: Policy, say: Callable[[dict], object] = lambda point: None
+    ) -> tuple[float, list[dict]]:
+        """`largest_kept`, with a bar for each evaluation."""
 
         def measure(alpha: float) -> Readings:
             windows = sum(map(len, evaluator.sets.values()))
             with progress_bar(total=windows, unit="window", desc=f"alpha {alpha:g}") as bar:
                 return evaluator.measure(self.model(alpha), bar.update)
 
-        def report(point: dict) -> None:
-            say(f"alpha {point['alpha']:.2f}: {describe_sets(point['sets'])}", error=True)
-
-        return largest_kept(measure, policy, report)
+        return largest_kept(measure, policy, say)
 
     def finish(self, alpha: float) -> None:
         """Leave W(alpha) in the folder. Raises CheckFailed if it computes NaN or infinity."""
@@ -283,6 +283,10 @@ class Interpolation:
         ids = torch.randint(shared, (2, min(_PROBE, self.context or _PROBE)), generator=generator)
         with torch.no_grad():
             return model(input_ids=ids.to(model.device), use_cache=False).logits[..., :shared]
+
+
+def _say_point(point: dict) -> None:
+    say(f"alpha {point['alpha']:.2f}: {describe_sets(point['sets'])}", error=True)
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:

@@ -3,10 +3,12 @@
 `this_machine` asks the system, without torch; `machine_of` asks torch for one device. The rules are the same.
 """
 
+import os
+import platform
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
-from os import environ
 from pathlib import Path
 
 from mypt.hardware.main_memory import main_memory
@@ -17,13 +19,15 @@ BFLOAT16_FROM, TENSOR_CORES_FROM = 8.0, 7.0  # CUDA compute capabilities: Ampere
 @dataclass(frozen=True)
 class Machine:
     """device: "gpu" (one) or "cpu". memory, free: its bytes in all, and now; None where they are not known.
-    dtype: of matrix products under autocast, "float32" for none. why: the reason for it, in words."""
+    dtype: of matrix products under autocast, "float32" for none. why: the reason for it, in words. model: what the
+    vendor calls the device, empty where that is not known."""
 
     device: str
     memory: int | None
     dtype: str
     why: str = ""
     free: int | None = None
+    model: str = ""
 
     @property
     def name(self) -> str:
@@ -56,40 +60,50 @@ def machine_of(device) -> Machine:
         return Machine("gpu", None, "float32", f"nothing else is known to be faster on {device.type}")
     free, total = torch.cuda.mem_get_info(device)
     major, minor = torch.cuda.get_device_capability(device)
-    return _cuda(float(f"{major}.{minor}"), total, free)
+    return _cuda(float(f"{major}.{minor}"), total, free, torch.cuda.get_device_name(device))
 
 
 def _smi() -> Machine | None:
-    if not shutil.which("nvidia-smi") or environ.get("CUDA_VISIBLE_DEVICES") == "":
+    if not shutil.which("nvidia-smi") or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return None
-    query = ["nvidia-smi", "--query-gpu=memory.total,memory.free,compute_cap", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=memory.total,memory.free,compute_cap,name", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.splitlines()
-        total, free, capability = answer[0].split(",")
-        return _cuda(float(capability), int(total) * 2**20, int(free) * 2**20)
+        total, free, capability, name = answer[0].split(",", 3)
+        return _cuda(float(capability), int(total) * 2**20, int(free) * 2**20, name.strip())
     except (OSError, subprocess.TimeoutExpired, IndexError, ValueError):
         return None
 
 
-def _cuda(capability: float, memory: int, free: int) -> Machine:
+def _cuda(capability: float, memory: int, free: int, model: str = "") -> Machine:
     if capability >= BFLOAT16_FROM:
-        return Machine("gpu", memory, "bfloat16", f"compute capability {capability} multiplies it", free)
+        return Machine("gpu", memory, "bfloat16", f"compute capability {capability} multiplies it", free, model)
     before = f"compute capability {capability} is below {BFLOAT16_FROM}, from which on bfloat16 is multiplied"
     if capability >= TENSOR_CORES_FROM:
-        return Machine("gpu", memory, "float16", before, free)
-    return Machine("gpu", memory, "float32", f"{before}, and it has no tensor cores for float16", free)
+        return Machine("gpu", memory, "float16", before, free, model)
+    return Machine("gpu", memory, "float32", f"{before}, and it has no tensor cores for float16", free, model)
 
 
 def _cpu() -> Machine:
-    total, free = main_memory()
-    if _cpu_multiplies_bfloat16():
-        return Machine("cpu", total, "bfloat16", "this CPU has instructions for it (avx512_bf16)", free)
-    return Machine("cpu", total, "float32", "this CPU has no instructions for bfloat16 (avx512_bf16)", free)
+    (total, free), about = main_memory(), cpuinfo()
+    named = re.search(r"^model name\s*: *(.+)$", about, re.MULTILINE)
+    threads = f"{cpus()} thread{'s' if cpus() > 1 else ''}"
+    model = f"{named[1] if named else platform.processor() or platform.machine()}, {threads}"
+    if " avx512_bf16" in about:  # the flag that torch asks for, too
+        return Machine("cpu", total, "bfloat16", "this CPU has instructions for it (avx512_bf16)", free, model)
+    return Machine("cpu", total, "float32", "this CPU has no instructions for bfloat16 (avx512_bf16)", free, model)
 
 
-def _cpu_multiplies_bfloat16() -> bool:
-    """The processor's flag that torch asks for, too; False where /proc cannot be read."""
+def cpus() -> int:
+    """CPUs that this process may use, at most OMP_NUM_THREADS."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return min(found, int(threads)) if threads.isdecimal() and int(threads) else found
+
+
+def cpuinfo() -> str:
+    """What Linux reports about the processors; empty elsewhere."""
     try:
-        return " avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return False
+        return ""

@@ -1,4 +1,4 @@
-"""The FLOP/s that a device reaches at most, of which MFU is a share."""
+"""The FLOP/s that a device reaches at most: of which MFU is a share, and a plan assumes one."""
 
 from __future__ import annotations
 
@@ -9,37 +9,26 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from mypt.hardware.devices import DEVICES, known_device
+from mypt.hardware.machine import Machine, cpuinfo, cpus
+from mypt.planning.time import Assumption
 from mypt.planning.verdict import short
 
 if TYPE_CHECKING:
     import torch
 
-# Dense TFLOP/s of the matrix units in bfloat16 and float16, as the vendors publish them (half of what they print "with
-# sparsity"; of GeForce with float32 accumulation). Written from memory: check the sheet before quoting a figure. The
-# first pattern that is found in the device's name counts.
-DATA_SHEETS = (
-    (r"\bGB200\b", 2500.0),
-    (r"\bB200\b", 2250.0),
-    (r"\bH200\b|\bGH200\b", 989.4),
-    (r"\bH100 NVL\b", 835.0),
-    (r"\bH[18]00 PCIe\b", 756.0),
-    (r"\bH[18]00\b", 989.4),
-    (r"\bH20\b", 148.0),
-    (r"\bA[18]00\b", 312.0),
-    (r"\bA40\b", 149.7),
-    (r"\bA30\b", 165.0),
-    (r"\bA10\b", 125.0),
-    (r"\bL40S\b", 362.05),
-    (r"\bL40\b", 181.05),
-    (r"\bL20\b", 119.5),
-    (r"\bL4\b", 121.0),
-    (r"\bRTX 5090\b", 209.5),
-    (r"\bRTX 4090\b", 165.2),
-    (r"\bRTX 3090\b", 71.0),
-    (r"\bMI300X\b|\bMI325X\b", 1307.4),
-    (r"\bMI250X\b", 191.5),  # of each of its two dies, which torch counts as devices
-)
-ANOTHER_DEVICE = re.compile(r"Laptop|Max-Q|\bMIG\b| D$")  # shares a name, not the figure
+# Shares of the peak that a run reaches: least, expected, most. Of GPUs nothing was measured here: large models in
+# published runs reach 38 to 46% (PaLM: 2204.02311, Llama 3: 2407.21783), small ones wait for memory and kernels.
+LARGE = 100_000_000  # parameters
+UTILISATION = {"large": (0.2, 0.35, 0.5), "small": (0.05, 0.15, 0.35), "cpu": (0.1, 0.25, 0.5)}
+_REASONS = {
+    "large": "published runs of large models reach 38 to 46%",
+    "small": f"models below {short(LARGE)} parameters reach less than large ones",
+    "cpu": "runs of scripts/bench_plan.py",
+}
+# float32 FLOPs per cycle of a core, by its instructions: two units that multiply and add 16 or 8 numbers.
+_PER_CYCLE = (("avx512f", 64), ("avx2", 32))
+_PLAIN, _GIGAHERTZ = 16, 3.0  # where nothing is known
 
 _SECONDS = 0.15  # of matmuls, at most twice as much with the first one
 
@@ -63,11 +52,43 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
     return _measured(device, dtype, torch.get_num_threads(), torch.get_float32_matmul_precision())
 
 
-def data_sheet(name: str, dtype: torch.dtype) -> float | None:
-    """FLOP/s of the GPU of this name, None if it is not known for this dtype."""
-    if str(dtype) not in ("torch.bfloat16", "torch.float16") or ANOTHER_DEVICE.search(name):
+def assumption(machine: Machine, dtype: str, processes: int, parameters: int) -> Assumption | None:
+    """The peak of a machine and the share that a plan assumes; None for a GPU that no table has.
+
+    dtype: of matrix products. processes: one per GPU; on a CPU they share it. parameters: of the model.
+    """
+    if machine.device == "cpu":
+        return Assumption(
+            flops=_cpu_flops(dtype),
+            utilisation=UTILISATION["cpu"],
+            words=f"{_cpu_flops(dtype) / 1e9:,.0f} GFLOP/s in {dtype}, by clock and instructions of {machine.model},",
+            reason=_REASONS["cpu"],
+        )
+    device = known_device(machine.model) or next((d for d in DEVICES.values() if d.title == machine.model), None)
+    if device is None:
         return None
-    return next((teraflops * 1e12 for pattern, teraflops in DATA_SHEETS if re.search(pattern, name)), None)
+    kind = "large" if parameters >= LARGE else "small"
+    used = dtype if device.flops(dtype) else "float32"
+    flops = device.flops(used)
+    why = "" if used == dtype else f" (it has no {dtype})"
+    words = f"{short(flops / 1e12)} TFLOP/s in {used}{why}, {device.title}'s data sheet,"
+    return Assumption(flops=flops, utilisation=UTILISATION[kind], words=words, reason=_REASONS[kind], devices=processes)
+
+
+def _cpu_flops(dtype: str) -> float:
+    """FLOP/s of all CPUs that this process may use; twice as many in a 16-bit dtype (AMX, faster still, is left out,
+    since only large products keep it busy)."""
+    about = cpuinfo()
+    per_cycle = next((number for flag, number in _PER_CYCLE if f" {flag}" in about), _PLAIN)
+    clock = re.search(r"^cpu MHz\s*: *([0-9.]+)$", about, re.MULTILINE)
+    hertz = 1e6 * float(clock[1]) if clock else 1e9 * _GIGAHERTZ
+    return cpus() * hertz * per_cycle * (1 if dtype == "float32" else 2)
+
+
+def data_sheet(name: str, dtype: torch.dtype) -> float | None:
+    """FLOP/s of the GPU of this name, None if it is not known for this dtype, or float32, which may run as TF32."""
+    kind, device = str(dtype).removeprefix("torch."), known_device(name)
+    return device.flops(kind) if device and kind in ("bfloat16", "float16") else None
 
 
 @cache

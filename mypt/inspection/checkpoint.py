@@ -6,6 +6,8 @@ from mypt.checkpoints.adapter import is_adapter, read_adapter_config
 from mypt.checkpoints.checksums import changed_file
 from mypt.checkpoints.complete import checkpoints, what_is_missing
 from mypt.checkpoints.config import ADAPTER_CONFIG, CONFIG_NAME, read_config_file
+from mypt.checkpoints.interpolated import read_interpolation
+from mypt.checkpoints.lineage import find_lineage
 from mypt.checkpoints.tensors import TensorEntry, count_by_part, list_tensors, summarize
 from mypt.checkpoints.verify import fault_of
 from mypt.errors import CheckpointError
@@ -35,9 +37,11 @@ def inspect_checkpoint(path: Path) -> dict:
 
     kind: run (holds checkpoints or recipe.yaml), checkpoint (holds a trainer state), model or adapter. model:
     architecture and dimensions. adapter: what a LoRA adapter is, and of which base. parameters: by part; of a MyPT
-    config worked out from it, of others counted in the files. weights: what the files hold. progress, coverage,
-    forgetting, diagnosis, recipe, changed_settings: see `read_training_history`. converted_from: of a
-    checkpoint of the original MyPT's. problems: one line for each thing that is wrong.
+    config worked out from it, of others counted in the files. weights: what the files hold. lineage: what the weights
+    (of a run those of its last checkpoint) have seen in all runs that led to them. progress, coverage, forgetting,
+    diagnosis, recipe, changed_settings: see `read_training_history`. interpolation: between which models the weights of
+    `folder` are, the model or a run's `best`. converted_from: of a checkpoint of the original MyPT's. problems: one
+    line for each thing that is wrong.
     Raises CheckpointError if there is no model, or its config or a weights file cannot be read.
     """
     kind = kind_of(path)
@@ -59,6 +63,8 @@ def inspect_checkpoint(path: Path) -> dict:
         "weights": summarize(tensors),
         "tokenizer": _tokenizer(folder),
         **read_training_history(path),
+        "interpolation": _interpolation([path, path / "best"] if kind == "run" else [folder]),
+        "lineage": find_lineage(saved or folder),
         "converted_from": read_object(folder / PROVENANCE_NAME),
         "checkpoints": [{"name": folder.name, "missing": what_is_missing(folder)} for folder in checkpoints(path)],
         "files": list_files(path),
@@ -96,6 +102,14 @@ def _adapter(config: dict, tensors: dict[str, TensorEntry]) -> dict:
         "modules_to_save": config.get("modules_to_save"),
         "layers": len(layers),
     }
+
+
+def _interpolation(folders: list[Path]) -> dict | None:
+    """Of the first of these folders that has one."""
+    for folder in folders:
+        if report := read_interpolation(folder):
+            return {"folder": str(folder)} | {name: report[name] for name in ("alpha", "base", "adapted", "tolerance")}
+    return None
 
 
 def _parameters(config: dict | None, tensors: dict[str, TensorEntry]) -> dict[str, int] | None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from mypt.inspection.training_history import settings_of
+from mypt.checkpoints.lineage import coverage_of, describe_runs
+from mypt.inspection.training_history import describe_action, settings_of
 
 Block = str | tuple[list[str], list[list]]  # a line, or a table: columns and rows
 HISTORY_ROWS = 12  # of the forgetting history; a report as JSON has all of it
@@ -23,11 +24,17 @@ def describe(report: dict) -> Iterator[Block]:
             yield _line("its settings", _plain(training))
     if progress := report["progress"]:
         yield from _progress(progress)
+    if between := report.get("interpolation"):
+        words = f"alpha {between['alpha']:g} between {between['base']} (0) and {between['adapted']} (1)"
+        where = "" if between["folder"] == report["path"] else f"{between['folder']}: "
+        yield _line("interpolated", where + words)
     if parameters := report["parameters"]:
         yield from _table(["parameters", "number"], [[part, f"{count:,}"] for part, count in parameters.items()])
     if coverage := report.get("coverage"):
         rows = [[s["name"], f"{s['samples']:,}", f"{s['tokens']:,}", _times(s)] for s in coverage["seen"]]
         yield from _table(["training data", "samples seen", "tokens seen", "coverage"], rows)
+    if "lineage" in report:
+        yield from _lineage(report["lineage"], has_ledger=bool(coverage))
     if report.get("forgetting"):
         yield from _forgetting(report["forgetting"])
     if report.get("diagnosis"):
@@ -146,6 +153,18 @@ def _progress(progress: dict) -> Iterator[Block]:
         yield _line("best", f"{progress['best_checkpoint']}, " + (excess if metric >= 1_000 else f"loss {metric:.4f}"))
 
 
+def _lineage(lineage: dict | None, has_ledger: bool) -> Iterator[Block]:
+    """What the weights have seen over all runs, unless the ledger of the only one has told it."""
+    if lineage is None:
+        yield from ("", _line("over all runs", "not known: there is no lineage.json beside the weights"))
+    elif lineage["base"] or len(lineage["runs"]) > 1 or not has_ledger:
+        rows = [[s["name"], f"{s['samples']:,}", f"{s['tokens']:,}", coverage_of(s)] for s in lineage["seen"]]
+        yield from _table(["over all runs", "samples seen", "tokens seen", "coverage"], rows)
+        yield _line("runs", describe_runs(lineage))
+        if lineage["base"]:
+            yield _line("before them", f"what {lineage['base']} was trained on is not known")
+
+
 def _forgetting(forgetting: dict) -> Iterator[Block]:
     rows = [
         [
@@ -161,6 +180,8 @@ def _forgetting(forgetting: dict) -> Iterator[Block]:
     yield from _table([title, "nats/token", "bits/byte", "since step 0", "state"], rows)
     if forgetting["verdict"]:
         yield forgetting["verdict"]
+    if forgetting["actions"]:
+        yield "\n".join(f"guard: {describe_action(action)}" for action in forgetting["actions"])
     history, names = forgetting["history"], list(forgetting["sets"])
     if len(history) > 1:
         # At most HISTORY_ROWS, evenly spaced, the first and the last among them.

@@ -89,9 +89,10 @@ def _progress(state: RunState | None) -> dict | None:
 def _forgetting(run: Path, is_run: bool, state: RunState | None) -> dict | None:
     """The rules, the last measurement (step, every set's reading, the verdict if it is about this one), the history."""
     report = read_forgetting(run) or {}
-    history = report.get("history", [])
+    history, actions = report.get("history", []), report.get("actions", [])
     if not is_run:
-        history = state.forgetting["history"] if state and state.forgetting else []
+        saved = state.forgetting if state and state.forgetting else {"history": []}
+        history, actions = saved["history"], saved.get("actions", [])
     if not history:
         return None
     last = history[-1]
@@ -103,7 +104,19 @@ def _forgetting(run: Path, is_run: bool, state: RunState | None) -> dict | None:
         for entry in history
     ]
     verdict = report.get("verdict") if current else None
-    return rules | {"step": last["step"], "sets": last["sets"], "verdict": verdict, "history": short}
+    found = {"step": last["step"], "sets": last["sets"], "verdict": verdict, "history": short, "actions": actions}
+    return rules | found
+
+
+def describe_action(action: dict) -> str:
+    """`step 12 reduce_lr (general +0.117): learning rate 0.004 -> 0.002`, of an entry of forgetting.json's list."""
+    lost = ", ".join(f"{name} {change['delta']:+.3f}" for name, change in action["sets"].items())
+    done = [f"back to {action['to']}"] if action.get("to") else []
+    if "learning_rate" in action:
+        done.append("learning rate {:g} -> {:g}".format(*action["learning_rate"]))
+    for name, (before, after) in action.get("shares", {}).items():
+        done.append(f"{Path(name).name} {before:.1%} -> {after:.1%} of the samples")
+    return f"step {action['step']:,} {action['action']} ({lost})" + (f": {', '.join(done)}" if done else "")
 
 
 def _recipe(path: Path) -> dict | None:

@@ -73,8 +73,11 @@ def _complete(dimensions: dict[str, Any]) -> dict[str, Any]:
     """Fill in the fields of `_FOLLOWS` that are missing."""
     width, heads = dimensions["hidden_size"], dimensions["num_attention_heads"]
     if "head_dim" not in dimensions and (heads < 1 or width % heads):
+        even = dimensions["position_embedding_type"] == "rope" and width % 2 == 0  # so must be the width of a head
+        fits = _nearest_divisors(width // 2 if even else width, heads)
         raise ValueError(
-            f"hidden_size {width} is not a multiple of num_attention_heads {heads}; change one of them or give head_dim"
+            f"hidden_size {width} is not a multiple of num_attention_heads {heads}; give "
+            f"{' or '.join(f'num_attention_heads={number}' for number in fits)}, or head_dim"
         )
     # Two thirds of 4 x width keep the parameters of a plain MLP when a gate adds the third matrix (Shazeer 2020).
     gated = max(64, round(width * 8 / 3 / 64) * 64)
@@ -83,7 +86,26 @@ def _complete(dimensions: dict[str, Any]) -> dict[str, Any]:
         "head_dim": width // max(1, heads),
         "intermediate_size": gated if dimensions["mlp_gated"] else 4 * width,
     }
-    return dimensions | {field: value for field, value in derived.items() if field not in dimensions}
+    dimensions = dimensions | {field: value for field, value in derived.items() if field not in dimensions}
+    shared, head = dimensions["num_key_value_heads"], dimensions["head_dim"]
+    if isinstance(shared, int) and shared > 0 and heads % shared:
+        fits = " or ".join(f"num_key_value_heads={number}" for number in _nearest_divisors(heads, shared))
+        raise ValueError(
+            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {shared}: every key-value head "
+            f"serves a group of equal size; give {fits}"
+        )
+    if dimensions["position_embedding_type"] == "rope" and isinstance(head, int) and head % 2:
+        raise ValueError(f"head_dim {head} is odd; rotary positions turn pairs of numbers: give head_dim={head + 1}")
+    return dimensions
+
+
+def _nearest_divisors(number: int, wanted: int) -> list[int]:
+    """The nearest divisors of `number` that are not above and not below `wanted`, as far as there are any."""
+    if number < 1:
+        return [1]
+    below = next((size for size in range(min(wanted, number), 0, -1) if number % size == 0), None)
+    above = next((size for size in range(max(wanted, 1), number + 1) if number % size == 0), None)
+    return [size for size in dict.fromkeys((below, above)) if size]
 
 
 _FIELDS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "max_position_embeddings")

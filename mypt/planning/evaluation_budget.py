@@ -22,7 +22,8 @@ class Evaluation:
     """How a run is evaluated.
 
     windows: of each set, or `all`. eval_steps: steps from one evaluation to the next; the last step is evaluated too.
-    points: evaluations in all, the one at step 0 included. share: of the compute of the run. capped: the
+    points: evaluations in all, the one at step 0 included. forward: windows that all of them evaluate together. share:
+    of the compute of the run. capped: the
     keys of a recipe whose value would be another without the budget. within: whether the budget is kept. cause: what
     leaves no way to keep it, in words.
     """
@@ -30,6 +31,7 @@ class Evaluation:
     windows: int | str
     eval_steps: int
     points: int
+    forward: int
     share: float
     capped: list[str]
     within: bool
@@ -100,7 +102,7 @@ def plan_evaluation(
     def points(interval: int) -> int:
         return 1 + during_training * math.ceil(steps / interval)
 
-    def cost(count: float, interval: int) -> float:
+    def cost(count: float, interval: int) -> int:
         return points(interval) * sum(min(count, size) for size in sizes)
 
     if eval_steps:  # below 1 it is a share of the steps, as in HF's TrainingArguments
@@ -123,6 +125,7 @@ def plan_evaluation(
         windows="all" if count == math.inf else count,
         eval_steps=interval,
         points=points(interval),
+        forward=spent,
         share=spent / (spent + training),
         capped=[key for key, is_lower in lower.items() if is_lower],
         within=spent <= allowed,

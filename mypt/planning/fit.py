@@ -1,7 +1,7 @@
 """Whether a training step fits into a device's memory, the largest one that does, and which knob helps."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from mypt.planning import memory, shape_memory
 from mypt.planning.shapes import is_measured
@@ -19,6 +19,8 @@ RECIPE_FLAGS = {
     "freeze_layers": "--model.freeze_layers={}",
     "freeze_embeddings": "--model.freeze_embeddings={}",
     "fsdp": "",  # of a launch, not of the recipe: docs/distributed.md
+    "steps": "--training.max_steps={}",
+    "preset": "--model.preset={}",
 }
 OPTIONS = {
     "checkpointing": "--checkpointing",
@@ -27,40 +29,68 @@ OPTIONS = {
     "lora_r": "--lora-r {}",
     "optimizer": "--optimizer {}",
     "fsdp": "--fsdp {}",
+    "block_size": "--block-size {}",
+    "steps": "--steps {}",
+    "preset": "the preset {}",
 }
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device; the last four are None where its memory is not known.
+    """Bytes on one device; available, fits, largest_micro_batch and advice are None where its memory is not known.
 
-    training, generation: as `training_memory` and `generation_memory` of `mypt.planning.memory` return them.
+    training, generation, evaluation: as `training_memory`, `generation_memory` and `evaluation_memory` of
+    `mypt.planning.memory` return them; the last is None without evaluation sets, or formulas. fits: training does.
     largest_micro_batch: sequences. advice: whether training fits, and if not, which knob helps.
+    changes: the knobs alone, as `knobs` returns them.
     """
 
     training: dict
     generation: dict[str, int]
+    evaluation: dict[str, int] | None = None
     available: int | None = None
     fits: bool | None = None
     largest_micro_batch: int | None = None
     advice: str | None = None
+    changes: list[str] = field(default_factory=list)
 
 
-def plan_memory(dimensions: dict, step: Step, available: int | None, flags: dict[str, str] = RECIPE_FLAGS) -> Memory:
-    """Both estimates, and what follows from `available` bytes where they are known; flags: as `knobs` takes them."""
+def plan_memory(
+    dimensions: dict,
+    step: Step,
+    available: int | None,
+    flags: dict[str, str] = RECIPE_FLAGS,
+    smaller: dict[str, dict] | None = None,
+    evaluated: int | None = None,
+) -> Memory:
+    """The estimates, and what follows from `available` bytes where they are known.
+
+    flags, smaller: as `knobs` takes them. evaluated: windows in a forward pass of an evaluation, None without one.
+    """
     generating = shape_memory if is_measured(dimensions) else memory
     generation = generating.generation_memory(dimensions, context=step.block_size, dtype=step.weight_dtype)
     training = training_memory(dimensions, step)
+    evaluation = None
+    if evaluated and not is_measured(dimensions):
+        evaluation = memory.evaluation_memory(dimensions, step, evaluated)
     if not available:
-        return Memory(training, generation)
+        return Memory(training, generation, evaluation)
     largest, excess = largest_micro_batch(dimensions, available, step), training["total"] - available
     if excess <= 0:
         needed = f"{gibibytes(training['total'])} of {gibibytes(available)} GiB"
-        advice = f"fits: {needed}; up to {largest:,} sequences per pass fit"
+        advice, changes = f"fits: {needed}; up to {largest:,} sequences per pass fit", []
     else:
+        changes = knobs(dimensions, step, available, flags, smaller)
         advice = f"does not fit: {gibibytes(excess)} GiB more than the {gibibytes(available)} GiB there are; "
-        advice += ", or ".join(knobs(dimensions, step, available, flags))
-    return Memory(training, generation, available, excess <= 0, largest, advice)
+        advice += ", or ".join(changes)
+    if evaluation and evaluation["total"] > available:
+        sizes = range(evaluated - 1, 0, -1)
+        fitting = (n for n in sizes if memory.evaluation_memory(dimensions, step, n)["total"] <= available)
+        change = f"--training.per_device_eval_batch_size={next(fitting, 1)}"
+        needed = gibibytes(evaluation["total"])
+        advice += f"; an evaluation of {evaluated} windows at a time needs {needed} GiB: {change}"
+        changes.append(change)
+    return Memory(training, generation, evaluation, available, excess <= 0, largest, advice, changes)
 
 
 def training_memory(dimensions: dict, step: Step) -> dict:
@@ -102,16 +132,23 @@ def largest_micro_batch(dimensions: dict, available: int, step: Step) -> int:
     return low
 
 
-def knobs(dimensions: dict, step: Step, available: int, flags: dict[str, str] = RECIPE_FLAGS) -> list[str]:
+def knobs(
+    dimensions: dict,
+    step: Step,
+    available: int,
+    flags: dict[str, str] = RECIPE_FLAGS,
+    smaller: dict[str, dict] | None = None,
+) -> list[str]:
     """Changes that fit into `available` bytes with the same global batch, the cheapest first, ready to paste.
 
     flags: how the fields of `Step` are written, RECIPE_FLAGS or OPTIONS; what cannot be written is not advised.
+    smaller: dimensions of smaller presets by name, the largest first.
     """
     found = []
-    if smaller := _smaller(dimensions, step, available):
-        found.append(f"lower the per-device batch size to {smaller.micro_batch_size}: {_written(step, smaller, flags)}")
+    if lower := _smaller(dimensions, step, available):
+        found.append(f"lower the per-device batch size to {lower.micro_batch_size}: {_written(step, lower, flags)}")
     again = None if step.checkpointing else _smaller(dimensions, replace(step, checkpointing=True), available)
-    if again and not (smaller and again.micro_batch_size <= smaller.micro_batch_size):
+    if again and not (lower and again.micro_batch_size <= lower.micro_batch_size):
         found.append(f"turn on activation checkpointing: {_written(step, again, flags)}")
     if found:
         return found
@@ -123,6 +160,9 @@ def knobs(dimensions: dict, step: Step, available: int, flags: dict[str, str] = 
     sharded = (_least(step, fsdp=devices) for devices in (2, 4, 8, 16, 32, 64) if devices > step.fsdp)
     if most := next((candidate for candidate in sharded if fits(dimensions, candidate, available)), None):
         found.append(f"shard it over {most.fsdp} devices (FSDP): {_written(step, most, flags)}")
+    for name, fewer in (smaller or {}).items():
+        if fitting := step if fits(fewer, step, available) else _smaller(fewer, step, available):
+            return [*found, f"take a smaller model: {flags['preset'].format(name)} {_written(step, fitting, flags)}"]
     return [*found, "take a smaller model"]
 
 
@@ -147,7 +187,7 @@ def _least(step: Step, **changes) -> Step:
 def _written(step: Step, changed: Step, flags: dict[str, str]) -> str:
     """The flags that make one step of the other: the sizes always, of the rest what differs."""
     before, after = asdict(step), asdict(changed)
-    names = [name for name in flags if name in _SIZES or before[name] != after[name]]
+    names = [name for name in flags if name in _SIZES or (name in before and before[name] != after[name])]
     return " ".join(flags[name].format(str(after[name]).lower()) for name in names if flags[name])
 
 

@@ -1,13 +1,16 @@
 """Cost and worth of a run, worked out before any compute is spent: one frozen `Plan`."""
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
+from mypt.planning.checks import FAILED, Check, check_plan
+from mypt.planning.disk import Disk, Saving, plan_disk
 from mypt.planning.evaluation_budget import Evaluation, plan_evaluation
 from mypt.planning.fit import RECIPE_FLAGS, Memory, plan_memory
 from mypt.planning.optimizer import Choice, muon_flops
 from mypt.planning.parameters import count_parameters, frozen_parameters, parameter_report
 from mypt.planning.scaling import TOKENS_PER_PARAMETER, flops_per_token
 from mypt.planning.step import Step
+from mypt.planning.time import Assumption, Measured, Speed, Time, assumed_speed, given_speed, plan_time
 from mypt.planning.verdict import Coverage, DataSource, assess
 
 
@@ -23,12 +26,38 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """FLOPs of a run, over all processes; Muon's share is of one step. seconds: None without a measured speed."""
+    """FLOPs of a run, over all processes; Muon's share is of one step."""
 
     flops_per_token: int
     flops: int
     muon_flops_per_step: int | None = None
     muon_share: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """A plan in one row of a comparison; what is not known is None.
+
+    Attributes:
+        name: The preset or the number of steps.
+        steps, parameters: Of the run and its model.
+        coverage: Passes over the main source.
+        effective_tokens: The viewed tokens in fresh ones.
+        tokens_per_parameter, predicted_loss: As `mypt.planning.verdict.Worth` has them.
+        memory: Bytes of a training step on one device; fits: whether they are there.
+        flops, seconds: Of the run.
+    """
+
+    name: str
+    steps: int | None = None
+    parameters: int | None = None
+    coverage: float | None = None
+    effective_tokens: int | None = None
+    tokens_per_parameter: float | None = None
+    predicted_loss: float | None = None
+    memory: int | None = None
+    fits: bool | None = None
+    flops: int | None = None
     seconds: float | None = None
 
 
@@ -44,9 +73,14 @@ class Plan:
         training: Steps and tokens.
         parameters: As `count_parameters` or `parameter_report` returns them, or the total alone.
         coverage: How often the data is seen.
-        compute: FLOPs, and time where a speed is known.
+        compute: FLOPs.
+        time: Of every part, and the cost, where a speed is known.
+        measured: What a few real steps took.
         memory: Bytes of one device.
         evaluation: How often and on how many windows the run is evaluated.
+        disk: Bytes of the run folder.
+        checks: Whether the run can work and is worth it, and what to change.
+        alternatives: The same run with other presets or other numbers of steps, this one first.
     """
 
     target: str | None
@@ -57,8 +91,18 @@ class Plan:
     parameters: dict[str, int] | None = None
     coverage: Coverage | None = None
     compute: Compute | None = None
+    time: Time | None = None
+    measured: Measured | None = None
     memory: Memory | None = None
     evaluation: Evaluation | None
+    disk: Disk | None = None
+    checks: list[Check] = field(default_factory=list)
+    alternatives: list[Alternative] | None = None
+
+    @property
+    def works(self) -> bool:
+        """Whether no check says that the run cannot work."""
+        return all(check.level != FAILED for check in self.checks)
 
     def as_dict(self) -> dict:
         """JSON-ready figures; a section or figure that is not known is left out."""
@@ -89,8 +133,21 @@ def plan(
     dimensions: dict | None = None,
     parameters: int | None = None,
     available: int | None = None,
+    device_name: str = "",
     tokens_per_second: float | None = None,
+    speed: Speed | None = None,
+    assumption: Assumption | None = None,
+    measured: Measured | None = None,
+    price: float | None = None,
+    save_steps: float | None = None,
+    text: int = 0,
     evaluation: dict | None = None,
+    eval_sets: dict[str, int | None] | None = None,
+    shared_text: dict[str, str] | None = None,
+    saving: Saving | None = None,
+    init_from: str | None = None,
+    smaller: dict[str, dict] | None = None,
+    evaluation_batch: int | None = None,
     flags: dict[str, str] = RECIPE_FLAGS,
     target: str | None = None,
     notes: list[str] | None = None,
@@ -103,10 +160,19 @@ def plan(
         batch_size, accumulation: Sequences per process and pass; passes per step.
         steps, reason: Optimizer steps, and why so many.
         dimensions, parameters: MyPTConfig fields; without them the number of parameters.
-        available: Bytes of memory on one device.
-        tokens_per_second: A measured rate over all processes.
+        available: Bytes of memory on one device; device_name: it in words, where it is one that is here.
+        tokens_per_second, speed, assumption: The speed, the first of them that is given: a rate over all processes;
+            one that was measured or recorded; a share of the devices' peak.
+        measured: Shown as it is.
+        price: Of one device for one hour.
+        save_steps, text: As `mypt.planning.time.plan_time` takes them.
         evaluation: Arguments of `plan_evaluation`, those of the run left out; None without evaluation sets.
-        flags: As `mypt.planning.fit.knobs` takes them.
+        evaluation_batch: Windows in a forward pass of an evaluation, for the memory; None without evaluation sets.
+        eval_sets: Tokens of each evaluation set, None where they are not known.
+        shared_text: Evaluation sets whose text is in the training data, with the share in words.
+        saving: What a recipe says about its run folder.
+        init_from: The model that the run starts from; None for random weights.
+        flags, smaller: As `mypt.planning.fit.knobs` takes them.
         target, notes, choices: As `Plan` has them.
         settings: The other fields of `mypt.planning.step.Step`.
 
@@ -127,7 +193,27 @@ def plan(
         steps=steps, tokens_per_step=sequences * block_size, block_size=block_size, compute_optimal_tokens=optimal
     )
     run = {"steps": steps, "sequences": sequences, "block_size": block_size}
-    return Plan(
+    compute = _compute(training, counts, dimensions, step, processes) if counts and steps else None
+    memory = plan_memory(dimensions, step, available, flags, smaller, evaluation_batch) if step else None
+    evaluated = plan_evaluation(**run, **evaluation) if evaluation and steps else None
+    if tokens_per_second:
+        speed = given_speed(tokens_per_second, training.tokens_per_step)
+    elif not speed and assumption and compute:
+        speed = assumed_speed(assumption, compute.flops / steps)
+    time = None
+    if speed and steps:
+        time = plan_time(
+            speed,
+            steps=steps,
+            save_steps=save_steps,
+            checkpoint=_checkpoint(memory, step) if step else None,
+            windows=evaluated.forward if evaluated else 0,
+            evaluation_share=_evaluation_share(evaluated, compute),
+            text=text,
+            devices=processes,
+            price=price,
+        )
+    found = Plan(
         target=target,
         notes=notes or [],
         choices=choices or {},
@@ -135,12 +221,57 @@ def plan(
         training=training,
         parameters=counts,
         coverage=assess(sources, training.tokens_per_step, steps, 0, counts) if sources and steps else None,
-        compute=_compute(training, counts, dimensions, step, processes, tokens_per_second)
-        if counts and steps
+        compute=compute,
+        time=time,
+        measured=measured,
+        memory=memory,
+        evaluation=evaluated,
+        disk=plan_disk(dimensions, step, steps=steps, evaluated=bool(evaluation), saving=saving)
+        if step and steps and saving
         else None,
-        memory=plan_memory(dimensions, step, available, flags) if step else None,
-        evaluation=plan_evaluation(**run, **evaluation) if evaluation and steps else None,
     )
+    about = {
+        "device_name": device_name,
+        "eval_sets": eval_sets or {},
+        "shared_text": shared_text or {},
+        "init_from": init_from,
+        "smaller": smaller or {},
+        "flags": flags,
+    }
+    return replace(found, checks=check_plan(found, **about))
+
+
+def alternative(name: str, plan: Plan) -> Alternative:
+    """The row of a plan."""
+    seen, memory, compute = plan.coverage, plan.memory, plan.compute
+    return Alternative(
+        name=name,
+        steps=plan.training.steps,
+        parameters=(plan.parameters or {}).get("total"),
+        coverage=seen and seen.coverage,
+        effective_tokens=seen and seen.scaling.effective_tokens,
+        tokens_per_parameter=seen and seen.scaling.tokens_per_parameter,
+        predicted_loss=seen and seen.scaling.predicted_loss,
+        memory=memory and memory.training["total"],
+        fits=memory and memory.fits,
+        flops=compute and compute.flops,
+        seconds=plan.time and plan.time.seconds,
+    )
+
+
+def _checkpoint(memory: Memory, step: Step) -> int:
+    """Bytes of a checkpoint: weights and optimizer state, of LoRA those of the adapters, of all devices together."""
+    parts = memory.training["phases"]["update"]
+    weights = parts["gradients"] if step.lora else parts["weights"]  # those of adapters are as large as they are
+    return step.fsdp * (weights + parts["optimizer"])
+
+
+def _evaluation_share(evaluation: Evaluation | None, compute: Compute | None) -> float:
+    """Compute of all evaluations by that of all steps, the optimizer's included."""
+    if evaluation is None:
+        return 0.0
+    passes = 1 - ((compute and compute.muon_share) or 0.0)
+    return evaluation.share / (1 - evaluation.share) * passes
 
 
 def _counts(dimensions: dict, step: Step) -> dict[str, int]:
@@ -152,9 +283,7 @@ def _counts(dimensions: dict, step: Step) -> dict[str, int]:
     return {name: number for name, number in report.items() if name != "per_layer"}
 
 
-def _compute(
-    training: Training, counts: dict, dimensions: dict | None, step: Step | None, processes: int, speed: float | None
-) -> Compute:
+def _compute(training: Training, counts: dict, dimensions: dict | None, step: Step | None, processes: int) -> Compute:
     tokens, per_token = training.steps * training.tokens_per_step, 6 * counts["total"]
     if step:
         per_token = flops_per_token(dimensions, step.block_size, counts.get("adapters", 0))
@@ -163,5 +292,4 @@ def _compute(
         muon = muon_flops(dimensions, step.ns_steps, step.freeze_layers) * processes // step.fsdp
         share = muon / (muon + per_token * training.tokens_per_step)
         flops += training.steps * muon
-    seconds = tokens / speed if speed else None
-    return Compute(flops_per_token=per_token, flops=flops, muon_flops_per_step=muon, muon_share=share, seconds=seconds)
+    return Compute(flops_per_token=per_token, flops=flops, muon_flops_per_step=muon, muon_share=share)

@@ -10,6 +10,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ATTENTIONS = ("sdpa", "eager")
 DEVICES = ("cpu", "gpu")
 
+VOCABULARY_MULTIPLE = 64  # a model has as many rows of embeddings as its tokenizer has ids, padded to this
 MICRO_BATCH = 8  # sequences per process and pass where nothing is given, as in TrainingArguments
 
 # Copies of the trained weights that an optimizer keeps: of MyPT's own, and of HF's that are known here. Muon keeps one

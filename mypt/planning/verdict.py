@@ -1,5 +1,6 @@
 """Whether a run is worth it: coverage, size hints, repetition and tokens per parameter joined in one verdict."""
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -13,18 +14,27 @@ FEW_TOKENS_PER_PARAMETER = 5  # a quarter of the compute-optimal number: the mod
 
 @dataclass(frozen=True)
 class DataSource:
-    """A source of the training data; tokens_seen: before this session, from the ledger."""
+    """A source of the training data.
+
+    tokens_seen: before this session, from the ledger. seen_before: by the model that the run starts from.
+    """
 
     name: str
     tokens: int
     weight: float = 1
     tokens_seen: int = 0
     estimated: bool = False
+    seen_before: int = 0
 
 
 @dataclass(frozen=True)
 class SourceCoverage:
-    """How often a run sees one source, at its end; weight: its share of the samples."""
+    """How often a run sees one source, at its end, and what that is worth.
+
+    weight: its share of the samples. seen_before: tokens that the model which the run starts from had seen of it; the
+    band counts them, too. effective_tokens: the tokens in all in fresh ones (Muennighoff 2023). worth: their ratio, 1
+    up to the first pass.
+    """
 
     name: str
     weight: float
@@ -34,13 +44,22 @@ class SourceCoverage:
     tokens_viewed: int
     coverage: float
     band: str
+    effective_tokens: int
+    worth: float
+    seen_before: int = 0
+
+    @property
+    def tokens_in_all(self) -> int:
+        """Viewed by this run and seen before it."""
+        return self.seen_before + self.tokens_viewed
 
 
 @dataclass(frozen=True)
 class Worth:
     """Worth of the viewed tokens of all sources, in fresh ones; the last three are of a model trained from scratch.
 
-    predicted_loss: nats per token, for comparing plans.
+    tokens_viewed: with those that the model had seen of the same sources before this run. predicted_loss: nats per
+    token, for comparing plans.
     """
 
     tokens_viewed: int
@@ -65,7 +84,9 @@ class Coverage:
     """How much of its data a run sees, and whether that is enough.
 
     Coverage, band, recommended steps and verdict are those of the main source, the one with the largest weight, of
-    which a step sees only its share. adapters, frozen: sizes of a LoRA run.
+    which a step sees only its share. Where the model had seen that source before this run, all but the coverage count
+    that, too. passes: the verdict on their number alone, whatever the model's size. suggested_steps: those of the
+    suggestion. adapters, frozen: sizes of a LoRA run.
     """
 
     sources: list[SourceCoverage]
@@ -78,8 +99,10 @@ class Coverage:
     band: str
     recommended_steps: dict[str, int]
     scaling: Worth
+    passes: Verdict
     verdict: Verdict
     suggestion: str | None
+    suggested_steps: int | None = None
     adapters: int | None = None
     frozen: int | None = None
 
@@ -113,22 +136,28 @@ def assess(
     ]
     index = weights.index(max(weights))
     main, step = seen[index], shares[index]
-    verdict = judge(main.tokens_viewed, main.tokens, step, parameters["total"] if parameters else None)
+    viewed = sum(source.tokens_viewed for source in seen)
+    in_all = sum(source.tokens_in_all for source in seen)
+    judged = (main.tokens_in_all, main.tokens, step, parameters["total"] if parameters else None, in_all)
+    verdict = judge(*judged)
+    suggestion, suggested_steps = _suggest(verdict, main, step, steps, start_step)
     return Coverage(
         sources=seen,
         main=main.name,
         steps=steps,
         start_step=start_step,
         tokens_per_step=tokens_per_step,
-        tokens_viewed=sum(source.tokens_viewed for source in seen),
+        tokens_viewed=viewed,
         coverage=main.coverage,
         band=main.band,
         recommended_steps={
             f"{passes:g}x": _steps_until(passes, main, step, start_step) for passes in (MINIMUM, OPTIMAL, MAXIMUM)
         },
         scaling=_worth(seen, parameters),
+        passes=judge_data(*judged),
         verdict=verdict,
-        suggestion=_suggest(verdict, main, step, steps, start_step),
+        suggestion=suggestion,
+        suggested_steps=suggested_steps,
         adapters=adapters or None,
         frozen=base if adapters else None,
     )
@@ -138,6 +167,8 @@ def _seen(source: DataSource, step: Fraction, tokens_per_step: int, steps_left: 
     """step: its tokens in a step."""
     total = whole(f"tokens of {source.name}", source.tokens)
     viewed = source.tokens_seen + round(steps_left * step)
+    in_all = source.seen_before + viewed
+    effective = effective_tokens(in_all, total) if in_all else 0.0
     return SourceCoverage(
         name=source.name,
         weight=float(step / tokens_per_step),
@@ -146,25 +177,54 @@ def _seen(source: DataSource, step: Fraction, tokens_per_step: int, steps_left: 
         tokens_seen=source.tokens_seen,
         tokens_viewed=viewed,
         coverage=viewed / total,
-        band=find_band(viewed, total, step).name,
+        band=find_band(source.seen_before + viewed, total, step).name,
+        effective_tokens=round(effective),
+        worth=effective / in_all if in_all else 1.0,
+        seen_before=source.seen_before,
     )
 
 
 def _steps_until(passes: float, main: SourceCoverage, step: Fraction, start_step: int) -> int:
-    """The step of the run at which the main source has been seen `passes` times, at today's tokens per step."""
-    remaining = exact("passes", passes) * main.tokens - main.tokens_seen
-    return max(1, start_step + math.ceil(remaining / step))
+    """The step of the run at which the main source has been seen `passes` times, at today's tokens per step.
+
+    0: the model that the run starts from has seen it so often already.
+    """
+    remaining = exact("passes", passes) * main.tokens - main.seen_before - main.tokens_seen
+    return max(0, start_step + math.ceil(remaining / step))
 
 
-def judge(viewed: int, total_tokens: int, tokens_per_step: int | Fraction, parameters: int | None = None) -> Verdict:
-    """The verdict on a dataset seen `viewed / total` times.
+def judge(
+    viewed: int,
+    total_tokens: int,
+    tokens_per_step: int | Fraction,
+    parameters: int | None = None,
+    all_viewed: int | None = None,
+) -> Verdict:
+    """The verdict of `judge_data`, with a note on a model that is large for the data. Arguments: the same."""
+    verdict = judge_data(viewed, total_tokens, tokens_per_step, parameters, all_viewed)
+    per_parameter = (all_viewed or viewed) / parameters if parameters else 0
+    if verdict.level != "good" or not 0 < per_parameter < FEW_TOKENS_PER_PARAMETER:
+        return verdict
+    words = f"; but with {figure(per_parameter)} tokens per parameter the model is large for this data, unless it was "
+    return replace(verdict, level="note", sentence=f"{verdict.sentence}{words}trained before")
+
+
+def judge_data(
+    viewed: int,
+    total_tokens: int,
+    tokens_per_step: int | Fraction,
+    parameters: int | None = None,
+    all_viewed: int | None = None,
+) -> Verdict:
+    """Whether `viewed / total` passes over a dataset are a good number.
 
     The size hints of dataset and model decide where they and the band disagree; either hint is enough. Fewer passes
-    are fine, too, if the model gets its compute-optimal 20 tokens per parameter.
+    are fine, too, if the model gets its compute-optimal 20 tokens per parameter, of all sources together: all_viewed,
+    where there are others.
     """
     low, high, reason = advised_passes(total_tokens, parameters)
     band = find_band(viewed, total_tokens, tokens_per_step)
-    per_parameter = viewed / parameters if parameters else 0
+    per_parameter = (all_viewed or viewed) / parameters if parameters else 0
     but = "the band is good, but" if band is GOOD else "too few passes:"
     if is_within(viewed, low, high, total_tokens, tokens_per_step):
         level, sentence = "good", f"{reason}, and this run is within"
@@ -181,12 +241,6 @@ def judge(viewed: int, total_tokens: int, tokens_per_step: int | Fraction, param
         )
     else:
         level, sentence = "note" if band is GOOD else band.level, f"{but} {reason}"
-    if level == "good" and 0 < per_parameter < FEW_TOKENS_PER_PARAMETER:
-        level = "note"
-        sentence += (
-            f"; but with {figure(per_parameter)} tokens per parameter the model is large for this data, unless it was "
-            "trained before"
-        )
     return Verdict(level, sentence, (low, high))
 
 
@@ -204,12 +258,12 @@ def advised_passes(total_tokens: int, parameters: int | None) -> tuple[int, int,
 
 def _worth(sources: list[SourceCoverage], parameters: dict | None) -> Worth:
     """All sources together, each with its own repetition."""
-    viewed = sum(source.tokens_viewed for source in sources)
-    effective = sum(effective_tokens(each.tokens_viewed, each.tokens) for each in sources if each.tokens_viewed)
-    worth = Worth(viewed, round(effective), effective / max(viewed, 1))
+    viewed = sum(source.tokens_in_all for source in sources)
+    effective = sum(source.effective_tokens for source in sources)
+    worth = Worth(viewed, effective, effective / max(viewed, 1))
     if not (parameters and viewed):
         return worth
-    unique = sum(min(source.tokens, source.tokens_viewed) for source in sources)
+    unique = sum(min(source.tokens, source.tokens_in_all) for source in sources)
     inner = parameters.get("non_embedding")
     return replace(
         worth,
@@ -219,18 +273,21 @@ def _worth(sources: list[SourceCoverage], parameters: dict | None) -> Worth:
     )
 
 
-def _suggest(verdict: Verdict, main: SourceCoverage, step: Fraction, steps: int, start_step: int) -> str | None:
-    """Which number of steps would suit better; None where the verdict is good or steps are not the point."""
+def _suggest(
+    verdict: Verdict, main: SourceCoverage, step: Fraction, steps: int, start_step: int
+) -> tuple[str | None, int | None]:
+    """A number of steps that would suit better, in words and alone; None where the verdict is good or steps are not
+    the point."""
     low, high = verdict.advised
-    if verdict.level == "good" or is_within(main.tokens_viewed, low, high, main.tokens, step):
-        return None
-    if main.tokens_viewed < low * main.tokens:
+    if verdict.level == "good" or is_within(main.tokens_in_all, low, high, main.tokens, step):
+        return None, None
+    if main.tokens_in_all < low * main.tokens:
         least = _steps_until(low, main, step, start_step)
-        return f"raise training.max_steps to at least {least:,} for {low}x (now {steps:,})"
+        return f"raise training.max_steps to at least {least:,} for {low}x (now {steps:,})", least
     most = _steps_until(high, main, step, start_step)
-    if most <= start_step:
-        return "stop here, or add data"
-    return f"lower training.max_steps to {most:,} for {high}x (now {steps:,}), or use more data"
+    if main.seen_before + main.tokens_seen >= high * main.tokens:
+        return "stop here, or add data" if start_step else "train on other data, or add some", None
+    return f"lower training.max_steps to {most:,} for {high}x (now {steps:,}), or use more data", most
 
 
 def short(number: float) -> str:
@@ -246,3 +303,21 @@ def figure(number: float) -> str:
     if number >= 100:
         return f"{number:,.0f}"
     return f"{number:.3g}" if number >= 1e-4 else f"{number:.6f}"
+
+
+def times(coverage: float) -> str:
+    """Coverage in two decimals, never rounded up to a full pass: 4.10x, 0.99x, 0.004x; from 100 passes on in none."""
+    if 0.99 <= coverage < 1:
+        return "0.99x"
+    if coverage >= 100:
+        return f"{coverage:,.0f}x"
+    return f"{coverage:.2f}x" if coverage >= 0.01 else f"{coverage:.1g}x"
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: 45 s, 3 min 20 s, 5 h 12 min, 9 d 4 h."""
+    units = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+    for (size, name), (smaller, smaller_name) in itertools.pairwise(units):
+        if seconds >= size:
+            return f"{seconds // size:,.0f} {name} {seconds % size // smaller:.0f} {smaller_name}"
+    return f"{seconds:.0f} s"

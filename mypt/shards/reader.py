@@ -72,6 +72,19 @@ class ShardReader:
         """Changes with any token of the split."""
         return self.manifest.fingerprint(self.split, len(self.shards))
 
+    @property
+    def eos_token_id(self) -> int:
+        return self.manifest.eos_token_id
+
+    @property
+    def largest_id(self) -> int:
+        return max(shard.max_id for shard in self.shards)
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of the text that the tokens encode."""
+        return sum(shard.bytes for shard in self.shards)
+
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Copy windows out of the stream.
 

@@ -4,8 +4,11 @@ import json
 import re
 from pathlib import Path
 
+from mypt.checkpoints.interpolated import PLOT_NAME
+from mypt.checkpoints.lineage import coverage_of, describe_runs
 from mypt.errors import CheckpointError
 from mypt.inspection.checkpoint import inspect_checkpoint
+from mypt.inspection.training_history import describe_action
 from mypt.planning.parameters import count_parameters
 from mypt.recipe import RESOLVED_NAME
 from mypt.storage.run_info import RunInfo
@@ -104,8 +107,14 @@ def _summary(info: RunInfo) -> str:
         words += f", trained from {link}"
     elif info.recipe:
         words += ", trained from scratch"
+    words += " with MyPT" if info.recipe else ""
+    if between := info.interpolation:
+        words += (
+            f". Its weights are between those of {_code(between['base'])} (alpha 0) and {_code(between['adapted'])} "
+            f"(alpha 1), at alpha {between['alpha']:g} ([WiSE-FT](https://arxiv.org/abs/2109.01903))"
+        )
     rows = [(f"**{name}**", _plain(value)) for name, value in describe(info.folder).items()]
-    return f"{words}{' with MyPT' if info.recipe else ''}.\n\n{_table(('', ''), rows)}"
+    return f"{words}.\n\n{_table(('', ''), rows)}"
 
 
 def _parameters(config: dict, stored: int) -> str:
@@ -144,6 +153,11 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"""
 
 
 def _training(info: RunInfo) -> str:
+    parts = [_own_run(info), _all_runs(info)]
+    return "## Training\n\n" + "\n\n".join(filter(None, parts)) if any(parts) else ""
+
+
+def _own_run(info: RunInfo) -> str:
     if not info.coverage:
         return ""
     sources = info.coverage["sources"]
@@ -161,16 +175,35 @@ def _training(info: RunInfo) -> str:
     words = ", ".join([*steps, *([f"{total:,} tokens"] if total else [])])
     table = _table(("data", "tokens in it", "tokens seen", "passes", "fingerprint"), rows)
     picture = "\n\n![Loss over the steps](loss.png)" if (info.folder / "loss.png").is_file() else ""
-    return f"## Training\n\n{f'{words}.' if words else 'What it was trained on:'}\n\n{table}{picture}"
+    return f"{f'{words}.' if words else 'What it was trained on:'}\n\n{table}{picture}"
+
+
+def _all_runs(info: RunInfo) -> str:
+    """What the weights have seen over all runs, unless the ledger of the only one has told it."""
+    lineage = info.lineage
+    if not lineage or not (lineage["base"] or len(lineage["runs"]) > 1 or "seen" not in info.coverage):
+        return ""
+    rows = [
+        (_plain(source["name"]), f"{source['samples']:,}", f"{source['tokens']:,}", coverage_of(source))
+        for source in lineage["seen"]
+    ]
+    total = sum(source["tokens"] for source in lineage["seen"])
+    unknown = f" What {_plain(lineage['base'])} was trained on is not known." if lineage["base"] else ""
+    table = _table(("data", "windows seen", "tokens seen", "coverage"), rows)
+    return f"Over all runs ({_plain(describe_runs(lineage))}): {total:,} tokens.{unknown}\n\n{table}"
 
 
 def _forgetting(info: RunInfo) -> str:
     if not info.last:
         return ""
-    guard, target = info.forgetting.get("guard", []), info.forgetting.get("target")
+    if between := info.interpolation:
+        targets, guard, start, here = between["target"], between["guard"], "alpha 0", f"alpha {between['alpha']:g}"
+    else:
+        targets, guard = [info.forgetting.get("target")], info.forgetting.get("guard", [])
+        start, here = "step 0", f"step {info.last['step']}"
     rows = []
     for name, reading in info.last["sets"].items():
-        role = "target" if name == target else "guarded" if name in guard else "other"
+        role = "target" if name in targets else "guarded" if name in guard else "other"
         before = info.first["sets"].get(name, {}).get("loss")
         bits = reading.get("bits_per_byte")
         error = f" +/- {reading['delta_error']:.4f}" if "delta_error" in reading else ""
@@ -179,12 +212,16 @@ def _forgetting(info: RunInfo) -> str:
              f"{reading['delta']:+.4f}{error}", "" if bits is None else f"{bits:.4f}",
              _plain(reading["state"]))
         )  # fmt: skip
-    header = ("held-out text", "loss at step 0", f"loss at step {info.last['step']}", "change", "bits/byte", "state")
+    header = ("held-out text", f"loss at {start}", f"loss at {here}", "change", "bits/byte", "state")
     text = f"## Evaluation and forgetting\n\nLoss in nats per token.\n\n{_table(header, rows)}"
+    actions = [a for a in info.forgetting.get("actions", []) if a["step"] <= info.last["step"]]
+    if actions:
+        text += "\n\nWhat the guard did:\n\n" + "\n".join(f"- {_plain(describe_action(action))}" for action in actions)
     if "verdict" in info.forgetting and info.forgetting["history"][-1] == info.last:
         text += f"\n\nVerdict: {_plain(info.forgetting['verdict'])}"
-    if (info.folder / "forgetting.png").is_file():
-        text += "\n\n![Change of the losses since step 0](forgetting.png)"
+    for name, words in (("forgetting.png", "since step 0"), (PLOT_NAME, "between alpha 0 and 1")):
+        if (info.folder / name).is_file():
+            text += f"\n\n![Change of the losses {words}]({name})"
     return text
 
 
@@ -196,6 +233,8 @@ def _limitations(info: RunInfo) -> str:
     ]
     if not info.last:
         lines[-1] = "Nothing was measured on held-out text."
+    if not info.lineage:
+        lines.append("What its weights have seen in all of their training is not known.")
     return "## Limitations\n\n" + "\n".join(f"- {line}" for line in lines)
 
 

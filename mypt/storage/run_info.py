@@ -7,6 +7,8 @@ from typing import TypedDict
 from mypt.checkpoints.adapter import is_adapter, read_adapter_config
 from mypt.checkpoints.complete import last_complete_checkpoint
 from mypt.checkpoints.config import CONFIG_NAME, cached_file, read_config_file
+from mypt.checkpoints.interpolated import chosen_point, read_interpolation
+from mypt.checkpoints.lineage import find_lineage
 from mypt.checkpoints.state import read_forgetting, read_ledger, read_state
 from mypt.errors import CheckpointError
 from mypt.json_files import read_json
@@ -23,7 +25,8 @@ class _Environment(TypedDict, total=False):
 class RunInfo:
     """The content of the folder's files; a part that is not there is None or empty.
 
-    A checkpoint and OUT/best lie in their run's folder, whose files count as far as they are of their step.
+    A checkpoint and OUT/best lie in their run's folder, whose files count as far as they are of their step. `first` and
+    `last` are measurements at step 0 and of the weights here, or at alpha 0 and at the alpha of interpolated weights.
     """
 
     def __init__(self, folder: Path):
@@ -39,14 +42,19 @@ class RunInfo:
             kind = type(self.recipe).__name__
             raise CheckpointError(f"{run / RESOLVED_NAME} is damaged ({kind} in place of names and values); restore it")
         self.coverage = without_places(read_ledger(run) or {})
+        self.lineage = without_places(find_lineage(folder))
         self.forgetting = read_forgetting(run) or {}
         environment = run / "environment.json"
         self.environment = read_json(environment, _Environment, CheckpointError) if environment.is_file() else {}
+        self.interpolation = without_places(read_interpolation(folder))
         self.step = self._step(run)
         if self.coverage.get("step") != self.step:
             self.coverage = {key: self.coverage[key] for key in ("sources", "data") if key in self.coverage}
         history = [entry for entry in self.forgetting.get("history", []) if entry["step"] <= (self.step or 0)]
         self.first, self.last = (history[0], history[-1]) if len(history) > 1 else (None, None)
+        if self.interpolation:  # the measurements of these weights, if any
+            measured = chosen_point(self.interpolation)
+            self.first, self.last = (self.interpolation["curve"][0], measured) if measured else (None, None)
         base = (self.adapter or {}).get("base_model_name_or_path") or self.recipe.get("model", {}).get("init_from")
         self.base = without_places(base) if base else None
         # runs/base may as well be a folder that was moved: the cache shows what came from the hub.
@@ -54,6 +62,8 @@ class RunInfo:
 
     def _step(self, run: Path) -> int | None:
         """Return the optimizer step of these weights."""
+        if self.interpolation and "step" in self.interpolation:
+            return self.interpolation["step"]
         if match := re.fullmatch(r"checkpoint-(\d+)", self.folder.name):
             return int(match[1])
         if self.folder == run:

@@ -12,6 +12,8 @@ from mypt.checkpoints.adapter import BASE_NAME, is_adapter
 from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file
 from mypt.checkpoints.complete import last_complete_checkpoint
 from mypt.checkpoints.config import ADAPTER_CONFIG, read_config_file
+from mypt.checkpoints.interpolated import PLOT_NAME, REPORT_NAME
+from mypt.checkpoints.lineage import LINEAGE_NAME
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, LOADABLE, read_header, weight_files
 from mypt.errors import CheckpointError
 from mypt.json_files import parse_json
@@ -24,14 +26,18 @@ CARD_NAME = "README.md"
 CONFIGS = ("config.json", ADAPTER_CONFIG)
 RUN_FILES = (
     "coverage.json", "diagnosis.json", "forgetting.json", "forgetting.png", "loss.png", "metrics.jsonl", RESOLVED_NAME,
+    REPORT_NAME, PLOT_NAME,
 )  # fmt: skip
 # An allow-list: what is not named here (optimizer and random states, pickles, logs, a user's own files) stays.
 NAMES = {
-    *CONFIGS, BASE_NAME, *RUN_FILES, CARD_NAME, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE",
+    *CONFIGS, BASE_NAME, LINEAGE_NAME, *RUN_FILES, CARD_NAME, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE",
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja",
 }  # fmt: skip
-_WITH_PATHS = (*CONFIGS, BASE_NAME, "tokenizer_config.json", "coverage.json", "forgetting.json", RESOLVED_NAME)
+_WITH_PATHS = (
+    *CONFIGS, BASE_NAME, LINEAGE_NAME, "tokenizer_config.json", "coverage.json", "forgetting.json", RESOLVED_NAME,
+    REPORT_NAME,
+)  # fmt: skip
 _TEXT = (".json", ".jsonl", ".yaml", ".md", ".txt", ".py", ".jinja")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 

@@ -12,8 +12,8 @@ PERIOD = 1_000
 class Mixture:
     """A fixed table of PERIOD slots, repeated: global sample -> (source, sample number within that source).
 
-    weights: positive numbers, one per source, any scale; each gets its share of the slots to the nearest 1/1000.
-    Raises DataError for a source whose share rounds to nothing.
+    weights: numbers of 0 or more, one per source, any scale; each gets its share of the slots to the nearest 1/1000.
+    Raises DataError for a source whose share rounds to nothing although its weight is not 0.
     """
 
     def __init__(self, weights: list[float]):
@@ -54,9 +54,10 @@ def _slot_counts(weights: list[float]) -> list[int]:
     by_remainder = sorted(range(len(exact)), key=lambda index: counts[index] - exact[index])
     for index in by_remainder[: PERIOD - sum(counts)]:
         counts[index] += 1
-    if 0 in counts:
+    lost = [index for index, weight in enumerate(weights) if weight and not counts[index]]
+    if lost:
         raise DataError(
-            f"data.train weights {weights}: source number {counts.index(0) + 1} would get less than 1 in {PERIOD} "
-            "samples; raise its weight or leave it out"
+            f"data.train weights {weights}: source number {lost[0] + 1} would get less than 1 in {PERIOD} samples; "
+            "raise its weight or leave it out"
         )
     return counts

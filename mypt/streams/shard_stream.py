@@ -1,7 +1,10 @@
 """`ShardStream`: token windows of dataset directories as ready micro-batches, in one global order, from any sample."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +16,9 @@ from mypt.streams.config import StreamConfig, to_batch
 from mypt.streams.curriculum import cut, length_at
 from mypt.streams.ledger import Ledger
 from mypt.streams.timeline import Source, events_since
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 CHUNK = 16_384  # samples whose places are worked out at once: numpy's cost per call then vanishes
 FIRST_CHUNK = 256  # doubled up to CHUNK: a small dataset has many epochs in a large chunk, each with its own order
@@ -123,6 +129,17 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
         self.add_event(event)
         return event
 
+    def to_iterable_dataset(self) -> IterableDataset:
+        """The same samples as a streaming HF dataset with the column `input_ids`, for trainers that take no other.
+
+        Raises DataError unless micro_batch_size is None.
+        """
+        from datasets import IterableDataset
+
+        if self.config.micro_batch_size is not None:
+            raise DataError("a HF dataset has single samples; build the stream with micro_batch_size=None")
+        return IterableDataset.from_generator(_rows, gen_kwargs={"stream": self})
+
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = torch.utils.data.get_worker_info()
         batch, stride = (worker.id, worker.num_workers) if worker else (0, 1)
@@ -185,3 +202,8 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
         if not self.config.document_mask:
             return None
         return np.array([reader.manifest.eos_token_id for reader in self.readers])[owners, None]
+
+
+def _rows(stream: ShardStream) -> Iterator[dict[str, np.ndarray]]:
+    for sample in stream:
+        yield {"input_ids": sample["input_ids"].numpy()}

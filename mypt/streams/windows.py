@@ -17,7 +17,7 @@ def window_count(tokens: int, block_size: int) -> int:
     if tokens < block_size + 1:
         raise DataError(
             f"block_size {block_size} needs at least {block_size + 1} tokens, the split has {tokens}; "
-            "lower data.block_size or prepare more text"
+            f"lower data.block_size to at most {max(1, tokens - 1)} or prepare more text"
         )
     return max(1, (tokens - block_size) // block_size)
 

@@ -10,15 +10,27 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from accelerate.utils import set_seed as set_rank_seed
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers import logging as transformers_logging
 
 from mypt.checkpoints.adapter import INSTALL_PEFT
 from mypt.checkpoints.probes import require_document_mask
 from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
+from mypt.files import free_for
+from mypt.hardware.speeds import identify
+from mypt.planning.disk import Saving, plan_disk
+from mypt.planning.fit import gibibytes
 from mypt.planning.step import OWN_OPTIMIZERS
-from mypt.recipe import RESOLVED_NAME, Recipe, save_recipe
+from mypt.preparation.contamination import contamination_line, find_contamination
+from mypt.recipe import AUTO, RESOLVED_NAME, Recipe, save_recipe
 from mypt.streams.eval_windows import EvalWindows
 from mypt.terminal import say
 from mypt.training import run_folder
@@ -33,13 +45,15 @@ from mypt.training.callbacks.throughput import ThroughputCallback
 from mypt.training.callbacks.upload import UploadCallback
 from mypt.training.data.sources import RunData, resolve_data
 from mypt.training.data.stream import build_eval_sets, build_stream, place_stream
+from mypt.training.interpolation import Start
 from mypt.training.launch import refuse_zero, require_processes
 from mypt.training.model.build import build_model
 from mypt.training.model.freeze import freeze
+from mypt.training.model.init_from import existing_model
 from mypt.training.optim.optimizers import muon_factory
 from mypt.training.request import default_block_size, output_dir
 from mypt.training.resolve import resolve, resolve_arguments, run_identity
-from mypt.training.resolve_hardware import resolve_hardware
+from mypt.training.resolve_hardware import Hardware, resolve_hardware
 from mypt.training.tracking import require_start, require_trackers
 from mypt.training.trainer.trainer import MyPTTrainer
 
@@ -105,6 +119,7 @@ def _build(
     checkpoint, skipped = broadcast_object_list([_on_main(lambda: run_folder.choose(run, resume, unreadable))])[0]
     block_size = recipe.data.block_size or default_block_size(recipe.model)
     model = _model(recipe, data, block_size, seed, checkpoint)
+    start = _start(recipe, data, block_size)
 
     recipe = resolve(recipe, data, model, block_size or _longest_context(recipe, model), recorded)
     identity = run_identity(recipe, data, model, recorded)
@@ -115,9 +130,13 @@ def _build(
     recipe, args = resolve_arguments(recipe, data, model, stream, steps_done, hardware)
     place_stream(stream, recipe, args)
     eval_sets = build_eval_sets(recipe, data, going_on=bool(checkpoint))
+    if not checkpoint:
+        _on_main(lambda: _report_contamination(data))
+    _on_main(lambda: _report_disk(run, args, hardware, bool(eval_sets)))
 
     coverage = _coverage(recipe, model, stream, assume_yes)
-    forgetting = _forgetting(recipe, eval_sets)
+    forgetting = _forgetting(recipe, data, eval_sets, coverage)
+    interpolates = forgetting and forgetting.policy.guard and recipe.forgetting.interpolate == AUTO
     diagnosis = DiagnosisCallback(coverage, forgetting and forgetting.policy.target)
     ours = [coverage, forgetting, MetricsCallback(), ProgressBarCallback(), diagnosis]
     patience = recipe.safety.early_stopping_patience
@@ -137,7 +156,8 @@ def _build(
             forgetting=forgetting,
             early_stopping=stopping,
             upload=upload,
-            throughput=ThroughputCallback(stream.block_size),
+            start=start if interpolates else None,
+            throughput=ThroughputCallback(stream.block_size, _speed_identity(hardware)),
             hardware=hardware,
             compile_layers=recipe.training["torch_compile"],
             on_nan=recipe.safety.on_nan,
@@ -157,6 +177,26 @@ def _build(
     # Each process its own dropout masks; a resume restores them from its checkpoint.
     set_rank_seed(seed, device_specific=True)
     return trainer
+
+
+def _report_contamination(data: RunData) -> None:
+    """One line if an evaluation set is among the training data. Of streamed text only the first documents are here."""
+    sets = {name: (directory, data.eval_splits.get(name, "val")) for name, directory in data.eval.items()}
+    if line := contamination_line(find_contamination(sets, [*data.train], data.manifests)):
+        say(line)
+
+
+def _report_disk(run: Path, args: TrainingArguments, hardware: Hardware, evaluated: bool) -> None:
+    """One line if the disk has no room for the run folder, by the estimate of `mypt plan`."""
+    if not hardware.step:
+        return
+    saving = Saving(save_steps=args.save_steps, limit=args.save_total_limit, free=free_for(run))
+    disk = plan_disk(hardware.dimensions, hardware.step, steps=args.max_steps, evaluated=evaluated, saving=saving)
+    if not disk.fits:
+        say(
+            f"warning: {run} will need about {gibibytes(disk.peak)} GiB ({disk}), and {gibibytes(disk.free)} GiB are "
+            "free for it: lower training.save_total_limit, or free some space"
+        )
 
 
 def _longest_context(recipe: Recipe, model: PreTrainedModel) -> int:
@@ -193,6 +233,15 @@ def _model(
     if frozen and PartialState().is_main_process:
         say(frozen)
     return model
+
+
+def _start(recipe: Recipe, data: RunData, block_size: int | None) -> Start | None:
+    """The model that training starts from, to be made again when it ends; None for a preset's random weights."""
+    name = recipe.model.init_from
+    if not name:
+        return None
+    build = functools.partial(existing_model, recipe.model, data, block_size, report=lambda *lines: None)
+    return Start(name, None if recipe.lora else build)
 
 
 def _lora():
@@ -274,22 +323,39 @@ def _coverage(recipe: Recipe, model: PreTrainedModel, stream, assume_yes: bool) 
         parameters = {"total": parameters["total"] - adapters, "adapters": adapters}
     section = recipe.coverage
     return CoverageCallback(
-        stream, parameters=parameters, confirm=section.confirm, strict=section.strict, assume_yes=assume_yes
+        stream,
+        parameters=parameters,
+        confirm=section.confirm,
+        strict=section.strict,
+        assume_yes=assume_yes,
+        init_from=recipe.model.init_from,
     )
 
 
-def _forgetting(recipe: Recipe, eval_sets: dict[str, EvalWindows]) -> ForgettingCallback | None:
+def _forgetting(
+    recipe: Recipe, data: RunData, eval_sets: dict[str, EvalWindows], coverage: CoverageCallback
+) -> ForgettingCallback | None:
     if not eval_sets:
         return None
-    section = recipe.forgetting
+    section, sources = recipe.forgetting, list(data.train)
     return ForgettingCallback(
         eval_sets,
         target=section.target,
-        guard=section.guard,
+        guard=None if section.guard is None else list(section.guard),
         tolerance=section.tolerance,
         action=section.action,
+        act_at=section.act_at,
+        coverage=coverage,
+        replay={name: sources.index(directory) for name, directory in data.replay.items()},
         time_budget=section.time_budget,
     )
+
+
+def _speed_identity(hardware: Hardware) -> dict | None:
+    """What a plan recognises this run's speed by; None for a model that plans do not know by formulas."""
+    if hardware.step is None:
+        return None
+    return identify(hardware.machine, hardware.dimensions, hardware.step, PartialState().num_processes)
 
 
 def _optimizer(recipe: Recipe, args, model):

@@ -6,18 +6,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mypt.checkpoints.complete import checkpoints, what_is_missing
+from mypt.checkpoints.lineage import find_lineage
 from mypt.checkpoints.load import require_model
 from mypt.errors import RecipeError, recipe_wording
 from mypt.evaluation.forgetting import require_sets
 from mypt.models.presets import preset_dimensions
-from mypt.recipe import AUTO, RESOLVED_NAME, ModelSection, Recipe, load_recipe
+from mypt.recipe import AUTO, RESOLVED_NAME, ModelSection, Recipe, load_recipe, model_fault
 from mypt.shards.format import Manifest
 from mypt.shards.opening import open_dataset
 from mypt.shards.reader import check_files
 from mypt.streams.windows import window_count
 from mypt.tokenization.load import require_same_tokenizer
 from mypt.training import run_folder
-from mypt.training.data.sources import default_sets, is_dataset, text_sources
+from mypt.training.data.sources import default_sets, is_dataset, replay_sources, text_sources
 from mypt.training.launch import SIZES
 
 WORKERS_PER_CPU = 16  # a worker that waits for a disk or the hub needs no core; more than this only take memory
@@ -92,12 +93,13 @@ def _check_model(section: ModelSection, is_resumed: bool) -> None:
     if section.init_from:
         if not is_resumed:  # whose checkpoint may be all that the run needs
             require_model(section.init_from)
+            find_lineage(section.init_from)
         return
     preset(section)
     try:
         preset_dimensions(section.preset, **section.config)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"model: {' '.join(str(error).split())}") from None
+        raise model_fault(error) from None
 
 
 def _is_recorded(recipe: Recipe, run: Path) -> bool:
@@ -134,3 +136,5 @@ def _check_data(recipe: Recipe) -> None:
     names = section.eval or ({} if texts else default_sets({name: manifests[name] for name in section.train}))
     if names:
         require_sets(names, recipe.forgetting.target, recipe.forgetting.guard)
+        for source in replay_sources(recipe, names, section.train).values():
+            check_files(Path(source), open_dataset(source, section.dtype), "train")

@@ -11,6 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from mypt.checkpoints.interpolated import InterpolationReport, chosen_point
 from mypt.checkpoints.state import RunState, read_state
 from mypt.errors import (
     CheckFailed,
@@ -21,14 +22,15 @@ from mypt.errors import (
     UnreadableCheckpoint,
     recipe_wording,
 )
-from mypt.evaluation.forgetting import INFEASIBLE
+from mypt.evaluation.evaluator import Evaluator
 from mypt.files import replace_text
-from mypt.hardware.out_of_memory import explain_out_of_memory_at_start
+from mypt.hardware.out_of_memory import explain_out_of_memory_at_start, is_out_of_memory
 from mypt.recipe import Recipe
 from mypt.terminal import say
 from mypt.training import run_folder
 from mypt.training.build import build_trainer
 from mypt.training.callbacks.coverage import write_ledger
+from mypt.training.interpolation import InterpolatedBest, describe, kept_guards, record
 from mypt.training.run_folder import others
 from mypt.training.trainer.trainer import MyPTTrainer
 
@@ -41,13 +43,14 @@ class Result:
 
     Attributes:
         state: `completed` (at max_steps), `stopped` (earlier, by a rule), `interrupted` (by a signal) or `failed`.
-        reason: `max_steps`; `infeasible` (no saved step kept every guarded set), `upload` (completed but not sent);
-            `forgetting`, `early_stopping`, `declined` (stopped); the signal's name; `diverged` (NaN or infinite) or
-            `error` (failed).
+        reason: `max_steps`; `interpolated` (no saved step kept every guarded set, and OUT/best is between the start and
+            one), `infeasible` (the same, without the interpolation), `upload` (completed but not sent); `forgetting`,
+            `early_stopping`, `declined` (stopped); the signal's name; `diverged` (NaN or infinite) or `error` (failed).
         exit_code: Of the command.
         step: Optimizer steps that are trained; max_steps: that the recipe asks for.
-        objective: `eval_constrained_loss` of the best saved step, in nats; None without evaluation sets.
-        best_step: That step.
+        objective: `eval_constrained_loss` of OUT/best, in nats; None without evaluation sets.
+        best_step: The saved step that it is, or between which and the start it is.
+        alpha: Share of the way from the start to that step; None if it was not interpolated.
         seconds: Wall time of training in this call.
         message: What the command printed last.
     """
@@ -59,6 +62,7 @@ class Result:
     max_steps: int
     objective: float | None
     best_step: int | None
+    alpha: float | None
     seconds: float
     message: str
 
@@ -77,7 +81,7 @@ def train(recipe: Recipe, *, resume: bool | str | Path = False, assume_yes: bool
     Raises:
         Interrupted: After a signal, when the checkpoint is saved.
         CheckFailed: After everything is published, if the upload that the recipe asks for failed, or no saved step
-            kept every guarded set within the tolerance.
+            kept every guarded set within the tolerance and no interpolation towards the start does.
         MyPTError: As `build_trainer`.
     """
     unreadable: dict[Path, str] = {}
@@ -103,29 +107,67 @@ def finish(trainer: MyPTTrainer) -> Path:
     done: dict = saved.trainer
     early, began = _stopped_before(trainer, saved), time.monotonic()
     is_complete = bool(early) or done["global_step"] >= trainer.args.max_steps
+    report, made = None, False
     try:
         if is_complete:
             lines = _complete(trainer, saved, early)
         else:
             lines = _train(trainer, began)
             done, early = vars(trainer.state), _stopped_now(trainer)
+        wanted = _interpolation(trainer, run, done)
         if trainer.is_world_process_zero():
-            run_folder.publish(run, done.get("best_model_checkpoint"))
+            report = wanted and wanted.found()
+            run_folder.publish(run, None if report else done.get("best_model_checkpoint"))
             say(*lines)
         part(trainer.accelerator)
         # Last, since the other processes would not wait for hours.
-        if trainer.upload and trainer.is_world_process_zero():
-            trainer.upload.finish(run)
-        _require_feasible(run, done)
+        if trainer.is_world_process_zero():
+            if wanted and not report:
+                report = _interpolated(trainer, wanted)
+                made = report is not None
+            if report:
+                lines = [f"interpolated, so that every guard is kept: {describe(report)}; {run / run_folder.BEST_NAME}"]
+                say(*lines)
+            record(run, report)
+            if trainer.upload:
+                trainer.upload.finish(run)
+        elif wanted:
+            return run  # the main process decides how the run ends
+        if not report:
+            _require_feasible(run, done)
     except UnreadableCheckpoint:
         raise  # another one may do
     except BaseException as error:
-        _record(trainer, done if is_complete else vars(trainer.state), began, *_ending(error, early), error)
+        _record(trainer, done if is_complete else vars(trainer.state), began, *_ending(error, early), error, report)
         raise
     state, reason = ("stopped", early) if early else ("completed", "max_steps")
-    if not (is_complete and _recorded_ending(run) == [state, reason, 0]):  # which has the seconds of training
-        _record(trainer, done, began, state, reason, 0, lines[0])
+    reason = "interpolated" if report else reason
+    if made or not (is_complete and _recorded_ending(run) == [state, reason, 0]):  # which has the seconds of training
+        _record(trainer, done, began, state, reason, 0, lines[0], report)
     return run
+
+
+def _interpolation(trainer: MyPTTrainer, run: Path, done: dict) -> InterpolatedBest | None:
+    """What makes OUT/best of a run in which no saved step kept the guards; None if one did, or it is not asked for."""
+    if trainer.start is None or kept_guards(done):
+        return None
+    evaluator = Evaluator(trainer.forgetting.eval_sets, trainer.args.per_device_eval_batch_size)
+    return InterpolatedBest(run, trainer.start, done["best_model_checkpoint"], trainer.forgetting.policy, evaluator)
+
+
+def _interpolated(trainer: MyPTTrainer, wanted: InterpolatedBest) -> InterpolationReport | None:
+    """Make OUT/best by interpolation; None, with the reason printed, where that cannot be done."""
+    trainer.free()
+    try:
+        return wanted.make()
+    except (MyPTError, OSError) as error:
+        reason = error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = "out of memory"
+    say(f"not interpolated: {reason}")
+    return None
 
 
 def _complete(trainer: MyPTTrainer, saved: RunState, early: str | None) -> list[str]:
@@ -185,8 +227,7 @@ def _leave(trainer: MyPTTrainer) -> None:
 
 def _require_feasible(run: Path, done: dict) -> None:
     """Raise CheckFailed if no saved step kept every guarded set within the tolerance."""
-    best = done.get("best_metric")
-    if best is not None and not best < INFEASIBLE:
+    if not kept_guards(done):
         raise CheckFailed(
             f"no saved step kept every guarded set within the tolerance; {run / run_folder.BEST_NAME} is the one that "
             f"lost least (step {done['best_global_step']})",
@@ -214,11 +255,23 @@ def _recorded_ending(run: Path) -> list | None:
     return None
 
 
-def _record(trainer, done: dict, began: float, state: str, reason: str, code: int, message: object) -> None:
+def _record(
+    trainer,
+    done: dict,
+    began: float,
+    state: str,
+    reason: str,
+    code: int,
+    message: object,
+    interpolation: InterpolationReport | None,
+) -> None:
     """Write `result.json` from the main process; a disk that is full keeps nobody from reading the first error."""
     if not trainer.is_world_process_zero():
         return
-    best = done.get("best_metric")
+    best, step = done.get("best_metric"), done.get("best_global_step")
+    if interpolation:
+        best = chosen_point(interpolation)["sets"][trainer.forgetting.policy.target]["loss"]
+        step = interpolation["step"]
     result = Result(
         state,
         reason,
@@ -226,7 +279,8 @@ def _record(trainer, done: dict, began: float, state: str, reason: str, code: in
         step=done["global_step"],
         max_steps=trainer.args.max_steps,
         objective=best if best is not None and math.isfinite(best) else None,
-        best_step=done.get("best_global_step"),
+        best_step=step,
+        alpha=interpolation and interpolation["alpha"],
         seconds=round(time.monotonic() - began, 3),
         message=str(message) or type(message).__name__,
     )

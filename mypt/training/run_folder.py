@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file, checksums_of
 from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint, step_of, what_is_missing
+from mypt.checkpoints.interpolated import PLOT_NAME, REPORT_NAME
 from mypt.checkpoints.tensors import LOADABLE
 from mypt.checkpoints.verify import fault_of, last_good_checkpoint
 from mypt.errors import CheckpointError
@@ -255,9 +256,14 @@ def publish(run: Path, best_checkpoint: str | None) -> Path:
     return last
 
 
-def _copy_model(checkpoint: Path, target: Path) -> None:
+def model_paths(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint that belong to its model; its checksums.json is left out."""
     left_out = (*_TRAINER_FILES, CHECKSUMS_NAME)
-    files = [path for path in checkpoint.iterdir() if path.is_file() and not path.name.startswith(left_out)]
+    return [path for path in checkpoint.iterdir() if path.is_file() and not path.name.startswith(left_out)]
+
+
+def _copy_model(checkpoint: Path, target: Path) -> None:
+    files = model_paths(checkpoint)
     checksums = checksums_of(checkpoint, [path.name for path in files])
     recorded = json.loads(checksums)["files"] if checksums else ()
     if fault := changed_file(checkpoint, [*recorded, *LOADABLE], every=False):
@@ -266,7 +272,8 @@ def _copy_model(checkpoint: Path, target: Path) -> None:
             f"delete {checkpoint}"
         )
     target.mkdir(exist_ok=True)
-    (target / CHECKSUMS_NAME).unlink(missing_ok=True)  # of the model that was there
+    for name in (CHECKSUMS_NAME, REPORT_NAME, PLOT_NAME):  # of the model that was there
+        (target / name).unlink(missing_ok=True)
     for path in files:
         temporary = target / f"{path.name}.tmp"
         shutil.copyfile(path, temporary)

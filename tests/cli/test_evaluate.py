@@ -45,7 +45,7 @@ def test_json_is_what_compare_found(models, data, capsys):
     assert report[0]["tokens"] == 1_233
     assert set(report[3]) == {
         *("model", "data", "loss", "standard_error", "perplexity", "bits_per_byte"),
-        *("tokens", "delta", "delta_error", "state"),
+        *("tokens", "delta", "delta_error", "state", "tolerance", "alpha"),
     }
 
 

@@ -8,11 +8,13 @@ import sys
 
 import pytest
 
+from mypt.checkpoints.lineage import write_lineage
 from mypt.cli.main import main
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.models.presets import preset_dimensions
 from mypt.planning.parameters import count_parameters
-from mypt.shards.format import Manifest, Shard, Split, write_manifest
+from mypt.planning.scaling import effective_tokens
+from mypt.shards.format import Manifest, Shard, Split, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -46,8 +48,8 @@ def plan(capsys, monkeypatch):
     """Run `mypt plan ... --json` and return what it printed, parsed."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
 
-    def run(*arguments):
-        assert main(["plan", *arguments, "--json"]) == 0
+    def run(*arguments, code=0):
+        assert main(["plan", *arguments, "--json"]) == code
         return json.loads(capsys.readouterr().out)
 
     return run
@@ -94,6 +96,7 @@ training: {{output_dir: out, per_device_train_batch_size: 16, gradient_accumulat
     assert result["coverage"]["coverage"] == 400 * 16 * 2 * 128 / 1_000_000
     changed = preset_dimensions("modern-nano", num_hidden_layers=2, vocab_size=1_024)  # 1,000 ids, padded to 64
     assert result["parameters"] == count_parameters(changed)
+    assert "evaluation" not in result["memory"], "there is no evaluation set"
     assert plan(path, "--training.max_steps=800")["training"]["steps"] == 800
     assert plan(path, "--tokens", "5M")["coverage"]["sources"][0]["tokens"] == 5_000_000
 
@@ -116,6 +119,28 @@ training: {{per_device_train_batch_size: 10}}
     result = plan(path)
     assert result["training"]["steps"] == 300  # 100,000 tokens of the mixture hold 90,000 of its main source
     assert [round(row["coverage"], 4) for row in result["coverage"]["sources"]] == [3.0, 0.003]
+
+
+def test_a_plan_counts_what_the_start_model_saw_of_the_same_text(plan, recipe, dataset, tmp_path):
+    data, other = dataset("corpus", 100_000), dataset("other", 50_000)
+    model = tmp_path / "model"
+    MyPTConfig(**preset_dimensions("modern-nano", vocab_size=1_024)).save_pretrained(model)
+    text = f"model: {{init_from: {model}}}\ndata: {{train: {data}, block_size: 100}}\n"
+    path = recipe(text + "training: {max_steps: 200, per_device_train_batch_size: 10}")
+    unknown = plan(path)
+    assert f"what {model} was trained on is not known" in " ".join(unknown["notes"])
+    assert unknown["coverage"]["sources"][0]["seen_before"] == 0
+    seen = [
+        {"name": name, "samples": 3_000, "tokens": 300_000, "source_tokens": size, "estimated": False,
+         "fingerprints": [read_manifest(place).fingerprint("train")]}
+        for name, place, size in (("elsewhere", data, 100_000), (data, other, 50_000))
+    ]  # fmt: skip
+    write_lineage(model, {"base": None, "runs": [{"name": "runs/a", "step": 9}], "seen": seen})
+    known = plan(path)
+    [source] = known["coverage"]["sources"]
+    assert (source["coverage"], source["seen_before"], source["band"]) == (2, 300_000, "good")
+    assert known["coverage"]["scaling"]["effective_tokens"] == round(effective_tokens(500_000, 100_000))
+    assert "the start model has seen before: elsewhere 3.00x (300,000 tokens)" in " ".join(known["notes"])
 
 
 def test_what_is_missing_is_said_and_the_rest_is_planned(plan, recipe, tmp_path):
@@ -186,9 +211,75 @@ def test_a_recipe_value_that_is_no_number_is_named(name, recipe, dataset, capsys
     assert f"training.{name} is 'many'" in capsys.readouterr().err
 
 
+def test_a_device_that_is_not_here(plan):
+    given = ("750M_1024", "--steps", "1000", "--batch-size", "4")
+    result = plan(*given, "--device", "h100", "--processes", "8", "--price", "2.5")
+    assert result["choices"]["dtype"]["value"] == "bfloat16" and result["choices"]["attention"]["value"] == "sdpa"
+    assert result["memory"]["available"] == int(79.6 * 2**30) and result["memory"]["fits"]
+    assert result["memory"]["largest_micro_batch"] > 4
+    time = result["time"]
+    assert (time["source"], time["price"]) == ("assumed", 2.5)
+    assert time["device_hours"] == pytest.approx(8 * time["seconds"] / 3_600)
+    assert time["cost"] == pytest.approx(2.5 * time["device_hours"])
+    assert time["least"] < time["cost"] < time["most"]
+    assert plan(*given, "--device", "a100")["time"]["seconds"] > plan(*given, "--device", "h100")["time"]["seconds"]
+    smaller = plan(*given, "--device", "t4", code=1)
+    assert smaller["choices"]["dtype"]["value"] == "float16" and not smaller["memory"]["fits"]
+    assert plan(*given, "--device", "t4", "--memory", "80G")["memory"]["fits"], "--memory wins"
+    assert plan(*given, "--device", "t4", "--tokens-per-second", "1k", code=1)["time"]["source"] == "given"
+
+
+def test_a_run_is_planned_on_another_device_with_what_that_would_choose(plan, whole_run):
+    """Not with what its machine chose, which is in the recipe of its folder."""
+    here, there = plan(str(whole_run)), plan(str(whole_run), "--device", "h100")
+    assert here["choices"]["dtype"]["value"] == "float32" and here["choices"]["attention"]["value"] == "eager"
+    assert there["choices"]["dtype"]["value"] == "bfloat16" and there["choices"]["attention"]["value"] == "sdpa"
+    kept = plan(str(whole_run), "--device", "h100", "--training.bf16=false")
+    assert kept["choices"]["dtype"]["value"] == "float32", "an explicit value wins"
+
+
+def test_the_speed_of_an_earlier_run_is_used_for_the_same_step_alone(plan, whole_run):
+    recorded = json.loads((whole_run / "speed.json").read_text())
+    assert recorded["steps"] == 11, "all but the first"
+    found = plan(str(whole_run), "--training.max_steps=600")
+    assert found["time"]["source"] == "recorded" and str(whole_run) in found["time"]["words"]
+    assert found["time"]["parts"]["steps"] == pytest.approx(600 * recorded["seconds"])
+    assert found["training"]["tokens_per_step"] == pytest.approx(recorded["seconds"] * recorded["tokens_per_second"])
+    assert plan(str(whole_run), "--batch-size", "8")["time"]["source"] == "assumed"
+    assert plan(str(whole_run), "--device", "h100")["time"]["source"] == "assumed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["tiny", "--device", "h10"], "did you mean h100"),
+        (["tiny", "--price", "nan"], "nan"),
+        (["tiny", "--price", "-1"], "below 0"),
+        (["tiny", "--measure"], "needs a recipe"),
+        (["tiny", "--measure", "--device", "h100", "--dtype", "float32"], "leave out --dtype, --device"),
+    ],
+)
+def test_a_bad_device_price_or_measurement_is_refused(arguments, says, capsys):
+    try:
+        code = main(["plan", *arguments])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    assert code == 2 and says in capsys.readouterr().err
+
+
+def test_a_measurement_that_does_not_fit_is_refused_before_it_begins(recipe, dataset, capsys):
+    path = recipe(f"model: {{preset: modern-xlarge}}\ndata: {{train: {dataset('corpus', 10**6)}}}\n")
+    assert main(["plan", path, "--measure", "--steps", "10", "--training.per_device_train_batch_size=4096"]) == 2
+    error = capsys.readouterr().err
+    assert "does not fit" in error and "--training.per_device_train_batch_size=" in error
+    assert len(error.splitlines()) == 1
+
+
 def test_a_plan_that_does_not_fit_says_by_how_much(capsys):
-    assert main(["plan", "750M_1024", "--memory", "12G", "--batch-size", "32", "--steps", "10"]) == 0
-    assert "does not fit" in capsys.readouterr().out
+    assert main(["plan", "750M_1024", "--memory", "12G", "--batch-size", "32", "--steps", "10"]) == 1
+    out, error = capsys.readouterr()
+    assert out.startswith("Plan of 750M_1024: cannot run: memory") and "more than the 12.0" in out
+    assert len(error.splitlines()) == 1 and "memory" in error
 
 
 def test_no_heavy_import(recipe, dataset, tmp_path):
@@ -236,15 +327,22 @@ def test_advice_works_when_it_is_followed(command, memory, kind, recipe, tmp_pat
     target = recipe(f"model: {{{models[kind]}}}\ndata: {{train: nowhere}}\n") if kind in models else "750M_1024"
     given = [command, target, "--dtype", "bfloat16", "--memory", memory]
     start = ["--batch-size", "32"]
-    assert main([*given, *start]) == 0
-    words = next(line for line in capsys.readouterr().out.splitlines() if "does not fit" in line)
-    advised = [part.partition(": --")[2] for part in words.partition("; ")[2].split(", or ") if ": --" in part]
+    assert main([*given, *start]) == (1 if command == "plan" else 0)
+    lines = capsys.readouterr().out.splitlines()
+    if command == "plan":
+        changes = [line.strip().removeprefix("-> ") for line in lines if line.strip().startswith("-> ")]
+    else:
+        words = next(line for line in lines if "does not fit" in line)
+        changes = words.partition("; ")[2].split(", or ")
+    advised = {flags: change for change in changes if (flags := change.partition(": --")[2])}
     assert advised
     assert any("lora" in flags for flags in advised) == (memory == "8G" and kind != "recipe")
-    for flags in advised:
+    smaller = [change for change in changes if "smaller model" in change]
+    assert bool(smaller) == (memory == "8G")
+    assert any("--model.preset=" in change for change in smaller) == (memory == "8G" and kind == "recipe")
+    for flags, change in advised.items():
         options = f"--{flags}".split()
-        launched = re.search(rf"over (\d+) devices \(FSDP\): {re.escape(options[0])}", words)
-        if kind != "preset" and launched and flags == advised[-1]:
+        if kind != "preset" and (launched := re.search(r"over (\d+) devices \(FSDP\)", change)):
             options += ["--fsdp", launched[1]]  # of a launch, which a recipe does not name
         assert main([*given, *options, "--json"]) == 0
         report = json.loads(capsys.readouterr().out)
@@ -266,3 +364,97 @@ def test_params_plan_a_model_that_is_not_here(recipe, plan, monkeypatch):
     assert any("--params N" in note for note in plan(path)["notes"])
     assert plan(path, "--params", "124M")["parameters"] == {"total": 124_000_000}
     assert main(["estimate", path]) == 2
+
+
+def test_presets_side_by_side(plan, capsys):
+    names = ["modern-nano", "modern-tiny", "tiny"]
+    result = plan("--compare", ",".join(names), "--tokens", "20M", "--memory", "4G")
+    rows = result["alternatives"]
+    assert [row["name"] for row in rows] == names and result["target"] == "modern-nano"
+    for row in rows:
+        alone = plan(row["name"], "--tokens", "20M", "--memory", "4G")
+        assert row["parameters"] == alone["parameters"]["total"]
+        assert (row["steps"], row["flops"]) == (alone["training"]["steps"], alone["compute"]["flops"])
+        assert (row["memory"], row["fits"]) == (alone["memory"]["training"]["total"], alone["memory"]["fits"])
+        assert row["predicted_loss"] == alone["coverage"]["scaling"]["predicted_loss"]
+    assert main(["plan", "modern-nano", "--compare", "modern-tiny", "--tokens", "20M"]) == 0
+    out = capsys.readouterr().out
+    assert out.index("Side by side") < out.index("Dataset coverage")
+    assert [line.split()[0] for line in out.splitlines() if "e+1" in line and "yes" in line] == ["this", "modern-tiny"]
+
+
+def test_a_recipe_is_compared_with_its_own_data_and_batch(plan, recipe, dataset, tmp_path, capsys):
+    path = recipe(f"data: {{train: {dataset('corpus', 10**6)}, block_size: 128}}\nmodel: {{preset: modern-nano}}")
+    own, other = plan(path, "--compare", "modern-tiny")["alternatives"]
+    assert (own["name"], other["name"], own["steps"]) == ("this run", "modern-tiny", other["steps"])
+    assert other["parameters"] == plan(path, "--model.preset=modern-tiny")["parameters"]["total"]
+    for arguments, says in [(["modern-tinny"], "modern-tiny"), (["tiny", "--steps", "1,2"], "one of the two")]:
+        assert main(["plan", path, "--compare", *arguments]) == 2
+        assert says in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps(GPT2))
+    assert main(["plan", path, "--model.init_from", str(tmp_path), "--compare", "tiny"]) == 2
+
+
+def test_lengths_side_by_side(plan):
+    given = ("modern-nano", "--tokens", "1M", "--block-size", "100", "--batch-size", "10")
+    rows = plan(*given, "--steps", "1000,4_000,40k")["alternatives"]
+    assert [(row["steps"], row["coverage"]) for row in rows] == [(1_000, 1.0), (4_000, 4.0), (40_000, 40.0)]
+    assert [round(row["effective_tokens"] / 1e6, 2) for row in rows] == [1.0, 3.73, 15.17]
+    assert "alternatives" not in plan(*given, "--steps", "1000")
+
+
+def test_a_picture_is_drawn(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "plan.png"
+    assert main(["plan", "modern-nano", "--tokens", "1M", "--plot", str(path)]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG") and str(path) in capsys.readouterr().out
+    for arguments, says in [([str(path)], "--tokens"), ([str(tmp_path / "plan.gif"), "--tokens", "1M"], ".png")]:
+        assert main(["plan", "modern-nano", "--plot", *arguments]) == 2
+        assert says in capsys.readouterr().err
+    assert main(["plan", "modern-nano", "--tokens", "1M", "--plot", str(tmp_path / "none" / "plan.png")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        ["--model.num_attention_heads=5"],
+        ["--model.num_key_value_heads=2"],
+        ["--model.head_dim=33", "--model.num_attention_heads=3"],
+        ["--model.vocab_size=100"],
+        ["--data.block_size=5000"],
+    ],
+)
+def test_the_nearest_values_that_work_are_proposed_and_do(broken, recipe, dataset, capsys):
+    path = recipe(f"data: {{train: {dataset('corpus', 4_000)}, block_size: 64}}\nmodel: {{preset: modern-nano}}")
+    code = main(["plan", path, *broken])
+    out, error = capsys.readouterr()
+    assert code == (1 if "--data" in broken[0] else 2) and len(error.splitlines()) == 1
+    proposed = re.findall(r"--(?:model|data)\.\w+=\d+", error + out)
+    assert proposed
+    for flag in proposed:
+        assert main(["plan", path, *broken, flag]) == 0, flag
+        capsys.readouterr()
+
+
+def test_a_guard_that_is_trained_on_is_named(recipe, make_shards, capsys):
+    import numpy as np
+
+    ids = np.random.default_rng(0).integers(1, 1_000, 30_000)
+    law, wiki = make_shards("law", train=ids), make_shards("wiki", train=ids[:100], val=ids[:15_000], vocab_size=1_000)
+    text = f"data: {{train: {law}, eval: {{wiki: {wiki}}}, block_size: 64}}\nmodel: {{preset: modern-nano}}"
+    assert main(["plan", recipe(text)]) == 0
+    out = capsys.readouterr().out
+    assert "val split of wiki" in out.splitlines()[0]
+    assert f"100% of wiki is in the training data of {law}" in re.sub(r"\s+", " ", out)
+
+
+def test_a_disk_without_room_fails_the_plan(recipe, dataset, monkeypatch, capsys):
+    from mypt.training import target
+
+    text = f"data: {{train: {dataset('corpus', 10**6)}, block_size: 64}}\ntraining: {{output_dir: out}}"
+    path = recipe(text + "\nmodel: {preset: modern-nano}")
+    monkeypatch.setattr(target, "free_for", lambda folder: 10**8)
+    assert main(["plan", path, "--training.save_total_limit=null"]) == 1
+    flag = re.search(r"--training.save_total_limit=\d+", capsys.readouterr().out)[0]
+    assert main(["plan", path, flag]) == 0

@@ -1,5 +1,6 @@
 """Several models on the same windows: the first is the yardstick of all others."""
 
+import json
 import math
 
 import numpy as np
@@ -58,6 +59,24 @@ def test_changes_are_against_the_first_model(save_model, data):
             assert other.delta_error > 0
             assert (other.state is not None) == (name == "general")
         assert all(score.tokens == {"general": 699, "domain": 329}[name] for score in (base, *others))
+
+
+def test_a_change_is_judged_by_the_tolerance_given_or_of_the_run(save_model, data, tmp_path):
+    # Data at random, so that a model that says nothing is the best there is.
+    models = [save_model("flat", gpt2=True), *(save_model(name) for name in ("run/best", "run/checkpoint-3", "run/x"))]
+    options = {"guard": ["general"]}
+    (_, delta), *_ = [(score.model, score.delta) for score in compare(models, data, **options) if score.state]
+
+    def judged(**given) -> list[tuple]:
+        return [(score.state, score.tolerance) for score in compare(models, data, **options, **given) if score.state]
+
+    assert delta > 0.3 and judged() == [("critical", 0.05)] * 3
+    (tmp_path / "run" / "forgetting.json").write_text(json.dumps({"history": [], "tolerance": delta * 0.9}))
+    assert judged() == [("watch", delta * 0.9)] * 2 + [("critical", 0.05)], "best and checkpoint-N are the run's"
+    assert judged(tolerance=2 * delta) == [("healthy", 2 * delta)] * 3
+    for wrong in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(MyPTError, match="expected a number above 0"):
+            judged(tolerance=wrong)
 
 
 def test_figures_are_those_of_the_exact_evaluator(save_model, data):

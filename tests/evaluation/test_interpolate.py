@@ -16,6 +16,7 @@ from mypt.evaluation.evaluator import Reading
 from mypt.evaluation.forgetting import Policy
 from mypt.evaluation.interpolate import Interpolation, interpolate, largest_kept
 from mypt.evaluation.loss import WindowLosses
+from mypt.storage.upload_files import model_files
 from mypt.tokenization.load import load_tokenizer, save_tokenizer
 from tests.checkpoints.test_adapter import save_adapter
 
@@ -167,7 +168,8 @@ def test_beyond_the_adapted_model_when_asked(adapted_models, tmp_path):
 
 def test_a_model_that_is_loaded_survives_the_next_one(adapted_models, tmp_path):
     tmp_path.joinpath("out").mkdir()
-    interpolation = Interpolation(str(adapted_models / "base"), adapted_models / "adapted", tmp_path / "out")
+    adapted = adapted_models / "adapted"
+    interpolation = Interpolation(str(adapted_models / "base"), adapted, tmp_path / "out", model_files(adapted))
     half = interpolation.model(0.5)
     before = {name: value.clone() for name, value in half.state_dict().items()}
     interpolation.model(0.9)

@@ -28,13 +28,18 @@ BF16 = torch.bfloat16
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA GeForce RTX 4090 D", None),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA A100-SXM4-40GB", 312),
         ("AMD Instinct MI300X", 1307.4),
-        ("Tesla T4", None),
     ],
 )
 def test_a_gpu_is_known_by_its_whole_name(name, teraflops):
     assert peak.data_sheet(name, BF16) == peak.data_sheet(name, torch.float16) == (teraflops and teraflops * 1e12)
     assert peak.data_sheet(name, torch.float32) is None
+
+
+def test_a_gpu_without_units_for_bfloat16_has_a_peak_in_float16_alone():
+    assert peak.data_sheet("Tesla T4", BF16) is None and peak.data_sheet("Tesla T4", torch.float32) is None
+    assert peak.data_sheet("Tesla T4", torch.float16) == 65e12
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])

@@ -1,5 +1,7 @@
 """Presets have the promised shapes and sizes, and changing one field keeps the others consistent."""
 
+import re
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -119,3 +121,23 @@ def test_values_that_do_not_fit_are_a_value_error_of_one_line():
         with pytest.raises(ValueError) as caught:
             preset_config("modern-tiny", **overrides)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"num_attention_heads": 5},
+        {"num_attention_heads": 500},
+        {"hidden_size": 100, "num_attention_heads": 6},
+        {"num_attention_heads": 6, "num_key_value_heads": 4},
+        {"num_attention_heads": 6, "num_key_value_heads": 9},
+        {"head_dim": 33},
+    ],
+)
+def test_the_values_that_are_proposed_fit(overrides):
+    with pytest.raises(ValueError) as caught:
+        preset_dimensions("modern-tiny", **overrides)
+    proposed = re.findall(r"(\w+)=(\d+)", str(caught.value))
+    assert 1 <= len(proposed) <= 2
+    for name, value in proposed:
+        preset_config("modern-tiny", **overrides | {name: int(value)})

@@ -51,14 +51,29 @@ def test_a_resume_says_where_it_starts_and_what_is_left():
     assert "245 (already passed)" in text
 
 
+def test_what_the_start_model_saw_is_told_beside_this_run():
+    words = " ".join(report(0, 250, sources=[DataSource("data", 1_024_000, seen_before=3_584_000)]).split())
+    assert "Coverage: 2.00x, and 3.50x before by the start model: 5.50x in all" in words
+    assert "5.63M tokens (3.58M of them before this run) with repetition" in words
+    assert "Minimum (2x): 0 (already passed)" in words and "Maximum (5x): 188" in words
+    assert "high (note)" in words
+    mixture = [DataSource("law", 1_000_000, 0.9), DataSource("wiki", 9_000_000, 0.1, seen_before=9_000_000)]
+    (row,) = (line.split() for line in report(0, 500, sources=mixture).splitlines() if line.split()[:1] == ["wiki"])
+    assert row[3:6] == ["0.05x", "+", "1.00x"] and row[-2:] == ["below", "optimal"], row
+
+
 def test_a_mixture_has_one_row_per_source():
     sources = [
         DataSource("law", 1_000_000, weight=0.9),
         DataSource("wiki", 9_000_000, weight=0.1),
     ]
     text = report(0, 500, sources=sources)
-    rows = [line for line in text.splitlines() if "of the samples" in line]
-    assert [("law" in rows[0], "3.69x" in rows[0]), ("wiki" in rows[1], "0.05x" in rows[1])] == [(True, True)] * 2
+    lines = text.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.split()[:2] == ["source", "samples"])
+    law, wiki = (line.split() for line in lines[start + 1 : start + 3])
+    assert law[:4] == ["law", "90.0%", "1,000,000", "3.69x"] and law[-1] == "good"
+    assert wiki[:4] == ["wiki", "10.0%", "9,000,000", "0.05x"] and wiki[-2:] == ["very", "low"]
+    assert law[4:7] == ["3.47M", "fresh", "(94%)"]  # 1 + 15.39 (1 - exp(-2.686 / 15.39)) = 3.466 passes
     assert "3.69x of law" in text
 
 
@@ -112,13 +127,14 @@ def test_a_plan_joins_all_figures_and_is_json():
     assert json.loads(json.dumps(result.as_dict())) == result.as_dict()
     cov = calculate_dataset_coverage(1_000, 32, 1024, 10_000_000)
     assert result.coverage.coverage == cov["coverage_ratio"]
-    assert result.compute.seconds == 1_000
+    assert result.time.parts["steps"] == 1_000
     assert result.compute.flops == result.compute.flops_per_token * cov["total_tokens_viewed"]
     assert [title for title, _, _ in plan_tables(result)] == [
         "Parameters",
         "Memory to train (estimate)",
         "Memory to generate (estimate)",
         "Compute",
+        "Time",
     ]
     for _, columns, rows in plan_tables(result):
         assert {len(row) for row in rows} == {len(columns)}
@@ -127,7 +143,7 @@ def test_a_plan_joins_all_figures_and_is_json():
 def test_a_plan_of_a_model_alone_says_how_much_data_it_wants():
     result = plan(batch_size=8, block_size=1024, parameters=124_000_000)
     assert result.training.compute_optimal_tokens == 2_480_000_000
-    assert {name for name, section in result.as_dict().items() if section} == {"training", "parameters"}
+    assert {name for name, section in result.as_dict().items() if section} == {"training", "parameters", "checks"}
 
 
 def test_durations_have_two_units():

@@ -1,5 +1,7 @@
 """The joined verdict: size hints decide, tokens per parameter excuse, a mixture is judged by its main source."""
 
+import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -68,6 +70,31 @@ def test_a_resume_counts_what_was_really_seen():
     assert seen.coverage == pytest.approx((250 + 500) * STEP / 1_000_000)
     needed = Fraction(3_500_000 - 250 * STEP, STEP)
     assert seen.recommended_steps["3.5x"] == 500 + -(-needed.numerator // needed.denominator)
+
+
+def test_what_the_start_model_saw_counts_in_the_verdict_and_not_in_the_coverage_of_this_run():
+    """3x before and 2x now: the band, the worth, the steps and the verdict are those of 5x in one run."""
+    tokens = 100 * STEP
+    again, once = assess(one(tokens, seen_before=3 * tokens), STEP, 200), assess(one(tokens), STEP, 500)
+    assert (again.coverage, again.tokens_viewed, again.sources[0].seen_before) == (2, 2 * tokens, 3 * tokens)
+    assert (again.band, again.verdict, again.scaling) == (once.band, once.verdict, once.scaling)
+    assert again.scaling.effective_tokens == round(tokens * (1 + 15.39 * -math.expm1(-4 / 15.39)))
+    assert again.recommended_steps == {"2x": 0, "3.5x": 50, "5x": 200}
+    assert "lower training.max_steps to 200 for 5x" in assess(one(tokens, seen_before=3 * tokens), STEP, 900).suggestion
+    assert assess(one(tokens, seen_before=9 * tokens), STEP, 200).suggestion == "train on other data, or add some"
+
+
+def test_other_sources_that_the_start_model_saw_leave_the_main_one_as_it_is():
+    sources = [DataSource("law", 10**6, 3), DataSource("web", 10**6, 1)]
+    before = assess([sources[0], replace(sources[1], seen_before=3 * 10**6)], STEP, 300)
+    fresh = assess(sources, STEP, 300)
+    assert (before.band, before.verdict, before.recommended_steps) == (
+        fresh.band,
+        fresh.verdict,
+        fresh.recommended_steps,
+    )
+    assert before.sources[1].band != fresh.sources[1].band
+    assert before.scaling.tokens_viewed == fresh.scaling.tokens_viewed + 3 * 10**6
 
 
 def test_a_mixture_counts_each_source_by_its_share():

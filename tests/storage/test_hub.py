@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mypt.checkpoints.lineage import find_lineage
+from mypt.checkpoints.load import load_model
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.storage import hub
 from mypt.storage.uri import parse_uri
@@ -257,7 +259,7 @@ def test_a_download_is_what_the_hub_has_but_pickles_and_folders(stored, finished
     files = {path.name: path.read_bytes() for path in (tmp_path / "new" / "model").iterdir()}
     assert {*files} == {*received.files} and {"onnx/model.onnx", "pytorch_model.bin"} <= {*received.left_out}
     assert all(content == (finished_run / name).read_bytes() for name, content in files.items())
-    assert {"model.safetensors", "modeling_mypt.py", "tokenizer.json", "recipe.yaml"} <= {*files}
+    assert {"model.safetensors", "modeling_mypt.py", "tokenizer.json", "recipe.yaml", "lineage.json"} <= {*files}
     assert received.commit == logged_in.commit("me/stored", "main")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["model"], "nothing is left beside it"
     with pytest.raises(MyPTError, match="is not empty"):
@@ -266,6 +268,16 @@ def test_a_download_is_what_the_hub_has_but_pickles_and_folders(stored, finished
     monkeypatch.chdir(tmp_path / "empty")
     with pytest.raises(MyPTError, match="or is the current folder"):
         download(stored, ".")
+
+
+def test_a_model_of_the_hub_that_is_loaded_brings_its_lineage(stored, finished_run, logged_in):
+    assert find_lineage("me/stored") is None
+    load_model("me/stored")
+    assert find_lineage("me/stored") == find_lineage(finished_run) is not None
+    del logged_in.models["me/stored"]["main"]["lineage.json"]
+    logged_in.models["me/bare"] = logged_in.models.pop("me/stored")
+    load_model("me/bare")
+    assert find_lineage("me/bare") is None
 
 
 def test_a_revision_a_private_model_and_one_that_is_not_there(stored, logged_in, monkeypatch, tmp_path):

@@ -11,8 +11,8 @@ from mypt.storage.upload_files import content_to_send, is_model_file, is_replace
 from mypt.yaml12 import load_yaml
 
 MODEL = {
-    "config.json", "configuration_mypt.py", "generation_config.json", "model.safetensors", "modeling_mypt.py",
-    "tokenizer.json", "tokenizer_config.json",
+    "config.json", "configuration_mypt.py", "generation_config.json", "lineage.json", "model.safetensors",
+    "modeling_mypt.py", "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
 ABOUT = {
     "coverage.json", "diagnosis.json", "forgetting.json", "forgetting.png", "loss.png", "metrics.jsonl", "recipe.yaml",
@@ -102,7 +102,7 @@ def test_no_path_of_this_machine_is_sent(run_copy, monkeypatch):
     (run_copy / "config.json").write_text(json.dumps(config | {"_name_or_path": str(Path.home() / "secret" / "base")}))
     sent = {path.name: content_to_send(path) or path.read_bytes() for path in model_files(run_copy)}
     kept = {path.name for path in model_files(run_copy) if content_to_send(path) is None}
-    assert {*sent} - kept == {"config.json", "coverage.json", "recipe.yaml"}
+    assert {*sent} - kept == {"config.json", "coverage.json", "lineage.json", "recipe.yaml"}
     for name, content in sent.items():
         for place in (run_copy.parent, Path.home() / "secret", Path(load_recipe_paths(run_copy)[0]).parent):
             assert str(place).encode() not in content, name

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mypt.errors import DataError
 from mypt.streams.eval_windows import EvalWindows
 
 
@@ -76,3 +77,69 @@ def test_the_first_shards_are_the_set_as_it_was(make_shards):
     assert len(pinned) == len(old) and pinned.bytes_per_token == old.bytes_per_token
     for index in range(len(old)):
         assert torch.equal(pinned[index]["shift_labels"], old[index]["shift_labels"])
+
+
+TEXTS = ["the first text", "", "a second one, \u00fc"]
+TEMPLATE = "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}\n{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Of characters, so that ids can be written by hand."""
+    from mypt.tokenization.train import build_char_tokenizer
+
+    made = build_char_tokenizer("".join(map(chr, range(32, 127))) + "\n\u00fc")
+    made.chat_template = TEMPLATE
+    return made
+
+
+def spelled(windows: EvalWindows, tokenizer) -> str:
+    """The text of all inputs and the last target, with its EOS."""
+    parts = [windows[index] for index in range(len(windows))]
+    ids = np.concatenate([part["input_ids"][: int(n)] for part, n in zip(parts, windows.lengths, strict=True)])
+    return tokenizer.decode([*ids.tolist(), int(parts[-1]["shift_labels"][windows.lengths[-1] - 1])])
+
+
+def test_texts_are_one_stream_in_which_an_eos_ends_each(tokenizer):
+    windows = EvalWindows.from_texts(TEXTS, tokenizer, block_size=8)
+    assert spelled(windows, tokenizer) == "".join(text + tokenizer.eos_token for text in TEXTS)
+    assert windows.bytes_per_token == len("".join(TEXTS).encode()) / (len("".join(TEXTS)) + 3)
+    masked = EvalWindows.from_texts(TEXTS, tokenizer, block_size=64, document_mask=True)
+    assert masked[0]["position_ids"].tolist()[14:18] == [14, 0, 0, 1], "an empty text is a document, too"
+    assert len(EvalWindows.from_texts(TEXTS, tokenizer, block_size=8, max_windows=2)) == 2
+    assert len(EvalWindows.from_texts("one string", tokenizer, block_size=8)) == 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_a_dataset_give_their_texts_ids_or_dialogues(tokenizer, streaming):
+    from datasets import Dataset
+
+    def windows(rows: list[dict], **options) -> EvalWindows:
+        dataset = Dataset.from_list(rows)
+        dataset = dataset.to_iterable_dataset().take(len(rows)) if streaming else dataset
+        return EvalWindows.from_dataset(dataset, tokenizer, block_size=8, **options)
+
+    of_texts = EvalWindows.from_texts(TEXTS, tokenizer, block_size=8)
+    ids = [{"input_ids": tokenizer(text)["input_ids"] + [tokenizer.eos_token_id], "text": "other"} for text in TEXTS]
+    for same in (windows([{"text": text} for text in TEXTS]), windows(ids), windows(ids, column="input_ids")):
+        assert (
+            same.reader.fingerprint == of_texts.reader.fingerprint and same.bytes_per_token == of_texts.bytes_per_token
+        )
+    assert spelled(windows(ids, column="text"), tokenizer) == 3 * f"other{tokenizer.eos_token}"
+    dialogue = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "yes"}]
+    assert spelled(windows([{"messages": dialogue}] * 2), tokenizer) == 2 * "[user]hello\n[assistant]yes\n"
+    with pytest.raises(DataError, match="the columns prompt, answer; name the one with text"):
+        windows([{"prompt": "a", "answer": "b"}])
+
+
+def test_a_set_without_texts_or_a_tokenizer_without_eos_is_refused(tokenizer):
+    with pytest.raises(DataError, match="without rows or texts"):
+        EvalWindows.from_texts([], tokenizer, block_size=8)
+    with pytest.raises(DataError, match="have no text"):
+        EvalWindows.from_texts(["", ""], tokenizer, block_size=8)
+    tokenizer.eos_token, before = None, tokenizer.eos_token
+    try:
+        with pytest.raises(DataError, match=r"set tokenizer\.eos_token"):
+            EvalWindows.from_texts(TEXTS, tokenizer, block_size=8)
+    finally:
+        tokenizer.eos_token = before

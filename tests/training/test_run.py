@@ -235,12 +235,16 @@ def general_run(tiny_recipe, corpora, tmp_path_factory) -> Path:
     return train(parse_recipe(content))
 
 
+@pytest.mark.parametrize("preset", [False, True])
 def test_when_no_step_kept_the_guards_the_least_bad_one_is_best_and_the_exit_says_so(
-    recipe_for, general_run, corpora, tmp_path
+    recipe_for, general_run, corpora, tmp_path, preset
 ):
     content = recipe_for(data=recipe_for()["data"] | {"train": str(corpora / "domain")})
-    content["model"] = {"init_from": str(general_run)}
-    content["training"] |= {"output_dir": str(tmp_path / "adapted"), "learning_rate": 0.1}
+    if not preset:  # whose start is random weights, towards which nobody would interpolate
+        content["model"] = {"init_from": str(general_run)}
+        content["forgetting"]["interpolate"] = "off"
+    rate = 3.0 if preset else 0.1
+    content["training"] |= {"output_dir": str(tmp_path / "adapted"), "learning_rate": rate}
     with pytest.raises(CheckFailed, match="no saved step kept every guarded set"):
         train(parse_recipe(content))
     assert ending(tmp_path / "adapted") == ("completed", "infeasible", 1)
@@ -506,7 +510,7 @@ def test_a_moved_run_folder_and_moved_data_are_still_that_run(whole_run, corpora
 def test_a_stopped_run_stays_stopped_until_the_recipe_changes(recipe_for, general_run, corpora, tmp_path, capsys):
     content = recipe_for(
         data=recipe_for()["data"] | {"train": str(corpora / "domain")},
-        forgetting={"eval_windows": 20, "action": "stop"},
+        forgetting={"eval_windows": 20, "action": "stop", "interpolate": "off"},
     )
     content["model"] = {"init_from": str(general_run)}
     content["training"] |= {"output_dir": str(tmp_path / "adapted"), "learning_rate": 0.1}
@@ -516,7 +520,10 @@ def test_a_stopped_run_stays_stopped_until_the_recipe_changes(recipe_for, genera
         assert [path.name for path in (tmp_path / "adapted").glob("checkpoint-*")] == ["checkpoint-4"]
         assert ending(tmp_path / "adapted") == ("stopped", "infeasible", 1)
     assert "stopped by the forgetting guard" in capsys.readouterr().out
-    content["forgetting"]["action"] = "warn"
+    content["forgetting"]["interpolate"] = "auto"
+    train(parse_recipe(content), resume=True)
+    assert ending(tmp_path / "adapted") == ("stopped", "interpolated", 0)
+    content["forgetting"] |= {"action": "warn", "interpolate": "off"}
     with pytest.raises(CheckFailed):
         train(parse_recipe(content), resume=True)
     assert (tmp_path / "adapted" / "checkpoint-12").is_dir()

@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from mypt.checkpoints.lineage import coverage_of, find_lineage
 from mypt.cli.main import main
 from mypt.errors import DataError, RecipeError
 from mypt.models.modeling_mypt import MyPTForCausalLM
@@ -176,6 +177,9 @@ def test_a_source_of_unknown_size_is_trained_on(streaming, documents, tmp_path, 
     assert re.search(r"step 12/12: loss \S+, lr 3.00e-03, [\d,]+ tokens/s", out)
     (seen,) = json.loads((run / "coverage.json").read_text())["seen"]
     assert (seen["samples"], seen["epochs"], seen["coverage"]) == (48, None, None)
+    (entry,) = find_lineage(run)["seen"]
+    assert (entry["samples"], entry["tokens"], entry["source_tokens"], entry["estimated"]) == (48, 48 * 32, 0, True)
+    assert entry["name"] == content["data"]["train"] and coverage_of(entry) == "unknown"
 
 
 def test_too_few_documents_to_hold_some_out_are_refused(streaming, documents, tmp_path):

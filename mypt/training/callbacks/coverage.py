@@ -6,17 +6,33 @@ import os
 import select
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
+from accelerate.data_loader import IterableDatasetShard
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from mypt.checkpoints.lineage import (
+    Lineage,
+    SeenSource,
+    describe_start,
+    recognized,
+    seen_sources,
+    start_lineage,
+    tokens_seen,
+    with_run,
+    write_lineage,
+)
 from mypt.checkpoints.state import loaded_state
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.files import replace_text
 from mypt.planning.report import coverage_lines
 from mypt.planning.verdict import DataSource, assess
+from mypt.streams.dataset_ledger import DatasetLedger, is_map_style, ledger_of
+from mypt.streams.jit_stream import JitLoader, JitStream
 from mypt.streams.ledger import Ledger, Seen
 from mypt.streams.show import saved_ledger
 from mypt.streams.timeline import describe
@@ -28,37 +44,50 @@ RECORDED = ("weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm", "bf16",
 
 
 class CoverageCallback(TrainerCallback, ExportableState):
-    """Coverage of each training source, for any HF Trainer. Writes coverage.json.
+    """Coverage of each training source, for any HF Trainer. Writes coverage.json, and lineage.json in checkpoints.
 
     The stream's state, with the number of the next sample, is saved in trainer_state.json; what was seen follows from
-    it.
+    it. So is what the model that the run began from had seen before.
 
     Args:
-        stream: The `ShardStream` or `JitStream` that is trained on, or a `Ledger` of other data.
+        stream: The `ShardStream` or `JitStream` that is trained on, or a `Ledger` of other data; None: the Trainer's
+            train_dataset, whatever it is (`ledger_of`).
+        tokens: In one epoch of that dataset, where it streams or its samples have no `input_ids`.
         parameters: {"total", "non_embedding"} of the model, for the verdict.
         confirm: Ask below one pass.
         strict: Stop below one pass.
         assume_yes: Do not ask.
+        init_from: Folder or hub id of the model that the run starts from, whose lineage.json is read when it starts;
+            None: random weights.
 
     Raises:
         CheckFailed: The answer was no, or `strict` and less than one pass.
         CheckpointError: A resume with a stream that lacks the run's changes of weights or data.
+        MyPTError: A JitStream in a Trainer that is not ours.
     """
 
     def __init__(
         self,
-        stream: Ledger,
+        stream: Ledger | None = None,
         *,
+        tokens: int | None = None,
         parameters: dict[str, int] | None = None,
         confirm: bool = True,
         strict: bool = False,
         assume_yes: bool = False,
+        init_from: str | Path | None = None,
     ):
+        if stream is not None and tokens is not None:
+            raise MyPTError("CoverageCallback got a stream and tokens; a stream knows its size, so leave tokens out")
         self.stream = stream
+        self._find = stream is None
+        self._tokens = tokens
         self.parameters = parameters
         self.confirm = confirm
         self.strict = strict
         self.assume_yes = assume_yes
+        self.init_from = init_from
+        self.start: Lineage | None = None  # known once training begins
         self.next_sample = 0
         self.changes: list[dict] = []  # events about settings; those about the data are the stream's
         self.settings: dict = {}
@@ -69,14 +98,30 @@ class CoverageCallback(TrainerCallback, ExportableState):
         return sorted([*self.changes, *self.stream.events], key=lambda event: event["sample"])
 
     def state(self) -> dict:
+        if self.stream is None:  # before the training: Trainer asks when it is made
+            return {"args": {}, "attributes": {}}
         stream = self.stream.state(self.next_sample)
-        return {"args": {}, "attributes": {**stream, "settings": self.settings, "events": self.events}}
+        own = {"settings": self.settings, "events": self.events} | ({"start": self.start} if self.start else {})
+        return {"args": {}, "attributes": {**stream, **own}}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        loader = kwargs.get("train_dataloader")
+        if self._find:
+            self.stream = ledger_of(_dataset(loader), self._tokens)
+        if isinstance(self.stream, JitStream) and loader is not None and not isinstance(loader, JitLoader):
+            raise MyPTError(
+                "this Trainer reads ahead, and a JitStream would lose its place at the first save; use `mypt train`, "
+                "or prepare the text (`mypt prepare`) and give a ShardStream"
+            )
+        self._epoch = _samples_per_epoch(self.stream, loader, args)
         start = state.global_step * self._batch  # without a ledger, as in a new run
+        if self._epoch:
+            passes, steps = divmod(state.global_step, math.ceil(self._epoch / self._batch))
+            start = passes * self._epoch + steps * self._batch
         saved = loaded_state(state).coverage or {"next_sample": start, "events": [], "settings": {}}
         self.next_sample = saved["next_sample"]
+        self.start = saved.get("start") or self._start()
         self.changes = [event for event in saved["events"] if "changes" in event]
         self._note_events(state, [event for event in saved["events"] if "changes" not in event])
         self._note_changes(args, state, saved.get("settings", {}), kwargs.get("lr_scheduler"))
@@ -85,20 +130,26 @@ class CoverageCallback(TrainerCallback, ExportableState):
         refusal = [None]
         if state.is_world_process_zero:
             say(*self._report(args, state))
-            coverage = self._main(planned).coverage
-            refusal = [self._refusal() if coverage is not None and coverage < 1 else None]
+            main, before = self._main(planned), self._seen_before()[self.stream.main]
+            is_seen = main.tokens + before >= self.stream.sources[self.stream.main].tokens
+            refusal = [None if is_seen else self._refusal()]
         if args.world_size > 1:
             broadcast_object_list(refusal)
         if refusal[0]:
             raise CheckFailed(refusal[0], "declined")
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.next_sample += self._batch
-        state.epoch = self._main(self.next_sample).epochs
+        left = self._epoch - self.next_sample % self._epoch if self._epoch else self._batch
+        self.next_sample += min(self._batch, left)
+        if not isinstance(self.stream, DatasetLedger):  # of which Trainer knows the epoch itself
+            state.epoch = self._main(self.next_sample).epochs
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             write_ledger(Path(args.output_dir), state.global_step, self.state()["attributes"])
+            checkpoint = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            if checkpoint.is_dir():
+                self.save_lineage(checkpoint, args, state)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.on_save(args, state, control)
@@ -106,6 +157,23 @@ class CoverageCallback(TrainerCallback, ExportableState):
     def ledger(self) -> list[dict]:
         """Samples, tokens, epochs and coverage of each source so far."""
         return [asdict(seen) for seen in self.stream.seen(self.next_sample)]
+
+    def save_lineage(self, folder: str | Path, args, state) -> None:
+        """Write lineage.json beside the weights of this step: what they have seen in this run and in those before."""
+        run = {"name": str(args.output_dir), "step": state.global_step}
+        write_lineage(folder, with_run(self.start or self._start(), run, self._own_sources()))
+
+    def _own_sources(self) -> list[SeenSource]:
+        return seen_sources(self.stream.state(self.next_sample), self.ledger())
+
+    def _start(self) -> Lineage:
+        readers = getattr(self.stream, "readers", ())  # of a ShardStream, whose data may have grown since it was seen
+        datasets = {each.fingerprint: partial(each.manifest.shards_of, each.split) for each in readers}
+        return recognized(start_lineage(self.init_from), datasets)
+
+    def _seen_before(self) -> list[int]:
+        """Tokens of each source that the model had seen before this run."""
+        return [tokens_seen(self.start, own["name"], own["fingerprints"]) for own in self._own_sources()]
 
     def change_weights(self, args, state, weights: list[float]) -> None:
         """Draw from the sources with other weights from the next step on. All processes call it between two steps.
@@ -159,6 +227,8 @@ class CoverageCallback(TrainerCallback, ExportableState):
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "world_size": args.world_size,
         }
+        if isinstance(self.stream, DatasetLedger):  # which may be another one after a resume
+            self.settings["dataset_tokens"] = self.stream.sources[0].tokens
         changes = {
             key: [before[key], value] for key, value in self.settings.items() if key in before and before[key] != value
         }
@@ -175,21 +245,27 @@ class CoverageCallback(TrainerCallback, ExportableState):
                     say(f"changed from step {state.global_step} on: {line}")
 
     def _report(self, args, state) -> list[str]:
+        sources, seen = self.stream.sources, self.stream.seen(self.next_sample)
         sources = [
-            DataSource(source.name, source.tokens, source.weight, seen.tokens, seen.estimated)
-            for source, seen in zip(self.stream.sources, self.stream.seen(self.next_sample), strict=True)
+            DataSource(source.name, source.tokens, source.weight, own.tokens, own.estimated, seen_before=before)
+            for source, own, before in zip(sources, seen, self._seen_before(), strict=True)
+            if source.weight or own.tokens  # else it waits for the guard's `raise_replay`
         ]
+        start = [line] if (line := describe_start(self.start)) else []
+        foreign = isinstance(self.stream, DatasetLedger)
         if not all(source.tokens for source in sources):
-            return ["Dataset coverage: not known, since the size of what is streamed is not; coverage.json counts it"]
+            reason = f": {self.stream.missing}" if foreign else ", since the size of what is streamed is not"
+            return [*start, f"Dataset coverage: not known{reason}; {LEDGER_NAME} counts it"]
+        length = round(self.stream.block_size, 1)
         layout = {
-            "batch": args.per_device_train_batch_size,
-            "block": self.stream.block_size,
+            "batch": args.train_batch_size,
+            "mean length" if foreign else "block": int(length) if length == int(length) else length,
             "accumulation": args.gradient_accumulation_steps,
             "processes": args.world_size,
         }
-        tokens_per_step = math.prod(layout.values())
+        tokens_per_step = max(1, round(self._batch * self.stream.block_size))
         seen = assess(sources, tokens_per_step, state.max_steps, state.global_step, self.parameters)
-        return coverage_lines(seen, layout)
+        return [*start, *coverage_lines(seen, layout)]
 
     def _refusal(self) -> str | None:
         """The reason not to start below one pass, or None. Asks on a terminal; never waits without one."""
@@ -203,6 +279,26 @@ class CoverageCallback(TrainerCallback, ExportableState):
         elif answer.strip().lower() not in ("y", "yes"):
             return f"stopped: the answer was {answer.strip() or 'empty'!r}; nothing was trained"
         return None
+
+
+def _dataset(dataloader) -> object:
+    """What a Trainer's DataLoader reads, without accelerate's wrapper."""
+    dataset = dataloader.dataset
+    while isinstance(dataset, IterableDatasetShard):
+        dataset = dataset.dataset
+    return dataset
+
+
+def _samples_per_epoch(stream, dataloader, args) -> int | None:
+    """Samples after which a Trainer begins a map-style dataset again; None where it has no end.
+
+    The last batch of an epoch may be smaller, or left out (`dataloader_drop_last`).
+    """
+    if not isinstance(stream, DatasetLedger) or not is_map_style(_dataset(dataloader)):
+        return None
+    size = args.train_batch_size * args.world_size
+    samples = len(dataloader) * size
+    return int(stream.samples) if samples - size < stream.samples <= samples else samples
 
 
 def write_ledger(directory: Path, step: int, saved: dict) -> None:

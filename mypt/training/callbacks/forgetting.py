@@ -1,8 +1,9 @@
-"""Measure every evaluation set against its loss at step 0, record it, and stop when a guarded one gets worse."""
+"""Measure every evaluation set against its loss at step 0, record it, and act when a guarded one gets worse."""
 
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,13 +13,15 @@ from transformers.trainer_callback import ExportableState
 from mypt.checkpoints.state import RunState, loaded_state
 from mypt.errors import CheckpointError, MyPTError
 from mypt.evaluation.baseline import BASELINE_NAME, load_baseline, save_baseline
-from mypt.evaluation.evaluator import Evaluator
+from mypt.evaluation.evaluator import Evaluator, Readings, require_fit
 from mypt.evaluation.forgetting import TOLERANCE, Policy, assess, decide, describe_sets, require_sets, verdict
 from mypt.evaluation.loss import WindowLosses
 from mypt.files import replace_text
 from mypt.streams.eval_windows import EvalWindows
 from mypt.terminal import say
+from mypt.training.callbacks.coverage import CoverageCallback
 from mypt.training.callbacks.curves import Pace, plot_forgetting
+from mypt.training.callbacks.guard import Guard, require_lambda_schedule
 from mypt.training.model.compiled import eager
 
 REPORT_NAME = "forgetting.json"
@@ -36,13 +39,20 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         target: The set that is learned; default the first.
         guard: The sets that are to be kept; default all others.
         tolerance: Nats per token that a guarded set may lose.
-        action: `warn`, or `stop` when a guarded set reaches `warning`.
+        action: What follows when a guarded set lost more: `warn`, `stop` (with a checkpoint), `reduce_lr` (halve the
+            learning rate), `raise_replay` or `rollback`. The last two need `mypt train` or `build_trainer`.
+        act_at: The action follows at this multiple of the tolerance.
+        coverage: The run's CoverageCallback, in whose ledger the actions are recorded.
+        replay: {guarded set: index of its training source in the stream}, for `raise_replay`.
         eval_steps: Measure every so many steps, and at the last one; None: whenever the Trainer itself evaluates.
         time_budget: Share of wall time for evaluation; beyond it the end of the run reports which eval_steps would
             keep it (0: it does not).
+        log: Called with the metrics of each measurement; a stock Trainer's `trainer.log` passes them on to the trackers
+            of `report_to`. None: they are in `log_history` only.
 
     Raises:
-        MyPTError: Names or an action that do not exist.
+        DataError: Token ids or windows that the model has no embeddings for.
+        MyPTError: Names or an action that do not exist, or an action that cannot work here.
         CheckpointError: A resume without its baseline.
     """
 
@@ -54,8 +64,12 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         guard: list[str] | None = None,
         tolerance: float = TOLERANCE,
         action: str = "warn",
+        act_at: float = 1.0,
+        coverage: CoverageCallback | None = None,
+        replay: dict[str, int] | None = None,
         eval_steps: int | None = None,
         time_budget: float = 0.1,
+        log: Callable[[dict[str, float]], object] | None = None,
     ):
         if not eval_sets:
             raise MyPTError("forgetting has no evaluation set to watch; give at least one as {name: EvalWindows}")
@@ -63,12 +77,21 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         target = target or next(iter(eval_sets))
         guard = [name for name in eval_sets if name != target] if guard is None else guard
         require_sets(eval_sets, target, guard)
-        self.policy = Policy(target, guard, tolerance, action)
+        self.policy = Policy(target, guard, tolerance, action, act_at)
+        if action in ("raise_replay", "rollback") and replay is None:
+            raise MyPTError(
+                f"forgetting action {action} needs MyPT's own trainer: use `mypt train` or build_trainer(recipe), or "
+                "one of: warn, stop, reduce_lr"
+            )
+        self.guard = Guard(self.policy, coverage, replay or {})
         self.eval_steps = eval_steps
         self.time_budget = time_budget
+        self.log = log
         self.history: list[dict] = []  # entries of `assess`
         self.stopped_at: int | None = None
         self._baseline: dict[str, WindowLosses] = {}
+        self._metrics: dict[str, float] = {}  # of the last measurement
+        self._ended = False
         self._seconds = 0.0
         self._started = time.monotonic()
 
@@ -77,14 +100,27 @@ class ForgettingCallback(TrainerCallback, ExportableState):
     def state(self) -> dict:
         return {
             "args": {},
-            "attributes": {"history": self.history, "stopped_at": self.stopped_at, "tolerance": self.policy.tolerance},
+            "attributes": {
+                "history": self.history,
+                "stopped_at": self.stopped_at,
+                "tolerance": self.policy.tolerance,
+                "act_at": self.policy.act_at,
+                "actions": self.guard.actions,
+                "rate_factor": self.guard.rate_factor,
+            },
         }
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         # What this object may have measured before training began belongs to no run.
-        saved = loaded_state(state).forgetting
+        run_state = loaded_state(state)
+        saved = run_state.forgetting
+        require_lambda_schedule(kwargs.get("lr_scheduler"), self.policy.action)
+        self.guard.restore(run_state, args.learning_rate)
+        if self.guard.rate_factor != 1:
+            self._say(state, f"learning rate x {self.guard.rate_factor:g} by the guard so far")
         self.history = saved["history"] if saved else []
-        self.stopped_at, self._baseline = None, {}
+        self.stopped_at, self._baseline, self._metrics, self._ended = None, {}, {}, False
+        require_fit(model, self.eval_sets)
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         self._seconds, self._started, self._pace = 0.0, time.monotonic(), Pace()
         if self.history:
@@ -97,28 +133,33 @@ class ForgettingCallback(TrainerCallback, ExportableState):
                 )
             self.history = list(map(self._ordered, self.history))
         else:
-            state.log_history.append({**self.measure(model, args, state), "epoch": 0.0, "step": state.global_step})
+            self._record(model, args, state, control)
             if state.is_world_process_zero:
                 save_baseline(Path(args.output_dir), self._baseline, self.eval_sets)
                 self._write(Path(args.output_dir))
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs):
         if self.eval_steps and (state.global_step % self.eval_steps == 0 or state.global_step == state.max_steps):
-            self.on_evaluate(args, state, control, model)
+            self.on_evaluate(args, state, control, **kwargs)
 
-    def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
+    def on_evaluate(self, args, state, control, model=None, lr_scheduler=None, metrics=None, trainer=None, **kwargs):
+        if self._ended and metrics is not None and "eval_constrained_loss" not in metrics:
+            # Maybe with the weights of an earlier step: load_best_model_at_end.
+            metrics |= self._judge(self._read(model, args, state), state)[1]
+            return
         # A stock Trainer evaluates by itself, and comes here once for each of its own sets.
         if not self.history or self.history[-1]["step"] != state.global_step:
-            measured = self.measure(model, args, state)
-            state.log_history.append({**measured, "epoch": state.epoch, "step": state.global_step})
-            if metrics is not None:
-                metrics |= measured  # so that `metric_for_best_model` can name them
-        decision = decide(self.history, self.policy)
-        if decision and decision.action == "stop" and not control.should_training_stop:
-            self.stopped_at = state.global_step
-            control.should_training_stop = control.should_save = True
-            lost, limit = ", ".join(decision.sets), self.policy.tolerance
-            self._say(state, f"stopping: {lost} lost more than the tolerance of {limit:g} nats")
+            self._record(model, args, state, control)
+        if metrics is not None:
+            metrics |= self._metrics  # so that `metric_for_best_model` can name them
+        is_last = state.global_step >= state.max_steps  # when only a warning has a meaning
+        acted = self.guard.acted
+        if (self.policy.action == "warn" or not is_last) and state.global_step not in acted:
+            decision = decide(self.history, self.policy, acted)
+            if decision:
+                self.guard.act(decision, args, state, control, lr_scheduler, trainer)
+            if decision and decision.action == "stop":
+                self.stopped_at = state.global_step
         if state.is_world_process_zero:
             self._write(Path(args.output_dir))
 
@@ -127,6 +168,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             self.draw(args, state)
 
     def on_train_end(self, args, state, control, **kwargs):
+        self._ended = True
         if not state.is_world_process_zero:
             return
         self.draw(args, state)
@@ -141,7 +183,9 @@ class ForgettingCallback(TrainerCallback, ExportableState):
     def stopped_before(self, state: RunState) -> bool:
         """Whether a saved state ends in a stop that these settings would repeat."""
         saved = state.forgetting
-        same = saved and self.policy.action == "stop" and saved["tolerance"] == self.policy.tolerance
+        policy = self.policy
+        same = saved and policy.action == "stop"
+        same = same and (saved["tolerance"], saved.get("act_at", 2.0)) == (policy.tolerance, policy.act_at)
         return bool(same) and saved["stopped_at"] == state.step
 
     # ---- measuring ----
@@ -153,6 +197,29 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         `forgetting/<name>_delta` and `eval_constrained_loss`.
         """
         began = time.monotonic()
+        readings = self._read(model, args, state)
+        self._baseline = self._baseline or {name: reading.losses for name, reading in readings.items()}
+        entry, self._metrics = self._judge(readings, state)
+        if self.history and self.history[-1]["step"] == state.global_step:
+            self.history.pop()  # measured again
+        self.history.append(entry)
+        self._say(state, human_line(entry))
+        self._seconds += time.monotonic() - began
+        return self._metrics
+
+    def _record(self, model: torch.nn.Module, args, state, control) -> None:
+        """Measure and log, where no Trainer of ours does it."""
+        measured = self.measure(model, args, state)
+        if self.log is None:
+            state.log_history.append({**measured, "epoch": state.epoch or 0.0, "step": state.global_step})
+            return
+        was_training, is_due = model.training, control.should_log
+        model.eval()  # by which TRL knows that its own training metrics do not belong in this entry
+        self.log(dict(measured))
+        model.train(was_training)
+        control.should_log = is_due  # the Trainer's own entry of this step may come yet
+
+    def _read(self, model: torch.nn.Module, args, state) -> Readings:
         evaluator = Evaluator(self.eval_sets, args.per_device_eval_batch_size, args.process_index, args.world_size)
         with eager(model):
             readings = evaluator.measure(model)
@@ -162,8 +229,12 @@ class ForgettingCallback(TrainerCallback, ExportableState):
                     f"the loss on {name} is {reading.losses.loss} at step {state.global_step}: the model is broken; "
                     "lower training.learning_rate and resume from the last checkpoint with --resume"
                 )
-        self._baseline = self._baseline or {name: reading.losses for name, reading in readings.items()}
-        entry, metrics = assess(state.global_step, readings, self._baseline, self.policy), {}
+        return readings
+
+    def _judge(self, readings: Readings, state) -> tuple[dict, dict[str, float]]:
+        """The entry of the history, and the metrics to log."""
+        baseline = self._baseline or {name: reading.losses for name, reading in readings.items()}
+        entry, metrics = assess(state.global_step, readings, baseline, self.policy), {}
         for name, reading in entry["sets"].items():
             if not math.isfinite(reading["delta"]):
                 raise MyPTError(
@@ -171,12 +242,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
                     "damaged; restore it"
                 )
             metrics |= {f"eval_{name}_loss": reading["loss"], f"forgetting/{name}_delta": reading["delta"]}
-        if self.history and self.history[-1]["step"] == state.global_step:
-            self.history.pop()  # measured again
-        self.history.append(entry)
-        self._say(state, human_line(entry))
-        self._seconds += time.monotonic() - began
-        return metrics | {"eval_constrained_loss": entry["constrained_loss"]}
+        return entry, metrics | {"eval_constrained_loss": entry["constrained_loss"]}
 
     def _ordered(self, entry: dict) -> dict:
         """A saved measurement with what it has of a new one's keys, in their order; trainer_state.json sorts them."""
@@ -197,6 +263,8 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             "guard": self.policy.guard,
             "tolerance": self.policy.tolerance,
             "action": self.policy.action,
+            "act_at": self.policy.act_at,
+            "actions": self.guard.actions,
             "stopped_at": self.stopped_at,
             "history": self.history,
             "verdict": verdict(self.history, self.policy),

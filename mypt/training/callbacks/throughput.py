@@ -2,11 +2,13 @@
 
 import sys
 import time
+from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
 
 from mypt.hardware.peak import Peak, peak_of
+from mypt.hardware.speeds import write_speed
 from mypt.terminal import say
 
 DATA, PASSES, OPTIMIZER, REST = "data", "passes", "optimizer", "rest"  # of a training step
@@ -22,10 +24,14 @@ class ThroughputCallback(TrainerCallback):
     optimizer's; throughput/data_ms, compute_ms and rest_ms per optimizer step, of the main process, and optimizer_ms,
     the optimizer's part of compute_ms; throughput/memory_gib; throughput/eta_seconds.
     Callbacks that come after this one in Trainer's list see the numbers. Evaluating and saving count for the ETA alone.
+
+    identity: as of `mypt.hardware.speeds.identify`; with it speed.json in the output_dir gets the mean speed of this
+    session, without its first step.
     """
 
-    def __init__(self, block_size: int):
+    def __init__(self, block_size: int, identity: dict | None = None):
         self.block_size = block_size
+        self.identity = identity
         self.peak: Peak | None = None
         self._seconds: dict[str, float] = {}
         self._entries = 0
@@ -77,6 +83,23 @@ class ThroughputCallback(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self._mark(OUTSIDE, state)
 
+    def on_train_end(self, args, state, control, **kwargs):
+        self._add_up()
+        if self.identity is None or not state.is_world_process_zero or self._steady is None:
+            return
+        (first, _, before), (last, _, now) = self._steady, self._at(state)
+        seconds = sum(now[kind] - before[kind] for kind in (DATA, PASSES, OPTIMIZER, REST))
+        if last > first and seconds > 0:
+            each = seconds / (last - first)
+            rate = self._samples(args) * self.block_size / each
+            figures = {"steps": last - first, "seconds": each, "tokens_per_second": rate}
+            write_speed(Path(args.output_dir), self.identity, figures)
+
+    @staticmethod
+    def _samples(args) -> int:
+        """In an optimizer step."""
+        return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
     def _mark(self, kind: str, state) -> None:
         """End a part of this kind, which began at the last mark."""
         if self.peak is None:  # an evaluation before training
@@ -100,8 +123,7 @@ class ThroughputCallback(TrainerCallback):
         steps = now[0] - step
         spent = {kind: now[2][kind] - before[kind] for kind in (DATA, PASSES, OPTIMIZER, REST)}
         seconds = sum(spent.values())
-        samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        numbers = {"throughput/tokens_per_second": round(steps * samples * self.block_size / seconds, 1)}
+        numbers = {"throughput/tokens_per_second": round(steps * self._samples(args) * self.block_size / seconds, 1)}
         if now[1] > flops:  # Trainer could count them
             mfu = (now[1] - flops) / seconds / (self.peak.flops * args.world_size)
             numbers["throughput/mfu"] = float(f"{mfu:.3g}")

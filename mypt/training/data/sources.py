@@ -1,6 +1,7 @@
 """The recipe's sources as dataset directories of one tokenizer: text prepared first, everything checked."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from glob import has_magic
 from pathlib import Path
@@ -32,7 +33,7 @@ from mypt.training.data.text import (
 class RunData:
     """Where a run reads from: directories by weight and by evaluation set name, and their one tokenizer."""
 
-    train: dict[str, float]
+    train: dict[str, float]  # 0: of a source in `replay` that is not drawn from yet
     eval: dict[str, str]
     manifests: dict[str, Manifest]  # of every directory in both
     eval_sources: dict[str, str]  # as a recipe names them: a text source, not the directory that it was prepared into
@@ -41,6 +42,7 @@ class RunData:
     streamed: Streamed | None = None  # what is trained on instead of `train`, the directory of its first documents
     eval_splits: dict[str, str] = field(default_factory=dict)  # of the sets that are not their directory's val split
     own_validation: bool = False  # the evaluation set is the split that the training source brings along
+    replay: dict[str, str] = field(default_factory=dict)  # directory in `train` of each guarded set
 
 
 def resolve_data(recipe: Recipe) -> RunData:
@@ -64,11 +66,14 @@ def resolve_data(recipe: Recipe) -> RunData:
         named[name] = directories.get(source, source)
         if source not in directories and not is_dataset(source):
             named[name], splits[name] = prepare_eval(recipe, source, name, tokenizer=first), "train"
-    manifests |= {d: open_dataset(d, section.dtype) for d in named.values() if d not in manifests}
+    train = {directories[source]: weight for source, weight in section.train.items()}
+    replay = replay_sources(recipe, eval_sources, train)
+    train |= {directory: 0.0 for directory in replay.values() if directory not in train}
+    manifests |= {d: open_dataset(d, section.dtype) for d in [*named.values(), *train] if d not in manifests}
     for directory, manifest in manifests.items():
         require_same_tokenizer(first, manifests[first].tokenizer_hash, directory, manifest.tokenizer_hash)
     return RunData(
-        train={directories[source]: weight for source, weight in section.train.items()},
+        train=train,
         eval=named,
         manifests=manifests,
         eval_sources=eval_sources,
@@ -77,6 +82,7 @@ def resolve_data(recipe: Recipe) -> RunData:
         streamed=streamed,
         eval_splits=splits,
         own_validation=bool(own),
+        replay=replay,
     )
 
 
@@ -133,7 +139,7 @@ def _announce_tokenizer(recipe: Recipe) -> None:
 
 def _own_sets(texts: list[str]) -> dict[str, str]:
     """The validation split that a text source brings along, by the source's name."""
-    sets = {_name(source): split for source in texts if (split := own_validation(source))}
+    sets = {source_name(source): split for source in texts if (split := own_validation(source))}
     for source in sets.values():
         if _is_main_process():
             say(f"evaluation: {source}, the dataset's own validation split; set data.eval to use another")
@@ -143,14 +149,56 @@ def _own_sets(texts: list[str]) -> dict[str, str]:
 def default_sets(sources: dict[str, Manifest]) -> dict[str, str]:
     """The training sources with a val split, by name."""
     watched = [source for source, manifest in sources.items() if (val := manifest.splits.get("val")) and val.tokens]
-    sets = {_name(source): source for source in watched}
+    sets = {source_name(source): source for source in watched}
     if len(sets) < len(watched):
         raise RecipeError(f"two sources of data.train end in the same name ({', '.join(watched)}); name data.eval")
     return sets
 
 
-def _name(source: str) -> str:
-    """data/general -> general, notes/a.txt -> a, hf://org/name:config@revision#split -> name."""
+def replay_sources(recipe: Recipe, sets: dict[str, str], train: Iterable[str]) -> dict[str, str]:
+    """The dataset directory whose train split is replayed for each guarded set; empty where nothing is.
+
+    These are the sources in `forgetting.guard`; where it names none, `action: raise_replay` takes the directories of
+    the sets themselves.
+
+    Args:
+        sets: {name: source} of the evaluation sets.
+        train: Training sources; one that is a replay source, too, keeps its spelling.
+
+    Raises:
+        RecipeError: There is none for a set, or the stream's shares cannot change.
+    """
+    section, known = recipe.forgetting, {Path(source).resolve(): source for source in train}
+    raises = section.action == "raise_replay"
+    if isinstance(section.guard, dict):
+        found = dict(section.guard)
+    elif raises:
+        target = section.target or next(iter(sets), None)
+        found = {name: sets[name] for name in section.guard or sets if name != target or section.guard}
+    else:
+        return {}
+    cure = "prepare text with `mypt prepare` and name the directory in forgetting.guard: {NAME: DIR}"
+    for name, source in found.items():
+        if not is_dataset(source) or "train" not in open_dataset(source, recipe.data.dtype).splits:
+            raise RecipeError(f"no text to replay for {name}: {source} is no directory with a train split; {cure}")
+    if streamed := [s for s in recipe.data.train if recipe.data.streaming and not is_dataset(s)]:
+        raise RecipeError(
+            f"data.train {streamed[0]} is streamed, and other sources cannot be mixed in; prepare it first: mypt "
+            f"prepare --source {streamed[0]} --out data/NAME --tokenizer {next(iter(found.values()), 'DIR')}"
+        )
+    if raises and (workers := recipe.training.get("dataloader_num_workers")):
+        raise RecipeError(
+            f"forgetting.action raise_replay changes the shares of the sources, and {workers} DataLoader workers read "
+            "ahead of it; give --training.dataloader_num_workers=0, or another action"
+        )
+    return {name: known.get(Path(source).resolve(), source) for name, source in found.items()}
+
+
+def source_name(source: str) -> str:
+    """The name of a source's evaluation set where none is given.
+
+    data/general -> general, notes/a.txt -> a, hf://org/name:config@revision#split -> name.
+    """
     path = Path(re.split("[:@#]", source.removeprefix(PREFIX))[0] if source.startswith(PREFIX) else source)
     return path.name if path.is_dir() or source.startswith(PREFIX) else path.stem
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from transformers import PreTrainedModel, set_seed
 
 from mypt.checkpoints.complete import holds_model
-from mypt.conversion.extend import VOCABULARY_MULTIPLE
 from mypt.conversion.weights import cast
 from mypt.errors import CheckpointError, RecipeError, UnreadableCheckpoint
 from mypt.hardware.main_memory import main_memory
@@ -14,8 +13,8 @@ from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config, preset_dimensions
 from mypt.planning.fit import gibibytes
 from mypt.planning.parameters import count_parameters
-from mypt.planning.step import BYTES
-from mypt.recipe import ModelSection
+from mypt.planning.step import BYTES, VOCABULARY_MULTIPLE
+from mypt.recipe import ModelSection, model_fault, too_few_rows
 from mypt.tokenization.load import largest_id
 from mypt.training.data.sources import RunData
 from mypt.training.model.init_from import continued_model, existing_model
@@ -80,9 +79,7 @@ def _config(section: ModelSection, data: RunData, block_size: int | None):
     padded = -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     overrides = {"vocab_size": padded, "unpadded_vocab_size": vocabulary} | section.config
     if overrides["vocab_size"] < vocabulary:
-        raise RecipeError(
-            f"model.vocab_size {overrides['vocab_size']} is below the tokenizer's {vocabulary}; remove it"
-        )
+        raise too_few_rows(overrides["vocab_size"], vocabulary)
     try:
         longest = preset_dimensions(section.preset)["max_position_embeddings"]
     except ValueError as error:
@@ -94,4 +91,4 @@ def _config(section: ModelSection, data: RunData, block_size: int | None):
     try:
         return preset_config(section.preset, **overrides)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"model: {' '.join(str(error).split())}") from None
+        raise model_fault(error) from None

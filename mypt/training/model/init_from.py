@@ -1,5 +1,6 @@
 """`model.init_from`: an existing model, as MyPT's own class where that computes the same, and extended as asked."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import PartialState
@@ -24,9 +25,15 @@ CHANGEABLE = (*DROPOUTS, "max_position_embeddings", "rope_parameters")  # fields
 
 
 def existing_model(
-    section: ModelSection, data: RunData, block_size: int | None, *, adapter: bool = False, quantization=None
+    section: ModelSection,
+    data: RunData,
+    block_size: int | None,
+    *,
+    adapter: bool = False,
+    quantization=None,
+    report: Callable[..., object] = say,
 ) -> PreTrainedModel:
-    """The model of `section.init_from` for the data's tokenizer; what was done to it is printed, a line each.
+    """The model of `section.init_from` for the data's tokenizer; `report` gets lines about what was done to it.
 
     A GPT-2, Llama, Mistral, Qwen2 or Qwen3 becomes a MyPTForCausalLM of equal logits; any other stays as it is, and so
     does every base of an adapter, which has to fit what others will load. Raises RecipeError for a change that cannot
@@ -56,11 +63,11 @@ def existing_model(
     if texts or (isinstance(model, MyPTForCausalLM) and model.config.unpadded_vocab_size is None and not adapter):
         grow_vocabulary(model, known, pieces)
     if PartialState().is_main_process:
-        say(f"init_from {source}: {words}")
+        report(f"init_from {source}: {words}")
         if stretched:
-            say(stretched)
+            report(stretched)
         if texts:
-            say(
+            report(
                 f"added {len(texts)} tokens to {rows:,} rows ({known:,} in use), {model.config.vocab_size:,} now: each "
                 "starts as the mean of the pieces that it was spelled in (2109.04607)"
             )

@@ -147,6 +147,14 @@ def set_rates(scheduler: LambdaLR) -> None:
     scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
 
+def scale_rates(scheduler: LambdaLR, factor: float) -> None:
+    """Multiply the rates of all parameter groups, now and for the rest of the schedule."""
+    scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+    for group in scheduler.optimizer.param_groups:
+        group.update(lr=group["lr"] * factor, initial_lr=group["initial_lr"] * factor)
+    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+
+
 def rewarm_of(scheduler) -> dict | None:
     """The re-warming that this session began, if there is one."""
     curve = next(iter(getattr(scheduler, "lr_lambdas", [])), None)

@@ -14,6 +14,7 @@ from mypt.checkpoints.state import loaded_state
 from mypt.checkpoints.verify import fault_of
 from mypt.errors import Diverged, MyPTError, RecipeError
 from mypt.terminal import say
+from mypt.training.optim.schedules import scale_rates
 from mypt.training.stability.loss_spikes import describe, worst_sample
 from mypt.training.stability.step_monitor import StepStats
 
@@ -77,7 +78,7 @@ class SafetyCallback(TrainerCallback, ExportableState):
 
     def _stop(self, trainer, stats: StepStats, worst: str, tried: str = "") -> None:
         checkpoint, _ = last_complete_checkpoint(trainer.args.output_dir)
-        advice = f"lower training.learning_rate (now {trainer.args.learning_rate * self.rate_factor:g})"
+        advice = f"lower training.learning_rate (now {trainer.args.learning_rate * trainer.rate_factor:g})"
         if self.on_nan == "stop":
             advice += " or set safety.on_nan to skip or rollback"
         raise Diverged(
@@ -101,12 +102,12 @@ class SafetyCallback(TrainerCallback, ExportableState):
         checkpoint: Path | None = broadcast_object_list(found)[0]
         if checkpoint is None:
             self._stop(trainer, stats, worst, "there is nothing to go back to; ")
-        before = trainer.args.learning_rate * self.rate_factor
+        before = trainer.args.learning_rate * trainer.rate_factor
         self.rollbacks += 1
         restore_weights(trainer, checkpoint, CUT)
         trainer.model.zero_grad()
         trainer.monitor.forget()
-        rate = trainer.args.learning_rate * self.rate_factor
+        rate = trainer.args.learning_rate * trainer.rate_factor
         event = {"changes": {"learning_rate": [before, rate]}, "rollback": {"to": checkpoint.name, **_figures(stats)}}
         line = f"back to the weights of {checkpoint} with learning rate {rate:g} after {stats}; {worst}"
         trainer.note_event(trainer.next_sample(in_step), event, line)
@@ -132,10 +133,9 @@ def restore_weights(trainer, checkpoint: Path, cut: float) -> None:
     trainer.load_weights(str(checkpoint))
     trainer.load_states(str(checkpoint))
     scheduler.load_state_dict(place)
-    scheduler.base_lrs = [rate * cut for rate in scheduler.base_lrs]
     for group, now in zip(trainer.optimizer.param_groups, settings, strict=True):
-        group.update(now, lr=now["lr"] * cut, initial_lr=now["initial_lr"] * cut)
-    scheduler._last_lr = [group["lr"] for group in trainer.optimizer.param_groups]
+        group.update(now)
+    scale_rates(scheduler, cut)
 
 
 def _what(stats: StepStats) -> str:

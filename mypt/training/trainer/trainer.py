@@ -29,6 +29,7 @@ from mypt.streams.shard_stream import ShardStream
 from mypt.terminal import say
 from mypt.training.callbacks.coverage import CoverageCallback
 from mypt.training.callbacks.curves import draw_what_ends_it
+from mypt.training.callbacks.guard import LOWERS_THE_RATE
 from mypt.training.model.compiled import compiled_layers
 from mypt.training.model.flops import flops_per_token
 from mypt.training.model.loading import loading, require_optimizer_state, require_rng_state, require_weights
@@ -61,6 +62,7 @@ class MyPTTrainer(Trainer):
     Args:
         forgetting: The ForgettingCallback that measures the evaluation sets; None without evaluation sets.
         early_stopping, upload: Callbacks that `mypt.training.run.finish` uses at the end of the run.
+        start: The `Start` from which it interpolates then; None: it does not.
         throughput: The ThroughputCallback, which becomes the first of all callbacks.
         hardware: The `Hardware` that was resolved for the run.
         compile_layers: Compile decoder layers during training.
@@ -71,7 +73,7 @@ class MyPTTrainer(Trainer):
         args, kwargs: As for HF's Trainer.
 
     Raises:
-        RecipeError: A launch with FSDP 1, or `on_nan` other than stop under DeepSpeed.
+        RecipeError: A launch with FSDP 1; under DeepSpeed `on_nan` other than stop, or an action that changes rates.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class MyPTTrainer(Trainer):
         forgetting=None,
         early_stopping=None,
         upload=None,
+        start=None,
         throughput=None,
         hardware=None,
         compile_layers: bool = False,
@@ -90,11 +93,14 @@ class MyPTTrainer(Trainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.forgetting, self.early_stopping, self.upload = forgetting, early_stopping, upload
+        self.forgetting, self.early_stopping, self.upload, self.start = forgetting, early_stopping, upload, start
         self.checkpoint, self.set_aside, self.give_back = checkpoint, set_aside, give_back
         self.hardware, self.compile_layers, self.throughput = hardware, compile_layers, throughput
         if self.is_deepspeed_enabled and on_nan != "stop":
             raise RecipeError(f"safety.on_nan is {on_nan}, and DeepSpeed updates the weights by itself; use stop")
+        if self.is_deepspeed_enabled and forgetting and forgetting.policy.action in LOWERS_THE_RATE:
+            action = forgetting.policy.action
+            raise RecipeError(f"forgetting.action is {action}, and DeepSpeed sets the rate by itself; use warn or stop")
         self.safety, self.spikes, self.signals = SafetyCallback(on_nan), SpikeCallback(), SignalCallback()
         for callback in (self.safety, self.spikes, self.signals):
             self.add_callback(callback)
@@ -120,6 +126,15 @@ class MyPTTrainer(Trainer):
         sharded.after_accelerator(self.accelerator)
         # Trainer calls it once in each step, with or without clipping, and passes the norm to no event.
         self.accelerator.clip_grad_norm_ = self.grad_norm = KeptNorm(self.accelerator.clip_grad_norm_)
+
+    def free(self) -> None:
+        """Free the memory of model and optimizer. Nothing can be trained or measured with this trainer any more."""
+        self.model = self.model_wrapped = self.optimizer = self.lr_scheduler = self.flops_per_token = None
+        self.loss_parts = self.compute_loss_func = None
+        self.batches = []
+        handler = self.callback_handler
+        handler.model = handler.optimizer = handler.lr_scheduler = handler.train_dataloader = None
+        self.accelerator.free_memory()
 
     # ---- training ----
 
@@ -281,7 +296,11 @@ class MyPTTrainer(Trainer):
             self.require_sound()
         metrics = self.forgetting.measure(self.model, self.args, self.state)
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        # As CallbackHandler.on_evaluate, with the trainer, by which the guard restores weights.
+        self.control.should_evaluate = False
+        self.control = self.callback_handler.call_event(
+            "on_evaluate", self.args, self.state, self.control, metrics=metrics, trainer=self
+        )
         return metrics
 
     # ---- optimizer and schedule ----
@@ -294,9 +313,16 @@ class MyPTTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LRScheduler:
         """HF's schedule as a `RewarmSchedule`."""
         self.safety.restore(self)  # the checkpoint's trainer state is loaded, its optimizer state comes next
+        if self.forgetting:
+            self.forgetting.guard.restore(loaded_state(self.state), self.args.learning_rate)
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         require_lambda_schedule(scheduler, self.safety.on_nan)
         return rewarmed(scheduler, self.args.lr_scheduler_type, self.args.get_warmup_steps(num_training_steps))
+
+    @property
+    def rate_factor(self) -> float:
+        """The factor of all rollbacks, and of all cuts by the guard, on the recipe's learning rate."""
+        return self.safety.rate_factor * (self.forgetting.guard.rate_factor if self.forgetting else 1.0)
 
     # ---- checkpoints ----
 
@@ -324,6 +350,8 @@ class MyPTTrainer(Trainer):
                 self.processing_class.save_pretrained(folder)
         if self.args.should_save:
             Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            if coverage := self._coverage():
+                coverage.save_lineage(folder, self.args, self.state)
 
     def _gathered_weights(self) -> dict[str, torch.Tensor] | None:
         """Whole weights under FSDP2 and DeepSpeed, tied ones once; None where Trainer gathers them itself."""
@@ -371,7 +399,7 @@ class MyPTTrainer(Trainer):
                 self.lr_scheduler,
                 rate=self.args.learning_rate,
                 saved_rate=loaded_state(self.state).learning_rate,
-                factor=self.safety.rate_factor,
+                factor=self.rate_factor,
                 warmup=self.args.get_warmup_steps(self.args.max_steps),
             )
             if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):

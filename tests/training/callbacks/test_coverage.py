@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from mypt.checkpoints.lineage import find_lineage, write_lineage
 from mypt.errors import CheckFailed
 from mypt.streams.ledger import Ledger, Source
 from mypt.training.callbacks.coverage import CoverageCallback
@@ -88,6 +89,24 @@ def test_the_same_object_starts_anew_and_joins_a_run_that_did_without_it(stream,
     late = coverage_of(stream)
     make_trainer([late], max_steps=4).train(resume_from_checkpoint=True)
     assert (late.next_sample, late.events) == (16, [])
+
+
+def test_a_run_counts_on_from_what_its_start_model_saw(stream, make_trainer, tmp_path, capsys):
+    """In a stock Trainer; and text that the start model has seen whole is not asked about."""
+    make_trainer([coverage_of(stream)], max_steps=3).train()
+    first = tmp_path / "first"
+    (tmp_path / "run" / "checkpoint-3").rename(first)
+    again = coverage_of(stream, init_from=first)
+    make_trainer([again], max_steps=2, save_steps=2).train()
+    assert "0.06x (192 tokens)" in capsys.readouterr().out
+    found = find_lineage(tmp_path / "run" / "checkpoint-2")
+    assert [(source["samples"], source["tokens"]) for source in found["seen"]] == [(12 + 8, 20 * 16)]
+    assert ([run["step"] for run in found["runs"]], again.ledger()[0]["samples"]) == ([3, 2], 8)
+    with pytest.raises(CheckFailed):
+        begin(coverage_of(stream, strict=True, init_from=first))
+    found["seen"][0]["tokens"] = 3_000 - 2 * 8 * 16
+    write_lineage(first, found)
+    begin(coverage_of(stream, strict=True, init_from=first))
 
 
 def test_the_ledger_of_a_mixture_is_that_of_the_planner():
