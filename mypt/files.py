@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NUMPY_FULL = re.compile(r"\d+ requested and \d+ written")
 _TORCH_FULL = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+|iostream error")
 _SYSTEM_NUMBER = re.compile(r"\(os error (\d+)\)")  # in messages of libraries in Rust
+
+
+def free_for(folder: str | Path) -> int:
+    """Bytes that `folder` may come to: what is free on its disk, and what it holds now."""
+    folder = Path(folder)
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    return held + shutil.disk_usage(there).free
 
 
 def is_disk_full(error: BaseException) -> bool:
