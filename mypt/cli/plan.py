@@ -113,8 +113,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _require_works(found: Plan) -> None:
+    from mypt.planning.checks import FAILED
+
     if not found.works:
-        failed = ", ".join(check.name for check in found.checks if check.level == "failed")
+        failed = ", ".join(check.name for check in found.checks if check.level == FAILED)
         raise CheckFailed(f"this run cannot work as it is planned ({failed}); the first lines say what to change")
 
 

@@ -18,7 +18,6 @@ from mypt.planning.verdict import (
 )
 
 GOOD, NOTE, WARNING, FAILED, UNKNOWN = "good", "note", "warning", "failed", "unknown"
-LEVELS = (FAILED, WARNING, NOTE, UNKNOWN, GOOD)  # the worst first
 
 # A source other than the main one is named when its viewed tokens are worth less than this share of fresh ones: after
 # about 9 and 25 passes (`effective_tokens`).
@@ -110,12 +109,14 @@ def _data(plan, flags: dict[str, str]) -> Check:
         return Check("data", UNKNOWN, "how often it is seen is not known: give its size with --tokens")
     shortest = min(seen.sources, key=lambda source: source.tokens)
     if shortest.tokens <= (block_size := plan.training.block_size):
-        sentence = f"{shortest.name} has {shortest.tokens:,} tokens, and a window takes {block_size + 1:,}"
+        about = "about " if shortest.estimated else ""
+        sentence = f"{shortest.name} has {about}{shortest.tokens:,} tokens, and a window takes {block_size + 1:,}"
         shorter = [flags["block_size"].format(shortest.tokens - 1)] if shortest.tokens > 1 else []
-        return Check("data", FAILED, sentence, [*shorter, "more text"])
+        level = WARNING if shortest.estimated else FAILED
+        return Check("data", level, sentence, [*shorter, "more text"])
     main, verdict = seen.main_source, seen.passes
     about, name = "about " if main.estimated else "", f"{main.name} " if len(seen.sources) > 1 else ""
-    sentence = f"{name}seen {about}{times(main.coverage)}{worth_of(main)}: {verdict.sentence}"
+    sentence = f"{name}seen {about}{times(main.coverage)}{_worth_of(main)}: {verdict.sentence}"
     changes = []
     if verdict.level != GOOD and seen.suggested_steps:
         low, high = verdict.advised
@@ -126,7 +127,7 @@ def _data(plan, flags: dict[str, str]) -> Check:
     return Check("data", verdict.level, sentence, changes)
 
 
-def worth_of(source: SourceCoverage) -> str:
+def _worth_of(source: SourceCoverage) -> str:
     """`, worth 3.65x fresh data`, of a source that is repeated so often that it matters."""
     if source.worth >= 0.95:
         return ""
@@ -217,9 +218,3 @@ def _between(low: float, high: float, write) -> str:
 
 def _money(amount: float) -> str:
     return f"{amount:,.2f}"
-
-
-def level_of(checks: list[Check]) -> str:
-    """The worst level of all; what is not known counts as good."""
-    levels = {check.level for check in checks} - {UNKNOWN}
-    return next((level for level in LEVELS if level in levels), GOOD)

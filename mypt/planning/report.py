@@ -3,7 +3,7 @@
 import math
 import textwrap
 
-from mypt.planning.checks import FAILED, GOOD, LEVELS, NOTE, UNKNOWN, WARNING
+from mypt.planning.checks import FAILED, GOOD, NOTE, UNKNOWN, WARNING
 from mypt.planning.coverage import BANDS
 from mypt.planning.disk import Disk
 from mypt.planning.fit import Memory, gibibytes
@@ -21,7 +21,7 @@ BAR = 50  # characters of the progress bar
 
 def verdict_lines(plan: Plan) -> list[str]:
     """What a person acts on: whether the run can work and is worth it, check by check, and what to change."""
-    names = {level: [check.name for check in plan.checks if check.level == level] for level in LEVELS}
+    names = {level: [check.name for check in plan.checks if check.level == level] for level in _MARKS}
     if failed := names[FAILED]:
         words = f"cannot run: {', '.join(failed)}"
     elif noted := [*names[WARNING], *names[NOTE]]:
