@@ -1,11 +1,12 @@
 """`mypt plan` against reality: memory by its model and time by `--measure`, beside a real run of `mypt train`.
 
-    python scripts/bench_plan.py [--cpu] [--only WORDS] [--seconds 15] [--json FILE]
+    python scripts/bench_plan.py [--cpu] [--only WORDS] [--seconds 6] [--json FILE]
 
 For each configuration a recipe is measured as `mypt plan RECIPE --measure` does it (a few steps, one evaluation, one
 save, in a process of their own); the time of a run of about --seconds of steps is predicted from that, then
 `mypt train` runs it in a fresh process: its seconds from start to end, imports and pictures included, and its peak
-resident memory. Predicted memory is what `mypt plan` prints, before anything is measured. One thread.
+resident memory. Predicted memory is what `mypt plan` prints before anything is measured: the larger of a step's and of
+an evaluation's. One thread.
 
 --cpu counts CPU seconds on both sides, for a machine on which other processes run.
 """
@@ -34,7 +35,7 @@ CONFIGURATIONS = {
     "modern-tiny, 1 x 1024": ("modern-tiny", (1, 1024), {}),
     "modern-small, adamw, 2 x 256": ("modern-small", (2, 256), {"optimizer": {"name": "adamw"}}),
     "modern-tiny, 4 x 128, 4 passes": ("modern-tiny", (4, 128), {"training": {"gradient_accumulation_steps": 4}}),
-    "modern-small, checkpointing, 8 x 256": ("modern-small", (8, 256), AGAIN),
+    "modern-tiny, checkpointing, 8 x 256": ("modern-tiny", (8, 256), AGAIN),
     "modern-small, LoRA, 4 x 256": ("modern-small", (4, 256), {"lora": {"r": 8}}),
     "modern-nano, evaluation-heavy": (
         "modern-nano", (8, 128), {"forgetting": {"eval_windows": 200}, "training": {"eval_steps": 0.1}}
@@ -46,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="count CPU seconds instead of wall time")
     parser.add_argument("--only", default="", help="run the configurations whose name holds this")
-    parser.add_argument("--seconds", type=float, default=15, help="of steps in each real run")
+    parser.add_argument("--seconds", type=float, default=6, help="of steps in each real run")
     parser.add_argument("--json", type=Path, help="write all figures there")
     args = parser.parse_args()
     unit, rows = "CPU s" if args.cpu else "s", []
@@ -104,6 +105,7 @@ def write_recipe(name: str) -> Path:
         "data": {"train": {"code": 0.9, "general": 0.1}, "eval": {"code": "code", "general": "general"},
                  "block_size": tokens},
         "coverage": {"confirm": False},
+        "forgetting": {"eval_windows": 16},
         "training": {"output_dir": f"runs/{folder}", "per_device_train_batch_size": sequences, "save_steps": 0.5,
                      "use_cpu": True},
     }  # fmt: skip
@@ -141,7 +143,7 @@ def compare(name: str, seconds: float, cpu: bool) -> dict:
     plan = json.loads(mypt("plan", str(path), length, "--json"))
     predicted = plan_time(measured_speed(measured), steps=steps, save_steps=0.5, windows=plan["evaluation"]["forward"])
     real, memory = run("train", str(path), length, "--yes", cpu=cpu)
-    planned = plan["memory"]["training"]["total"]
+    planned = max(plan["memory"][name]["total"] for name in ("training", "evaluation"))
     return {
         "name": name,
         "steps": steps,

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from mypt.planning.memory import GIVEN_BACK
+from mypt.planning.memory import GIVEN_BACK, KEPT
 
 GROUPS = Path("/sys/fs/cgroup")
 # Control groups: the folder below GROUPS, the files of the limit and of the use. Version 2, then 1.
@@ -94,7 +94,6 @@ def _address_space() -> int | None:
         return None
 
 
-KEPT = 256 * 2**20
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 

@@ -78,6 +78,10 @@ def _memory(plan, device_name: str) -> Check | None:
     if memory.fits is None:
         return Check("memory", UNKNOWN, f"a step needs {needed} GiB; --memory says what there is")
     available = gibibytes(memory.available)
+    evaluation = memory.evaluation["total"] if memory.evaluation else 0
+    if memory.fits and evaluation > memory.available:
+        sentence = f"training fits, an evaluation does not: it needs {gibibytes(evaluation)} of {available} GiB"
+        return Check("memory", FAILED, sentence, memory.changes)
     if memory.fits:
         most = memory.largest_micro_batch
         where = f" {device_name}" if device_name else ""

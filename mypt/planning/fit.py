@@ -39,13 +39,15 @@ OPTIONS = {
 class Memory:
     """Bytes on one device; available, fits, largest_micro_batch and advice are None where its memory is not known.
 
-    training, generation: as `training_memory` and `generation_memory` of `mypt.planning.memory` return them.
+    training, generation, evaluation: as `training_memory`, `generation_memory` and `evaluation_memory` of
+    `mypt.planning.memory` return them; the last is None without evaluation sets, or formulas. fits: training does.
     largest_micro_batch: sequences. advice: whether training fits, and if not, which knob helps.
     changes: the knobs alone, as `knobs` returns them.
     """
 
     training: dict
     generation: dict[str, int]
+    evaluation: dict[str, int] | None = None
     available: int | None = None
     fits: bool | None = None
     largest_micro_batch: int | None = None
@@ -59,13 +61,20 @@ def plan_memory(
     available: int | None,
     flags: dict[str, str] = RECIPE_FLAGS,
     smaller: dict[str, dict] | None = None,
+    evaluated: int | None = None,
 ) -> Memory:
-    """Both estimates, and what follows from `available` bytes where they are known; flags, smaller: as of `knobs`."""
+    """The estimates, and what follows from `available` bytes where they are known.
+
+    flags, smaller: as `knobs` takes them. evaluated: windows in a forward pass of an evaluation, None without one.
+    """
     generating = shape_memory if is_measured(dimensions) else memory
     generation = generating.generation_memory(dimensions, context=step.block_size, dtype=step.weight_dtype)
     training = training_memory(dimensions, step)
+    evaluation = None
+    if evaluated and not is_measured(dimensions):
+        evaluation = memory.evaluation_memory(dimensions, step, evaluated)
     if not available:
-        return Memory(training, generation)
+        return Memory(training, generation, evaluation)
     largest, excess = largest_micro_batch(dimensions, available, step), training["total"] - available
     if excess <= 0:
         needed = f"{gibibytes(training['total'])} of {gibibytes(available)} GiB"
@@ -74,7 +83,14 @@ def plan_memory(
         changes = knobs(dimensions, step, available, flags, smaller)
         advice = f"does not fit: {gibibytes(excess)} GiB more than the {gibibytes(available)} GiB there are; "
         advice += ", or ".join(changes)
-    return Memory(training, generation, available, excess <= 0, largest, advice, changes)
+    if evaluation and evaluation["total"] > available:
+        sizes = range(evaluated - 1, 0, -1)
+        fitting = (n for n in sizes if memory.evaluation_memory(dimensions, step, n)["total"] <= available)
+        change = f"--training.per_device_eval_batch_size={next(fitting, 1)}"
+        needed = gibibytes(evaluation["total"])
+        advice += f"; an evaluation of {evaluated} windows at a time needs {needed} GiB: {change}"
+        changes.append(change)
+    return Memory(training, generation, evaluation, available, excess <= 0, largest, advice, changes)
 
 
 def training_memory(dimensions: dict, step: Step) -> dict:

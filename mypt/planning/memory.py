@@ -24,6 +24,7 @@ NO_ADAPTER = {"r": 0, "targets": []}  # a frozen layer through which gradients f
 #   0.8, with checkpointing 0.5 to 1.0 (adapters under autocast: from 0.2) of what they would keep without it;
 # - gradients whose blocks are larger than the activations' hardly use the activations' places.
 GIVEN_BACK = 32 * 2**20
+KEPT = 256 * 2**20  # of freed blocks at the end of glibc's heap (mypt.hardware.main_memory.keep_freed)
 HOLES, HOLES_LORA, HOLES_CHECKPOINTING = 0.37, 0.8, 0.6
 
 COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary", "allocator", "framework")
@@ -266,15 +267,53 @@ def generation_memory(dimensions: dict, *, context: int, batch_size: int = 1, dt
         raise MyPTError(f"dtype is {dtype!r}, expected one of: {', '.join(BYTES)}")
     width, tokens = BYTES[dtype], whole("context", context) * whole("batch_size", batch_size)
     keys = d["num_key_value_heads"] * d["head_dim"]
-    made = 3 if d["mlp_gated"] else 5 if d.get("hidden_act") == "gelu_new" else 2
-    queries = d["num_attention_heads"] * d["head_dim"]
-    turned = 3 * queries if d["position_embedding_type"] == "rope" else 0
-    inside = 2 * (d["hidden_size"] + queries + keys) + turned + made * d["intermediate_size"]
     parts = {
         "weights": count_parameters(d)["total"] * width,
         "kv_cache": 2 * d["num_hidden_layers"] * keys * tokens * width,
         "logits": batch_size * d["vocab_size"] * (width + 16),
-        "temporary": tokens * width * inside,
+        "temporary": tokens * width * _made_in_layer(d),
+        "framework": FRAMEWORK,
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def _made_in_layer(d: dict) -> int:
+    """Numbers per token that a layer makes without a backward pass; see `generation_memory`."""
+    keys, queries = (d[name] * d["head_dim"] for name in ("num_key_value_heads", "num_attention_heads"))
+    made = 3 if d["mlp_gated"] else 5 if d.get("hidden_act") == "gelu_new" else 2
+    turned = 3 * queries if d["position_embedding_type"] == "rope" else 0
+    return 2 * (d["hidden_size"] + queries + keys) + turned + made * d["intermediate_size"]
+
+
+def evaluation_memory(dimensions: dict, step: Step, windows: int) -> dict[str, int]:
+    """Bytes of an evaluation between steps, by component, on one device; windows: in a forward pass.
+
+    With n = windows x block_size tokens, and what `training_memory` and `generation_memory` name:
+
+        weights, optimizer   as between steps
+        logits               n V 8: float32 logits and their log-softmax; n V (8 + c) under autocast, of which they are
+                             a copy
+        temporary            what a layer makes, n w numbers, with eager attention n H T (4 + 2 c); autocast's copies
+        allocator            on a CPU: what the last step has left in glibc's heap, at most KEPT
+
+    Raises MyPTError as `training_memory` does.
+    """
+    d, (weight, compute) = complete(dimensions), step.widths
+    tokens = whole("windows", windows) * step.block_size
+    phases = training_memory(dimensions, step)["phases"]
+    between, forward = phases["update"], phases["forward"]
+    numbers = 8 if compute == BYTES["float32"] else 8 + compute
+    temporary = tokens * weight * _made_in_layer(d)
+    if step.attention == "eager":
+        temporary += tokens * d["num_attention_heads"] * step.block_size * (BYTES["float32"] + 2 * compute)
+    if compute != weight:
+        temporary += compute * (hidden_matrices(d) + d["vocab_size"] * d["hidden_size"])
+    parts = {
+        "weights": between["weights"],
+        "optimizer": between["optimizer"],
+        "logits": numbers * tokens * d["vocab_size"],
+        "temporary": temporary,
+        "allocator": min(KEPT, forward["activations"] + forward["allocator"]) if step.device == "cpu" else 0,
         "framework": FRAMEWORK,
     }
     return parts | {"total": sum(parts.values())}

@@ -147,6 +147,7 @@ def plan(
     saving: Saving | None = None,
     init_from: str | None = None,
     smaller: dict[str, dict] | None = None,
+    evaluation_batch: int | None = None,
     flags: dict[str, str] = RECIPE_FLAGS,
     target: str | None = None,
     notes: list[str] | None = None,
@@ -166,6 +167,7 @@ def plan(
         price: Of one device for one hour.
         save_steps, text: As `mypt.planning.time.plan_time` takes them.
         evaluation: Arguments of `plan_evaluation`, those of the run left out; None without evaluation sets.
+        evaluation_batch: Windows in a forward pass of an evaluation, for the memory; None without evaluation sets.
         eval_sets: Tokens of each evaluation set, None where they are not known.
         shared_text: Evaluation sets whose text is in the training data, with the share in words.
         saving: What a recipe says about its run folder.
@@ -192,7 +194,7 @@ def plan(
     )
     run = {"steps": steps, "sequences": sequences, "block_size": block_size}
     compute = _compute(training, counts, dimensions, step, processes) if counts and steps else None
-    memory = plan_memory(dimensions, step, available, flags, smaller) if step else None
+    memory = plan_memory(dimensions, step, available, flags, smaller, evaluation_batch) if step else None
     evaluated = plan_evaluation(**run, **evaluation) if evaluation and steps else None
     if tokens_per_second:
         speed = given_speed(tokens_per_second, training.tokens_per_step)

@@ -219,8 +219,10 @@ def measured_lines(found: Measured) -> list[str]:
         if found.predicted:
             ratio = found.predicted / found.memory
             peak += f", predicted {gibibytes(found.predicted)} GiB ({ratio:.2f} of it)"
-        if found.evaluation_memory and found.evaluation_memory > found.memory:
+        if found.evaluation_memory:
             peak += f"; evaluation {gibibytes(found.evaluation_memory)} GiB"
+            if found.predicted_evaluation:
+                peak += f", predicted {gibibytes(found.predicted_evaluation)} GiB"
         lines.append(peak)
     return [*lines, *(f"  note: {note}" for note in found.notes)]
 
@@ -286,8 +288,10 @@ def memory_tables(memory: Memory) -> list[Table]:
     phases = memory.training["phases"]
     names = [name for name in phases["loss"] if any(phase[name] for phase in phases.values())]
     rows = [[name, *(gibibytes(phases[phase][name]) for phase in PHASES)] for name in names]
+    evaluation = [[name, gibibytes(size)] for name, size in (memory.evaluation or {}).items()]
     return [
         ("Memory to train (estimate)", ["GiB", *PHASES], rows),
+        *([("Memory to evaluate (estimate)", ["component", "GiB"], evaluation)] if evaluation else []),
         (
             "Memory to generate (estimate)",
             ["component", "GiB"],

@@ -65,7 +65,7 @@ class Measured:
         starting: Seconds before the first step, without preparing and the first evaluation.
         memory: Peak bytes of the steps: of the process on a CPU, allocated by torch on a GPU; None if not known.
         evaluation_memory: The same, of the evaluation.
-        predicted: Bytes by the memory model; None for a model that it does not know.
+        predicted, predicted_evaluation: Both by the memory model; None for a model that it does not know.
         free: Bytes that were free at the start; None if not known.
         notes: What was other than in the run.
     """
@@ -85,6 +85,7 @@ class Measured:
     memory: int | None
     evaluation_memory: int | None
     predicted: int | None
+    predicted_evaluation: int | None
     free: int | None
     notes: list[str]
 

@@ -22,7 +22,7 @@ from mypt.training.launch import SIZES
 
 WARMUP, LEAST, MOST = 2, 3, 60  # steps that do not count; that do
 SECONDS = 5.0  # of steps that count, unless MOST are done or LEAST are not
-WINDOWS = 64  # of each evaluation set
+WINDOWS = 32  # of each evaluation set
 SAMPLE = 4 * 2**20  # bytes of a text that is not prepared yet
 DOCUMENTS = 2_000  # of one that is not plain text
 _RESULT = "measured.json"
@@ -89,7 +89,7 @@ def measure_here(
     from accelerate import PartialState
 
     from mypt.hardware.out_of_memory import explain_out_of_memory_at_start
-    from mypt.planning.fit import training_memory
+    from mypt.planning.memory import evaluation_memory, training_memory
     from mypt.planning.step import FRAMEWORK
     from mypt.training.build import build_trainer
     from mypt.training.data.sources import resolve_data
@@ -116,9 +116,13 @@ def measure_here(
     starting = marks[0] - began - preparing - (probe.evaluations[0] if probe.evaluations else 0.0)
     windows = sum(len(one) for one in trainer.forgetting.eval_sets.values()) if trainer.forgetting else None
     hardware, args = trainer.hardware, trainer.args
-    predicted = training_memory(hardware.dimensions, hardware.step)["total"] if hardware.step else None
-    if predicted and hardware.machine.device == "gpu":
-        predicted -= FRAMEWORK  # of main memory
+    predicted = evaluated = None
+    if hardware.step:
+        framework = FRAMEWORK if hardware.machine.device == "gpu" else 0  # which is in main memory
+        predicted = training_memory(hardware.dimensions, hardware.step)["total"] - framework
+        size = min(args.per_device_eval_batch_size, windows or 0)
+        if size:
+            evaluated = evaluation_memory(hardware.dimensions, hardware.step, size)["total"] - framework
     samples = args.train_batch_size * args.gradient_accumulation_steps
     return Measured(
         steps=len(times),
@@ -136,6 +140,7 @@ def measure_here(
         memory=probe.memory,
         evaluation_memory=probe.evaluation_memory,
         predicted=predicted,
+        predicted_evaluation=evaluated,
         free=hardware.machine.free,
         notes=notes,
     )

@@ -47,8 +47,8 @@ class Target:
     recipe: The recipe, with the given sizes. dimensions: MyPTConfig fields. settings: fields of
     `mypt.planning.step.Step`. sources: the training data. text: bytes of it that are not prepared yet. save_steps: of a
     recipe, as `mypt.planning.time.plan_time` takes it.
-    steps: max_steps, num_train_epochs and coverage_target of a recipe. evaluation: arguments of `plan_evaluation`, None
-    without evaluation sets. eval_sets: tokens of each, None where they are not known. shared_text: looks for sets whose
+    steps: max_steps, num_train_epochs and coverage_target of a recipe. evaluation: arguments of `plan_evaluation`, and
+    evaluation_batch: windows in a forward pass; None without evaluation sets. eval_sets: tokens of each, None where they are not known. shared_text: looks for sets whose
     text is in the training data, and gives their shares in words. saving: of a recipe's run folder. init_from: the
     model that the run starts from. smaller: dimensions of the presets of the same family with fewer parameters, with
     what else the target changes. choices: what training will choose on this machine, each with the reason. flags: how
@@ -68,6 +68,7 @@ class Target:
     saving: Saving | None = None
     init_from: str | None = None
     smaller: dict[str, dict] = field(default_factory=dict)
+    evaluation_batch: int | None = None
     choices: dict[str, Choice] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=lambda: OPTIONS)
     notes: list[str] = field(default_factory=list)
@@ -283,6 +284,7 @@ def _from_recipe(recipe: Recipe, machine: Machine, fields: dict, processes: int,
         smaller={}
         if section.init_from or not dimensions
         else smaller_presets(section.preset, lambda name: _preset_of(recipe, vocabulary, fields, name)),
+        evaluation_batch=_evaluation_batch(recipe) if data.sets else None,
         choices=choices | ({"batch": batch} if batch else {}),
         flags={name: flag for name, flag in RECIPE_FLAGS.items() if name != "lora_r" or recipe.model.init_from},
         notes=notes,
@@ -478,6 +480,13 @@ def _saving(recipe, prepared_tokens: int, machine: Machine) -> Saving:
         prepared_tokens=prepared_tokens,
         free=free_for(folder) if folder and (here.device, here.memory) == (machine.device, machine.memory) else None,
     )
+
+
+def _evaluation_batch(recipe: Recipe) -> int:
+    """Windows in a forward pass of an evaluation."""
+    size, most = recipe.training.get("per_device_eval_batch_size", MICRO_BATCH), recipe.forgetting.eval_windows
+    size = whole("training.per_device_eval_batch_size", size)
+    return min(size, most) if isinstance(most, int) else size
 
 
 def _expected_vocabulary(recipe: Recipe, notes: list[str]) -> int | None:

@@ -48,8 +48,8 @@ def plan(capsys, monkeypatch):
     """Run `mypt plan ... --json` and return what it printed, parsed."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
 
-    def run(*arguments):
-        assert main(["plan", *arguments, "--json"]) == 0
+    def run(*arguments, code=0):
+        assert main(["plan", *arguments, "--json"]) == code
         return json.loads(capsys.readouterr().out)
 
     return run
@@ -96,6 +96,7 @@ training: {{output_dir: out, per_device_train_batch_size: 16, gradient_accumulat
     assert result["coverage"]["coverage"] == 400 * 16 * 2 * 128 / 1_000_000
     changed = preset_dimensions("modern-nano", num_hidden_layers=2, vocab_size=1_024)  # 1,000 ids, padded to 64
     assert result["parameters"] == count_parameters(changed)
+    assert "evaluation" not in result["memory"], "there is no evaluation set"
     assert plan(path, "--training.max_steps=800")["training"]["steps"] == 800
     assert plan(path, "--tokens", "5M")["coverage"]["sources"][0]["tokens"] == 5_000_000
 
@@ -222,10 +223,10 @@ def test_a_device_that_is_not_here(plan):
     assert time["cost"] == pytest.approx(2.5 * time["device_hours"])
     assert time["least"] < time["cost"] < time["most"]
     assert plan(*given, "--device", "a100")["time"]["seconds"] > plan(*given, "--device", "h100")["time"]["seconds"]
-    smaller = plan(*given, "--device", "t4")
+    smaller = plan(*given, "--device", "t4", code=1)
     assert smaller["choices"]["dtype"]["value"] == "float16" and not smaller["memory"]["fits"]
     assert plan(*given, "--device", "t4", "--memory", "80G")["memory"]["fits"], "--memory wins"
-    assert plan(*given, "--device", "t4", "--tokens-per-second", "1k")["time"]["source"] == "given"
+    assert plan(*given, "--device", "t4", "--tokens-per-second", "1k", code=1)["time"]["source"] == "given"
 
 
 def test_a_run_is_planned_on_another_device_with_what_that_would_choose(plan, whole_run):

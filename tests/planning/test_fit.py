@@ -6,7 +6,7 @@ import pytest
 
 from mypt.models.presets import preset_dimensions
 from mypt.planning.fit import divisors, gibibytes, knobs, largest_micro_batch, plan_memory
-from mypt.planning.memory import training_memory
+from mypt.planning.memory import evaluation_memory, training_memory
 from mypt.planning.step import Step
 
 
@@ -79,3 +79,26 @@ def test_divisors_of_a_huge_number_up_to_what_fits():
     assert divisors(2**62, 16) == [1, 2, 4, 8, 16] and divisors(10**18 + 9, 1_000) == [1]
     huge = Step(micro_batch_size=2**62, block_size=1024)
     assert "lower the per-device batch size" in knobs(preset_dimensions("modern-nano"), huge, 2**34)[0]
+
+
+@pytest.mark.parametrize(("compute", "numbers"), [("float32", 8), ("bfloat16", 10)])
+def test_an_evaluation_has_no_gradients_and_the_logits_of_its_own_batch(compute, numbers):
+    dimensions = preset_dimensions("modern-tiny")
+    step = Step(micro_batch_size=1, block_size=1024, compute_dtype=compute, device="gpu")
+    found = evaluation_memory(dimensions, step, 8)
+    between = training_memory(dimensions, step)["phases"]["update"]
+    assert (found["weights"], found["optimizer"]) == (between["weights"], between["optimizer"])
+    assert found["logits"] == numbers * 8 * 1024 * dimensions["vocab_size"]
+    assert found["allocator"] == 0 < evaluation_memory(dimensions, replace(step, device="cpu"), 8)["allocator"]
+    assert found["total"] == sum(size for name, size in found.items() if name != "total")
+    assert found["total"] > training_memory(dimensions, step)["total"], "8 windows beside a step of one"
+
+
+def test_an_evaluation_that_does_not_fit_is_advised_a_smaller_batch():
+    dimensions = preset_dimensions("modern-tiny")
+    step = Step(micro_batch_size=1, block_size=1024, device="gpu")
+    available = evaluation_memory(dimensions, step, 5)["total"]
+    found = plan_memory(dimensions, step, available, evaluated=8)
+    assert found.fits and "--training.per_device_eval_batch_size=5" in found.advice
+    assert "per_device_eval_batch_size" not in plan_memory(dimensions, step, available, evaluated=5).advice
+    assert plan_memory(dimensions, step, available).evaluation is None

@@ -85,7 +85,7 @@ def test_a_checkpoint_holds_weights_and_states(settings, copies):
 def test_several_processes_share_evaluations_and_are_as_fast_as_one():
     figures = {"step": 1.0, "fast": 1.0, "slow": 1.0, "tokens_per_second": 10.0, "windows": 8, "window": 0.5}
     rest = {"steps": 3, "warmup": 2, "save": 1.0, "preparing": None, "prepared": None, "starting": 1.0}
-    memory = {"memory": 1, "evaluation_memory": 1, "predicted": 1, "free": 1, "notes": []}
+    memory = {"memory": 1, "evaluation_memory": 1, "predicted": 1, "predicted_evaluation": 1, "free": 1, "notes": []}
     one = Measured(**figures, **rest, **memory)
     speed = measured_speed(one, 4)
     assert (speed.step, speed.window) == (1.0, 0.125) and speed.words.startswith("40 tokens/s")
