@@ -375,12 +375,13 @@ class Bench:
 
 
 def variants(rows: list[dict]) -> dict[str, list[dict]]:
-    """{method, or method and what was made of it: one entry of `models` for each seed}."""
+    """{method, or method and average: one entry of `models` for each seed}. Of a guard: what its run published."""
     found: dict[str, list[dict]] = {}
     for row in rows:
         for kind, model in row["models"].items():
-            name = {"final": row["name"], "published": f"{row['name']}, OUT/best"}.get(kind, f"{row['name']}, {kind}")
-            found.setdefault(name, []).append(model)
+            if kind == "published" or "published" not in row["models"]:
+                name = f"{row['name']}, {kind}" if kind.startswith("average") else row["name"]
+                found.setdefault(name, []).append(model)
     return found
 
 
@@ -393,13 +394,18 @@ def spread(values: list[float], digits: int = 3, sign: str = "") -> str:
 def table(rows: list[dict]) -> str:
     """Markdown: each method's target loss and forgetting before and after interpolation, mean (SD over seeds).
 
-    The last column is the target loss after interpolation minus that of the best method by hand, of the same seed.
+    The last column is the target loss after interpolation minus that of the best method by hand with as many steps, of
+    the same seed.
     """
     heads = ["method", "domain", "general", "alpha", "domain", "general", "kept", "to best"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     found = variants(rows)
     most = max(len(models) for models in found.values())
-    by_hand = [models for models in found.values() if "before" in models[0] and len(models) == most]
+    by_hand = [
+        models
+        for name, models in found.items()
+        if "before" in models[0] and len(models) == most and not name.endswith("steps")
+    ]
     best = min(by_hand, key=lambda models: statistics.mean(target_losses(models)))
     for name, models in found.items():
         final = cells([model["before"] for model in models]) if "before" in models[0] else ["", ""]
@@ -430,8 +436,7 @@ def plot(results: dict[str, list[dict]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6 * len(results), 5.5), dpi=110, layout="constrained")
-    shown = {pair: {name: models for name, models in variants(rows).items() if is_shown(name)}
-             for pair, rows in results.items()}  # fmt: skip
+    shown = {pair: variants(rows) for pair, rows in results.items()}
     names = dict.fromkeys(name for found in shown.values() for name in found)
     for number, (pair, found) in enumerate(shown.items(), start=1):
         axes = figure.add_subplot(1, len(results), number, title=Path(pair).name)
@@ -447,11 +452,6 @@ def plot(results: dict[str, list[dict]], path: Path) -> None:
         axes.axvline(TOLERANCE, color="black", linewidth=0.8, linestyle=":")
     figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside right center")
     figure.savefig(path)
-
-
-def is_shown(name: str) -> bool:
-    """Whether the picture has it: a run with a guard is shown by what it published."""
-    return not name.startswith("guard") or name.endswith("OUT/best")
 
 
 def mean_point(models: list[dict], moment: str) -> list[float]:
