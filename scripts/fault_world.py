@@ -28,7 +28,7 @@ TIMES = re.compile(r"time|seconds|MB/s|memory|tokens/s|docs/s")  # lines of a re
 # Files of a result that hold times or pictures, or are copied from what the user gave.
 UNCOMPARED = re.compile(
     r"/((incomplete-)?checkpoint-.*|environment\.json|result\.json|metrics\.jsonl|[^/]*\.png|diagnosis\.json|recipe\.yaml"
-    r"|prepare_report\.json|tokenizer_config\.json|generation_config\.json)$"
+    r"|speed\.json|prepare_report\.json|tokenizer_config\.json|generation_config\.json)$"
 )
 READ_KEYS = ("dtype", "eos_token_id", "tokenizer_hash", "splits")  # of a manifest: how tokens are read
 

@@ -23,7 +23,7 @@ INFEASIBLE = 1000.0
 ACTIONS = {"warn": None, "stop": None, "reduce_lr": 5, "raise_replay": 5, "rollback": 3}
 COOL_DOWN = 1  # evaluations after an action in which it is not repeated: it needs time to show
 MOST_RAISED = 4.0  # the largest factor on a replay source's share in one step
-FIRST_SHARE = 0.05  # of the samples, for a replay source that had less
+FIRST_SHARE = 0.25  # of the samples, for a replay source that had less: Ibrahim et al. 2024, 2403.08763
 MOST_REPLAY = 0.5  # of the samples, for all raised sources together
 _PARTS = 1_000  # shares are in thousandths, as a mixture draws them
 

@@ -214,7 +214,8 @@ def _forgetting(info: RunInfo) -> str:
         )  # fmt: skip
     header = ("held-out text", f"loss at {start}", f"loss at {here}", "change", "bits/byte", "state")
     text = f"## Evaluation and forgetting\n\nLoss in nats per token.\n\n{_table(header, rows)}"
-    actions = [a for a in info.forgetting.get("actions", []) if a["step"] <= info.last["step"]]
+    last = info.last.get("step")  # None of an interpolated model
+    actions = [a for a in info.forgetting.get("actions", []) if last is None or a["step"] <= last]
     if actions:
         text += "\n\nWhat the guard did:\n\n" + "\n".join(f"- {_plain(describe_action(action))}" for action in actions)
     if "verdict" in info.forgetting and info.forgetting["history"][-1] == info.last:

@@ -492,7 +492,13 @@ def _evaluation_batch(recipe: Recipe) -> int:
 
 def _expected_vocabulary(recipe: Recipe, notes: list[str]) -> int | None:
     """Of a text that is not prepared, as far as the recipe gives it; None for the preset's, with a note."""
-    size = recipe.tokenizer.vocab_size
+    from mypt.shards.format import METADATA_NAME
+    from mypt.shards.opening import open_dataset
+    from mypt.training.data.text import HEAD_NAME
+
+    size, head = recipe.tokenizer.vocab_size, Path(recipe.training.get("output_dir", ""), HEAD_NAME)
+    if (head / METADATA_NAME).is_file():  # of streamed text, in the run folder
+        return open_dataset(head).vocab_size
     if recipe.tokenizer.name in (None, "bpe") and isinstance(size, int):
         return size
     if "vocab_size" not in recipe.model.config:

@@ -116,7 +116,7 @@ HISTORY = ("stateful_callbacks", "ForgettingCallback", "attributes", "history")
         (("stateful_callbacks",), None, "at stateful_callbacks: found null, expected an object"),
         ((*STREAM, "sources"), [], "sources: found no source"),
         ((*STREAM, "sources", 1, "weight"), float("nan"), r"sources\[1\].weight: found NaN"),
-        ((*STREAM, "sources", 1, "weight"), 0, r"sources\[1\].weight: found 0, expected a number above 0"),
+        ((*STREAM, "sources", 1, "weight"), -1, r"sources\[1\].weight: found -1, expected a number of 0 or more"),
         ((*STREAM, "weights"), [1.0], "weights: found 1 for 2 sources"),
         ((*STREAM, "events"), [{"sample": 99, "changes": {}}], r"events\[0\].sample: found 99, expected 0 to 8"),
         ((*STREAM, "events"), [{"sample": 4, "changes": {}}, {"sample": 2, "changes": {}}], "found 2, expected 4 to 8"),

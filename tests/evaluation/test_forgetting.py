@@ -131,9 +131,9 @@ def test_an_action_without_a_limit_is_refused(act_at):
 @pytest.mark.parametrize(
     ("shares", "lost", "raised"),
     [
-        ([1.0, 0.0], {1: 1.0}, [0.95, 0.05]),  # from nothing: a twentieth
-        ([0.99, 0.01], {1: 9.0}, [0.95, 0.05]),
-        ([0.9, 0.1], {1: math.log(2)}, [0.8, 0.2]),  # by exp(delta / tolerance)
+        ([1.0, 0.0], {1: 1.0}, [0.75, 0.25]),  # from nothing: a quarter
+        ([0.9, 0.1], {1: math.log(2)}, [0.75, 0.25]),
+        ([0.7, 0.3], {1: math.log(1.5)}, [0.55, 0.45]),  # by exp(delta / tolerance)
         ([0.9, 0.1], {1: 9.0}, [0.6, 0.4]),  # by 4 at most
         ([0.9, 0.1], {1: math.inf}, [0.6, 0.4]),
         ([0.9, 0.1], {1: math.nan}, [0.6, 0.4]),
@@ -143,7 +143,7 @@ def test_an_action_without_a_limit_is_refused(act_at):
         ([0.0, 1.0], {1: 9.0}, None),  # nothing else to take from
         ([0.6, 0.3, 0.1], {2: 9.0}, [0.4, 0.2, 0.4]),  # the others keep their ratio
         ([0.8, 0.1, 0.1], {1: 9.0, 2: 9.0}, [0.5, 0.25, 0.25]),
-        ([0.949, 0.001, 0.05], {2: 9.0}, [0.799, 0.001, 0.2]),  # nobody is left out
+        ([0.949, 0.001, 0.05], {2: 9.0}, [0.749, 0.001, 0.25]),  # nobody is left out
     ],
 )
 def test_shares_after_replay_is_raised(shares, lost, raised):
