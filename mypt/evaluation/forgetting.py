@@ -133,6 +133,11 @@ def assess(step: int, readings: Readings, baseline: dict[str, WindowLosses], pol
     return {"step": step, "sets": sets, "constrained_loss": constrained}
 
 
+def kept_all(entry: dict, policy: Policy) -> bool:
+    """Whether every guarded set was healthy in an entry of `assess`."""
+    return all(entry["sets"][name]["state"] == "healthy" for name in policy.guard)
+
+
 def decide(history: Sequence[dict], policy: Policy, acted: Sequence[int] = ()) -> Decision | None:
     """Decide what follows after the measurements so far; None while nothing does.
 

@@ -1,4 +1,4 @@
-"""A run in which no saved step kept every guard: interpolate towards the start, and publish what keeps them."""
+"""A run that did not keep every guard to its end: interpolate towards the start, and publish what keeps them."""
 
 from __future__ import annotations
 
@@ -65,10 +65,14 @@ class InterpolatedBest:
         best: Name or path of the best saved step.
         policy: The guarded sets and the tolerance.
         evaluator: Of this process alone.
+        best_kept: Whether the best saved step kept every guard in training.
     """
 
-    def __init__(self, run: Path, start: Start, best: str, policy: Policy, evaluator: Evaluator):
+    def __init__(
+        self, run: Path, start: Start, best: str, policy: Policy, evaluator: Evaluator, *, best_kept: bool = False
+    ):
         self.run, self.start, self.policy, self.evaluator = run, start, policy, evaluator
+        self.best_kept = best_kept
         steps = [run / Path(best).name, last_complete_checkpoint(run)[0]]
         self.steps = [step for step in dict.fromkeys(steps) if step and step.is_dir()]
 
@@ -84,8 +88,10 @@ class InterpolatedBest:
         adapted = self.run / Path(report["adapted"]).name
         return report if all((best / file.name).is_file() for file in model_paths(adapted)) else None
 
-    def make(self) -> InterpolationReport:
+    def make(self) -> InterpolationReport | None:
         """Find alpha and put W(alpha) in the place of OUT/best, which is the old or the new one at every moment.
+
+        None: the best saved step, which kept the guards, is better as it is.
 
         Raises:
             CheckpointError: The start is not there any more, or cannot be interpolated with.
@@ -104,6 +110,8 @@ class InterpolatedBest:
                         f"no step of a hundredth from {self.start.name} towards a saved step keeps "
                         f"{', '.join(self.policy.guard)} within {self.policy.tolerance:g} nats"
                     )
+                if self.best_kept and report["alpha"] == 1 and folder.name == self.steps[0].name:
+                    return None
                 write_report(folder, report)
                 write_checksums(folder)
                 exchange(folder, best) if best.is_dir() else folder.rename(best)

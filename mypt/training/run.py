@@ -23,6 +23,7 @@ from mypt.errors import (
     recipe_wording,
 )
 from mypt.evaluation.evaluator import Evaluator
+from mypt.evaluation.forgetting import kept_all
 from mypt.files import replace_text
 from mypt.hardware.out_of_memory import explain_out_of_memory_at_start, is_out_of_memory
 from mypt.recipe import Recipe
@@ -114,7 +115,8 @@ def finish(trainer: MyPTTrainer) -> Path:
         else:
             lines = _train(trainer, began)
             done, early = vars(trainer.state), _stopped_now(trainer)
-        wanted = _interpolation(trainer, run, done)
+        decided = _recorded_ending(run, done) if is_complete else None
+        wanted = _interpolation(trainer, run, done, saved, decided)
         if trainer.is_world_process_zero():
             report = wanted and wanted.found()
             run_folder.publish(run, None if report else done.get("best_model_checkpoint"))
@@ -142,17 +144,28 @@ def finish(trainer: MyPTTrainer) -> Path:
         raise
     state, reason = ("stopped", early) if early else ("completed", "max_steps")
     reason = "interpolated" if report else reason
-    if made or not (is_complete and _recorded_ending(run) == [state, reason, 0]):  # which has the seconds of training
+    if made or decided != [state, reason, 0]:  # which has the seconds of training
         _record(trainer, done, began, state, reason, 0, lines[0], report)
     return run
 
 
-def _interpolation(trainer: MyPTTrainer, run: Path, done: dict) -> InterpolatedBest | None:
-    """What makes OUT/best of a run in which no saved step kept the guards; None if one did, or it is not asked for."""
-    if trainer.start is None or kept_guards(done):
+def _interpolation(
+    trainer: MyPTTrainer, run: Path, done: dict, saved: RunState, decided: list | None
+) -> InterpolatedBest | None:
+    """What may make a better OUT/best, where no saved step kept the guards, or the last one did not; None elsewhere.
+
+    saved: the state that the run resumed from. decided: how a run ended that is complete: an earlier step that kept
+    the guards may have been better.
+    """
+    forgetting = trainer.forgetting
+    if trainer.start is None or (kept_guards(done) and decided and decided[1] != "interpolated"):
         return None
-    evaluator = Evaluator(trainer.forgetting.eval_sets, trainer.args.per_device_eval_batch_size)
-    return InterpolatedBest(run, trainer.start, done["best_model_checkpoint"], trainer.forgetting.policy, evaluator)
+    history = forgetting.history or (saved.forgetting or {}).get("history")
+    if kept_guards(done) and (not history or kept_all(history[-1], forgetting.policy)):
+        return None
+    evaluator = Evaluator(forgetting.eval_sets, trainer.args.per_device_eval_batch_size)
+    best = done["best_model_checkpoint"]
+    return InterpolatedBest(run, trainer.start, best, forgetting.policy, evaluator, best_kept=kept_guards(done))
 
 
 def _interpolated(trainer: MyPTTrainer, wanted: InterpolatedBest) -> InterpolationReport | None:
@@ -247,11 +260,12 @@ def _ending(error: BaseException, early: str | None) -> tuple[str, str, int]:
     return "failed", "diverged" if isinstance(error, Diverged) else "error", code
 
 
-def _recorded_ending(run: Path) -> list | None:
-    """State, reason and exit code in `result.json`; None without a readable one."""
+def _recorded_ending(run: Path, done: dict) -> list | None:
+    """State, reason and exit code in `result.json`; None without a readable one of this step."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         found = json.loads((run / RESULT_NAME).read_text(encoding="utf-8"))
-        return [found.get(name) for name in ("state", "reason", "exit_code")]
+        if found.get("step") == done["global_step"]:
+            return [found.get(name) for name in ("state", "reason", "exit_code")]
     return None
 
 

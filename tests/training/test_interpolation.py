@@ -24,6 +24,7 @@ from mypt.storage.card import model_card
 from mypt.storage.upload_files import content_to_send, model_files
 from mypt.tokenization.load import load_tokenizer, save_tokenizer
 from mypt.training.build import build_trainer
+from mypt.training.interpolation import InterpolatedBest
 from mypt.training.run import train
 from tests.processes import Command, launch
 
@@ -277,3 +278,26 @@ def test_two_processes(forgetful, corpora, adapted_models, tmp_path):
     assert states([adapted_models / "base", run / "best"], corpora) == ["healthy"]
     launch("cpu_2.yaml", recipe, "--resume")
     assert load_model(run / "best", device="cpu") is not None
+
+
+@pytest.mark.parametrize("target", ["domain", "general"])
+def test_an_early_step_that_kept_the_guards_is_best_only_if_the_last_one_gives_no_better(
+    forgetful, adapted_models, corpora, tmp_path, monkeypatch, target
+):
+    steps = {"max_steps": 16, "learning_rate": 4e-3, "save_steps": 4}
+    forgetting = {"eval_windows": "all", "target": target, "guard": GENERAL}
+    content = forgetful(tmp_path / "run", training=steps, forgetting=forgetting)
+    run = train(parse_recipe(content))
+    history = json.loads((run / "forgetting.json").read_text())["history"]
+    kept = {entry["constrained_loss"]: entry["step"] for entry in history[1:] if entry["constrained_loss"] < 1_000}
+    assert kept and history[-1]["constrained_loss"] > 1_000, "kept at first, and lost at the end"
+    result, best = result_of(run), weights_of(run / "best")
+    assert states([adapted_models / "base", run / "best"], corpora) == ["healthy"]
+    if target == "domain":  # of which the last step knows more
+        assert result["reason"] == "interpolated" and 0 < result["alpha"] < 1 and result["objective"] < min(kept)
+    else:
+        assert (result["reason"], result["alpha"], result["objective"]) == ("max_steps", None, min(kept))
+        assert best == weights_of(run / f"checkpoint-{kept[min(kept)]}")
+    monkeypatch.delattr(InterpolatedBest, "make")  # asked again, it is known already
+    train(parse_recipe(content), resume=True)
+    assert weights_of(run / "best") == best and result_of(run) == result
