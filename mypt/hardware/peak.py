@@ -24,7 +24,7 @@ UTILISATION = {"large": (0.2, 0.35, 0.5), "small": (0.05, 0.15, 0.35), "cpu": (0
 _REASONS = {
     "large": "published runs of large models reach 38 to 46%",
     "small": f"models below {short(LARGE)} parameters reach less than large ones",
-    "cpu": "runs of scripts/bench_plan.py",
+    "cpu": "a guess, which --measure replaces",
 }
 # float32 FLOPs per cycle of a core, by its instructions: two units that multiply and add 16 or 8 numbers.
 _PER_CYCLE = (("avx512f", 64), ("avx2", 32))
