@@ -258,7 +258,7 @@ def _require_measurable(args: argparse.Namespace) -> None:
 def _price(text: str) -> float:
     price = finite(text)
     if not 0 <= price < 2**63:
-        raise argparse.ArgumentTypeError(f"{shown(text)} is no price of an hour")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is below 0 or no price of an hour")
     return price
 
 
