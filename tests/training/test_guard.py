@@ -31,7 +31,8 @@ def guarded(recipe_for, adapted_models, corpora):
 
     def build(action: str, guard: dict | list | None = None, **data) -> dict:
         sources = recipe_for()["data"] | {"train": str(corpora / "domain")} | data
-        content = recipe_for(data=sources, forgetting={"action": action, "guard": guard, "eval_windows": 64})
+        forgetting = {"action": action, "guard": guard, "eval_windows": 64, "interpolate": "off"}
+        content = recipe_for(data=sources, forgetting=forgetting)
         content["model"] = {"init_from": str(adapted_models / "base")}
         steps = {"max_steps": STEPS, "eval_steps": EVERY, "save_steps": EVERY, "logging_steps": 1}
         content["training"] |= {"learning_rate": RATE} | steps
