@@ -222,7 +222,7 @@ def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> dic
                    "flags": target.flags, "evaluation": target.evaluation, "eval_sets": target.eval_sets,
                    "saving": target.saving, "init_from": target.init_from, "smaller": target.smaller,
                    "evaluation_batch": target.evaluation_batch,
-                   "save_steps": target.save_steps, "text": 0 if args.tokens else target.text, "price": args.price,
+                   "text": 0 if args.tokens else target.text, "price": args.price,
                    "target": args.target, "notes": notes, "choices": target.choices}  # fmt: skip
 
 

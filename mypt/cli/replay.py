@@ -14,7 +14,7 @@ from mypt.terminal import print_table, say
 if TYPE_CHECKING:
     from mypt.planning.plan import Plan
     from mypt.planning.replay import Advice
-    from mypt.training.probes import Probes
+    from mypt.training.replay import Probes
 
 
 def add_replay_options(add: Callable) -> None:
@@ -31,7 +31,7 @@ def planned_probes(args: argparse.Namespace, settings: dict, found: Plan) -> Pro
         if args.replay_ratios or args.probe_steps:
             raise MyPTError("--replay-ratios and --probe-steps are for --replay, which is missing")
         return None
-    from mypt.training.probes import RATIOS, plan_probes
+    from mypt.training.replay import RATIOS, plan_probes
 
     if found.memory and found.memory.fits is False and not args.memory:
         raise MyPTError(f"--replay trains on this machine, and a probe {found.memory.advice}")

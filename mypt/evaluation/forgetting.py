@@ -68,6 +68,11 @@ class Decision:
     sets: dict[str, tuple[float, float]]
 
 
+def guarded_sets(names: Iterable[str], target: str, guard: Iterable[str] | None) -> list[str]:
+    """The sets that are to be kept: those in `guard`, or all of `names` but the target where it is None."""
+    return [name for name in names if name != target] if guard is None else [*guard]
+
+
 def require_sets(names: Iterable[str], target: str | None, guard: Sequence[str] | None) -> None:
     """Raise MyPTError if `target` or a set in `guard` is none of the evaluation sets `names`."""
     for name in ([target] if target else []) + list(guard or []):
@@ -190,7 +195,7 @@ def raised_shares(shares: Sequence[float], lost: dict[int, float]) -> list[float
     others = [index for index, part in enumerate(parts) if part and index not in lost]
     had, raised = sum(parts[index] for index in lost), {}
     for index, excess in lost.items():
-        factor = min(math.exp(min(excess, MOST_RAISED)), MOST_RAISED) if excess == excess else MOST_RAISED
+        factor = math.exp(excess) if excess < math.log(MOST_RAISED) else MOST_RAISED  # NaN, too
         raised[index] = round(max(parts[index] * factor, FIRST_SHARE * _PARTS, parts[index]))
     room, asked = max(0, round(MOST_REPLAY * _PARTS) - had), sum(raised.values()) - had
     if asked > room:

@@ -1,13 +1,13 @@
 """Bytes that a run leaves on the disk: its checkpoints, the models that it publishes, the data that it prepares."""
 
-import math
 from dataclasses import dataclass, replace
 
 from mypt.planning.fit import gibibytes, training_memory
 from mypt.planning.parameters import count_parameters, lora_parameters
 from mypt.planning.step import BYTES, Step
+from mypt.planning.time import saves
 
-SAVES, KEPT = 10, 3  # of training.save_steps and training.save_total_limit, where a recipe leaves them open
+KEPT = 3  # of training.save_total_limit, where a recipe leaves it open
 
 # Small files, as measured on runs of a few steps: the code and the configuration of a model; random states, schedule,
 # trainer state and the optimizer file's own index; curves, metrics and reports of the run folder.
@@ -83,8 +83,9 @@ def plan_disk(dimensions: dict, step: Step, *, steps: int, evaluated: bool, savi
     optimizer = training_memory(dimensions, replace(step, fsdp=1))["phases"]["update"]["optimizer"]
     model = weights + tokenizer + MODEL_FILES
     checkpoint = model + optimizer + STATE_FILES
-    saves = math.ceil(steps / _interval(saving.save_steps, steps))  # the last step is always saved
-    kept, written = (min(saves, limit) for limit in (saving.limit or saves, (saving.limit or saves) + 1))
+    all_saves = saves(steps, saving.save_steps or None)
+    limit = saving.limit or all_saves
+    kept, written = min(all_saves, limit), min(all_saves, limit + 1)
     data = saving.prepared_tokens * (2 if dimensions["vocab_size"] <= 2**16 else 4)
     models = model * (2 if evaluated else 1)
     end = kept * checkpoint + models + data + RUN_FILES
@@ -101,12 +102,6 @@ def plan_disk(dimensions: dict, step: Step, *, steps: int, evaluated: bool, savi
         free=saving.free,
         fits=peak <= saving.free if saving.free is not None else None,
     )
-
-
-def _interval(save_steps: float | None, steps: int) -> int:
-    if not save_steps:
-        return math.ceil(steps / SAVES)
-    return math.ceil(save_steps if save_steps >= 1 else save_steps * steps)
 
 
 def fewer_checkpoints(disk: Disk) -> int | None:

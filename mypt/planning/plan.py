@@ -139,7 +139,6 @@ def plan(
     assumption: Assumption | None = None,
     measured: Measured | None = None,
     price: float | None = None,
-    save_steps: float | None = None,
     text: int = 0,
     evaluation: dict | None = None,
     eval_sets: dict[str, int | None] | None = None,
@@ -165,7 +164,7 @@ def plan(
             one that was measured or recorded; a share of the devices' peak.
         measured: Shown as it is.
         price: Of one device for one hour.
-        save_steps, text: As `mypt.planning.time.plan_time` takes them.
+        text: As `mypt.planning.time.plan_time` takes it.
         evaluation: Arguments of `plan_evaluation`, those of the run left out; None without evaluation sets.
         evaluation_batch: Windows in a forward pass of an evaluation, for the memory; None without evaluation sets.
         eval_sets: Tokens of each evaluation set, None where they are not known.
@@ -200,13 +199,15 @@ def plan(
         speed = given_speed(tokens_per_second, training.tokens_per_step)
     elif not speed and assumption and compute:
         speed = assumed_speed(assumption, compute.flops / steps)
-    time = None
+    disk = time = None
+    if step and steps:
+        disk = plan_disk(dimensions, step, steps=steps, evaluated=bool(evaluation), saving=saving or Saving())
     if speed and steps:
         time = plan_time(
             speed,
             steps=steps,
-            save_steps=save_steps,
-            checkpoint=_checkpoint(memory, step) if step else None,
+            save_steps=saving.save_steps if saving else None,
+            checkpoint=disk.weights + disk.optimizer if disk else None,
             windows=evaluated.forward if evaluated else 0,
             evaluation_share=_evaluation_share(evaluated, compute),
             text=text,
@@ -226,9 +227,7 @@ def plan(
         measured=measured,
         memory=memory,
         evaluation=evaluated,
-        disk=plan_disk(dimensions, step, steps=steps, evaluated=bool(evaluation), saving=saving)
-        if step and steps and saving
-        else None,
+        disk=disk if saving else None,
     )
     about = {
         "device_name": device_name,
@@ -257,13 +256,6 @@ def alternative(name: str, plan: Plan) -> Alternative:
         flops=compute and compute.flops,
         seconds=plan.time and plan.time.seconds,
     )
-
-
-def _checkpoint(memory: Memory, step: Step) -> int:
-    """Bytes of a checkpoint: weights and optimizer state, of LoRA those of the adapters, of all devices together."""
-    parts = memory.training["phases"]["update"]
-    weights = parts["gradients"] if step.lora else parts["weights"]  # those of adapters are as large as they are
-    return step.fsdp * (weights + parts["optimizer"])
 
 
 def _evaluation_share(evaluation: Evaluation | None, compute: Compute | None) -> float:

@@ -175,7 +175,7 @@ def plan_time(
     Raises:
         MyPTError: `save_steps` is not a positive number or 0.
     """
-    saves = _saves(steps, save_steps)
+    written = saves(steps, save_steps)
     save = speed.save if speed.save is not None else (checkpoint or 0) / DISK
 
     def parts_at(step: float) -> dict[str, float]:
@@ -187,7 +187,7 @@ def plan_time(
             "preparing": speed.preparing if speed.preparing is not None else text / PREPARING,
             "steps": trained,
             "evaluation": trained * evaluation_share if measured is None else measured,
-            "saving": saves * save,
+            "saving": written * save,
         }
         return {name: seconds for name, seconds in found.items() if seconds}
 
@@ -210,8 +210,8 @@ def plan_time(
     )
 
 
-def _saves(steps: int, interval: float | None) -> int:
-    """Checkpoints of a run; the last step is saved, too."""
+def saves(steps: int, interval: float | None) -> int:
+    """Checkpoints that a run writes; the last step is saved, too. interval: as `save_steps` of `plan_time`."""
     if interval is None:
         interval = math.ceil(steps / SAVES)
     elif interval == 0:

@@ -92,8 +92,8 @@ def measure_here(
     from mypt.planning.memory import evaluation_memory, training_memory
     from mypt.planning.step import FRAMEWORK
     from mypt.training.build import build_trainer
+    from mypt.training.callbacks.measure import StepMeter
     from mypt.training.data.sources import resolve_data
-    from mypt.training.probe import Probe
 
     recipe, share, notes = _measurable(recipe, folder, steps)
     PartialState(cpu=recipe.training.get("use_cpu", not torch.accelerator.is_available()))
@@ -102,18 +102,18 @@ def measure_here(
         resolve_data(recipe)
         preparing = clock() - start
         trainer = build_trainer(recipe, assume_yes=True)
-    probe = Probe(trainer, clock, warmup=WARMUP, least=LEAST, most=MOST, seconds=SECONDS)
+    meter = StepMeter(trainer, clock, warmup=WARMUP, least=LEAST, most=MOST, seconds=SECONDS)
     try:
         trainer.train()
     finally:
         trainer.give_back()
-    ended, marks = clock(), probe.marks
+    ended, marks = clock(), meter.marks
     times = sorted(later - earlier for earlier, later in zip(marks[WARMUP:], marks[WARMUP + 1 :], strict=False))
     step = sum(times) / len(times)
     tenth = len(times) // 10
     # Compiling and what else the first steps do once.
     once = max(0.0, marks[WARMUP] - marks[0] - WARMUP * step)
-    starting = marks[0] - began - preparing - (probe.evaluations[0] if probe.evaluations else 0.0)
+    starting = marks[0] - began - preparing - (meter.evaluations[0] if meter.evaluations else 0.0)
     windows = sum(len(one) for one in trainer.forgetting.eval_sets.values()) if trainer.forgetting else None
     hardware, args = trainer.hardware, trainer.args
     predicted = evaluated = None
@@ -132,13 +132,13 @@ def measure_here(
         slow=times[-1 - tenth],
         tokens_per_second=samples * trainer.train_dataset.block_size / step,
         windows=windows,
-        window=probe.evaluations[-1] / windows if windows else None,
-        save=probe.saving,
+        window=meter.evaluations[-1] / windows if windows else None,
+        save=meter.saving,
         preparing=preparing * share if share else None,
         prepared=1 / share if share else None,
-        starting=starting + once + max(0.0, ended - probe.saved),
-        memory=probe.memory,
-        evaluation_memory=probe.evaluation_memory,
+        starting=starting + once + max(0.0, ended - meter.saved),
+        memory=meter.memory,
+        evaluation_memory=meter.evaluation_memory,
         predicted=predicted,
         predicted_evaluation=evaluated,
         free=hardware.machine.free,

@@ -45,9 +45,8 @@ class Target:
     """The settings of a run that a target gives; those that it leaves open are None or absent.
 
     recipe: The recipe, with the given sizes. dimensions: MyPTConfig fields. settings: fields of
-    `mypt.planning.step.Step`. sources: the training data. text: bytes of it that are not prepared yet. save_steps: of a
-    recipe, as `mypt.planning.time.plan_time` takes it.
-    steps: max_steps, num_train_epochs and coverage_target of a recipe. evaluation: arguments of `plan_evaluation`, and
+    `mypt.planning.step.Step`. sources: the training data. text: bytes of it that are not prepared yet. steps:
+    max_steps, num_train_epochs and coverage_target of a recipe. evaluation: arguments of `plan_evaluation`, and
     evaluation_batch: windows in a forward pass; None without evaluation sets. eval_sets: tokens of each, None where
     they are not known. shared_text: looks for sets whose text is in the training data, and gives their shares in words.
     saving: of a recipe's run folder. init_from: the model that the run starts from. smaller: dimensions of the presets
@@ -61,7 +60,6 @@ class Target:
     settings: dict = field(default_factory=dict)
     sources: list[DataSource] | None = None
     text: int = 0
-    save_steps: float | None = None
     steps: dict = field(default_factory=dict)
     evaluation: dict | None = None
     eval_sets: dict[str, int | None] = field(default_factory=dict)
@@ -275,7 +273,6 @@ def _from_recipe(recipe: Recipe, machine: Machine, fields: dict, processes: int,
         settings=settings,
         sources=data.sources,
         text=_unprepared(data.sources or []),
-        save_steps=0 if recipe.training.get("save_strategy") == "no" else recipe.training.get("save_steps"),
         steps=steps | {"coverage_target": recipe.coverage.target},
         evaluation=evaluation | {"sets": [*data.sets.values()]} if data.sets else None,
         eval_sets=data.sets,

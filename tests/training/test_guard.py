@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from mypt.streams.shard_stream import ShardStream
 from mypt.training.build import build_trainer
 from mypt.training.run import finish, train
 from tests.processes import launch
-from tests.training.test_kill import start, twins, wait_for
+from tests.training.test_kill import kill_three_times, start, twins
 from tests.training.test_safety import Weights, equal
 
 RATE, STEPS, EVERY = 4e-3, 32, 4
@@ -191,13 +190,7 @@ def test_three_kills(guarded, weights, tmp_path, action):
     recipes = twins(content, tmp_path)
     whole = start(recipes["whole"])
     assert whole.wait() in (0, 1), whole.output()
-    seed = random.SystemRandom().randrange(2**32)
-    moments = sorted(random.Random(seed).sample(range(5, 75), 3))
-    print(f"seed {seed}: kills at {moments}")
-    for moment in moments:
-        process = start(recipes["killed"])
-        wait_for(tmp_path / "killed", moment, process)
-        process.kill()
+    moments = kill_three_times(recipes["killed"], tmp_path / "killed", range(5, 75))
     final = start(recipes["killed"])
     assert final.wait() == whole.wait(), f"killed at {moments}: {final.output()}"
     left, right = weights(tmp_path / "whole"), weights(tmp_path / "killed")

@@ -38,6 +38,18 @@ def twins(content: dict, folder: Path) -> dict[str, Path]:
     return recipes
 
 
+def kill_three_times(recipe: Path, run: Path, steps: range) -> list[int]:
+    """Start and resume a run, which is killed at three random steps; returns them."""
+    seed = random.SystemRandom().randrange(2**32)
+    moments = sorted(random.Random(seed).sample(steps, 3))
+    print(f"seed {seed}: kills at {moments}")
+    for moment in moments:
+        process = start(recipe)
+        wait_for(run, moment, process)
+        process.kill()
+    return moments
+
+
 def test_three_kills_and_one_after_the_last_save(recipe_for, weights, tmp_path):
     content = recipe_for()
     content["training"] |= {"max_steps": 80, "save_steps": 16, "eval_steps": 16, "logging_steps": 1}
@@ -45,13 +57,7 @@ def test_three_kills_and_one_after_the_last_save(recipe_for, weights, tmp_path):
     whole = start(recipes["whole"])
     assert whole.wait() == 0, whole.output()
 
-    seed = random.SystemRandom().randrange(2**32)
-    moments = sorted(random.Random(seed).sample(range(5, 62), 3))
-    print(f"seed {seed}: kills at {moments}")
-    for moment in moments:
-        process = start(recipes["killed"])
-        wait_for(tmp_path / "killed", moment, process)
-        process.kill()
+    moments = kill_three_times(recipes["killed"], tmp_path / "killed", range(5, 62))
     process = start(recipes["killed"])
     while process.poll() is None and what_is_missing(tmp_path / "killed" / "checkpoint-80"):
         time.sleep(0.002)

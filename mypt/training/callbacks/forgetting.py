@@ -14,7 +14,16 @@ from mypt.checkpoints.state import RunState, loaded_state
 from mypt.errors import CheckpointError, MyPTError
 from mypt.evaluation.baseline import BASELINE_NAME, load_baseline, save_baseline
 from mypt.evaluation.evaluator import Evaluator, Readings, require_fit
-from mypt.evaluation.forgetting import TOLERANCE, Policy, assess, decide, describe_sets, require_sets, verdict
+from mypt.evaluation.forgetting import (
+    TOLERANCE,
+    Policy,
+    assess,
+    decide,
+    describe_sets,
+    guarded_sets,
+    require_sets,
+    verdict,
+)
 from mypt.evaluation.loss import WindowLosses
 from mypt.files import replace_text
 from mypt.streams.eval_windows import EvalWindows
@@ -75,7 +84,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
             raise MyPTError("forgetting has no evaluation set to watch; give at least one as {name: EvalWindows}")
         self.eval_sets = eval_sets
         target = target or next(iter(eval_sets))
-        guard = [name for name in eval_sets if name != target] if guard is None else guard
+        guard = guarded_sets(eval_sets, target, guard)
         require_sets(eval_sets, target, guard)
         self.policy = Policy(target, guard, tolerance, action, act_at)
         if action in ("raise_replay", "rollback") and replay is None:

@@ -7,6 +7,7 @@ from glob import has_magic
 from pathlib import Path
 
 from mypt.errors import DataError, RecipeError
+from mypt.evaluation.forgetting import guarded_sets
 from mypt.legacy.checkpoint import refuse_original
 from mypt.recipe import Recipe
 from mypt.shards.format import Manifest
@@ -174,7 +175,7 @@ def replay_sources(recipe: Recipe, sets: dict[str, str], train: Iterable[str]) -
         found = dict(section.guard)
     elif raises:
         target = section.target or next(iter(sets), None)
-        found = {name: sets[name] for name in section.guard or sets if name != target or section.guard}
+        found = {name: sets[name] for name in guarded_sets(sets, target, section.guard)}
     else:
         return {}
     cure = "prepare text with `mypt prepare` and name the directory in forgetting.guard: {NAME: DIR}"

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mypt.errors import Interrupted, MyPTError, RecipeError
-from mypt.evaluation.forgetting import Policy, assess, describe_sets, require_sets
+from mypt.evaluation.forgetting import Policy, assess, describe_sets, guarded_sets, require_sets
 from mypt.planning.replay import Advice, Interpolated, Probe, advise
 from mypt.recipe import Recipe, load_recipe
 from mypt.shards.opening import open_dataset
 from mypt.terminal import progress_bar, say
 from mypt.training.data.sources import default_sets, is_dataset
 from mypt.training.request import check
+from mypt.training.target import is_recipe
 from mypt.yaml12 import flow_yaml
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def plan_probes(
         RecipeError: The recipe adapts no model, guards no set, or has nothing to replay; ratios or steps out of range.
         MyPTError: As `mypt.training.request.check`.
     """
-    if not target or not (target.endswith((".yaml", ".yml")) or Path(target, "recipe.yaml").is_file()):
+    if not target or not is_recipe(target):
         raise RecipeError(f"--replay runs probes of a recipe, and {target or 'no target'} is none; name a YAML file")
     recipe = load_recipe(target, overrides)
     if not recipe.model.init_from:
@@ -179,7 +180,7 @@ def _split(recipe: Recipe) -> tuple[float, dict[str, float], dict[str, float], P
     if not sets:
         raise RecipeError("data.eval is missing: name the set to learn and the sets to keep")
     target = section.target or next(iter(sets))
-    guard = [name for name in sets if name != target] if section.guard is None else [*section.guard]
+    guard = guarded_sets(sets, target, section.guard)
     require_sets(sets, target, guard)
     if not guard:
         raise RecipeError("forgetting.guard names no set: --replay needs one to keep")
@@ -257,7 +258,7 @@ def _run(
 
     from mypt.hardware.out_of_memory import explain_out_of_memory_at_start, is_out_of_memory
     from mypt.training.build import build_trainer
-    from mypt.training.callbacks.measuring import MeasureEnds
+    from mypt.training.callbacks.ends import MeasureEnds
 
     ends = MeasureEnds(start, bar)
     folder.mkdir()

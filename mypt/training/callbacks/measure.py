@@ -7,10 +7,8 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from mypt.training.trainer.trainer import MyPTTrainer
 
-
-class Probe(TrainerCallback):
+class StepMeter(TrainerCallback):
     """Attach to a `MyPTTrainer`: `warmup` steps, `least` to `most` more of about `seconds`, an evaluation, a save.
 
     Attributes:
@@ -22,7 +20,7 @@ class Probe(TrainerCallback):
 
     def __init__(
         self,
-        trainer: MyPTTrainer,
+        trainer,
         clock: Callable[[], float],
         *,
         warmup: int,
