@@ -28,6 +28,7 @@ from tests.runs import (  # noqa: F401
     adapted_models,
     corpora,
     finished_run,
+    made_once,
     recipe_for,
     rewind,
     run_copy,
@@ -116,7 +117,10 @@ def quickstart_world(tmp_path_factory) -> Path:
 
     Curves are a half of a tiny run, and are not drawn.
     """
-    root = tmp_path_factory.mktemp("world")
+    return made_once(tmp_path_factory, "world", make_world)
+
+
+def make_world(root: Path) -> None:
     for name in ("recipes", "scripts", "docs"):
         (root / name).symlink_to(ROOT / name)
     text = root / "data" / "quickstart" / "text"
@@ -140,7 +144,6 @@ def quickstart_world(tmp_path_factory) -> Path:
             "mypt train recipes/pretrain.yaml --training.output_dir=runs/first --tokenizer.vocab_size=320",
         ):
             run(command)
-    return root
 
 
 def _functions(module) -> list[str]:

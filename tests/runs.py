@@ -2,27 +2,47 @@
 
 import argparse
 import inspect
+import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
+from filelock import FileLock
+
+
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder that `make(folder)` fills, of one name and only to read, for all processes of pytest-xdist."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():  # a name that is there is a whole folder: whoever fails leaves no folder
+            folder.mkdir()
+            try:
+                make(folder)
+            except BaseException:
+                shutil.rmtree(folder)
+                raise
+    return folder
 
 
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory) -> Path:
     """A folder with the dataset directories `general` (prose) and `domain` (code), character level."""
+    return made_once(tmp_path_factory, "corpora", write_corpora)
+
+
+def write_corpora(root: Path) -> None:
     from mypt.preparation.prepare import prepare_dataset
 
-    root = tmp_path_factory.mktemp("corpora")
     prose = "\n\n".join(text for _, text in sorted(topics.items()))[:60_000]
     (root / "general.txt").write_text(prose, encoding="utf-8")
     (root / "domain.txt").write_text(inspect.getsource(argparse)[:60_000], encoding="utf-8")
     options = {"val_split": "tail", "progress": False}
     prepare_dataset([str(root / "general.txt")], root / "general", tokenizer="char", **options)
     prepare_dataset([str(root / "domain.txt")], root / "domain", tokenizer=str(root / "general"), **options)
-    return root
 
 
 @pytest.fixture(scope="session")
@@ -81,9 +101,12 @@ def whole_run(tiny_recipe, tmp_path_factory) -> Path:
     from mypt.recipe import parse_recipe
     from mypt.training.run import train
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "matplotlib.figure", None)
-        return train(parse_recipe(tiny_recipe(tmp_path_factory.mktemp("whole") / "run")))
+    def make(root: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "matplotlib.figure", None)
+            train(parse_recipe(tiny_recipe(root / "run")))
+
+    return made_once(tmp_path_factory, "whole", make) / "run"
 
 
 @pytest.fixture
@@ -107,9 +130,14 @@ def finished_run(corpora, tmp_path_factory) -> Path:
         "data": {"train": {sources["domain"]: 0.75, sources["general"]: 0.25}, "eval": sources, "block_size": 32},
         "coverage": {"confirm": False},
         "forgetting": {"eval_windows": 10},
-        "training": {"output_dir": str(tmp_path_factory.mktemp("finished") / "run"), "learning_rate": 3e-3} | steps,
+        "training": {"learning_rate": 3e-3} | steps,
     }
-    return train(parse_recipe(content))
+
+    def make(root: Path) -> None:
+        content["training"]["output_dir"] = str(root / "run")
+        train(parse_recipe(content))
+
+    return made_once(tmp_path_factory, "finished", make) / "run"
 
 
 @pytest.fixture
@@ -144,12 +172,16 @@ def rewind():
 @pytest.fixture(scope="session")
 def adapted_models(corpora, tmp_path_factory) -> Path:
     """A folder with the model `base`, trained on prose, and `adapted`, trained further on code, by a bare loop."""
+    return made_once(tmp_path_factory, "models", lambda root: train_bare(root, corpora))
+
+
+def train_bare(root: Path, corpora: Path) -> None:
     import torch
 
     from mypt import MyPTConfig, MyPTForCausalLM, ShardStream
     from mypt.tokenization.load import load_tokenizer, save_tokenizer
 
-    root, tokenizer = tmp_path_factory.mktemp("models"), load_tokenizer(corpora / "general")
+    tokenizer = load_tokenizer(corpora / "general")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     torch.manual_seed(0)
     vocabulary = -(-len(tokenizer) // 64) * 64
@@ -164,4 +196,3 @@ def adapted_models(corpora, tmp_path_factory) -> Path:
             optimizer.zero_grad()
         model.save_pretrained(root / name)
         save_tokenizer(tokenizer, root / name)
-    return root
