@@ -56,14 +56,15 @@ def main() -> None:
     print(f"{'':44}{'memory, GiB':^27}{'time, ' + unit:^27}")
     print(f"{'configuration':<44}" + 2 * f"{'predicted':>10}{'measured':>10}{'ratio':>7}" + f"{'steps':>7}")
     with TemporaryDirectory() as folder:
+        file = args.json and args.json.absolute()
         os.chdir(folder)
         prepare()
         for name in CONFIGURATIONS:
             if args.only in name:
                 rows.append(compare(name, args.seconds, args.cpu))
                 print(line(rows[-1]), flush=True)
-                if args.json:
-                    args.json.write_text(json.dumps(rows, indent=1))
+                if file:
+                    file.write_text(json.dumps(rows, indent=1))
     for what, aim in (("memory", MEMORY), ("time", TIME)):
         within = sum(abs(row[what]["ratio"] - 1) <= aim for row in rows)
         print(f"{what} within {aim:.0%}: {within} of {len(rows)}")
