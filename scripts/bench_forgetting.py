@@ -92,6 +92,7 @@ def action(name: str, **keys) -> dict:
 
 ADAMW, LORA = {"optimizer": {"name": "adamw"}}, {"lora": {"r": 16, "alpha": 32}}
 LONGER = {"training": {"max_steps": 107}}
+OFTEN = {"training": {"eval_steps": 4, "save_steps": 4}}
 METHODS = {
     "full": Method(averages=(0.95, 0.99)),
     "replay 1%": Method(replay=0.01),
@@ -119,6 +120,7 @@ METHODS = {
     "guard: warn, replay 10%": Method(replay=0.1, guarded=True),
     "guard: reduce_lr": Method(action("reduce_lr"), guarded=True),
     "guard: raise_replay": Method(action("raise_replay"), guarded=True),
+    "guard: raise_replay, evaluated 4 x as often": Method(action("raise_replay") | OFTEN, guarded=True),
     "guard: rollback": Method(action("rollback"), guarded=True),
 }
 
