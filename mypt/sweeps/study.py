@@ -154,7 +154,7 @@ class Study:
 
     def finish(self, claimed: Claimed, state: str, value: float | None, **ended: object) -> None:
         """Record how a trial ended: `completed` with its objective, `pruned`, `failed`, or `interrupted`: run again."""
-        with self._turn:
+        with self._turn, suppress(optuna.exceptions.UpdateFinishedTrialError):  # taken over by another process
             self.describe(claimed, ended=ended | {"state": state})
             if state == "interrupted":
                 claimed.entry.set_user_attr("gone", _LOST)
@@ -294,7 +294,7 @@ def _joined(url: str, name: str) -> tuple[BaseStorage, int]:
     """
     for attempt in range(_TRIES):
         try:
-            storage = _opened(url)
+            storage = optuna.storages.get_storage(_opened(url))  # with Optuna's cache: one for all of its objects
             study = optuna.create_study(
                 storage=storage, study_name=name, direction="minimize", load_if_exists=True, sampler=RandomSampler()
             )
@@ -326,10 +326,13 @@ def _opened(url: str) -> BaseStorage:
     for scheme, driver in plain.items():
         if url.startswith(scheme):
             url = driver + url.removeprefix(scheme)
-    is_sqlite = url.startswith("sqlite")
-    options = {"connect_args": {"timeout": 60}} if is_sqlite else {}  # seconds that a write waits for another process
+    is_sqlite, options = url.startswith("sqlite"), {}
+    if is_sqlite:
+        options = {"timeout": 60}  # seconds that a write waits for another process
+    elif url.startswith("postgresql+psycopg:"):
+        options = {"client_encoding": "utf8"}  # a database of the encoding SQL_ASCII would give bytes
     try:
-        storage = RDBStorage(url, engine_kwargs=options)
+        storage = RDBStorage(url, engine_kwargs={"connect_args": options})
     except ImportError as error:
         package = "psycopg[binary]" if "psycopg" in url else error.name
         raise MyPTError(
