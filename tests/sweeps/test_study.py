@@ -1,6 +1,5 @@
 """A study that processes share: every trial ends once, whoever is killed, in a journal, in SQLite and in PostgreSQL."""
 
-import json
 import os
 import pwd
 import shutil
@@ -117,7 +116,7 @@ def test_processes_that_begin_together_share_the_trials_and_outlive_a_killed_one
         time.sleep(0.01)
     processes[0].kill()  # in the middle of its trial
     processes[0].wait()
-    assert [process.wait() for process in processes[1:]] == [0, 0], [out.read_text() for out in outs]
+    assert not any(process.wait() for process in processes[1:]), [out.read_text() for out in outs]
     final = worker(url, 6, 0, tmp_path / "final.out")  # where the others had ended before the kill
     assert final.wait() == 0
     ended = Counter(number for out in [*outs, tmp_path / "final.out"] for number in numbers(out, "ended"))
@@ -201,7 +200,7 @@ def test_a_process_elsewhere_is_dead_after_its_silence(tmp_path, monkeypatch):
 
 
 def test_the_best_third_goes_on_and_the_rest_is_pruned(tmp_path):
-    """ASHA with a reduction factor of 3: at a rung a trial goes on if it is in the best third of those that reached it."""
+    """ASHA with a reduction factor of 3: a trial goes on if it is in the best third of those that reached its rung."""
     study = Study(str(tmp_path / "journal"), "sweep", search(trials=7))
     pruned = []
     for loss in (3.0, 2.0, 4.0, 1.0, 3.5, 1.5, 0.5):
