@@ -1,12 +1,7 @@
 """A study that processes share: every trial ends once, whoever is killed, in a journal, in SQLite and in PostgreSQL."""
 
-import os
-import pwd
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,7 +13,6 @@ from optuna.distributions import FloatDistribution
 from mypt.errors import MyPTError
 from mypt.sweeps.space import Space
 from mypt.sweeps.study import Search, Study, without_password
-from tests.processes import free_port
 
 SPACE = Space({"training.learning_rate": FloatDistribution(1e-4, 1e-2, log=True)})
 
@@ -60,45 +54,6 @@ def worker(url: str, trials: int, seconds: float, out: Path) -> subprocess.Popen
 
 def numbers(out: Path, word: str) -> list[int]:
     return [int(line.split()[1]) for line in out.read_text().splitlines() if line.startswith(f"{word} ")]
-
-
-@pytest.fixture(scope="session")
-def postgresql():
-    """The URL of a server of its own on the loopback, which a user other than root runs."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
-    pytest.importorskip("psycopg", reason="psycopg is not installed (the dev extra has it)")
-    options = {}
-    if os.geteuid() == 0:
-        try:
-            options = {"user": pwd.getpwnam("postgres").pw_uid, "group": pwd.getpwnam("postgres").pw_gid}
-        except KeyError:
-            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-    folder = Path(tempfile.mkdtemp(prefix="mypt-postgresql-"))
-    if options:
-        os.chown(folder, options["user"], options["group"])
-    options |= {"cwd": folder, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C"}}
-    data, port = folder / "data", free_port()
-    made = subprocess.run(
-        [found[-1], "-D", data, "-A", "trust", "-U", "mypt", "--no-sync"], capture_output=True, text=True, **options
-    )
-    assert made.returncode == 0, made.stderr
-    with open(folder / "log", "w") as log:
-        server = subprocess.Popen(
-            [found[-1].parent / "postgres", "-D", data, "-p", str(port), "-k", folder, "-h", "127.0.0.1", "-F"],
-            stdout=log, stderr=log, **options,
-        )  # fmt: skip
-    try:
-        end = time.monotonic() + 60
-        while "ready to accept connections" not in (folder / "log").read_text():
-            assert server.poll() is None and time.monotonic() < end, (folder / "log").read_text()
-            time.sleep(0.05)
-        yield f"postgresql://mypt:secret@127.0.0.1:{port}/postgres"
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["journal", "sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
