@@ -17,10 +17,11 @@ FLOORS = {
     **dict.fromkeys(["tokenization", "hardware"], 3),
     **dict.fromkeys(["shards", "checkpoints"], 4),
     **dict.fromkeys(["preparation", "inspection"], 5),
-    **dict.fromkeys(["streams", "generation", "storage", "sweeps", "demo"], 6),
+    **dict.fromkeys(["streams", "generation", "storage", "demo"], 6),
     **dict.fromkeys(["conversion", "evaluation"], 7),
     **dict.fromkeys(["training"], 8),
-    **dict.fromkeys(["cli"], 9),
+    **dict.fromkeys(["sweeps"], 9),
+    **dict.fromkeys(["cli"], 10),
 }
 MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT or not path.name.startswith("__")]
 

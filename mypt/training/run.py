@@ -5,7 +5,6 @@ import json
 import math
 import signal
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -24,7 +23,6 @@ from mypt.errors import (
 )
 from mypt.evaluation.evaluator import Evaluator
 from mypt.evaluation.forgetting import kept_all
-from mypt.files import replace_text
 from mypt.hardware.out_of_memory import explain_out_of_memory_at_start, is_out_of_memory
 from mypt.recipe import Recipe
 from mypt.terminal import say
@@ -32,40 +30,9 @@ from mypt.training import run_folder
 from mypt.training.build import build_trainer
 from mypt.training.callbacks.coverage import write_ledger
 from mypt.training.interpolation import InterpolatedBest, describe, kept_guards, record
+from mypt.training.result import RESULT_NAME, Result, write_result
 from mypt.training.run_folder import others
 from mypt.training.trainer.trainer import MyPTTrainer
-
-RESULT_NAME = "result.json"
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended, as `OUT/result.json` has it. A killed process (`kill -9`) leaves that of the call before it.
-
-    Attributes:
-        state: `completed` (at max_steps), `stopped` (earlier, by a rule), `interrupted` (by a signal) or `failed`.
-        reason: `max_steps`; `interpolated` (no saved step kept every guarded set, and OUT/best is between the start and
-            one), `infeasible` (the same, without the interpolation), `upload` (completed but not sent); `forgetting`,
-            `early_stopping`, `declined` (stopped); the signal's name; `diverged` (NaN or infinite) or `error` (failed).
-        exit_code: Of the command.
-        step: Optimizer steps that are trained; max_steps: that the recipe asks for.
-        objective: `eval_constrained_loss` of OUT/best, in nats; None without evaluation sets.
-        best_step: The saved step that it is, or between which and the start it is.
-        alpha: Share of the way from the start to that step; None if it was not interpolated.
-        seconds: Wall time of training in this call.
-        message: What the command printed last.
-    """
-
-    state: str
-    reason: str
-    exit_code: int
-    step: int
-    max_steps: int
-    objective: float | None
-    best_step: int | None
-    alpha: float | None
-    seconds: float
-    message: str
 
 
 @recipe_wording()
@@ -299,7 +266,7 @@ def _record(
         message=str(message) or type(message).__name__,
     )
     try:
-        replace_text(Path(trainer.args.output_dir, RESULT_NAME), json.dumps(asdict(result), indent=1) + "\n")
+        write_result(Path(trainer.args.output_dir), result)
     except OSError as error:
         say(f"{RESULT_NAME} could not be written: {error.strerror or error}", error=True)
 
