@@ -13,6 +13,7 @@ from mypt.terminal import one_line
 
 _COLOURS, _ABSENT = "viridis", "lightgray"
 _SPAN = 20  # a parameter whose largest value is this many times its smallest is drawn on a logarithmic axis
+_FEW = 6  # different numbers that are all written at their axis
 _LONGEST = 18  # characters of a label
 
 
@@ -29,7 +30,7 @@ class Line:
 def draw_parallel(lines: Sequence[Line], path: Path) -> bool:
     """Each parameter that differs, and the objective, as a vertical axis; each trial a line coloured by its objective.
 
-    Trials without an objective are gray and end before the last axis.
+    Trials without one (pruned, failed, a guard lost) are gray and end before the last axis.
     """
     figure, axes = new_axes("Trials by parameters", "", "")
     if figure is None:
@@ -49,8 +50,8 @@ def draw_parallel(lines: Sequence[Line], path: Path) -> bool:
                 label, (at, height), (3, 0), textcoords="offset points", fontsize=7, va="center", zorder=1000,
                 parse_math=False, bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.5},
             )  # fmt: skip
-    labels = [*short_names(keys), "objective"]
-    axes.set_xticks(range(len(scales)), labels, rotation=15 if len(labels) > 4 else 0, fontsize=8, parse_math=False)
+    labels = [*(one_line(key).replace(".", ".\n", 1) for key in keys), "objective"]
+    axes.set_xticks(range(len(scales)), labels, fontsize=8 if len(labels) < 6 else 6, parse_math=False)
     axes.set_yticks([])
     axes.set_xlim(-0.1, len(scales) - 1 + 0.35)
     axes.set_ylim(-0.05, 1.05)
@@ -62,14 +63,14 @@ def draw_parallel(lines: Sequence[Line], path: Path) -> bool:
 
 def draw_importance(importance: Mapping[str, float], path: Path, title: str) -> bool:
     """Bars of the shares in `importance` ({recipe key: share of 1}), the largest on top."""
-    figure, axes = new_axes(title, "share of the variance of the best trials' parameters", "")
+    figure, axes = new_axes(title, "share of what sets the best trials apart", "")
     if figure is None:
         return False
     names = sorted(importance, key=importance.get)
     axes.grid(axis="y", visible=False)
     bars = axes.barh(range(len(names)), [importance[name] for name in names], height=0.6, color="C0")
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    axes.set_yticks(range(len(names)), short_names(names), fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(names)), [one_line(name) for name in names], fontsize=8, parse_math=False)
     axes.set_xlim(0, 1.12 * max(importance.values(), default=1) or 1)
     axes.set_ylim(-0.8, len(names) - 0.2)
     figure.savefig(path)
@@ -91,7 +92,7 @@ def draw_losses(lines: Sequence[Line], path: Path, ylabel: str) -> bool:
         )  # fmt: skip
     ended = [line for line in drawn if line.objective is None]
     if ended:
-        axes.plot([], [], color=_ABSENT, label=f"pruned or failed ({len(ended)})")
+        axes.plot([], [], color=_ABSENT, label=f"pruned, failed or a guard lost ({len(ended)})")
     if best or ended:
         add_legend(axes)
     figure.savefig(path)
@@ -124,13 +125,6 @@ def varied(lines: Sequence[Line]) -> list[str]:
     return [key for key in keys if len({repr(line.params.get(key)) for line in lines}) > 1]
 
 
-def short_names(keys: Sequence[str]) -> list[str]:
-    """Recipe keys without their section where that leaves them different, and at most `_LONGEST` characters long."""
-    last = [key.rpartition(".")[2] for key in keys]
-    names = [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
-    return [one_line(name) if len(name) <= _LONGEST else f"{one_line(name[: _LONGEST - 1])}…" for name in names]
-
-
 def _coloured(figure, axes, lines: Sequence[Line]):
     """(line, colour, order of drawing): the best last, so that it is on top; a colour bar is added."""
     from matplotlib import colormaps
@@ -161,6 +155,7 @@ class _Scale:
 
     def __init__(self, values: Sequence[object]):
         numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+        self._values = sorted(set(numbers))
         self._names = [] if len(numbers) == len(values) else sorted({_label(value) for value in values})
         self._low, self._high = (min(numbers), max(numbers)) if numbers and not self._names else (0, 1)
         self._whole = all(isinstance(value, int) for value in numbers)
@@ -175,11 +170,13 @@ class _Scale:
     def ticks(self) -> list[tuple[float, str]]:
         if self._names:
             return [(self.height(name), name) for name in self._names]
-        steps = 4 if self._high > self._low else 1
-        between = [self._low + (self._high - self._low) * at / steps for at in range(steps + 1)]
-        if self._log:
-            between = [self._low * (self._high / self._low) ** (at / steps) for at in range(steps + 1)]
-        values = sorted({round(one) for one in between}) if self._whole else between
+        values = self._values
+        if len(values) > _FEW:
+            shares = [at / (_FEW - 2) for at in range(_FEW - 1)]
+            values = [self._low + (self._high - self._low) * share for share in shares]
+            if self._log:
+                values = [self._low * (self._high / self._low) ** share for share in shares]
+            values = sorted({round(one) for one in values}) if self._whole else values
         return [(self.height(value), f"{value:,}" if self._whole else f"{value:.3g}") for value in values]
 
 
