@@ -121,7 +121,7 @@ class WriterLock:
         if not self._is_there() or (holder and not self._is_gone(holder, granted)):
             return False
         self._token = uuid.uuid4().hex
-        content = json.dumps(_this_process() | {"token": self._token, "file": self._number()}).encode()
+        content = json.dumps(this_process() | {"token": self._token, "file": self._number()}).encode()
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, content, 0)
         if granted is None or is_network(file_system(self.folder)):
@@ -131,7 +131,7 @@ class WriterLock:
 
     def _is_gone(self, holder: dict, granted: bool | None) -> bool:
         """Whether the holder has ended; False: it released the lock just now. Raises FolderInUse if it is alive."""
-        here = _this_process()
+        here = this_process()
         local = not is_network(file_system(self.folder))
         copied = holder.get("file") != self._number()
         # FUSE, 9p and some SMB mounts number a file differently on each host; only the waiting below decides there.
@@ -141,7 +141,7 @@ class WriterLock:
             if holder.get("pid_namespace") == here["pid_namespace"]:
                 # Without a start time the pid may belong to another process; then the lock decides.
                 known = bool(here["process_started"]) or not granted
-                if not copied and known and _is_alive(holder.get("pid"), holder.get("process_started")):
+                if not copied and known and is_alive(holder.get("pid"), holder.get("process_started")):
                     raise self._in_use(holder)
                 return True
             if granted:  # a container on this machine, whose locks are kept by the same kernel
@@ -234,7 +234,7 @@ def _flock(file: int) -> bool | None:
     return True
 
 
-def _this_process() -> dict:
+def this_process() -> dict:
     """The content of a lock file: its holder. `host` and `boot` name the machine; a pid is valid in its namespace."""
     return {
         "host": socket.gethostname(),
@@ -261,7 +261,7 @@ def _describe(holder: dict) -> str:
     )
 
 
-def _is_alive(pid: object, started: object) -> bool:
+def is_alive(pid: object, started: object) -> bool:
     """Whether the process `pid` that began at `started` runs; the pid may have been given to another process since."""
     try:
         os.kill(int(pid), 0)

@@ -210,8 +210,25 @@ class UploadSection:
 
 
 @dataclass
+class SweepSection:
+    """The search of `mypt sweep`, which checks `space` by the keys of this recipe; `mypt train` does not read it."""
+
+    space: Mapping = field(default_factory=dict)  # {section.key: values to search}
+    type: Annotated[str | None, one_of("predefined", "random", "optimized")] = None  # optimized where space is given
+    trials: Annotated[int, at_least(1)] = 20
+    objective: Annotated[str, one_of("constrained", "target")] = "constrained"
+    pruner: Annotated[str, one_of("asha", "hyperband", "none")] = "asha"
+    storage: str | None = None  # a database URL; None: a journal file in the sweep's folder
+    samples: Annotated[int, at_least(1)] = 10_000
+    seed: Annotated[int, between(0, 2**32 - 1)] = 42
+
+
+@dataclass
 class Recipe:
-    """A run's settings. `training` holds the given TrainingArguments by name; `lora` and `upload` are off when None."""
+    """A run's settings. `training` holds the given TrainingArguments by name.
+
+    `lora`, `upload` and `sweep` are off when None.
+    """
 
     model: ModelSection = field(default_factory=ModelSection)
     tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
@@ -223,6 +240,7 @@ class Recipe:
     lora: LoraSection | None = None
     safety: SafetySection = field(default_factory=SafetySection)
     upload: UploadSection | None = None
+    sweep: SweepSection | None = None
     training: dict = field(default_factory=dict)
 
     def to_dict(self) -> dict:

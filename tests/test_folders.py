@@ -59,7 +59,7 @@ def leave(folder: Path, **changes) -> None:
     folder.mkdir(exist_ok=True)
     file = folder / LOCK_NAME
     file.touch()
-    file.write_text(json.dumps(folders._this_process() | {"token": "x", "file": file.stat().st_ino} | changes))
+    file.write_text(json.dumps(folders.this_process() | {"token": "x", "file": file.stat().st_ino} | changes))
 
 
 def test_the_second_is_told_host_and_process_of_the_first_and_a_kill_leaves_nothing_in_the_way(tmp_path, start):

@@ -16,7 +16,7 @@ from mypt.hardware.machine import Machine, other_machine
 from mypt.planning.parameters import with_positions
 from mypt.planning.step import BYTES, MICRO_BATCH, OWN_OPTIMIZERS, Step
 from mypt.terminal import print_table, say, say_json
-from mypt.training.target import DEFAULT_BLOCK, Target, is_recipe, read_target
+from mypt.training.target import DEFAULT_BLOCK, Target, epoch_size, is_recipe, read_target
 
 if TYPE_CHECKING:
     from mypt.planning.plan import Plan
@@ -299,7 +299,7 @@ def _steps(given: int | None, settings: dict, recipe_steps: dict) -> tuple[int |
     if not sources:
         steps = recipe_steps.get("max_steps")
         return (steps, "training.max_steps") if isinstance(steps, int) and steps > 0 else (None, None)
-    samples, tokens = _epoch(sources, settings["block_size"])
+    samples, tokens = epoch_size(sources, settings["block_size"])
     return planned_steps(
         recipe_steps.get("max_steps"),
         recipe_steps.get("num_train_epochs"),
@@ -309,19 +309,6 @@ def _steps(given: int | None, settings: dict, recipe_steps: dict) -> tuple[int |
         settings["batch_size"] * settings["accumulation"] * settings["processes"],
         settings["block_size"],
     )
-
-
-def _epoch(sources: list, block_size: int) -> tuple[int, int]:
-    """Samples and tokens of the whole mixture in which its main source is seen once, as `ShardStream` counts them."""
-    from mypt.streams.mixture import PERIOD, Mixture
-    from mypt.streams.windows import window_count
-
-    weights = [source.weight for source in sources]
-    main = weights.index(max(weights))
-    mixture, tokens = Mixture(weights), sources[main].tokens
-    windows = window_count(tokens, block_size) if tokens > block_size else 1  # fewer tokens: a check of the plan fails
-    samples = -(-windows * PERIOD // mixture.counts[main])
-    return samples, round(tokens / mixture.shares[main])
 
 
 def _world_size() -> int:

@@ -39,6 +39,21 @@ def this_machine() -> Machine:
     return _smi() or _cpu()
 
 
+def gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES names, else the numbers of all GPUs that nvidia-smi lists."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return answer.stdout.split() if answer.returncode == 0 else []
+
+
 def other_machine(memory: int | None, device: str | None) -> Machine:
     """This machine; with `memory` (bytes) one that has so much, all free. device: None for a "gpu" with `memory`."""
     machine = this_machine()

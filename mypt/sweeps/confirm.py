@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import queue
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 
-from mypt.errors import MyPTError
+from mypt.errors import Interrupted, MyPTError
 from mypt.evaluation.forgetting import INFEASIBLE
 from mypt.files import replace_text
 from mypt.folders import only_writer
@@ -20,11 +22,11 @@ from mypt.preparation.subset import subset_dataset
 from mypt.recipe import load_recipe
 from mypt.sweeps.fidelity import Agreement, Runs, Verdict, agreement, judge
 from mypt.sweeps.record import SweepRecord, TrialRecord
+from mypt.sweeps.space import PREDEFINED
+from mypt.sweeps.sweep import Device
 from mypt.sweeps.trial import run_trial
-from mypt.terminal import say
 
 FOLDER, CONFIRM_NAME = "confirm", "confirm.json"
-SEEDS = 3  # runs of each candidate
 _SCALED = ("training.max_steps", "training.warmup_steps", "training.eval_steps", "training.save_steps",
            "training.logging_steps")  # fmt: skip
 _ATTEMPTS = 2  # of a run whose process is killed
@@ -149,20 +151,34 @@ def plan_reruns(record: SweepRecord, folder: Path, top: int, seeds: int, samples
     with the data, so that it is seen as often as in the trial: steps, warm-up, evaluations, the curriculum.
     """
     first = load_recipe(record.trial_recipe).training.get("seed", 42) + 1
-    growth = samples * record.full_tokens / (record.full_samples * record.tokens)
-    if samples == record.samples:
-        growth = 1.0
     found = []
     for seed in range(first, first + seeds):  # all candidates of one seed before the next: complete pairs early
         for trial in best_trials(record, top):
-            overrides = {key: grown(key, value, growth) for key, value in trial.overrides.items()}
-            overrides |= {"training.seed": seed}
+            overrides = _lengthened(record, trial, samples) | {"training.seed": seed}
             name = f"{trial.number:04}_seed_{seed}"
             found.append(Rerun(trial.number, seed, samples, overrides, str(folder / FOLDER / str(samples) / name)))
     return found
 
 
-def grown(key: str, value: object, growth: float) -> object:
+def _lengthened(record: SweepRecord, trial: TrialRecord, samples: int) -> dict[str, object]:
+    """The overrides of a trial on `samples` documents: a predefined configuration has its own length for all data."""
+    if samples == record.samples:
+        return trial.overrides
+    growth = Fraction(samples * record.full_tokens, record.full_samples * record.tokens)
+    if record.type != "predefined":
+        return {key: grown(key, value, growth) for key, value in trial.overrides.items()}
+    if samples != record.full_samples:
+        raise MyPTError(
+            f"--confirm-samples {samples}: predefined configurations have lengths for the sweep's {record.samples} "
+            f"samples and for all {record.full_samples}; give one of the two"
+        )
+    whole = PREDEFINED[trial.params["configuration"]]
+    growth = Fraction(whole.full_steps, whole.steps)
+    overrides = {key: grown(key, value, growth) for key, value in trial.overrides.items()}
+    return overrides | {"training.warmup_steps": whole.full_warmup}
+
+
+def grown(key: str, value: object, growth: Fraction) -> object:
     """The value of a recipe key in a run that is `growth` times as long; shares of a run (below 1) stay."""
     if key == "data.curriculum" and isinstance(value, Mapping):
         return {**value, "steps": max(1, math.ceil(value["steps"] * growth))}
@@ -180,7 +196,7 @@ def data_of(record: SweepRecord, folder: Path, samples: int) -> dict[str, float]
     for number, (source, weight) in enumerate(record.full_data.items()):
         target = folder / FOLDER / f"data_{samples}" / f"{number}_{Path(source).name}"
         if not target.exists():
-            subset_dataset(source, target, fraction=samples / record.full_samples, say=say)
+            subset_dataset(source, target, fraction=samples / record.full_samples, seed=record.seed)
         found[str(target)] = weight
     return found
 
@@ -190,21 +206,32 @@ def confirm(
     folder: Path,
     *,
     top: int,
-    seeds: int = SEEDS,
+    seeds: int,
     samples: int | None = None,
-    devices: Sequence[Mapping[str, str]] = ({},),
+    devices: Sequence[Device],
+    tell: Callable[[str], object],
 ) -> Confirmed:
     """Re-run the `top` best trials with `seeds` seeds each, and judge them. Runs that ended before are not run again.
 
     Args:
         record: Of the sweep in `folder`.
         samples: Documents to train on; None: the whole data.
-        devices: One re-run at a time runs on each: changes to its environment, such as CUDA_VISIBLE_DEVICES.
+        devices: One re-run at a time runs on each.
+        tell: Prints a line.
 
     Raises:
-        MyPTError: Fewer than two trials to compare; fewer documents than the sweep's, or more than there are.
+        MyPTError: Trials that have not ended; fewer than two to compare; fewer documents than the sweep's, or more
+            than there are.
         FolderInUse: Another process confirms this sweep.
+        Interrupted: After SIGINT, SIGTERM or SIGHUP, when the runs have saved a checkpoint and ended.
     """
+    unfinished = [trial.number for trial in record.trials if trial.state in ("waiting", "running")]
+    if unfinished:
+        raise MyPTError(
+            f"--confirm {top}: {len(unfinished)} trials run elsewhere or wait; confirm when they have ended"
+        )
+    if seeds < 1:
+        raise MyPTError(f"--confirm-seeds is {seeds}, expected 1 or more")
     samples = record.full_samples if samples is None else samples
     if not record.samples <= samples <= record.full_samples:
         raise MyPTError(
@@ -216,13 +243,13 @@ def confirm(
         train = data_of(record, folder, samples)
         saved = read_confirmation(folder)
         waiting = [run for run in planned if not saved.has(run)]
-        say(_announcement(planned, len(waiting), samples, record))
+        tell(_announcement(planned, len(waiting), samples, record))
 
         def note(run: Rerun) -> None:
             nonlocal saved
             saved = saved.with_run(run)
             write_confirmation(folder, saved)
-            say(_line(run))
+            tell(_line(run))
 
         _run_all(record, waiting, train, devices, note)
         saved = saved.seen(look := Look(samples, [trial.number for trial in best_trials(record, top)], seeds))
@@ -269,34 +296,46 @@ def _run_all(
     record: SweepRecord,
     runs: Sequence[Rerun],
     train: dict[str, float] | None,
-    devices: Sequence[Mapping[str, str]],
+    devices: Sequence[Device],
     note: Callable[[Rerun], None],
 ) -> None:
     """Run them, one at a time on each device; `note` gets each when it ends."""
-    free: queue.SimpleQueue[Mapping[str, str]] = queue.SimpleQueue()
+    free: queue.SimpleQueue[Device] = queue.SimpleQueue()
     for device in devices:
         free.put(device)
-    stop = threading.Event()
+    stop, received = threading.Event(), []
 
     def work(run: Rerun) -> Rerun:
         overrides, device = run.overrides | ({"data.train": train} if train else {}), free.get()
         try:
             for _ in range(_ATTEMPTS):
-                ended = run_trial(record.trial_recipe, overrides, run.folder, env=device, stop=stop)
+                ended = run_trial(record.trial_recipe, overrides, run.folder, env=device.env, stop=stop)
                 if ended.state != "killed":
                     break
         finally:
             free.put(device)
         return replace(run, **{name: getattr(ended, name) for name in _TAKEN})
 
+    def leave(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
     with ThreadPoolExecutor(len(devices)) as pool:
+        before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
             for future in as_completed([pool.submit(work, run) for run in runs]):
                 note(future.result())
-        except BaseException:  # Ctrl-C, a full disk: the others save a checkpoint, from which the next call resumes
+        except BaseException as error:  # the other runs save a checkpoint, from which the next call resumes
             stop.set()
             pool.shutdown(cancel_futures=True)
-            raise
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            number = received[0] if received else signal.SIGINT
+            name = signal.Signals(number).name
+            raise Interrupted(f"stopped by {name}; runs are saved: the same command continues", number) from None
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 _TAKEN = ("state", "reason", "message", "objective", "step", "seconds", "cpu_seconds")

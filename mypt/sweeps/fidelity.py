@@ -17,7 +17,7 @@ import numpy as np
 LEVEL = 0.05  # probability of naming a candidate that is not the best, however often repeats are added
 POWER = 0.8  # probability that the advised repeats settle a difference as large as the measured one
 MOST_REPEATS = 200  # of a candidate; a difference that needs more is smaller than anything worth a search
-_DRAWS, _GRID, _ANGLES = 2_000, np.linspace(-1, 1, 81), 4_001
+_DRAWS, _GRID, _ANGLES = 4_000, np.linspace(-1, 1, 41), 4_001
 
 Runs = Mapping[int, float | None]  # the objective of one candidate by seed; None: the run failed
 
@@ -133,9 +133,9 @@ def agreement(first: Sequence[float | None], second: Sequence[float | None]) -> 
     for tau, simulated in zip(_GRID, _simulated(count), strict=True):
         for found, value, taus in zip(simulated, measured, kept, strict=True):
             if min((found >= value - 1e-9).mean(), (found <= value + 1e-9).mean()) > 0.025:
-                taus.append(float(tau))
+                taus.append(tau)
     step = _GRID[1] - _GRID[0]
-    rho, tau = ((max(min(taus) - step, -1.0), min(max(taus) + step, 1.0)) for taus in kept)
+    rho, tau = ((float(max(min(taus) - step, -1)), float(min(max(taus) + step, 1))) for taus in kept)
     rho = tuple(6 / math.pi * math.asin(math.sin(math.pi / 2 * end) / 2) for end in rho)
     return Agreement(count, measured[0], rho, measured[1], tau)
 

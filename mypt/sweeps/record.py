@@ -5,11 +5,15 @@ process that uses the folder.
 """
 
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mypt.errors import MyPTError
+from mypt.errors import FolderInUse, MyPTError
 from mypt.files import replace_text
+from mypt.folders import WriterLock
 from mypt.json_files import read_json
 
 RECORD_NAME, TRIALS_NAME = "sweep.json", "trials"
@@ -97,6 +101,22 @@ class SweepRecord:
     full_steps: int
     passes: float
     trials: list[TrialRecord]
+
+
+@contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Write in a sweep's folder, which several processes share, one after the other."""
+    lock = WriterLock(folder)
+    while True:
+        try:
+            lock.acquire()
+            break
+        except FolderInUse:
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_record(folder: Path, record: SweepRecord) -> None:

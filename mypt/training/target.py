@@ -73,6 +73,19 @@ class Target:
     notes: list[str] = field(default_factory=list)
 
 
+def epoch_size(sources: list[DataSource], block_size: int) -> tuple[int, int]:
+    """Samples and tokens of the whole mixture in which its main source is seen once, as `ShardStream` counts them."""
+    from mypt.streams.mixture import PERIOD, Mixture
+    from mypt.streams.windows import window_count
+
+    weights = [source.weight for source in sources]
+    main = weights.index(max(weights))
+    mixture, tokens = Mixture(weights), sources[main].tokens
+    windows = window_count(tokens, block_size) if tokens > block_size else 1  # fewer tokens: a check of the plan fails
+    samples = -(-windows * PERIOD // mixture.counts[main])
+    return samples, round(tokens / mixture.shares[main])
+
+
 def is_recipe(target: str) -> bool:
     """Whether it names a recipe or a run folder, not a preset or another model."""
     return target.endswith((".yaml", ".yml")) or Path(target, "recipe.yaml").is_file()

@@ -27,6 +27,7 @@ from mypt.sweeps.confirm import (
     write_confirmation,
 )
 from mypt.sweeps.record import SweepRecord, TrialRecord, read_record, write_record
+from mypt.sweeps.space import PREDEFINED
 
 
 def trial(number: int, objective: float | None, state: str = "completed", **changes) -> TrialRecord:
@@ -80,6 +81,10 @@ def test_reruns_see_the_data_as_often_as_the_trial_did(recipe, tmp_path):
     assert plan_reruns(record, tmp_path, 2, 1, samples=150)[0].overrides["training.max_steps"] == 15
     assert plan_reruns(record, tmp_path, 2, 1, samples=100)[0].overrides["training.max_steps"] == 10
     assert len({run.folder for run in full}) == 4
+    lengths |= {"training.max_steps": 25_000, "training.warmup_steps": 2_500}
+    small = [trial(n, 1.0 + n, overrides=lengths | {"n": n}, params={"configuration": "small_fast"}) for n in (0, 1)]
+    found = plan_reruns(record_of(recipe, small, type="predefined"), tmp_path, 2, 1, samples=300)[0].overrides
+    assert found["training.max_steps"] == 50_000 and found["training.warmup_steps"] == 5_000
     assert grown("training.learning_rate", 10, 3) == 10 and grown("training.warmup_steps", 0.1, 3) == 0.1
 
 
@@ -87,7 +92,14 @@ def test_more_data_than_there_is_is_refused(recipe, tmp_path):
     record = record_of(recipe, [trial(0, 1.0), trial(1, 2.0)])
     for samples in (99, 301):
         with pytest.raises(MyPTError, match="expected a number from 100"):
-            confirm(record, tmp_path, top=2, samples=samples)
+            confirm(record, tmp_path, top=2, seeds=2, samples=samples, devices=[], tell=print)
+    with pytest.raises(MyPTError, match="1 trials run elsewhere"):
+        running = replace(record, trials=[*record.trials, trial(2, None, "running")])
+        confirm(running, tmp_path, top=2, seeds=2, devices=[], tell=print)
+    predefined = [trial(number, 1.0 + number, params={"configuration": name}) for number, name in enumerate(PREDEFINED)]
+    record = record_of(recipe, predefined, type="predefined")
+    with pytest.raises(MyPTError, match="give one of the two"):
+        confirm(record, tmp_path, top=2, seeds=2, samples=200, devices=[], tell=print)
 
 
 def run_of(number: int, seed: int, objective: float | None, state="completed", samples=300) -> Rerun:
@@ -134,8 +146,9 @@ import sys
 from pathlib import Path
 from mypt.sweeps.confirm import confirm
 from mypt.sweeps.record import read_record
+from mypt.sweeps.sweep import cpu_workers
 folder = Path(sys.argv[1])
-print(confirm(read_record(folder), folder, top=2, seeds=2, devices=[{}, {}]).verdict.reason)
+print(confirm(read_record(folder), folder, top=2, seeds=2, devices=cpu_workers(2), tell=print).verdict.reason)
 """
 
 

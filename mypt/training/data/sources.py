@@ -105,7 +105,7 @@ def _train_directories(recipe: Recipe, texts: list[str], hold_out: bool) -> tupl
     section = recipe.data
     directories, streamed = {source: source for source in section.train}, None
     for source in texts:
-        _require_one_tokenizer(recipe, source)
+        require_one_tokenizer(recipe, source)
         _announce_tokenizer(recipe)
         directories[source], streamed = prepare_train(recipe, source, hold_out)
     if section.stride and not streamed:
@@ -115,7 +115,7 @@ def _train_directories(recipe: Recipe, texts: list[str], hold_out: bool) -> tupl
     return directories, streamed
 
 
-def _require_one_tokenizer(recipe: Recipe, text: str) -> None:
+def require_one_tokenizer(recipe: Recipe, text: str) -> None:
     """Refuse at once, and not after the text is prepared, a tokenizer that no evaluation set can share."""
     own = Path(recipe.training["output_dir"], DATA_NAME)
     others = [s for s in recipe.data.eval.values() if s != text and is_dataset(s) and Path(s) != own]

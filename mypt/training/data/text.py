@@ -49,21 +49,27 @@ def prepare(recipe: Recipe, source: str, name: str, tokenizer: str | None = None
     """Text as the directory OUT/name, made by the main process, with a given tokenizer or the recipe's."""
     from accelerate import PartialState  # which imports torch
 
-    directory, section = Path(recipe.training["output_dir"]) / name, recipe.tokenizer
-    made = {
-        # A base model that is gone by the time of a resume has left its tokenizer with the text.
-        "tokenizer": str(directory) if base_is_gone(recipe, name) else tokenizer_name(recipe),
+    directory = Path(recipe.training["output_dir"]) / name
+    # A base model that is gone by the time of a resume has left its tokenizer with the text.
+    own = {"tokenizer": str(directory)} if base_is_gone(recipe, name) else {}
+    made = {"tokenizer": tokenizer} if tokenizer else tokenizer_options(recipe) | own
+    with PartialState().main_process_first():
+        if PartialState().is_main_process or not (directory / METADATA_NAME).exists():
+            prepare_dataset([source], directory, text_column=recipe.data.text_column, **made, **options)
+    return str(directory)
+
+
+def tokenizer_options(recipe: Recipe) -> dict:
+    """Arguments of `prepare_dataset` for the tokenizer of the recipe's text."""
+    section = recipe.tokenizer
+    return {
+        "tokenizer": tokenizer_name(recipe),
         "vocab_size": section.vocab_size,
         "min_vocab_size": section.min_vocab_size,
         "max_vocab_size": section.max_vocab_size,
         "tokenizer_train_examples": section.train_examples,
         "retrain": section.retrain,
     }
-    made = {"tokenizer": tokenizer} if tokenizer else made
-    with PartialState().main_process_first():
-        if PartialState().is_main_process or not (directory / METADATA_NAME).exists():
-            prepare_dataset([source], directory, text_column=recipe.data.text_column, **made, **options)
-    return str(directory)
 
 
 def tokenizer_name(recipe: Recipe) -> str:
