@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     if importlib.util.find_spec("optuna") is None:
         raise MyPTError("mypt sweep needs the package optuna: pip install mypt[sweep]")
     from mypt.hardware.machine import cpus, gpus
-    from mypt.sweeps.confirm import confirm
+    from mypt.sweeps.confirm import confirm, require_options
     from mypt.sweeps.report import report_lines, trials_table
     from mypt.sweeps.summary import print_report, write_report
     from mypt.sweeps.sweep import cpu_workers, dry_run, gpu_workers, make_record, plan_lines, read_sweep
@@ -52,9 +52,14 @@ def run(args: argparse.Namespace) -> None:
     sweep = read_sweep(args.recipe, _overrides(args), args.out, device=args.device, tell=tell)
     for line in plan_lines(sweep):
         tell(line)
+    if args.confirm is not None:
+        kind, least, most = sweep.section.type, sweep.data.samples, sweep.data.full_samples
+        samples = require_options(args.confirm, args.confirm_seeds, args.confirm_samples, kind, least, most)
     if args.dry_run:
         for line in dry_run(sweep, workers):
             tell(line)
+        if args.confirm is not None:
+            tell(f"then {args.confirm * args.confirm_seeds} re-runs of the best {args.confirm} on {samples:,} samples")
         return
     study, report = sweep.join(args.study or sweep.out.name), None
     try:
@@ -65,10 +70,11 @@ def run(args: argparse.Namespace) -> None:
             if not args.json:
                 print_table(*trials_table(record))
                 say(*report_lines(record))
+        report = write_report(sweep.out, record)
         if args.confirm is not None:
             options = {"top": args.confirm, "seeds": args.confirm_seeds, "samples": args.confirm_samples}
-            confirm(record, sweep.out, **options, devices=workers, tell=tell)
-        report = write_report(sweep.out, record)
+            found = confirm(record, sweep.out, **options, devices=workers, tell=tell)
+            report = write_report(sweep.out, record, found)
     finally:
         if args.json:
             say_json(asdict(record) | {"report": report})

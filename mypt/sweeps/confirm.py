@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
-from mypt.errors import Interrupted, MyPTError
+from mypt.errors import CheckFailed, Interrupted, MyPTError
 from mypt.evaluation.forgetting import INFEASIBLE
 from mypt.files import replace_text
 from mypt.folders import only_writer
@@ -129,15 +129,15 @@ def candidate(trial: int) -> str:
 def best_trials(record: SweepRecord, top: int) -> list[TrialRecord]:
     """The `top` completed trials of lowest objective that kept their guards; of equal settings the best one alone.
 
-    Raises MyPTError for fewer than two.
+    Raises CheckFailed for fewer than two.
     """
     kept = [trial for trial in record.trials if trial.state == "completed" and is_loss(trial.objective)]
     found: list[TrialRecord] = []
     for trial in sorted(kept, key=lambda one: (one.objective, one.number)):
         if all(trial.overrides != better.overrides for better in found):
             found.append(trial)
-    if top < 2 or len(found) < 2:
-        raise MyPTError(
+    if len(found) < 2:
+        raise CheckFailed(
             f"--confirm {top}: a comparison needs at least two trials; {len(found)} of {len(record.trials)} trials "
             "completed with their guards kept"
         )
@@ -167,11 +167,6 @@ def _lengthened(record: SweepRecord, trial: TrialRecord, samples: int) -> dict[s
     growth = Fraction(samples * record.full_tokens, record.full_samples * record.tokens)
     if record.type != "predefined":
         return {key: grown(key, value, growth) for key, value in trial.overrides.items()}
-    if samples != record.full_samples:
-        raise MyPTError(
-            f"--confirm-samples {samples}: predefined configurations have lengths for the sweep's {record.samples} "
-            f"samples and for all {record.full_samples}; give one of the two"
-        )
     whole = PREDEFINED[trial.params["configuration"]]
     growth = Fraction(whole.full_steps, whole.steps)
     overrides = {key: grown(key, value, growth) for key, value in trial.overrides.items()}
@@ -220,24 +215,17 @@ def confirm(
         tell: Prints a line.
 
     Raises:
-        MyPTError: Trials that have not ended; fewer than two to compare; fewer documents than the sweep's, or more
-            than there are.
+        CheckFailed: Trials that have not ended, or fewer than two to compare.
+        MyPTError: As `require_options`.
         FolderInUse: Another process confirms this sweep.
         Interrupted: After SIGINT, SIGTERM or SIGHUP, when the runs have saved a checkpoint and ended.
     """
     unfinished = [trial.number for trial in record.trials if trial.state in ("waiting", "running")]
     if unfinished:
-        raise MyPTError(
+        raise CheckFailed(
             f"--confirm {top}: {len(unfinished)} trials run elsewhere or wait; confirm when they have ended"
         )
-    if seeds < 1:
-        raise MyPTError(f"--confirm-seeds is {seeds}, expected 1 or more")
-    samples = record.full_samples if samples is None else samples
-    if not record.samples <= samples <= record.full_samples:
-        raise MyPTError(
-            f"--confirm-samples {samples}: expected a number from {record.samples} (the sweep's own) to "
-            f"{record.full_samples} (all of the data)"
-        )
+    samples = require_options(top, seeds, samples, record.type, record.samples, record.full_samples)
     planned = plan_reruns(record, folder, top, seeds, samples)
     with only_writer(folder / FOLDER):
         train = data_of(record, folder, samples)
@@ -255,6 +243,29 @@ def confirm(
         saved = saved.seen(look := Look(samples, [trial.number for trial in best_trials(record, top)], seeds))
         write_confirmation(folder, saved)
         return confirmed(record, saved, look)
+
+
+def require_options(top: int, seeds: int, samples: int | None, kind: str, least: int, most: int) -> int:
+    """The documents that re-runs train on, of a sweep of this kind on `least` of `most` documents.
+
+    Raises MyPTError for options that it cannot be confirmed with.
+    """
+    if top < 2:
+        raise MyPTError(f"--confirm is {top}, expected 2 or more trials to compare")
+    if seeds < 1:
+        raise MyPTError(f"--confirm-seeds is {seeds}, expected 1 or more")
+    samples = most if samples is None else samples
+    if kind == "predefined" and samples not in (least, most):
+        raise MyPTError(
+            f"--confirm-samples is {samples}: predefined configurations have lengths for the sweep's {least} samples "
+            f"and for all {most}; give one of the two"
+        )
+    if not least <= samples <= most:
+        raise MyPTError(
+            f"--confirm-samples is {samples}, expected a number from {least} (the sweep's own) to {most} (all of the "
+            "data)"
+        )
+    return samples
 
 
 def confirmed(record: SweepRecord, saved: Confirmation, look: Look) -> Confirmed:

@@ -22,9 +22,12 @@ _SHOWN = ("number", "state", "reason", "objective", "standard_error", "params", 
 _LEAST = 5  # completed trials for an importance
 
 
-def write_report(folder: Path, record: SweepRecord) -> dict:
-    """Write report.json and the pictures into the sweep's folder, and return the report. Raises OSError."""
-    found = latest(record, folder)
+def write_report(folder: Path, record: SweepRecord, found: Confirmed | None = None) -> dict:
+    """Write report.json and the pictures into the sweep's folder, and return the report. Raises OSError.
+
+    found: What re-runs said; None: what they said last, if there were any.
+    """
+    found = found or latest(record, folder)
     report = build_report(record, found)
     replace_text(folder / REPORT_NAME, json.dumps(report, indent=1, allow_nan=False) + "\n")
     lines = [_as_line(trial) for trial in record.trials if trial.state != "waiting"]
@@ -45,7 +48,8 @@ def build_report(record: SweepRecord, found: Confirmed | None) -> dict:
     has all of each), `importance` {recipe key: share}, `confirmation` (what `--confirm` measured) and `verdict` (one
     line).
     """
-    ranked = sorted(record.trials, key=lambda trial: (not _counts(trial), trial.objective or math.inf, trial.number))
+    losses = {trial.number: math.inf if trial.objective is None else trial.objective for trial in record.trials}
+    ranked = sorted(record.trials, key=lambda trial: (not _counts(trial), losses[trial.number], trial.number))
     states = [trial.state for trial in record.trials]
     completed = [trial for trial in ranked if _counts(trial)]
     return _plain(
@@ -79,8 +83,8 @@ def importance_of(record: SweepRecord) -> dict[str, float] | None:
     """Share of each searched parameter in reaching the better half or so of objectives; None for too few trials.
 
     By PED-ANOVA (Watanabe et al. 2023, 2304.10255) on the completed trials. It compares the parameters of the best
-    trials with those of all, so that a failed region of the space does not decide it. Five trials at least, or a tenth
-    of all, are the best ones.
+    trials with those of all, so that a failed region of the space does not decide it. The best ones are a tenth, but
+    five at least, and half at most.
     """
     completed = [trial for trial in record.trials if _counts(trial)]
     space = read_space(record.space, lambda overrides: None)  # the sweep has checked it

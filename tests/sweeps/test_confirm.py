@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mypt.errors import MyPTError
+from mypt.errors import CheckFailed, MyPTError
 from mypt.sweeps.confirm import (
     Confirmation,
     Look,
@@ -24,10 +24,10 @@ from mypt.sweeps.confirm import (
     grown,
     plan_reruns,
     read_confirmation,
+    require_options,
     write_confirmation,
 )
 from mypt.sweeps.record import SweepRecord, TrialRecord, read_record, write_record
-from mypt.sweeps.space import PREDEFINED
 
 
 def trial(number: int, objective: float | None, state: str = "completed", **changes) -> TrialRecord:
@@ -62,10 +62,8 @@ def test_only_trials_that_kept_their_guards_are_candidates(recipe):
     record = record_of(recipe, trials)
     assert [one.number for one in best_trials(record, 2)] == [3, 6]
     assert [one.number for one in best_trials(record, 9)] == [3, 6, 0]
-    with pytest.raises(MyPTError, match="at least two trials; 1 of 2 trials"):
+    with pytest.raises(CheckFailed, match="at least two trials; 1 of 2 trials"):
         best_trials(record_of(recipe, [trial(0, 2.0), trial(1, None, "failed")]), 3)
-    with pytest.raises(MyPTError, match="--confirm 1"):
-        best_trials(record, 1)
 
 
 def test_reruns_see_the_data_as_often_as_the_trial_did(recipe, tmp_path):
@@ -88,18 +86,21 @@ def test_reruns_see_the_data_as_often_as_the_trial_did(recipe, tmp_path):
     assert grown("training.learning_rate", 10, 3) == 10 and grown("training.warmup_steps", 0.1, 3) == 0.1
 
 
-def test_more_data_than_there_is_is_refused(recipe, tmp_path):
-    record = record_of(recipe, [trial(0, 1.0), trial(1, 2.0)])
-    for samples in (99, 301):
-        with pytest.raises(MyPTError, match="expected a number from 100"):
-            confirm(record, tmp_path, top=2, seeds=2, samples=samples, devices=[], tell=print)
-    with pytest.raises(MyPTError, match="1 trials run elsewhere"):
-        running = replace(record, trials=[*record.trials, trial(2, None, "running")])
+def test_options_that_no_sweep_can_be_confirmed_with_are_refused(recipe, tmp_path):
+    assert require_options(2, 1, None, "random", 100, 300) == 300
+    assert require_options(2, 1, 100, "predefined", 100, 300) == 100
+    for top, seeds, samples, kind, words in (
+        (1, 3, None, "random", "--confirm is 1, expected 2"),
+        (2, 0, None, "random", "--confirm-seeds is 0, expected 1"),
+        (2, 3, 99, "random", "from 100"),
+        (2, 3, 301, "random", "to 300"),
+        (2, 3, 200, "predefined", "give one of the two"),
+    ):
+        with pytest.raises(MyPTError, match=words):
+            require_options(top, seeds, samples, kind, 100, 300)
+    running = record_of(recipe, [trial(0, 1.0), trial(1, 2.0), trial(2, None, "running")])
+    with pytest.raises(CheckFailed, match="1 trials run elsewhere"):
         confirm(running, tmp_path, top=2, seeds=2, devices=[], tell=print)
-    predefined = [trial(number, 1.0 + number, params={"configuration": name}) for number, name in enumerate(PREDEFINED)]
-    record = record_of(recipe, predefined, type="predefined")
-    with pytest.raises(MyPTError, match="give one of the two"):
-        confirm(record, tmp_path, top=2, seeds=2, samples=200, devices=[], tell=print)
 
 
 def run_of(number: int, seed: int, objective: float | None, state="completed", samples=300) -> Rerun:
