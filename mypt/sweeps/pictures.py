@@ -82,6 +82,7 @@ def draw_losses(lines: Sequence[Line], path: Path, ylabel: str) -> bool:
     figure, axes = new_axes("Trials by step", "optimizer step", ylabel)
     if figure is None:
         return False
+    axes.xaxis.get_major_locator().set_params(integer=True)
     drawn = [line for line in lines if line.curve[0]]
     best = min((line for line in drawn if line.objective is not None), key=lambda line: line.objective, default=None)
     for line, colour, order in _coloured(figure, axes, drawn):
