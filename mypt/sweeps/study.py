@@ -173,7 +173,11 @@ class Study:
             told = [value] if state == "completed" else None
             if state == "pruned" and (values := self._frozen(claimed).intermediate_values):
                 told = [values[max(values)]]  # as Optuna's own `tell`
-            self._set_state(self._entry_id(claimed.entry.number), states.get(state, TrialState.FAIL), told)
+            self._storage.set_trial_state_values(
+                self._entry_id(claimed.entry.number), states.get(state, TrialState.FAIL), told
+            )
+            if state == "interrupted":
+                self._add(claimed.number, self._frozen(claimed).params)
 
     def beat(self, claimed: Claimed) -> None:
         """Give a sign of life; sets `claimed.stop` if the trial is not this process's any more."""
@@ -214,7 +218,11 @@ class Study:
         for number, lost in self._missing():
             ended = max((entry.datetime_complete for entry in lost), default=datetime.min)
             if number in given_up or (datetime.now() - ended).total_seconds() > _PATIENCE:
-                self._study.enqueue_trial(lost[-1].params if lost else {}, user_attrs={"trial": number})
+                self._add(number, lost[-1].params if lost else {})
+
+    def _add(self, number: int, params: dict[str, Any]) -> None:
+        """An entry that waits, with the values of the one before; {}: they are chosen when it is taken."""
+        self._study.enqueue_trial(params, user_attrs={"trial": number})
 
     def _missing(self) -> list[tuple[int, list[FrozenTrial]]]:
         """The trials without an entry that counts, each with those that were lost."""
@@ -264,10 +272,6 @@ class Study:
             return self._storage.set_trial_state_values(entry_id, TrialState.FAIL)
         except optuna.exceptions.UpdateFinishedTrialError:
             return False
-
-    def _set_state(self, entry_id: int, state: TrialState, values: list[float] | None = None) -> None:
-        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process gave it up
-            self._storage.set_trial_state_values(entry_id, state, values)
 
     def _is_dead(self, entry: FrozenTrial) -> bool | None:
         """Whether the process of an entry is gone; None while that is not known.
@@ -334,7 +338,16 @@ def _joined(url: str, name: str) -> tuple[BaseStorage, int, bool]:
 def _is_refused(error: Exception) -> bool:
     """Whether trying again cannot help: a server that is not there, a password, a folder, an unknown kind of URL."""
     words = str(error).lower()
-    told = ("refused", "password", "does not exist", "unable to open", "could not translate", "resolve", "parse")
+    told = (
+        "can't load plugin",
+        "refused",
+        "password",
+        "does not exist",
+        "unable to open",
+        "could not translate",
+        "resolve",
+        "parse",
+    )
     return isinstance(error, PermissionError | FileNotFoundError | ImportError) or any(word in words for word in told)
 
 

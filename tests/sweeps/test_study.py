@@ -56,7 +56,7 @@ def numbers(out: Path, word: str) -> list[int]:
     return [int(line.split()[1]) for line in out.read_text().splitlines() if line.startswith(f"{word} ")]
 
 
-@pytest.fixture(params=["journal", "sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+@pytest.fixture(params=["journal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sqlite", "postgresql"))])
 def url(request, tmp_path) -> str:
     if request.param == "postgresql":
         return request.getfixturevalue("postgresql")
@@ -131,11 +131,11 @@ def test_a_worker_learns_that_its_trial_was_taken_over(tmp_path):
     claimed = study.claim()
     study.beat(claimed)
     assert not claimed.stop.is_set()
-    study._set_state(study._entry_id(claimed.entry.number), optuna.trial.TrialState.FAIL)
+    assert study._give_up(study.entries()[0], "lost")
     study.beat(claimed)
     assert claimed.stop.is_set()
     study.finish(claimed, "pruned", None)  # too late: without effect
-    assert study.entries()[0].state.name == "FAIL"
+    assert [(entry.state.name, entry.user_attrs.get("ended")) for entry in study.entries()] == [("FAIL", None)]
 
 
 def test_a_process_elsewhere_is_dead_after_its_silence(tmp_path, monkeypatch):
