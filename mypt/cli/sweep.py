@@ -24,9 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="DIR", help="the sweep's folder (default: training.output_dir with -sweep added)")
     add("--storage", metavar="URL", help="database of the study, as Optuna names it (default: a journal file in DIR)")
     add("--study", metavar="NAME", help="name of the study in the storage (default: that of DIR)")
+    add("--confirm", type=int, metavar="K", help="re-run the best K trials with other seeds, and judge the ranking")
+    add("--confirm-seeds", type=int, default=3, metavar="N", help="re-runs of each of them")
+    add("--confirm-samples", type=int, metavar="N", help="documents that they train on (default: all of the data)")
     add("--dry-run", action="store_true", help="prepare the subset and print every command; train nothing")
     add("--device", metavar="NAME", help="expect the times of this device: h100, a100, 4090, cpu ... (default: here)")
-    add("--json", action="store_true", help="print the record of all trials as JSON")
+    add("--json", action="store_true", help="print the record of all trials and the report as JSON")
     parser.set_defaults(overrides=[])
     parser.epilog = "--section.key=value changes one value of the recipe, for example --sweep.trials=40"
 
@@ -35,7 +38,9 @@ def run(args: argparse.Namespace) -> None:
     if importlib.util.find_spec("optuna") is None:
         raise MyPTError("mypt sweep needs the package optuna: pip install mypt[sweep]")
     from mypt.hardware.machine import cpus, gpus
+    from mypt.sweeps.confirm import confirm, require_options
     from mypt.sweeps.report import report_lines, trials_table
+    from mypt.sweeps.summary import print_report, write_report
     from mypt.sweeps.sweep import cpu_workers, dry_run, gpu_workers, make_record, plan_lines, read_sweep
     from mypt.sweeps.workers import run_workers
 
@@ -47,20 +52,34 @@ def run(args: argparse.Namespace) -> None:
     sweep = read_sweep(args.recipe, _overrides(args), args.out, device=args.device, tell=tell)
     for line in plan_lines(sweep):
         tell(line)
+    if args.confirm is not None:
+        kind, least, most = sweep.section.type, sweep.data.samples, sweep.data.full_samples
+        samples = require_options(args.confirm, args.confirm_seeds, args.confirm_samples, kind, least, most)
     if args.dry_run:
         for line in dry_run(sweep, workers):
             tell(line)
+        if args.confirm is not None:
+            tell(f"then {args.confirm * args.confirm_seeds} re-runs of the best {args.confirm} on {samples:,} samples")
         return
-    study = sweep.join(args.study or sweep.out.name)
+    study, report = sweep.join(args.study or sweep.out.name), None
     try:
-        run_workers(sweep, study, workers, to_error=args.json)
+        try:
+            run_workers(sweep, study, workers, to_error=args.json)
+        finally:
+            record = make_record(sweep, study)
+            if not args.json:
+                print_table(*trials_table(record))
+                say(*report_lines(record))
+        report = write_report(sweep.out, record)
+        if args.confirm is not None:
+            options = {"top": args.confirm, "seeds": args.confirm_seeds, "samples": args.confirm_samples}
+            found = confirm(record, sweep.out, **options, devices=workers, tell=tell)
+            report = write_report(sweep.out, record, found)
     finally:
-        record = make_record(sweep, study)
         if args.json:
-            say_json(asdict(record))
-        else:
-            print_table(*trials_table(record))
-            say(*report_lines(record))
+            say_json(asdict(record) | {"report": report})
+    if not args.json:
+        print_report(sweep.out, record, report)
     if not any(trial.state == "completed" for trial in record.trials):
         raise CheckFailed("no trial was completed; the table has the reasons, and each folder its train.log")
 

@@ -5,8 +5,9 @@ The names are those of the recipe, and so are the rules: each bound and each cho
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from optuna.distributions import (
     BaseDistribution,
@@ -17,7 +18,8 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial
 
 from mypt.errors import RecipeError, shown
-from mypt.recipe import Recipe
+from mypt.recipe import Recipe, load_recipe
+from mypt.sweeps.trial import as_override
 
 FORMS = "a list of choices, {range: [low, high]} or {log: [low, high]}, with step: N in a range of whole numbers"
 # Of a random or optimized search whose recipe names no space.
@@ -164,3 +166,43 @@ PREDEFINED = {
     "high_lr_experiment": Predefined(75_000, 30_000, 5_000, 2_000, rate=3.0),
     "curriculum_focus": Predefined(150_000, 45_000, 10_000, 3_000, curriculum=1 / 3),
 }
+
+
+# What HF's Trainer and ours both read again for each trial of `Trainer.hyperparameter_search`.
+TRAINER_KEYS = (
+    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "warmup_steps",
+)  # fmt: skip
+
+
+def hp_space(path: str | Path, overrides: Sequence[str] = ()) -> Callable[[BaseTrial], dict[str, object]]:
+    """The `sweep.space` of a recipe, for `Trainer.hyperparameter_search(hp_space=..., backend="optuna")`.
+
+    That search trains in this process, one model after the other on one dataset, and sets attributes of
+    TrainingArguments. It can search those in `TRAINER_KEYS`; the data, the model, batches and the length of a run are
+    made before it begins.
+
+    Args:
+        path: A recipe. overrides: `--section.key=value` over it.
+
+    Returns:
+        A function of an Optuna trial, which returns {name of TrainingArguments: value}.
+
+    Raises:
+        RecipeError: No `sweep.space`, one that `mypt sweep` would refuse, or another key in it.
+    """
+    recipe = load_recipe(path, [*overrides])
+    if not (recipe.sweep and recipe.sweep.space):
+        raise RecipeError(f"{path} has no sweep.space: name what to search, such as training.learning_rate")
+
+    def parse(values: dict[str, object]) -> Recipe:
+        return load_recipe(path, [*overrides, *(as_override(*pair) for pair in values.items())])
+
+    space = read_space(recipe.sweep.space, parse)
+    for key in space.distributions:
+        section, _, name = key.partition(".")
+        if section != "training" or name not in TRAINER_KEYS:
+            raise RecipeError(
+                f"sweep.space {key}: Trainer.hyperparameter_search does not reach it; it can search training. followed "
+                f"by {', '.join(TRAINER_KEYS)}. `mypt sweep` searches every key"
+            )
+    return lambda trial: {key.removeprefix("training."): value for key, value in space.suggest(trial).items()}

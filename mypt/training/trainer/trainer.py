@@ -305,6 +305,16 @@ class MyPTTrainer(Trainer):
 
     # ---- optimizer and schedule ----
 
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """As HF's; in `hyperparameter_search` by the arguments of the trial, not those this trainer was built with."""
+        if self.hp_search_backend is not None and self.optimizer_cls_and_kwargs is not None:
+            made, options = self.optimizer_cls_and_kwargs
+            args = self.args
+            now = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "eps": args.adam_epsilon,
+                   "betas": (args.adam_beta1, args.adam_beta2)}  # fmt: skip
+            self.optimizer_cls_and_kwargs = made, options | {name: now[name] for name in now.keys() & options.keys()}
+        return super().create_optimizer(model)
+
     def get_decay_parameter_names(self, model) -> list[str]:
         """Decay the same parameters in HF's optimizers as in MyPT's: matrices outside embeddings and head."""
         decayed = {id(parameter) for parameter in decayed_parameters(model)}
