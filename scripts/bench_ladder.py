@@ -2,9 +2,9 @@
 
     python scripts/bench_ladder.py --work /tmp/ladder [--texts general domain] [--json FILE]
 
-For each text: a BPE tokenizer of 512, a recipe of 134k parameters and 1.3M tokens, `mypt ladder` on it, then the planned
-run itself by `mypt train`, and the loss that it measured beside what the ladder and the generic law predicted. All are
-processes of one thread. A repeated call resumes and reads what is finished. The figures in docs/ladder.md are from this.
+For each text: a BPE tokenizer of 512, a recipe of 134k parameters and 1.3M tokens, `mypt ladder` on it, then the run
+itself by `mypt train`, and the loss that it measured beside what the ladder and the generic law predicted. All are
+processes of one thread. A repeated call resumes, and reads what is finished. docs/ladder.md has the figures.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from mypt.sweeps.ladder import read_record
+from mypt.sweeps.ladder_record import read_record
 from mypt.sweeps.ladder_report import forecast
 from mypt.terminal import print_table, say
 from mypt.text.embedded import write_embedded_corpus
@@ -52,8 +52,8 @@ def run(*words: str) -> float:
 def bench(work: Path, text: str) -> dict:
     """The planned run of a text, as predicted and as measured."""
     if not (work / text).is_dir():
-        run("prepare", "--source", str(work / "text" / f"{text}.jsonl"), "--out", str(work / text), "--tokenizer", "bpe",
-            "--vocab-size", "512", "--workers", "1")  # fmt: skip
+        source = str(work / "text" / f"{text}.jsonl")
+        run("prepare", "--source", source, "--out", str(work / text), "--tokenizer", "bpe", "--vocab-size", "512")
     path = work / f"{text}.yaml"
     path.write_text(yaml.safe_dump(recipe(work, text)))
     ladder_seconds = run("ladder", str(path))

@@ -16,7 +16,8 @@ from mypt.terminal import print_table, say, say_json
 
 if TYPE_CHECKING:
     from mypt.planning.plan import Plan
-    from mypt.sweeps.ladder import Ladder, LadderRecord
+    from mypt.sweeps.ladder import Ladder
+    from mypt.sweeps.ladder_record import LadderRecord
     from mypt.training.target import Target
 
 HELP = "predict a run's loss from small runs, and the best size"
@@ -62,7 +63,7 @@ def with_ladder(found: Plan, target: Target, folder: Path | None) -> Plan:
     given, recipe = folder, target.recipe
     if not given and not (recipe and recipe.training.get("output_dir")):
         return found
-    from mypt.sweeps.ladder import default_folder, find_difference, read_record
+    from mypt.sweeps.ladder_record import default_folder, find_difference, read_record
 
     folder = given or default_folder(recipe)
     record = read_record(folder)
@@ -83,8 +84,8 @@ def with_ladder(found: Plan, target: Target, folder: Path | None) -> Plan:
 
 def _report(ladder: Ladder, args: argparse.Namespace, tell) -> None:
     from mypt.files import replace_text
-    from mypt.sweeps.ladder import PICTURE_NAME, RECORD_NAME
-    from mypt.sweeps.ladder_report import draw_ladder, ladder_lines, ladder_table, summary
+    from mypt.sweeps.ladder_record import RECORD_NAME
+    from mypt.sweeps.ladder_report import PICTURE_NAME, draw_ladder, ladder_lines, ladder_table, summary
 
     record = _trained(ladder, args.runs, tell)
     law = record.law()

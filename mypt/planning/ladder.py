@@ -32,14 +32,14 @@ FEWEST = 4  # rungs
 DESIGN = ((1, 1), (1 / 2, 1 / 2), (1 / 4, 1 / 4), (1, 1 / 4), (1 / 4, 1))
 FEWEST_LAYERS = 4  # a model with fewer works otherwise; one that is planned with fewer keeps its number
 
-NOISE = 0.004  # relative scatter of a run's loss, by its seed, before any is measured: as of _MEASURED runs
+NOISE = 0.005  # relative scatter of a run's loss, by its seed, before any is measured: as of _MEASURED runs
 _MEASURED = 4.0
 _HUBER = 1.345  # residuals count linearly from so many standard deviations on: 95% efficient for normal errors
 _DRAWS = 400
 _ITERATIONS = 60
 # Priors: normal, of logarithms.
-_ENTROPY = (math.log(0.42), 0.5)  # E in nats per byte: 0.6 bits of text
-_EXPONENT = (math.log(ALPHA), 0.3)  # alpha, beta: 0.35 in Muennighoff 2023, 0.34 and 0.28 in Hoffmann 2022
+_ENTROPY = (math.log(0.42), 0.4)  # E in nats per byte: 0.6 bits of text
+_EXPONENT = (math.log(ALPHA), 0.5)  # alpha, beta: 0.35 in Muennighoff 2023, 0.34 and 0.28 in Hoffmann 2022
 _SAME = 0.3  # alpha / beta is near 1
 _BALANCE = 0.7  # A / N^alpha by B / D^beta, near that of the published law
 
@@ -250,8 +250,8 @@ def smaller_model(dimensions: dict, parameters: float) -> dict:
     """The fields of a model like this one, with a number of parameters as near as whole layers and widths come.
 
     Depth falls with the cube root of the parameters, not below four layers, and width does the rest, in steps of 8 (4
-    below 64): the ratio of depth to width stays as far as it can. The width of a head, the share of key-value heads and the width of
-    the MLP by the model's stay as near.
+    below 64): the ratio of depth to width stays as far as it can. So do the width of a head, the share of key-value
+    heads, and the width of the MLP by the model's.
 
     Args:
         dimensions: MyPTConfig fields of the planned model.

@@ -12,8 +12,9 @@ from mypt.planning.report import beyond_words, loss_words, optimum_words
 from mypt.planning.scaling import GUESSING_LOSS, predicted_loss
 from mypt.planning.verdict import duration, figure, short
 from mypt.plots import add_legend, new_axes
-from mypt.sweeps.ladder import LadderRecord
+from mypt.sweeps.ladder_record import LadderRecord
 
+PICTURE_NAME = "ladder.png"
 _SHOWN = ("E", "alpha", "beta")  # of the law; A and B are of one parameter and one token
 Table = tuple[str, list[str], list[list[str]]]
 
