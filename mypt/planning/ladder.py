@@ -175,7 +175,7 @@ class Law:
         worth = np.array([effective(count) for count in tokens])
         best = int(np.argmin(self._at(self._best, sizes, worth)[0]))
         drawn = sizes[np.argmin(self._at(self._draws, sizes, worth), axis=1)]
-        return Optimum(flops, _interval(sizes[best], drawn), tokens[best], self.predict(sizes[best], worth[best]))
+        return Optimum(flops, _interval(sizes[best], drawn), float(tokens[best]), self.predict(sizes[best], worth[best]))
 
     def beyond(self, parameters: float, tokens: float) -> dict[str, float]:
         """How many times the largest rung's parameters, tokens and compute a run has. tokens: viewed ones."""

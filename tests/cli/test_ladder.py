@@ -14,9 +14,11 @@ import yaml
 from mypt.cli.main import main
 from mypt.errors import CheckpointError
 from mypt.planning.ladder import DESIGN
+from mypt.planning.verdict import figure
 from mypt.recipe import load_recipe
 from mypt.sweeps.ladder import read_ladder
 from mypt.sweeps.ladder_record import LadderRecord, RungRecord, data_identity, read_record, read_rung
+from mypt.sweeps.ladder_report import draw_ladder, ladder_lines, ladder_table, summary
 
 
 @pytest.fixture
@@ -125,6 +127,23 @@ def test_a_plan_of_the_same_data_shows_the_law_in_place_of_the_generic_one(recip
     assert "no promise" not in printed
     assert main(["plan", path, "--steps", "600,900"]) == 0
     assert f"{found['loss']['middle']:.2f}" in capsys.readouterr().out
+
+
+def test_the_report_has_every_rung_the_planned_run_and_a_picture(recipe, finished, tmp_path):
+    record = finished(recipe())
+    law = record.law()
+    found = summary(record, law)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    (tmp_path / "ladder.json").write_text(json.dumps(found))
+    assert read_record(tmp_path) == record  # what is fitted is fitted again
+    _, columns, rows = ladder_table(found)
+    assert [row[0] for row in rows] == [*(f"rung {number}" for number in range(1, 6)), "planned"]
+    assert all(len(row) == len(columns) for row in rows)
+    assert f"{found['planned']['loss']['middle']:.4f}" in rows[-1]
+    printed = "\n".join(ladder_lines(record, law))
+    assert f"{found['planned']['loss']['middle']:.3f}" in printed
+    assert f"{figure(found['planned']['beyond']['compute'])}x the compute of the largest rung" in printed
+    assert draw_ladder(found, record, law, tmp_path / "ladder.png") and (tmp_path / "ladder.png").stat().st_size > 5_000
 
 
 def test_a_ladder_of_other_data_is_named_and_not_used(recipe, finished, corpora, tmp_path, capsys):
