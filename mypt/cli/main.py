@@ -15,7 +15,7 @@ from mypt.terminal import flushed_output, one_line, say, show_tracebacks, usable
 GROUPS = {
     "data": ("prepare", "verify", "append", "subset", "tokenizer"),
     "model": ("presets", "estimate", "convert", "merge", "interpolate"),
-    "train": ("plan", "train", "sweep"),
+    "train": ("plan", "train", "sweep", "ladder"),
     "use": ("evaluate", "generate", "inspect", "export", "upload", "download"),
 }
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)

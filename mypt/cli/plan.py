@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mypt.cli.ladder import with_ladder
 from mypt.cli.numbers import byte_count, count, finite
 from mypt.cli.replay import add_replay_options, planned_probes, print_advice, run_probes
 from mypt.errors import CheckFailed, MyPTError, shown
@@ -50,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--measure", action="store_true", help="take a few real steps of the recipe on this machine, for the time")
     add("--tokens-per-second", type=count, help="a measured rate over all processes, to estimate the time")
     add("--plot", type=Path, metavar="FILE.png", help="draw coverage and effective data against steps")
+    ladder = "predict the loss by the law of this ladder (default: the one at training.output_dir with -ladder added)"
+    add("--ladder", type=Path, metavar="DIR", help=ladder)
     add_replay_options(add)
     add("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(overrides=[])
@@ -101,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
             name.removesuffix("_size"): settings[name]
             for name in ("batch_size", "block_size", "accumulation", "processes")
         }
-        say(*coverage_lines(found.coverage, layout))
+        say(*coverage_lines(found.coverage, layout, found.ladder))
     for table in plan_tables(found):
         say()
         print_table(*table)
@@ -175,7 +178,7 @@ def _planned(
         here = not (args.memory or args.device)
         speed = expected_speed(target, machine, settings, plan(**settings), here=here)
     settings |= speed
-    return plan(**settings), settings
+    return with_ladder(plan(**settings), target, args.ladder), settings
 
 
 def _draw(found: Plan, path: Path) -> str:

@@ -1,6 +1,9 @@
 """Cost and worth of a run, worked out before any compute is spent: one frozen `Plan`."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING
 
 from mypt.planning.checks import FAILED, Check, check_plan
 from mypt.planning.disk import Disk, Saving, plan_disk
@@ -12,6 +15,9 @@ from mypt.planning.scaling import TOKENS_PER_PARAMETER, flops_per_token
 from mypt.planning.step import Step
 from mypt.planning.time import Assumption, Measured, Speed, Time, assumed_speed, given_speed, plan_time
 from mypt.planning.verdict import Coverage, DataSource, assess
+
+if TYPE_CHECKING:  # numpy, where there is a ladder
+    from mypt.planning.ladder import Interval, Optimum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,25 @@ class Alternative:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a ladder's law says of a run, in the place of the generic law.
+
+    Attributes:
+        folder: The ladder's.
+        loss: Nats per token at the end, with its interval.
+        beyond: How many times the largest rung's parameters, tokens and compute the run has.
+        optimum: The best size for the run's compute.
+        generic_loss: By the generic law.
+    """
+
+    folder: str
+    loss: Interval
+    beyond: dict[str, float]
+    optimum: Optimum
+    generic_loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """The plan of a run.
 
@@ -73,6 +98,7 @@ class Plan:
         training: Steps and tokens.
         parameters: As `count_parameters` or `parameter_report` returns them, or the total alone.
         coverage: How often the data is seen.
+        ladder: The loss by a ladder of the same data; None without one.
         compute: FLOPs.
         time: Of every part, and the cost, where a speed is known.
         measured: What a few real steps took.
@@ -90,6 +116,7 @@ class Plan:
     training: Training
     parameters: dict[str, int] | None = None
     coverage: Coverage | None = None
+    ladder: Forecast | None = None
     compute: Compute | None = None
     time: Time | None = None
     measured: Measured | None = None
@@ -243,6 +270,7 @@ def plan(
 def alternative(name: str, plan: Plan) -> Alternative:
     """The row of a plan."""
     seen, memory, compute = plan.coverage, plan.memory, plan.compute
+    predicted = plan.ladder.loss.middle if plan.ladder else seen and seen.scaling.predicted_loss
     return Alternative(
         name=name,
         steps=plan.training.steps,
@@ -250,7 +278,7 @@ def alternative(name: str, plan: Plan) -> Alternative:
         coverage=seen and seen.coverage,
         effective_tokens=seen and seen.scaling.effective_tokens,
         tokens_per_parameter=seen and seen.scaling.tokens_per_parameter,
-        predicted_loss=seen and seen.scaling.predicted_loss,
+        predicted_loss=predicted,
         memory=memory and memory.training["total"],
         fits=memory and memory.fits,
         flops=compute and compute.flops,

@@ -8,7 +8,7 @@ from mypt.planning.coverage import BANDS
 from mypt.planning.disk import Disk
 from mypt.planning.fit import Memory, gibibytes
 from mypt.planning.memory import PHASES
-from mypt.planning.plan import Alternative, Plan
+from mypt.planning.plan import Alternative, Forecast, Plan
 from mypt.planning.scaling import GUESSING_LOSS, TOKENS_PER_PARAMETER
 from mypt.planning.time import Measured, Time
 from mypt.planning.verdict import Coverage, SourceCoverage, duration, figure, short, times
@@ -17,6 +17,7 @@ from mypt.terminal import one_line
 _MARKS = {GOOD: "ok", NOTE: "note", WARNING: "WARNING", FAILED: "FAILS", UNKNOWN: "?"}
 _WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}  # paths among them
 BAR = 50  # characters of the progress bar
+FAR = 12  # times the compute of a ladder's largest rung
 
 
 def verdict_lines(plan: Plan) -> list[str]:
@@ -40,10 +41,10 @@ def verdict_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def coverage_lines(seen: Coverage, layout: dict[str, int]) -> list[str]:
+def coverage_lines(seen: Coverage, layout: dict[str, int], ladder: Forecast | None = None) -> list[str]:
     """Lines for people: how often the data is seen, what that is worth, and what to change.
 
-    layout: the factors of a step's tokens: batch, block, accumulation, processes.
+    layout: the factors of a step's tokens: batch, block, accumulation, processes. ladder: in place of the generic law.
     """
     factors = [f"{size:,} {name}" for name, size in layout.items() if size > 1 or name in ("batch", "block")]
     main = seen.main_source
@@ -56,7 +57,7 @@ def coverage_lines(seen: Coverage, layout: dict[str, int]) -> list[str]:
         _line("Tokens to view", _tokens_to_view(seen)),
         *(_source_lines(seen) if len(seen.sources) > 1 else []),
         *_coverage_lines(seen),
-        *_worth_lines(seen),
+        *_worth_lines(seen, ladder),
         _line("Verdict", f"{seen.verdict.level}: {seen.verdict.sentence}"),
         *_recommendation_lines(seen),
         _replacement(seen.coverage),
@@ -129,7 +130,7 @@ def _passes(viewed: int, total: int) -> str:
     return _line("Progress", f"[{'#' * filled}{'-' * (BAR - filled)}] {1000 * viewed // total / 10}%")
 
 
-def _worth_lines(seen: Coverage) -> list[str]:
+def _worth_lines(seen: Coverage, ladder: Forecast | None) -> list[str]:
     worth, lines = seen.scaling, []
     if seen.main_source.tokens_in_all > seen.main_source.tokens:
         before = sum(source.seen_before for source in seen.sources)
@@ -145,7 +146,13 @@ def _worth_lines(seen: Coverage) -> list[str]:
         without = f"{figure(inner)} without embeddings; " if inner else ""
         optimal = f"about {TOKENS_PER_PARAMETER} is compute-optimal"
         lines.append(_line("Tokens per parameter", f"{figure(worth.tokens_per_parameter)} ({without}{optimal})"))
-        if worth.predicted_loss < GUESSING_LOSS:
+        if ladder:
+            lines += [
+                _line("Predicted loss", f"{loss_words(ladder.loss)} nats/token, by the ladder in {ladder.folder}")
+            ]
+            lines += [_line("Extrapolation", beyond_words(ladder.beyond))]
+            lines += [_line("Best size", optimum_words(ladder.optimum))]
+        elif worth.predicted_loss < GUESSING_LOSS:
             loss = f"{worth.predicted_loss:.2f} nats/token (an estimate to compare plans, no promise)"
             lines.append(_line("Predicted loss", loss))
     return lines
@@ -170,6 +177,29 @@ def _replacement(coverage: float) -> str:
     return (
         "  Each pass takes every window once, without replacement (with replacement,\n"
         f"  {times(at)} would reach only {-math.expm1(-at):.0%} of the data)."
+    )
+
+
+def loss_words(loss) -> str:
+    """loss: an `Interval` of `mypt.planning.ladder`."""
+    return f"{loss.middle:.3f} ({loss.low:.3f} to {loss.high:.3f})"
+
+
+def beyond_words(beyond: dict[str, float]) -> str:
+    """How far a run is from the rungs of a ladder, and that it is further than was checked."""
+    factors = ", ".join(f"{figure(value)}x the {name}" for name, value in beyond.items())
+    if max(beyond.values()) <= 1:
+        return f"within the rungs: {factors} of the largest"
+    far = "; that is further than was checked (docs/ladder.md)" if beyond["compute"] > FAR else ""
+    return f"to {factors} of the largest rung{far}"
+
+
+def optimum_words(best) -> str:
+    """best: an `Optimum` of `mypt.planning.ladder`."""
+    size = best.parameters
+    return (
+        f"{short(size.middle)} parameters ({short(size.low)} to {short(size.high)}) on {short(best.tokens)} tokens are "
+        f"compute-optimal for {best.flops:.3g} FLOPs: {loss_words(best.loss)}"
     )
 
 

@@ -14,9 +14,7 @@ from mypt.planning.step import OWN_OPTIMIZERS
 from mypt.recipe import OptimizerSection, Recipe
 from mypt.terminal import say
 from mypt.training.optim.schedules import require_schedule, schedule_arguments, warmup_length
-
-LORA_RATE = 2  # times the whole model's; from 7B parameters on it makes QLoRA's 2e-4 (Dettmers et al. 2023)
-MUON_RATE = 2  # times AdamW's, from scratch: docs/optimizers.md has the runs
+from mypt.training.target import default_learning_rate
 
 
 class RunArguments(TrainingArguments):
@@ -28,17 +26,6 @@ class RunArguments(TrainingArguments):
     @property
     def n_gpu(self) -> int:
         return min(super().n_gpu, 1)
-
-
-def default_learning_rate(recipe: Recipe, parameters: int) -> float:
-    """AdamW's for a model of `parameters` non-embedding parameters (Kaplan et al. 2020, eq. D.1).
-
-    That of adapters, and of Muon from scratch, is a multiple of it.
-    """
-    rate = round(max(0.003239 - 0.0001395 * math.log(max(parameters, 1)), 1e-4), 6)
-    if recipe.lora:
-        return rate * LORA_RATE
-    return rate * MUON_RATE if recipe.optimizer.name == "muon" and not recipe.model.init_from else rate
 
 
 def default_arguments(recipe: Recipe, parameters: int, steps: int) -> dict:

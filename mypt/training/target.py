@@ -1,5 +1,6 @@
 """TARGET of `mypt plan` and `mypt estimate`: a recipe, a preset or a folder with a config.json, read without torch."""
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,8 @@ from mypt.recipe import AUTO, Recipe, load_recipe, model_fault, too_few_rows
 from mypt.training.launch import WHY_NOT_ZERO, zero_stage
 
 DEFAULT_BLOCK = 1024  # tokens per sequence where nothing names a context
+LORA_RATE = 2  # times the whole model's; from 7B parameters on it makes QLoRA's 2e-4 (Dettmers et al. 2023)
+MUON_RATE = 2  # times AdamW's, from scratch: docs/optimizers.md has the runs
 
 ADAPTERS = Choice("adamw", "auto: for adapters")
 NOT_MYPT = Choice("adamw", "auto: the model is not MyPT's own class")
@@ -178,6 +181,17 @@ def choose_run_optimizer(
             tokens *= whole(f"training.{name}", default if value is None else value)
     about = {"steps": recipe.optimizer.ns_steps, "freeze_layers": recipe.model.freeze_layers, "fsdp": fsdp}
     return choose_optimizer(dimensions, block_size, tokens, **about)
+
+
+def default_learning_rate(recipe: Recipe, parameters: int) -> float:
+    """AdamW's for a model of `parameters` non-embedding parameters (Kaplan et al. 2020, eq. D.1).
+
+    That of adapters, and of Muon from scratch, is a multiple of it.
+    """
+    rate = round(max(0.003239 - 0.0001395 * math.log(max(parameters, 1)), 1e-4), 6)
+    if recipe.lora:
+        return rate * LORA_RATE
+    return rate * MUON_RATE if recipe.optimizer.name == "muon" and not recipe.model.init_from else rate
 
 
 def _dimensions(target: str, fields: dict) -> dict:
