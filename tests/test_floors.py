@@ -19,7 +19,7 @@ FLOORS = {
     **dict.fromkeys(["preparation", "inspection"], 5),
     **dict.fromkeys(["streams", "generation", "storage", "sweeps", "demo"], 6),
     **dict.fromkeys(["conversion", "evaluation"], 7),
-    **dict.fromkeys(["training"], 8),
+    **dict.fromkeys(["training", "metrics"], 8),
     **dict.fromkeys(["cli"], 9),
 }
 MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT or not path.name.startswith("__")]

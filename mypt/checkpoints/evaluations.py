@@ -1,0 +1,75 @@
+"""What was measured of a model: `evaluation.json` beside it, to which every evaluation adds its figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypedDict
+
+from mypt.checkpoints.adapter import weights_fingerprint
+from mypt.errors import MyPTError
+from mypt.files import replace_text
+from mypt.json_files import read_json
+
+EVALUATION_NAME = "evaluation.json"
+PLOT_NAMES = ("evaluation.png", "evaluation_position.png", "evaluation_source.png")
+# Two figures that agree in all of these are one figure, measured again.
+_KEY = ("data", "metric", "definition", "split", "block_size", "document_mask", "data_hash")
+
+
+class Entry(TypedDict, total=False):
+    """A loss (`definition`, `loss`, `bits_per_byte`, ...) or another figure (`metric`, `value`, ...) on one set."""
+
+    model: str
+    data: str
+    data_hash: str
+    weights: str | None  # `weights_fingerprint` of the model that was measured
+    versions: dict[str, str]
+    definition: str
+    split: str
+    block_size: int
+    document_mask: bool
+    loss: float
+    standard_error: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    parts: dict[str, list[dict[str, Any]]]
+    metric: str
+    value: float
+    error: float | None
+    details: str
+
+
+class _Evaluations(TypedDict):
+    results: list[Entry]
+
+
+def read_evaluations(path: str | Path) -> list[Entry]:
+    """The figures in a file, oldest first; none if it does not exist. Raises MyPTError if it is damaged."""
+    if not Path(path).exists():
+        return []
+    return read_json(path, _Evaluations, MyPTError, "restore or delete it")["results"]
+
+
+def add_evaluations(path: str | Path, entries: list[Entry]) -> list[Entry]:
+    """Add figures to a file, which is replaced in one step, and return all that it has then.
+
+    A figure takes the place of an earlier one of the same set, data, definition and weights only: other data under the
+    same name is another entry. Raises MyPTError if the file is damaged, OSError if it cannot be written.
+    """
+
+    def key(entry: Entry) -> tuple:
+        return (entry.get("weights") or entry.get("model"), *(entry.get(name) for name in _KEY))
+
+    new = {key(entry) for entry in entries}
+    results = [entry for entry in read_evaluations(path) if key(entry) not in new] + entries
+    replace_text(path, json.dumps({"results": results}, indent=1, ensure_ascii=False) + "\n")
+    return results
+
+
+def evaluations_of(folder: Path) -> list[Entry]:
+    """The figures in a model's folder that are of the weights that it has now."""
+    entries = read_evaluations(folder / EVALUATION_NAME)
+    weights = weights_fingerprint(str(folder)) if entries else None
+    return [entry for entry in entries if entry.get("weights") == weights]
