@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mypt.checkpoints.evaluations import DEFINITIONS
 from mypt.checkpoints.interpolated import read_interpolation
 from mypt.checkpoints.load import load_model, require_model
 from mypt.checkpoints.meta import read_config
 from mypt.checkpoints.state import run_tolerance
 from mypt.errors import MyPTError
 from mypt.evaluation.forgetting import TOLERANCE, judge, require_tolerance
-from mypt.evaluation.sets import DEFINITIONS, Source, open_set, require_parts, require_same_text, require_source
+from mypt.evaluation.sets import Source, open_set, require_parts, require_same_text, require_source
 from mypt.terminal import progress_bar
 from mypt.tokenization.load import require_model_tokenizer
 

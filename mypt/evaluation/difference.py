@@ -124,12 +124,13 @@ def window_sums(losses: np.ndarray, of: EvaluationSet) -> np.ndarray:
 def student_t(confidence: float, freedom: int) -> float:
     """The two-sided quantile of Student's t by its expansion at the normal one (Abramowitz and Stegun 26.7.5).
 
-    Within 0.03% from 9 degrees of freedom on.
+    Within 0.003% from 9 degrees of freedom on.
     """
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return z + sum(term / freedom**power for power, term in enumerate(terms, 1))

@@ -1,5 +1,9 @@
 """Draw saved figures: bits per byte of each set, and the loss by position and by source."""
 
+from __future__ import annotations
+
+import itertools
+import math
 from pathlib import Path
 
 from mypt.checkpoints.evaluations import Entry
@@ -7,6 +11,7 @@ from mypt.plots import add_legend, new_axes
 from mypt.terminal import one_line
 
 _95 = 1.96  # standard errors of a normal distribution
+_TELLING = {"model": "{}", "definition": "{}", "split": "{}", "block_size": "block {}", "data_hash": "data {:.6}"}
 
 
 def draw(entries: list[Entry], path: Path) -> list[Path]:
@@ -15,52 +20,58 @@ def draw(entries: list[Entry], path: Path) -> list[Path]:
     Returns the pictures that were drawn: none without matplotlib.
     """
     losses = [entry for entry in entries if "loss" in entry]
-    labels = _labels(losses)
-    points = [
-        (label, entry["bits_per_byte"], entry["standard_error"] * entry["bits_per_byte"] / entry["loss"])
-        for label, entry in zip(labels, losses, strict=True)
-    ]
-    sources = [
-        (f"{label}: {one_line(part['part'])}", part["loss"], part["standard_error"])
-        for label, entry in zip(labels, losses, strict=True)
-        for part in entry.get("parts", {}).get("source", ())
-    ]
-    curves = {
-        label: entry["parts"]["position"]
-        for label, entry in zip(labels, losses, strict=True)
-        if "position" in entry.get("parts", {})
-    }
-    by_position, by_source = (path.with_name(f"{path.stem}_{kind}.png") for kind in ("position", "source"))
-    drawn = [
-        points and _draw_points(points, "Bits per byte", "per UTF-8 byte, with 95% interval", path.with_suffix(".png")),
-        curves and _draw_curves(curves, by_position),
-        sources and _draw_points(sources, "Loss by source", "nats per token, with 95% interval", by_source),
-    ]
-    return [picture for picture in drawn if picture]
+    positions, sources = (
+        [entry for entry in losses if kind in entry.get("parts", {})] for kind in ("position", "source")
+    )
+    pictures = []
+    if losses:
+        points = [(label, entry) for label, entry in zip(_labels(losses), losses, strict=True)]
+        pictures.append(_draw_points(points, "Bits per byte", path.with_suffix(".png")))
+    if positions:
+        curves = {label: e["parts"]["position"] for label, e in zip(_labels(positions), positions, strict=True)}
+        pictures.append(_draw_curves(curves, path.with_name(f"{path.stem}_position.png")))
+    if sources:
+        points = [
+            (f"{label}: {one_line(part['part'])}", part)
+            for label, entry in zip(_labels(sources), sources, strict=True)
+            for part in entry["parts"]["source"]
+        ]
+        pictures.append(_draw_points(points, "Loss by source", path.with_name(f"{path.stem}_source.png")))
+    return [picture for picture in pictures if picture]
 
 
 def _labels(losses: list[Entry]) -> list[str]:
-    """What tells the entries apart: the set, and of model, definition, split and block size what differs."""
-    names = ("model", "definition", "split", "block_size", "data_hash")
-    differing = [name for name in names if len({(entry["data"], entry[name]) for entry in losses}) > len(
-        {entry["data"] for entry in losses})]  # fmt: skip
-    words = {"block_size": "block {}", "data_hash": "data {:.6}"}
-    return [
-        one_line(", ".join([entry["data"], *(words.get(name, "{}").format(entry[name]) for name in differing)]))
-        for entry in losses
-    ]
+    """The set of each entry, and as much of what else tells entries apart as makes the labels differ."""
+    labels = [entry["data"] for entry in losses]
+    for name, words in _TELLING.items():
+        if len(set(labels)) == len(labels):
+            break
+        if len({entry[name] for entry in losses}) > 1:
+            labels = [f"{label}, {words.format(entry[name])}" for label, entry in zip(labels, losses, strict=True)]
+    return [one_line(label) for label in labels]
 
 
-def _draw_points(points: list[tuple[str, float, float]], title: str, unit: str, path: Path) -> Path | None:
-    """One row for each (label, value, standard error), the first on top."""
+def _scaled(rows: list[dict]) -> tuple[str, list[float], list[float]]:
+    """Unit, means and half intervals: bits per byte, which compare between tokenizers, if all rows have them."""
+    if all(row["bits_per_byte"] for row in rows):
+        unit, scales = "bits per UTF-8 byte", [row["bits_per_byte"] / row["loss"] for row in rows]
+    else:
+        unit, scales = "nats per token", [1.0] * len(rows)
+    pairs = list(zip(rows, scales, strict=True))
+    means, halves = [row["loss"] * s for row, s in pairs], [_95 * row["standard_error"] * s for row, s in pairs]
+    return f"{unit}, with 95% interval", means, halves
+
+
+def _draw_points(points: list[tuple[str, dict]], title: str, path: Path) -> Path | None:
+    """One row for each label and its figures, the first on top."""
+    labels, rows = zip(*points, strict=True)
+    unit, means, halves = _scaled(list(rows))
     figure, axes = new_axes(title, unit, "")
     if figure is None:
         return None
     figure.set_size_inches(7, max(1.8, 1.2 + 0.3 * len(points)))
-    labels, values, errors = zip(*points, strict=True)
-    rows = range(len(points))
-    axes.errorbar(values, rows, xerr=[_95 * error for error in errors], fmt="o", capsize=3)
-    axes.set_yticks(rows, labels, fontsize=8)
+    axes.errorbar(means, range(len(points)), xerr=halves, fmt="o", capsize=3)
+    axes.set_yticks(range(len(points)), labels, fontsize=8)
     axes.set_ylim(len(points) - 0.5, -0.5)
     for label in axes.get_yticklabels():
         label.set_parse_math(False)  # a name may hold a $
@@ -69,14 +80,17 @@ def _draw_points(points: list[tuple[str, float, float]], title: str, unit: str, 
 
 
 def _draw_curves(curves: dict[str, list[dict]], path: Path) -> Path | None:
-    figure, axes = new_axes("Loss by position in the window", "tokens of context", "nats per token, with 95% interval")
+    """One line for each label, over the middles of the buckets of context."""
+    unit, means, halves = _scaled(list(itertools.chain.from_iterable(curves.values())))
+    figure, axes = new_axes("Loss by position in the window", "tokens of context", unit)
     if figure is None:
         return None
-    for label, parts in curves.items():
-        ends = [int(part["part"].rpartition("-")[2]) for part in parts]
-        losses = [part["loss"] for part in parts]
-        errors = [_95 * part["standard_error"] for part in parts]
-        axes.errorbar(ends, losses, yerr=errors, marker="o", markersize=3, capsize=2, label=label)
+    means, halves = iter(means), iter(halves)
+    for (label, parts), style in zip(curves.items(), itertools.cycle(("-", "--", ":", "-.")), strict=False):
+        bounds = [[int(bound) for bound in part["part"].split("-")] for part in parts]
+        middles, size = [math.sqrt(bound[0] * bound[-1]) for bound in bounds], len(parts)
+        rows = {"yerr": list(itertools.islice(halves, size)), "linestyle": style, "label": label}
+        axes.errorbar(middles, list(itertools.islice(means, size)), marker="o", markersize=3, capsize=2, **rows)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     add_legend(axes)

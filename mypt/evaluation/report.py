@@ -1,13 +1,10 @@
 """Print what was measured as tables."""
 
+from mypt.checkpoints.evaluations import DEFINITIONS
 from mypt.evaluation.compare import Score
 from mypt.evaluation.metrics import Metric
 from mypt.terminal import print_table, say
 
-NOTES = {
-    "windows": "every token but the first of the text is a target, the end of each document included",
-    "rolling": "lm-eval's rolling log-likelihood: each document from its first token on, without its end",
-}
 _UNITS = {"document": "documents", "window": "windows", "stretch": "stretches of text"}
 
 
@@ -23,7 +20,7 @@ def print_figures(found: list[Score | Metric]) -> None:
     rows = [_score_row(figure) if isinstance(figure, Score) else _metric_row(figure) for figure in found]
     print_table("", columns, [[row.get(column, "") for column in columns] for row in rows])
     for definition in dict.fromkeys(score.definition for score in scores):
-        say(f"{definition}: {NOTES[definition]}")
+        say(f"{definition}: {DEFINITIONS[definition]}")
     pieces = {score.data: (score.units, score.unit) for score in scores if score.bits_interval}
     if pieces:
         words = ", ".join(f"{units} {_UNITS[unit]} ({name})" for name, (units, unit) in pieces.items())

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from mypt.streams.eval_windows import EvalWindows
     from mypt.streams.rolling_windows import RollingWindows
 
-DEFINITIONS = ("windows", "rolling")  # docs/evaluate.md says what each counts
 # What `--data NAME=...` names: a dataset directory, several of one text joined by commas, or a file; in Python also
 # the texts themselves.
 Source = str | Sequence[str]
@@ -185,7 +184,7 @@ def open_set(
         name: What messages call the set.
         source: A dataset directory of the model's tokenizer, several of which one is, or a text.
         vocab_size: Ids that the model knows.
-        definition: One of `DEFINITIONS`.
+        definition: One of `mypt.checkpoints.evaluations.DEFINITIONS`.
 
     Raises:
         TokenizerError: No directory is of the model's tokenizer, or its ids are not the model's.
