@@ -1,15 +1,14 @@
 """What was measured of a model: `evaluation.json` beside it, to which every evaluation adds its figures."""
 
-from __future__ import annotations
-
 import json
+import math
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from mypt.checkpoints.adapter import weights_fingerprint
 from mypt.errors import MyPTError
 from mypt.files import replace_text
-from mypt.json_files import read_json
+from mypt.json_files import as_kind, read_json
 
 EVALUATION_NAME = "evaluation.json"
 PLOT_NAMES = ("evaluation.png", "evaluation_position.png", "evaluation_source.png")
@@ -22,32 +21,58 @@ DEFINITIONS = {
 _KEY = ("data", "metric", "definition", "split", "block_size", "document_mask", "data_hash")
 
 
-class Entry(TypedDict, total=False):
-    """A loss (`definition`, `loss`, `bits_per_byte`, ...) or another figure (`metric`, `value`, ...) on one set."""
+class _Measured(TypedDict):
+    """What every figure has."""
 
     model: str
     data: str
     data_hash: str
     weights: str | None  # `weights_fingerprint` of the model that was measured
     versions: dict[str, str]
-    definition: str
+
+
+class Part(TypedDict):
+    """A division of a loss: `mypt.evaluation.breakdown.Part`."""
+
+    part: str
+    loss: float
+    standard_error: float
+    bits_per_byte: float | None
+
+
+class Loss(_Measured):
+    """A loss on one set: `mypt.evaluation.compare.Score`."""
+
+    definition: Literal["windows", "rolling"]
     split: str
     block_size: int
     document_mask: bool
     loss: float
     standard_error: float
-    perplexity: float
+    perplexity: float | None  # None: too large for a float
     bits_per_byte: float
     tokens: int
-    parts: dict[str, list[dict[str, Any]]]
+    parts: dict[str, list[Part]]
+
+
+class Figure(_Measured):
+    """Any other figure: `mypt.evaluation.metrics.Metric`."""
+
     metric: str
     value: float
     error: float | None
     details: str
 
 
+Entry = Loss | Figure
+
+
+def _entry(content: Any) -> Entry:
+    return as_kind(content, Figure if isinstance(content, dict) and "metric" in content else Loss)
+
+
 class _Evaluations(TypedDict):
-    results: list[Entry]
+    results: list[_entry]
 
 
 def read_evaluations(path: str | Path) -> list[Entry]:
@@ -69,7 +94,10 @@ def add_evaluations(path: str | Path, entries: list[Entry]) -> list[Entry]:
 
     new = {key(entry) for entry in entries}
     results = [entry for entry in read_evaluations(path) if key(entry) not in new] + entries
-    replace_text(path, json.dumps({"results": results}, indent=1, ensure_ascii=False) + "\n")
+    for entry in results:
+        if entry.get("perplexity") == math.inf:
+            entry["perplexity"] = None
+    replace_text(path, json.dumps({"results": results}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return results
 
 

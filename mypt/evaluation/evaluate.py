@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mypt.evaluation.metrics import Metric, with_changes
 from mypt.evaluation.references import MAX_NEW_TOKENS, read_references, score_references
 from mypt.evaluation.sets import Source
 from mypt.evaluation.tasks import require_tasks, run_tasks
+from mypt.files import replace_text
 from mypt.terminal import progress_bar
 from mypt.versions import version_of
 
@@ -55,6 +57,10 @@ class Request:
         for file in self.references.values():
             read_references(file)
         require_comparable(self.models, self.data, **self.options)
+        for file in filter(None, (self.texts, self.out)):
+            folder = Path(file).parent
+            if Path(file).is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+                raise MyPTError(f"{file} cannot be written; name a file in a folder that exists")
         for path in self.files.values():
             read_evaluations(path)  # raises for one that is damaged, to which nothing could be added
 
@@ -77,7 +83,7 @@ def evaluate(request: Request) -> list[Score | Metric]:
         metrics, texts = _metrics(request)
         found += with_changes(metrics, request.models[0])
         if request.texts:
-            Path(request.texts).write_text("".join(json.dumps(t, ensure_ascii=False) + "\n" for t in texts), "utf-8")
+            replace_text(request.texts, "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts))
     return found
 
 
@@ -131,7 +137,6 @@ def save(request: Request, found: list[Score | Metric]) -> list[Path]:
             if figure.model in weights
         ]
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             held = add_evaluations(path, entries)
             shown = [entry for entry in held if entry.get("weights") in weights.values()]
             written += [path, *draw(shown, path)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mypt.errors import MyPTError
 from mypt.evaluation.metrics import Metric
-from mypt.terminal import is_terminal, one_line
+from mypt.terminal import is_terminal, one_line, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -87,13 +88,16 @@ def _metrics(path: str, task: str, figures: dict, found: dict, version: str) -> 
         name, comma, filtered = key.partition(",")
         if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
             continue
+        if not math.isfinite(value):
+            say(f"task {task} on {path}: {name} is {value}; it is left out", error=True)
+            continue
         error = figures.get(f"{name}_stderr,{filtered}")
         yield Metric(
             model=path,
             data=task,
             metric=name if filtered == "none" else f"{name} ({filtered})",
             value=float(value),
-            error=float(error) if isinstance(error, int | float) else None,
+            error=float(error) if isinstance(error, int | float) and math.isfinite(error) else None,
             delta=None,
             samples=samples,
             details=details,

@@ -257,11 +257,18 @@ def _evaluations(info: RunInfo) -> str:
     tables = []
     if losses:
         rows = [
-            (_plain(entry["data"]), _plain(f"{entry['definition']}, {entry['split']}"), f"{entry['block_size']:,}",
-             f"{entry['tokens']:,}", f"{entry['loss']:.4f} +/- {entry['standard_error']:.4f}",
-             f"{entry['perplexity']:.2f}", f"{entry['bits_per_byte']:.4f}", _code(entry["data_hash"]))
+            (
+                _plain(entry["data"]),
+                _plain(f"{entry['definition']}, {entry['split']}"),
+                f"{entry['block_size']:,}",
+                f"{entry['tokens']:,}",
+                f"{entry['loss']:.4f} +/- {entry['standard_error']:.4f}",
+                "" if entry["perplexity"] is None else f"{entry['perplexity']:.2f}",
+                f"{entry['bits_per_byte']:.4f}",
+                _code(entry["data_hash"]),
+            )
             for entry in losses
-        ]  # fmt: skip
+        ]
         header = ("text", "definition, split", "context", "tokens", "nats/token", "perplexity", "bits/byte", "hash")
         notes = [
             f"*{kind}*: {DEFINITIONS[kind]}." for kind in DEFINITIONS if any(e["definition"] == kind for e in losses)

@@ -1,6 +1,7 @@
 """evaluation.json beside a model: figures are added, and replaced by the same figure alone."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -11,8 +12,14 @@ from mypt.errors import MyPTError
 
 
 def loss(value: float, **changed) -> dict:
-    entry = {"model": "m", "data": "x", "definition": "windows", "data_hash": "a", "weights": "w", "loss": value}
-    return entry | changed
+    entry = {"model": "m", "data": "x", "definition": "windows", "data_hash": "a", "weights": "w", "versions": {}}
+    entry |= {"split": "val", "block_size": 8, "document_mask": False, "loss": value, "standard_error": 0.1}
+    return entry | {"perplexity": 2.0, "bits_per_byte": 1.0, "tokens": 9, "parts": {}} | changed
+
+
+def test_a_perplexity_that_no_float_holds(tmp_path):
+    add_evaluations(tmp_path / "x.json", [loss(800.0, perplexity=math.inf)])
+    assert read_evaluations(tmp_path / "x.json")[0]["perplexity"] is None
 
 
 def test_other_data_under_the_same_name_is_another_entry(tmp_path):

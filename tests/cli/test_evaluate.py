@@ -88,6 +88,7 @@ def test_options_may_be_given_again(models, data, capsys):
         (["--data", "{general}", "--rolling", "--document-mask"], "leave out --document-mask"),
         (["--data", "{general}", "--by", "source"], "does not say which documents of val came of which source"),
         (["--data", "{general}", "--texts", "x"], "--texts is for the texts that --references compares"),
+        (["--data", "{general}", "--out", "/nowhere/x.json"], "/nowhere/x.json cannot be written"),
         (["--references", "x=nothing.jsonl"], "nothing.jsonl cannot be read"),
         (["--references", "x=nothing.txt"], "expected a .jsonl file"),
         (["--data", "{general}", "--max-new-tokens", "0"], "expected 1 token or more"),
