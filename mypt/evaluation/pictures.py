@@ -10,7 +10,7 @@ from mypt.checkpoints.evaluations import Entry
 from mypt.plots import add_legend, new_axes
 from mypt.terminal import one_line
 
-_95 = 1.96  # standard errors of a normal distribution
+_BAR = 1.96  # standard errors
 _TELLING = {"model": "{}", "definition": "{}", "split": "{}", "block_size": "block {}", "data_hash": "data {:.6}"}
 
 
@@ -32,7 +32,7 @@ def draw(entries: list[Entry], path: Path) -> list[Path]:
         pictures.append(_draw_curves(curves, path.with_name(f"{path.stem}_position.png")))
     if sources:
         points = [
-            (f"{label}: {one_line(part['part'])}", part)
+            (f"{label}: {one_line(part['part'].rpartition('/')[2])}", part)
             for label, entry in zip(_labels(sources), sources, strict=True)
             for part in entry["parts"]["source"]
         ]
@@ -52,14 +52,17 @@ def _labels(losses: list[Entry]) -> list[str]:
 
 
 def _scaled(rows: list[dict]) -> tuple[str, list[float], list[float]]:
-    """Unit, means and half intervals: bits per byte, which compare between tokenizers, if all rows have them."""
+    """Unit, means and 1.96 standard errors over windows, of each row.
+
+    In bits per byte, which compare between tokenizers, if all rows have them.
+    """
     if all(row["bits_per_byte"] for row in rows):
         unit, scales = "bits per UTF-8 byte", [row["bits_per_byte"] / row["loss"] for row in rows]
     else:
         unit, scales = "nats per token", [1.0] * len(rows)
     pairs = list(zip(rows, scales, strict=True))
-    means, halves = [row["loss"] * s for row, s in pairs], [_95 * row["standard_error"] * s for row, s in pairs]
-    return f"{unit}, with 95% interval", means, halves
+    means, halves = [row["loss"] * s for row, s in pairs], [_BAR * row["standard_error"] * s for row, s in pairs]
+    return f"{unit}, +/- 1.96 standard errors", means, halves
 
 
 def _draw_points(points: list[tuple[str, dict]], title: str, path: Path) -> Path | None:
@@ -93,6 +96,7 @@ def _draw_curves(curves: dict[str, list[dict]], path: Path) -> Path | None:
         axes.errorbar(middles, list(itertools.islice(means, size)), marker="o", markersize=3, capsize=2, **rows)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    add_legend(axes)
+    figure.set_size_inches(9, 4.5)  # with the legend beside the axes: many curves leave no room inside
+    add_legend(axes, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=7)
     figure.savefig(path)
     return path
