@@ -13,7 +13,7 @@ def new_axes(title: str, xlabel: str, ylabel: str):
     return figure, axes
 
 
-def add_legend(axes) -> None:
-    """Add a legend whose names are printed as they are."""
-    for text in axes.legend().get_texts():
+def add_legend(axes, **options) -> None:
+    """Add a legend whose names are printed as they are; options: of matplotlib's `legend`."""
+    for text in axes.legend(**options).get_texts():
         text.set_parse_math(False)  # a name may hold a $

@@ -19,7 +19,7 @@ FLOORS = {
     **dict.fromkeys(["preparation", "inspection"], 5),
     **dict.fromkeys(["streams", "generation", "storage", "demo"], 6),
     **dict.fromkeys(["conversion", "evaluation"], 7),
-    **dict.fromkeys(["training"], 8),
+    **dict.fromkeys(["training", "metrics"], 8),
     **dict.fromkeys(["sweeps"], 9),
     **dict.fromkeys(["cli"], 10),
 }

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mypt.checkpoints.evaluations import DEFINITIONS
 from mypt.checkpoints.interpolated import read_interpolation
 from mypt.checkpoints.load import load_model, require_model
 from mypt.checkpoints.meta import read_config
 from mypt.checkpoints.state import run_tolerance
 from mypt.errors import MyPTError
 from mypt.evaluation.forgetting import TOLERANCE, judge, require_tolerance
-from mypt.shards.opening import open_dataset
-from mypt.shards.reader import check_files
+from mypt.evaluation.sets import Source, open_set, require_parts, require_same_text, require_source
 from mypt.terminal import progress_bar
 from mypt.tokenization.load import require_model_tokenizer
 
@@ -24,25 +24,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """One model on one evaluation set; losses in nats per token, `delta` against the first model (None for itself)."""
+    """One model on one evaluation set; losses in nats per token, changes against the first model (None for itself)."""
 
     model: str
     data: str
+    definition: str  # one of DEFINITIONS
     loss: float
     standard_error: float
     perplexity: float
     bits_per_byte: float
     tokens: int
-    delta: float | None
+    bytes: int  # UTF-8, of the text
+    delta: float | None  # None, too, for a model of another tokenizer than the first
     delta_error: float | None
+    interval: list[float] | None  # 95% interval of delta; None with fewer than 10 pieces
+    bits_delta: float | None  # the change in bits per byte
+    bits_interval: list[float] | None
+    unit: str | None  # of the intervals: document, window or stretch
+    units: int | None
     state: str | None  # of a guarded set: healthy, watch, warning or critical
     tolerance: float | None  # nats per token, by which the state was judged
     alpha: float | None  # of a model that was interpolated between two others
+    block_size: int
+    split: str
+    document_mask: bool
+    data_hash: str  # of the tokens
+    parts: dict[str, list[dict]] = field(default_factory=dict)  # {position or source: fields of `breakdown.Part`}
 
 
 def compare(
     models: list[str],
-    data: dict[str, str],
+    data: dict[str, Source],
     *,
     split: str = "val",
     block_size: int | None = None,
@@ -50,28 +62,39 @@ def compare(
     guard: list[str] | None = None,
     tolerance: float | None = None,
     document_mask: bool = False,
+    definition: str = "windows",
+    by: list[str] | None = None,
 ) -> list[Score]:
-    """Exact loss of every model on every `{name: dataset directory}`, over the whole split.
+    """Exact loss of every model on every set of `data`, over the whole split.
 
     The models compute in float32.
 
     Args:
+        data: {name: source}: a dataset directory; several, joined by commas, of one text prepared with different
+            tokenizers, of which each model takes its own; a text file, or a list of texts, which each model's
+            tokenizer encodes.
         block_size: Context in tokens; default the shortest among the models' contexts, so that all see the same
             windows.
         guard: Sets whose change is judged as forgetting.
         tolerance: Nats per token that they may lose; default that of the run which trained the model, else 0.05.
         document_mask: Tokens see their own document only.
+        definition: `windows`: every token but the first of the text is a target, EOS included. `rolling`: lm-eval's
+            rolling log-likelihood of each document.
+        by: `position`, `source` or both: divide each loss.
 
     Raises:
         CheckpointError: A model cannot be loaded or is not causal.
         TokenizerError: A model's tokenizer is not the data's.
-        DataError: A dataset directory is damaged.
+        DataError: A dataset directory is damaged, or directories of one name are not of the same text.
         MyPTError: The context is too long, a model cannot keep documents apart, or a loss is NaN or infinite.
     """
-    checked = {"split": split, "block_size": block_size, "batch_size": batch_size, "guard": guard}
+    checked = {"split": split, "block_size": block_size, "batch_size": batch_size, "guard": guard, "by": by}
+    checked |= {"definition": definition, "document_mask": document_mask}
     require_comparable(models, data, **checked, tolerance=tolerance)
     from mypt.checkpoints.probes import require_causal, require_document_mask
-    from mypt.evaluation.evaluator import Evaluator
+    from mypt.evaluation.breakdown import break_down
+    from mypt.evaluation.difference import is_same_windows, paired_difference, window_sums
+    from mypt.evaluation.loss import WindowLosses, token_losses
 
     loaded = {path: load_model(path).float() for path in dict.fromkeys(models)}
     for path, model in loaded.items():
@@ -80,51 +103,86 @@ def compare(
             require_document_mask(model, path)
     contexts = {path: getattr(model.config, "max_position_embeddings", None) for path, model in loaded.items()}
     block_size = common_block_size(contexts, block_size)
-    vocabularies = {path: model.config.vocab_size for path, model in loaded.items()}
-    sets = open_sets(data, vocabularies, split=split, block_size=block_size, document_mask=document_mask)
+    options = {"split": split, "block_size": block_size, "document_mask": document_mask, "definition": definition}
+    sets = {
+        path: {name: open_set(name, source, path, model.config.vocab_size, **options) for name, source in data.items()}
+        for path, model in loaded.items()
+    }
+    first_sets = sets[models[0]]
+    for path, own in sets.items():
+        for name, its in own.items():
+            if not is_same_windows(first_sets[name], its):
+                require_same_text(name, first_sets[name], its)
+                if name in (guard or []):
+                    raise MyPTError(
+                        f"--guard {name}: {path} has another tokenizer than {models[0]}, and a tolerance is in nats "
+                        "per token; leave out --guard and compare the bits/byte"
+                    )
     reports = {path: read_interpolation(Path(path)) for path in loaded}
-    scores, first = [], None
-    evaluator = Evaluator(sets, batch_size)
-    total = len(loaded) * sum(len(windows) for windows in sets.values())
+    scores, first = [], {}
+    total = sum(len(its.windows) for own in sets.values() for its in own.values())
     with progress_bar(total=total, unit="window") as bar:
         for path, model in loaded.items():
-            readings = evaluator.measure(model, bar.update)
             limit = tolerance or run_tolerance(Path(path)) or TOLERANCE
-            for name, reading in readings.items():
-                losses = reading.losses
+            for name, its in sets[path].items():
+                each = token_losses(model, its.windows, batch_size, bar.update)
+                losses = WindowLosses(window_sums(each, its), its.windows.lengths)
                 if not math.isfinite(losses.loss):
                     raise MyPTError(f"the loss of {path} on {name} is {losses.loss}: its weights are broken")
-                delta, error = losses.delta(first[name].losses) if first else (None, None)
-                judged = first is not None and name in (guard or [])
+                delta = error = change = None
+                if path != models[0]:
+                    change = paired_difference(first[name], (each, its))
+                    if change.nats is not None:
+                        base = first[name]
+                        delta, error = losses.delta(WindowLosses(window_sums(*base), losses.tokens))
+                judged = delta is not None and name in (guard or [])
                 scores.append(
                     Score(
                         model=path,
                         data=name,
+                        definition=definition,
                         loss=losses.loss,
                         standard_error=losses.standard_error,
                         perplexity=losses.perplexity,
-                        bits_per_byte=reading.bits_per_byte,
+                        bits_per_byte=losses.bits_per_byte(its.windows.bytes_per_token),
                         tokens=int(losses.tokens.sum()),
+                        bytes=its.windows.reader.text_bytes,
                         delta=delta,
                         delta_error=error,
+                        interval=change.interval_in_nats if change else None,
+                        bits_delta=change.bits if change else None,
+                        bits_interval=change.interval if change else None,
+                        unit=change.unit if change else None,
+                        units=change.units if change else None,
                         state=judge(delta, error, limit) if judged else None,
                         tolerance=limit if judged else None,
                         alpha=reports[path]["alpha"] if reports[path] else None,
+                        block_size=block_size,
+                        split=split,
+                        document_mask=document_mask,
+                        data_hash=its.fingerprint,
+                        parts={
+                            kind: [asdict(part) for part in break_down(kind, each, its, first.get(name))]
+                            for kind in by or []
+                        },
                     )
                 )
-            first = first or readings
+                first.setdefault(name, (each, its))
     return scores
 
 
 def require_comparable(
     models: list[str],
-    data: dict[str, str],
+    data: dict[str, Source],
     *,
     split: str = "val",
     block_size: int | None = None,
     batch_size: int = 8,
     guard: list[str] | None = None,
     tolerance: float | None = None,
+    document_mask: bool = False,
+    definition: str = "windows",
+    by: list[str] | None = None,
 ) -> None:
     """Check what can be checked before torch is imported. Arguments and errors as of `compare`."""
     for name in guard or []:
@@ -134,9 +192,14 @@ def require_comparable(
         raise MyPTError(f"--batch-size is {batch_size}, expected 1 window or more")
     if tolerance is not None:
         require_tolerance(tolerance)
+    if definition not in DEFINITIONS:
+        raise MyPTError(f"the definition is {definition!r}, expected one of: {', '.join(DEFINITIONS)}")
+    if definition == "rolling" and document_mask:
+        raise MyPTError("--rolling evaluates each document alone already; leave out --document-mask")
     adapters = {model: require_model(model) for model in models}
-    for directory in data.values():
-        check_files(Path(directory), open_dataset(directory), split)
+    for name, source in data.items():
+        require_source(name, source, split, models)
+    require_parts(by or [], data, split)
     if block_size is not None and not any(adapters.values()) and all(Path(model).is_dir() for model in models):
         contexts = {model: read_config(model)[1].get("max_position_embeddings") for model in models}
         if all(contexts.values()):  # else only their classes know its name

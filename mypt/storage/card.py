@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from mypt.checkpoints.evaluations import DEFINITIONS, PLOT_NAMES, Entry
 from mypt.checkpoints.interpolated import PLOT_NAME
 from mypt.checkpoints.lineage import coverage_of, describe_runs
 from mypt.errors import CheckpointError
@@ -43,6 +44,7 @@ def model_card(folder: Path, name: str, *, revision: str | None = None, license:
         _use(info, json.dumps(name) + (f", revision={json.dumps(revision)}" if revision else "")),
         _training(info),
         _forgetting(info),
+        _evaluations(info),
         _limitations(info),
         _recipe(info),
     ]
@@ -62,7 +64,7 @@ def _metadata(info: RunInfo, name: str, license: str | None) -> str:
             metric_value=round(reading["loss"], 4),
         )
         for set_name, reading in (info.last["sets"] if info.last else {}).items()
-    ]
+    ] + [_eval_result(entry) for entry in info.evaluations]
     sources = [one_line(source["name"]) for source in info.coverage.get("sources", [])]
     data = ModelCardData(
         library_name="peft" if info.adapter else "transformers",
@@ -76,6 +78,28 @@ def _metadata(info: RunInfo, name: str, license: str | None) -> str:
         eval_results=results or None,
     )
     return f"---\n{data.to_yaml()}\n---"
+
+
+def _eval_result(entry: Entry):
+    """A figure of `mypt evaluate` in the hub's metadata (model-index)."""
+    from huggingface_hub import EvalResult
+
+    if "metric" in entry:
+        kind = name = one_line(entry["metric"])
+        value, split = entry["value"], None
+    else:
+        kind, name = "bits_per_byte", f"bits per byte ({one_line(entry['definition'])})"
+        value, split = entry["bits_per_byte"], entry["split"]
+    data = one_line(entry["data"])
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=data,
+        dataset_name=data,
+        dataset_split=split,
+        metric_type=kind,
+        metric_name=name,
+        metric_value=round(value, 4),
+    )
 
 
 def describe(folder: Path) -> dict[str, str]:
@@ -226,13 +250,55 @@ def _forgetting(info: RunInfo) -> str:
     return text
 
 
+def _evaluations(info: RunInfo) -> str:
+    """What `mypt evaluate` measured of these weights."""
+    losses = [entry for entry in info.evaluations if "loss" in entry]
+    metrics = [entry for entry in info.evaluations if "metric" in entry]
+    tables = []
+    if losses:
+        rows = [
+            (
+                _plain(entry["data"]),
+                _plain(f"{entry['definition']}, {entry['split']}"),
+                f"{entry['block_size']:,}",
+                f"{entry['tokens']:,}",
+                f"{entry['loss']:.4f} +/- {entry['standard_error']:.4f}",
+                "" if entry["perplexity"] is None else f"{entry['perplexity']:.2f}",
+                f"{entry['bits_per_byte']:.4f}",
+                _code(entry["data_hash"]),
+            )
+            for entry in losses
+        ]
+        header = ("text", "definition, split", "context", "tokens", "nats/token", "perplexity", "bits/byte", "hash")
+        notes = [
+            f"*{kind}*: {DEFINITIONS[kind]}." for kind in DEFINITIONS if any(e["definition"] == kind for e in losses)
+        ]
+        tables.append("\n\n".join([_table(header, rows), *notes]))
+    if metrics:
+        rows = [
+            (_plain(entry["data"]), _plain(entry["metric"]),
+             f"{entry['value']:.4f}" + (f" +/- {entry['error']:.4f}" if entry["error"] is not None else ""),
+             _plain(entry["details"]))
+            for entry in metrics
+        ]  # fmt: skip
+        tables.append(_table(("references or task", "metric", "value", "how"), rows))
+    if not tables:
+        return ""
+    pictures = [
+        f"![{words}]({name})"
+        for name, words in zip(PLOT_NAMES, ("Bits per byte", "Loss by position", "Loss by source"), strict=True)
+        if (info.folder / name).is_file()
+    ]
+    return "## Measured by mypt evaluate\n\n" + "\n\n".join([*tables, *pictures])
+
+
 def _limitations(info: RunInfo) -> str:
     lines = [
         "It continues text as its training data would, with their errors and prejudices; what it says may be false.",
         "It does not follow instructions or refuse harmful requests, unless its data or its base model taught it to.",
         "The losses above are about the held-out text named there, and nothing else was measured.",
     ]
-    if not info.last:
+    if not (info.last or info.evaluations):
         lines[-1] = "Nothing was measured on held-out text."
     if not info.lineage:
         lines.append("What its weights have seen in all of their training is not known.")

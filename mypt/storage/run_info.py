@@ -7,6 +7,7 @@ from typing import TypedDict
 from mypt.checkpoints.adapter import is_adapter, read_adapter_config
 from mypt.checkpoints.complete import last_complete_checkpoint
 from mypt.checkpoints.config import CONFIG_NAME, cached_file, read_config_file
+from mypt.checkpoints.evaluations import evaluations_of
 from mypt.checkpoints.interpolated import chosen_point, read_interpolation
 from mypt.checkpoints.lineage import find_lineage
 from mypt.checkpoints.state import read_forgetting, read_ledger, read_state
@@ -44,6 +45,7 @@ class RunInfo:
         self.coverage = without_places(read_ledger(run) or {})
         self.lineage = without_places(find_lineage(folder))
         self.forgetting = read_forgetting(run) or {}
+        self.evaluations = without_places(evaluations_of(folder))
         environment = run / "environment.json"
         self.environment = read_json(environment, _Environment, CheckpointError) if environment.is_file() else {}
         self.interpolation = without_places(read_interpolation(folder))

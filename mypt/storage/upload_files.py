@@ -12,6 +12,7 @@ from mypt.checkpoints.adapter import BASE_NAME, is_adapter
 from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file
 from mypt.checkpoints.complete import last_complete_checkpoint
 from mypt.checkpoints.config import ADAPTER_CONFIG, read_config_file
+from mypt.checkpoints.evaluations import EVALUATION_NAME, PLOT_NAMES
 from mypt.checkpoints.interpolated import PLOT_NAME, REPORT_NAME
 from mypt.checkpoints.lineage import LINEAGE_NAME
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, LOADABLE, read_header, weight_files
@@ -26,7 +27,7 @@ CARD_NAME = "README.md"
 CONFIGS = ("config.json", ADAPTER_CONFIG)
 RUN_FILES = (
     "coverage.json", "diagnosis.json", "forgetting.json", "forgetting.png", "loss.png", "metrics.jsonl", RESOLVED_NAME,
-    REPORT_NAME, PLOT_NAME,
+    REPORT_NAME, PLOT_NAME, EVALUATION_NAME, *PLOT_NAMES,
 )  # fmt: skip
 # An allow-list: what is not named here (optimizer and random states, pickles, logs, a user's own files) stays.
 NAMES = {
@@ -36,7 +37,7 @@ NAMES = {
 }  # fmt: skip
 _WITH_PATHS = (
     *CONFIGS, BASE_NAME, LINEAGE_NAME, "tokenizer_config.json", "coverage.json", "forgetting.json", RESOLVED_NAME,
-    REPORT_NAME,
+    REPORT_NAME, EVALUATION_NAME,
 )  # fmt: skip
 _TEXT = (".json", ".jsonl", ".yaml", ".md", ".txt", ".py", ".jinja")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")

@@ -104,6 +104,21 @@ class EvalWindows(torch.utils.data.Dataset):
         windows._cut(tokens, block_size, max_windows, document_mask)
         return windows
 
+    @classmethod
+    def from_encoded(
+        cls, documents: Iterable[tuple[np.ndarray, int]], eos_token_id: int, *, block_size: int, document_mask: bool
+    ) -> EvalWindows:
+        """Windows of documents that are encoded, without EOS, which ends each: ids (tokens,), UTF-8 bytes of text.
+
+        Raises DataError if there is no document.
+        """
+        ended = [(np.append(ids, eos_token_id).astype(np.int64), size) for ids, size in documents]
+        if not ended:
+            raise DataError("the text of an evaluation set is empty; give it at least one document")
+        windows = cls.__new__(cls)
+        windows._cut(_Tokens(ended, eos_token_id), block_size, None, document_mask)
+        return windows
+
     def _cut(
         self, reader: ShardReader | _Tokens, block_size: int, max_windows: int | None, document_mask: bool
     ) -> None:

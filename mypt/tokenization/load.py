@@ -186,10 +186,13 @@ def require_model_tokenizer(model: str, model_vocab_size: int, data: str, data_h
 
 def model_tokenizer(model: str | Path) -> PreTrainedTokenizerFast | None:
     """The tokenizer of a model; None for a folder that holds none. Raises TokenizerError as `load_tokenizer` does."""
+    return None if lacks_tokenizer(model) else load_tokenizer(model)
+
+
+def lacks_tokenizer(folder: str | Path) -> bool:
+    """Whether a folder, of a model or a dataset, is there and holds no tokenizer."""
     files = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
-    if Path(model).is_dir() and not any(Path(model, name).is_file() for name in files):
-        return None
-    return load_tokenizer(model)
+    return Path(folder).is_dir() and not any(Path(folder, name).is_file() for name in files)
 
 
 def _from_directory(directory: Path, say: Callable[[str], object]) -> PreTrainedTokenizerFast:

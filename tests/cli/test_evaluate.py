@@ -44,15 +44,19 @@ def test_json_is_what_compare_found(models, data, capsys):
     assert report == [vars(score) for score in compare(models, data, block_size=8, guard=["domain"])]
     assert report[0]["tokens"] == 1_233
     assert set(report[3]) == {
-        *("model", "data", "loss", "standard_error", "perplexity", "bits_per_byte"),
-        *("tokens", "delta", "delta_error", "state", "tolerance", "alpha"),
+        *("model", "data", "definition", "loss", "standard_error", "perplexity", "bits_per_byte", "bytes"),
+        *("tokens", "delta", "delta_error", "interval", "bits_delta", "bits_interval", "unit", "units"),
+        *("state", "tolerance", "alpha", "block_size", "split", "document_mask", "data_hash", "parts"),
     }
 
 
 def test_the_table_has_a_row_for_every_model_and_set(models, data, capsys):
     assert main(["evaluate", *models, "--data", *pairs(data), "--guard", "general"]) == 0
-    header, *rows = capsys.readouterr().out.splitlines()
-    columns = ["model", "data", "tokens", "nats/token", "perplexity", "bits/byte", "change", "forgetting"]
+    header, *rows, definition, interval, saved = capsys.readouterr().out.splitlines()
+    columns = ["model", "data", "tokens", "nats/token", "perplexity", "bits/byte", "change", "interval", "forgetting"]
+    assert definition.startswith("windows: every token but the first")
+    assert interval.startswith("interval: 95%, of the change, from ")
+    assert saved.startswith("saved: ")
     assert header.split() == columns
     scores = compare(models, data, guard=["general"])
     assert len(rows) == 4
@@ -80,6 +84,14 @@ def test_options_may_be_given_again(models, data, capsys):
         (["--data", "{general}", "--guard", "law"], "'law', --data has: general"),
         (["--data", "{general}", "--block-size", "17"], "expected 1 to 16 tokens"),
         (["--data", "{general}", "--batch-size", "0"], "expected 1 window or more"),
+        ([], "nothing to measure; give --data NAME=DIR, --references NAME=FILE or --tasks NAME"),
+        (["--data", "{general}", "--rolling", "--document-mask"], "leave out --document-mask"),
+        (["--data", "{general}", "--by", "source"], "does not say which documents of val came of which source"),
+        (["--data", "{general}", "--texts", "x"], "--texts is for the texts that --references compares"),
+        (["--data", "{general}", "--out", "/nowhere/x.json"], "/nowhere/x.json cannot be written"),
+        (["--references", "x=nothing.jsonl"], "nothing.jsonl cannot be read"),
+        (["--references", "x=nothing.txt"], "expected a .jsonl file"),
+        (["--data", "{general}", "--max-new-tokens", "0"], "expected 1 token or more"),
     ],
 )
 def test_bad_input_is_one_line(models, data, capsys, arguments, message):

@@ -76,7 +76,7 @@ def test_an_interruption_is_no_traceback(failing, capsys):
         [],
         ["nonsense"],
         ["presets", "--nonsense"],
-        ["evaluate", "model"],
+        ["evaluate"],
         ["evaluate", "model", "--data", "a=b", "--training.max_steps=3"],
         ["generate", "--max-new-tokens", "many"],
         ["plan", "--tokens", "many"],

@@ -28,7 +28,13 @@ evaluate empty --data a=data --split train           | no config.json
 evaluate data --data a=data --split train            | no config.json
 evaluate model --data data             | --data data is not understood
 evaluate model --data a=nothing        | dataset directory nothing does not exist
-evaluate model --data a=text.txt       | dataset directory text.txt does not exist
+evaluate model --data a=text.txt       | model holds no tokenizer to encode a with
+evaluate model --data a=text.txt --split train  | the set a is a text
+evaluate model --data a=nothing.txt    | nothing.txt does not exist
+evaluate model                         | nothing to measure
+evaluate model --references a=text.txt | expected a .jsonl file
+evaluate model --tasks nothing.yaml    | --tasks
+evaluate model --data a=data --split train --by source  | does not say which documents of train
 evaluate model --data a=empty          | no dataset_metadata.json
 evaluate model --data a=data --split val     | no val split
 evaluate model --data a=data a=data    | a name twice

@@ -1,0 +1,1 @@
+"""A module of HF's `evaluate` library, which loads it from this folder."""
