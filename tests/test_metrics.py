@@ -1,6 +1,7 @@
 """evaluate.load of a local folder gives the figures of `mypt evaluate`, without a network."""
 
 import json
+import sys
 from pathlib import Path
 
 import evaluate
@@ -12,6 +13,7 @@ METRICS = Path(mypt.__file__).parent / "metrics"
 
 
 def test_a_metric_is_what_the_command_prints(untrained_models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
