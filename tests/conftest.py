@@ -33,6 +33,7 @@ from tests.runs import (  # noqa: F401
     rewind,
     run_copy,
     tiny_recipe,
+    untrained_models,
     weights,
     whole_copy,
     whole_run,

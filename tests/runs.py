@@ -196,3 +196,22 @@ def train_bare(root: Path, corpora: Path) -> None:
             optimizer.zero_grad()
         model.save_pretrained(root / name)
         save_tokenizer(tokenizer, root / name)
+
+
+@pytest.fixture(scope="session")
+def untrained_models(corpora, tmp_path_factory) -> Path:
+    """A folder with the models `first` and `second`, of other random weights each, and the tokenizer of `corpora`."""
+    import torch
+
+    from mypt import MyPTConfig, MyPTForCausalLM
+    from mypt.tokenization.load import load_tokenizer, save_tokenizer
+
+    root, tokenizer = tmp_path_factory.mktemp("untrained"), load_tokenizer(corpora / "general")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        vocabulary = -(-len(tokenizer) // 64) * 64
+        config = MyPTConfig(vocab_size=vocabulary, max_position_embeddings=32, initializer_range=0.3, **sizes)
+        MyPTForCausalLM(config).save_pretrained(root / name)
+        save_tokenizer(tokenizer, root / name)
+    return root

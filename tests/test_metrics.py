@@ -1,6 +1,7 @@
 """evaluate.load of a local folder gives the figures of `mypt evaluate`, without a network."""
 
 import json
+import sys
 from pathlib import Path
 
 import evaluate
@@ -11,14 +12,15 @@ from mypt.cli.main import main
 METRICS = Path(mypt.__file__).parent / "metrics"
 
 
-def test_a_metric_is_what_the_command_prints(adapted_models, tmp_path, monkeypatch, capsys):
+def test_a_metric_is_what_the_command_prints(untrained_models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
     texts = ["The first document, of a few words.", "Another:\nof two lines.", "\u00e9"]
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    model = str(adapted_models / "base")
+    model = str(untrained_models / "first")
     printed = {}
     for definition, options in (("windows", []), ("rolling", ["--rolling"])):
         command = ["evaluate", model, "--data", f"x={file}", "--out", str(tmp_path / "out.json"), "--json", *options]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -73,18 +74,18 @@ class Request:
 
 
 def evaluate(request: Request) -> list[Score | Metric]:
-    """Measure everything: the losses of all models first, then the other figures, model by model.
+    """Measure everything: the losses of all models, then their other figures.
 
     Raises MyPTError as `Request.check`, `compare`, `score_references` and `run_tasks` do.
     """
     request.check()
-    found: list[Score | Metric] = compare(request.models, request.data, **request.options) if request.data else []
-    if request.references or request.tasks:
+    metrics: list[Metric] = []
+    if request.references or request.tasks:  # first, since tasks that cannot get their data end here
         metrics, texts = _metrics(request)
-        found += with_changes(metrics, request.models[0])
         if request.texts:
             replace_text(request.texts, "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts))
-    return found
+    scores = compare(request.models, request.data, **request.options) if request.data else []
+    return [*scores, *with_changes(metrics, request.models[0])]
 
 
 def _metrics(request: Request) -> tuple[list[Metric], list[dict]]:
@@ -140,7 +141,7 @@ def save(request: Request, found: list[Score | Metric]) -> list[Path]:
             held = add_evaluations(path, entries)
             shown = [entry for entry in held if entry.get("weights") in weights.values()]
             written += [path, *draw(shown, path)]
-        except OSError:  # of a folder that only others may write in: the figures are printed all the same
-            if request.out:
+        except OSError as error:  # a folder that only others may write in: the figures are printed all the same
+            if request.out or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
     return written

@@ -43,8 +43,8 @@ def test_a_damaged_file_is_not_replaced(tmp_path, text):
 
 
 @pytest.fixture
-def model(adapted_models, tmp_path):
-    return shutil.copytree(adapted_models / "base", tmp_path / "model")
+def model(untrained_models, tmp_path):
+    return shutil.copytree(untrained_models / "first", tmp_path / "model")
 
 
 def test_the_command_saves_beside_the_model(model, corpora, capsys):
@@ -62,9 +62,9 @@ def test_the_command_saves_beside_the_model(model, corpora, capsys):
     assert main(command) == 0 and len(evaluations_of(model)) == 2
 
 
-def test_figures_of_other_weights_are_not_the_model_s(model, adapted_models, corpora, capsys):
+def test_figures_of_other_weights_are_not_the_model_s(model, untrained_models, corpora, capsys):
     assert main(["evaluate", str(model), "--data", f"general={corpora / 'general'}", "--json"]) == 0
-    shutil.copy(adapted_models / "adapted" / "model.safetensors", model)
+    shutil.copy(untrained_models / "second" / "model.safetensors", model)
     assert evaluations_of(model) == [] and len(read_evaluations(model / "evaluation.json")) == 1
 
 

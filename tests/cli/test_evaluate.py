@@ -1,6 +1,7 @@
 """`mypt evaluate` prints the exact figures, for people and as JSON."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,12 @@ import torch
 from mypt import MyPTConfig, MyPTForCausalLM
 from mypt.cli.main import main
 from mypt.evaluation.compare import compare
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They are drawn in tests/checkpoints/test_evaluations.py."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
 
 @pytest.fixture

@@ -46,10 +46,13 @@ def models(corpora, tmp_path_factory):
         MyPTForCausalLM(config).save_pretrained(root / name)
         save_tokenizer(tokenizer, root / name)
     export_model(str(root / "bpe"), root / "exported")
+    shutil.copytree(root / "bpe", root / "with_bos")
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    save_tokenizer(tokenizer, root / "with_bos")
     return root
 
 
-@pytest.mark.parametrize("name", ["char", "bpe", "exported"])
+@pytest.mark.parametrize("name", ["char", "bpe", "exported", "with_bos"])
 def test_rolling_is_the_harness_s_rolling_loglikelihood(models, name):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
@@ -112,6 +115,33 @@ def test_a_task_of_a_local_file_runs_offline_and_agrees(models, task, capsys, mo
     assert tasks[paths[1], "bits_per_byte"]["delta"] == pytest.approx(0, abs=1e-4)
     saved = json.loads((tmp_path / "bpe" / "evaluation.json").read_text())["results"]
     assert {entry["data"] for entry in saved} == {"text", "prose"}
+
+
+def test_choices_and_generated_answers(models, tmp_path, capsys):
+    rows = [
+        {"q": f"{a} and {b} are", "choices": ["one", "two", "three"], "right": a % 3} for a in range(4) for b in (1, 2)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = (
+        f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'rows.jsonl'}}}}}\ntest_split: test\n"
+    )
+    (tmp_path / "choose.yaml").write_text(
+        f"task: choose\n{source}output_type: multiple_choice\ndoc_to_text: '{{{{q}}}}'\ndoc_to_choice: choices\n"
+        "doc_to_target: right\nmetric_list: [{metric: acc}]\n"
+    )
+    (tmp_path / "answer.yaml").write_text(
+        f"task: answer\n{source}output_type: generate_until\ndoc_to_text: '{{{{q}}}}'\ndoc_to_target: one\n"
+        "generation_kwargs: {until: ['.'], max_gen_toks: 4}\nmetric_list: [{metric: exact_match}]\n"
+    )
+    files = [str(tmp_path / name) for name in ("choose.yaml", "answer.yaml")]
+    out = ["--out", str(tmp_path / "out.json")]
+    assert main(["evaluate", str(models / "bpe"), "--tasks", *files, *out]) == 0
+    header, *printed = capsys.readouterr().out.splitlines()
+    assert header.split() == ["model", "data", "metric", "value", "change"]
+    found = {entry["metric"]: entry for entry in json.loads((tmp_path / "out.json").read_text())["results"]}
+    assert set(found) == {"acc", "exact_match"} and found["acc"]["samples"] == 8
+    assert 0 <= found["acc"]["value"] <= 1 and found["acc"]["error"] > 0
+    assert any("choose" in line and f"{found['acc']['value']:.4f}" in line for line in printed)
 
 
 def test_an_adapter_runs_tasks(models, task, tmp_path, capsys):
