@@ -32,6 +32,7 @@ from mypt.sweeps.space import Space
 
 BEAT = 15.0  # seconds between two signs of life of a process, in the entries of its trials
 SILENCE = 90.0  # seconds without one, after which a process that cannot be asked counts as dead
+MARGIN = 0.01  # of the lowest loss at the same percentage: a trial that is so close to it is not pruned
 RUNGS = 3  # of the trials that reach a rung, the best third goes on (Li et al. 2018, 1810.05934)
 STARTUP = 5  # trials at least whose values are random, before TPE chooses
 _LOST, _DOUBLED = "lost", "doubled"  # what became of an entry that does not count
@@ -157,11 +158,19 @@ class Study:
             claimed.entry.set_user_attr(name, value)
 
     def report(self, claimed: Claimed, percent: int, value: float) -> bool:
-        """Record an evaluation at this percentage of a trial; whether to prune it."""
+        """Record an evaluation at this percentage of a trial; whether to prune it.
+
+        A trial whose loss is within `MARGIN` of the lowest so far is kept, whatever its rank: with few trials their
+        order early in training is mostly noise.
+        """
         if percent in self._frozen(claimed).intermediate_values:  # of a trial that was resumed
             return False
-        claimed.entry.report(value if math.isfinite(value) else math.inf, percent)
-        return claimed.entry.should_prune()
+        value = value if math.isfinite(value) else math.inf
+        claimed.entry.report(value, percent)
+        if not claimed.entry.should_prune():
+            return False
+        lowest = min(entry.intermediate_values.get(percent, math.inf) for entry in self._entries())
+        return not value <= lowest * (1 + MARGIN) or value == math.inf
 
     def finish(self, claimed: Claimed, state: str, value: float | None, **ended: object) -> None:
         """Record how a trial ended: `completed` with its objective, `pruned`, `failed`, or `interrupted`: run again."""

@@ -163,6 +163,10 @@ def test_the_best_third_goes_on_and_the_rest_is_pruned(tmp_path):
         pruned.append(study.report(claimed, 10, loss))
         study.finish(claimed, "pruned" if pruned[-1] else "completed", loss)
     assert pruned == [False, False, True, False, True, False, False]
+    close = Study(str(tmp_path / "close"), "sweep", search(trials=4))
+    claims = [close.claim() for _ in range(4)]
+    losses = (2.0, 2.019, 2.021, 2.0)
+    assert [close.report(*pair) for pair in zip(claims, [10] * 4, losses, strict=True)] == [False, False, True, False]
     nan = Study(str(tmp_path / "journal"), "sweep", search(trials=8))
     claimed = nan.claim()
     assert nan.report(claimed, 10, float("nan")), "a loss that is no number is the worst"
