@@ -6,7 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from mypt.errors import CheckFailed, MyPTError
+from mypt.errors import CheckFailed, Interrupted, MyPTError
 from mypt.terminal import print_table, say, say_json
 
 HELP = "search settings on a subset of the data, on several devices"
@@ -52,15 +52,19 @@ def run(args: argparse.Namespace) -> None:
             tell(line)
         return
     study = sweep.join(args.study or sweep.out.name)
+    stopped = None
     try:
         run_workers(sweep, study, workers, to_error=args.json)
-    finally:
-        record = make_record(sweep, study)
-        if args.json:
-            say_json(asdict(record))
-        else:
-            print_table(*trials_table(record))
-            say(*report_lines(record))
+    except (CheckFailed, Interrupted) as error:
+        stopped = error
+    record = make_record(sweep, study)
+    if args.json:
+        say_json(asdict(record))
+    else:
+        print_table(*trials_table(record))
+        say(*report_lines(record))
+    if stopped:
+        raise stopped
     if not any(trial.state == "completed" for trial in record.trials):
         raise CheckFailed("no trial was completed; the table has the reasons, and each folder its train.log")
 

@@ -8,6 +8,7 @@ to one of them only. An entry whose worker died is set to FAIL, which succeeds f
 another entry with the same values. Where two processes add an entry for one trial, the one of the lower number counts.
 """
 
+import json
 import math
 import os
 import threading
@@ -115,9 +116,10 @@ class Study:
         Raises:
             MyPTError: The study was made with something else; names what.
         """
+        facts = json.loads(json.dumps(dict(facts)))  # as a storage gives them back
         recorded = self._storage.get_study_user_attrs(self._id).get("facts")
         if recorded is None:
-            self._storage.set_study_user_attr(self._id, "facts", dict(facts))
+            self._storage.set_study_user_attr(self._id, "facts", facts)
             recorded = self._storage.get_study_user_attrs(self._id)["facts"]
         differing = [name for name in facts if recorded.get(name) != facts[name]]
         if differing:
