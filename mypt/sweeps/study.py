@@ -33,8 +33,9 @@ from mypt.sweeps.space import Space
 
 BEAT = 15.0  # seconds between two signs of life of a process, in the entries of its trials
 SILENCE = 90.0  # seconds without one, after which a process that cannot be asked counts as dead
+FIRST = 30  # percent of a trial at the first rung: at 10 the order of trials is that of their warm-ups (docs/sweep.md)
 MARGIN = 0.01  # of the lowest loss at the same percentage: a trial that is so close to it is not pruned
-RUNGS = 3  # of the trials that reach a rung, the best third goes on (Li et al. 2018, 1810.05934)
+RUNGS = 3  # of the trials that reach a rung, the best third continues (Li et al. 2018, 1810.05934)
 STARTUP = 5  # trials at least whose values are random, before TPE chooses
 _LOST, _DOUBLED = "lost", "doubled"  # what became of an entry that does not count
 _PATIENCE = 10.0  # seconds in which a process adds the entries that it is to add, if it lives
@@ -63,11 +64,11 @@ class Search:
         return TPESampler(seed=seed, n_startup_trials=max(STARTUP, self.trials // 4))
 
     def make_pruner(self) -> BasePruner:
-        """Of percentages of a run: rungs at 10, 30 and 90% (ASHA), or the brackets of Hyperband (Li et al. 2017)."""
+        """Of percentages of a run: rungs at 30 and 90% (ASHA), or the brackets of Hyperband (Li et al. 2017)."""
         if self.pruner == "asha":
-            return SuccessiveHalvingPruner(min_resource=10, reduction_factor=RUNGS)
+            return SuccessiveHalvingPruner(min_resource=FIRST, reduction_factor=RUNGS)
         if self.pruner == "hyperband":
-            return HyperbandPruner(min_resource=10, max_resource=100, reduction_factor=RUNGS)
+            return HyperbandPruner(min_resource=FIRST, max_resource=100, reduction_factor=RUNGS)
         return NopPruner()
 
 
