@@ -101,7 +101,8 @@ class Study:
         self._storage, self._id, made = _joined(url, name)
         self._study = optuna.load_study(study_name=name, storage=self._storage, sampler=RandomSampler())
         self._turn = threading.Lock()
-        self._watched: dict[int, tuple[Any, float]] = {}  # entry: its last sign of life, and when it was seen first
+        # Of entries: the last sign of life, when it was seen first, and whether it ever changed.
+        self._watched: dict[int, tuple[Any, float, bool]] = {}
         self._owner = this_process()
         if made:
             self._fill()
@@ -229,7 +230,8 @@ class Study:
         }
         for number, lost in self._missing():
             ended = max((entry.datetime_complete for entry in lost), default=datetime.min)
-            if number in given_up or (datetime.now() - ended).total_seconds() > _PATIENCE:
+            # abs: a database has the local time of another machine.
+            if number in given_up or abs((datetime.now() - ended).total_seconds()) > _PATIENCE:
                 self._add(number, lost[-1].params if lost else {})
 
     def _add(self, number: int, params: dict[str, Any]) -> None:
@@ -295,11 +297,14 @@ class Study:
             return False
         if owner and all(owner.get(name) == self._owner[name] for name in ("host", "boot", "pid_namespace")):
             return not is_alive(owner["pid"], owner["process_started"])
-        sign = (owner.get("pid"), entry.user_attrs.get("beat"), len(entry.intermediate_values))
-        first, since = self._watched.setdefault(entry.number, (sign, time.monotonic()))
-        if sign != first:
-            return False
-        return True if time.monotonic() - since > SILENCE else None
+        now, sign = time.monotonic(), (owner.get("pid"), entry.user_attrs.get("beat"), len(entry.intermediate_values))
+        last, since, lives = self._watched.get(entry.number, (sign, now, False))
+        if sign != last:
+            since, lives = now, True
+        self._watched[entry.number] = sign, since, lives
+        if now - since > SILENCE:
+            return True
+        return False if lives else None
 
     def _is_mine(self, owner: Mapping[str, object]) -> bool:
         names = ("host", "boot", "pid_namespace", "pid", "process_started")

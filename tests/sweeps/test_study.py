@@ -147,15 +147,28 @@ def test_a_process_elsewhere_is_dead_after_its_silence(tmp_path, monkeypatch):
     monkeypatch.setattr("mypt.sweeps.study.SILENCE", 0.2)
     assert here.has_unknown() and here.claim() is None
     study.beat(claimed)
-    assert not here.has_unknown()
+    assert not here.has_unknown()  # it lives
     again = Study(str(tmp_path / "journal"), "sweep", search(trials=1))
     assert again.has_unknown()
     time.sleep(0.25)
+    assert here.has_unknown(), "it lived, and was silent since"
     assert again.claim().params == claimed.params
 
 
+def test_a_trial_whose_next_entry_was_never_added_gets_one(tmp_path, monkeypatch):
+    """The process that gave an entry up was killed before it could add the next one."""
+    study = Study(str(tmp_path / "journal"), "sweep", search(trials=1))
+    claimed = study.claim()
+    assert study._give_up(study.entries()[0], "lost")
+    here = Study(str(tmp_path / "journal"), "sweep", search(trials=1))
+    assert here.claim() is None and here.has_unknown()  # it may only be slow
+    monkeypatch.setattr("mypt.sweeps.study._PATIENCE", 0.1)
+    time.sleep(0.15)
+    assert here.claim().params == claimed.params
+
+
 def test_the_best_third_continues_and_the_rest_is_pruned(tmp_path):
-    """ASHA with a reduction factor of 3: a trial continues if it is in the best third of those that reached its rung."""
+    """ASHA with a reduction factor of 3: of the trials that reached a rung, those in the best third continue."""
     study = Study(str(tmp_path / "journal"), "sweep", search(trials=7))
     pruned = []
     for loss in (3.0, 2.0, 4.0, 1.0, 3.5, 1.5, 0.5):

@@ -44,6 +44,7 @@ def test_every_entry_comes_once_though_the_file_is_written_anew(tmp_path):
     assert metrics.last_step == 5 and metrics.new() == []
 
 
+@pytest.mark.slow
 def test_a_run_is_pruned_after_its_checkpoint_and_resumed_to_its_end(recipe, tmp_path):
     seen = []
 
