@@ -188,7 +188,11 @@ def test_ctrl_c_saves_and_a_diverging_space_ends_with_its_reason(sweep_recipe, t
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_two_processes_join_one_study_by_url(sweep_recipe, tmp_path, request, kind):
     url = f"sqlite:///{tmp_path}/study.db" if kind == "sqlite" else request.getfixturevalue("postgresql")
-    recipe = sweep_recipe(sweep={"trials": 6, "type": "random"})
+    (tmp_path / "other.jsonl").write_text(
+        "".join(json.dumps({"text": f"{n} other words " * 20}) + "\n" for n in range(9))
+    )
+    sets = {"own": str(tmp_path / "text.jsonl"), "other": str(tmp_path / "other.jsonl")}
+    recipe = sweep_recipe(sweep={"trials": 6, "type": "random"}, data={"eval": sets}, forgetting={"guard": []})
     words = ["--workers", "1", "--storage", url, "--study", "joined"]
     outs = [tmp_path / f"{number}.txt" for number in range(2)]
     sweeps = [start(recipe, *words, out=out) for out in outs]
@@ -198,4 +202,8 @@ def test_two_processes_join_one_study_by_url(sweep_recipe, tmp_path, request, ki
     assert {trial.state for trial in record.trials} <= {"completed", "pruned"}
     ran = [int(line.split()[1]) for out in outs for line in out.read_text().splitlines() if " on cpu 0: " in line]
     assert sorted(ran) == [*range(6)]
+    for trial in record.trials:  # whose text was prepared once, by the first process
+        assert Path(trial.folder, "eval", "other", "dataset_metadata.json").is_file()
+        assert not Path(trial.folder, "data").exists()
+        assert f"{trial.folder}/eval/other is already prepared" in Path(trial.folder, "train.log").read_text()
     assert "secret" not in (tmp_path / "runs" / "full-sweep" / "sweep.json").read_text()

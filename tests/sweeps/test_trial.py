@@ -20,7 +20,7 @@ from mypt.yaml12 import load_yaml
 def recipe(tiny_recipe, tmp_path):
     """The file of a recipe of 12 steps that are evaluated and saved at each fourth one."""
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(tiny_recipe(tmp_path / "unused")))
+    path.write_text(yaml.safe_dump(tiny_recipe(tmp_path / "unused", training={"torch_compile": False})))
     return path
 
 
@@ -44,6 +44,7 @@ def test_every_entry_comes_once_though_the_file_is_written_anew(tmp_path):
     assert metrics.last_step == 5 and metrics.new() == []
 
 
+@pytest.mark.slow
 def test_a_run_is_pruned_after_its_checkpoint_and_resumed_to_its_end(recipe, tmp_path):
     seen = []
 
