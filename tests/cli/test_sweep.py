@@ -1,5 +1,6 @@
 """`mypt sweep`: what is printed before, refused, run, killed and continued."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from mypt.cli.main import main
+from mypt.folders import is_alive
 from mypt.recipe import load_recipe
 from mypt.sweeps.record import read_record
 from mypt.sweeps.trial import run_trial
@@ -119,11 +121,10 @@ def pids(folder: Path) -> list[int]:
     """Processes that hold a trial's folder."""
     found = []
     for lock in folder.glob("trials/*/.mypt.lock"):
-        try:
-            found.append(json.loads(lock.read_text())["pid"])
-        except (OSError, ValueError):
-            continue
-    return [pid for pid in found if Path(f"/proc/{pid}").exists()]
+        with contextlib.suppress(OSError, ValueError):  # it was removed, or is being written
+            holder = json.loads(lock.read_text())
+            found.append((holder["pid"], holder["process_started"]))
+    return [pid for pid, started in found if is_alive(pid, started)]
 
 
 @pytest.mark.slow
@@ -142,11 +143,10 @@ def test_a_sweep_outlives_kills_of_a_trial_and_of_itself(sweep_recipe, tmp_path)
         time.sleep(0.02)
     while not pids(folder):
         time.sleep(0.02)
-    children = pids(folder)
     sweep.kill()
     sweep.wait()
     time.sleep(1)
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()], "a trial outlived its sweep"
+    assert not pids(folder), "a trial outlived its sweep"
     sweep = start(recipe, "--workers", "2", out=out)
     assert sweep.wait() == 0, out.read_text()
     record = read_record(folder)

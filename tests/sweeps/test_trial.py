@@ -11,6 +11,7 @@ import time
 import pytest
 import yaml
 
+from mypt.folders import is_alive
 from mypt.recipe import load_recipe
 from mypt.sweeps.trial import LOG_NAME, Metrics, as_override, run_trial
 from mypt.yaml12 import load_yaml
@@ -86,26 +87,18 @@ def test_it_dies_with_a_killed_parent_and_resumes(recipe, tmp_path):
     while not list(folder.glob("checkpoint-*/trainer_state.json")):
         time.sleep(0.05)
         assert parent.poll() is None
-    child = int(json.loads((folder / ".mypt.lock").read_text())["pid"])
+    child = json.loads((folder / ".mypt.lock").read_text())
+    child = child["pid"], child["process_started"]
     parent.kill()
     parent.wait()
     end = time.monotonic() + 5
-    while _runs(child) and time.monotonic() < end:
+    while is_alive(*child) and time.monotonic() < end:
         time.sleep(0.01)
-    assert not _runs(child)
+    assert not is_alive(*child)
     stop = threading.Event()
     stop.set()
     ended = run_trial(recipe, {"training.max_steps": 10000}, folder, stop=stop)
     assert ended.state == "interrupted" and ended.reason == "SIGTERM", ended
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.slow
