@@ -6,7 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from mypt.errors import CheckFailed, MyPTError
+from mypt.errors import CheckFailed, Interrupted, MyPTError
 from mypt.terminal import print_table, say, say_json
 
 HELP = "search settings on a subset of the data, on several devices"
@@ -61,15 +61,19 @@ def run(args: argparse.Namespace) -> None:
         if args.confirm is not None:
             tell(f"then {args.confirm * args.confirm_seeds} re-runs of the best {args.confirm} on {samples:,} samples")
         return
-    study, report = sweep.join(args.study or sweep.out.name), None
+    study = sweep.join(args.study or sweep.out.name)
+    stopped = report = None
     try:
-        try:
-            run_workers(sweep, study, workers, to_error=args.json)
-        finally:
-            record = make_record(sweep, study)
-            if not args.json:
-                print_table(*trials_table(record))
-                say(*report_lines(record))
+        run_workers(sweep, study, workers, to_error=args.json)
+    except (CheckFailed, Interrupted) as error:
+        stopped = error
+    record = make_record(sweep, study)
+    if not args.json:
+        print_table(*trials_table(record))
+        say(*report_lines(record))
+    try:
+        if stopped:
+            raise stopped
         report = write_report(sweep.out, record)
         if args.confirm is not None:
             options = {"top": args.confirm, "seeds": args.confirm_seeds, "samples": args.confirm_samples}

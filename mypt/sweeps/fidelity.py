@@ -175,15 +175,19 @@ def seed_noise(candidates: Mapping[str, Runs]) -> Noise:
 def judge(candidates: Mapping[str, Runs], look: int = 1, level: float = LEVEL) -> Verdict:
     """Name the best candidate if it is better than every other one beyond the noise, else how many repeats would do.
 
-    The test is two-sided Student's t of the best mean against each other one. Its standard deviation is the pooled one:
-    of the residuals of the two-way layout, (k - 1)(s - 1) degrees of freedom, if all k candidates ran with the same s
-    seeds (what a seed does to all alike does not change their differences), else that of `seed_noise`. The
-    deviation of the compared pair is taken instead where it is larger: two noisy candidates are not judged by the
-    calm of the others.
+    Two steps of two-sided t tests of the best mean against each other one, at the same level:
 
-    No factor is needed for choosing the best of k: that one of several equal candidates beats *all* others by so much
-    is less probable than for two of them (Gutmann and Maymin 1987, Annals of Statistics 15). A verdict after further
-    repeats is another chance to err: look i (from 1) is tested at level / 2^i, and all looks together stay within it.
+    1. By the pair alone: by the differences of one seed each where all candidates ran with the same seeds, else
+       Welch's. Candidates that are worse are out.
+    2. Those that are left, with the pooled standard deviation of them and the best: of the residuals of the two-way
+       layout, (k - 1)(s - 1) degrees of freedom, where k of them ran with the same s seeds, else that of `seed_noise`.
+       That of the pair is taken where it is larger.
+
+    Candidates that are worse often scatter more, and would hide a difference between the best; calm ones would make
+    one of chance. No factor is needed for choosing the best of k: that one of several equal candidates beats *all*
+    others by so much is less probable than for two of them (Gutmann and Maymin 1987, Annals of Statistics 15). A
+    verdict after further repeats is another chance to err: look i (from 1) is tested at level / 2^i, and all looks
+    together stay within the level.
 
     The advice is the power formula n = 2 s^2 (t(1 - level/2) + t(POWER))^2 / difference^2 (Colas et al. 2018,
     1806.08295), solved for n with the degrees of freedom of n, at the level of the next look.
@@ -210,21 +214,27 @@ def judge(candidates: Mapping[str, Runs], look: int = 1, level: float = LEVEL) -
     if not noise.degrees:
         reason = "no winner: the noise is unknown without a second seed of each candidate"
         return verdict(reason, best=best.name, more_repeats=1)
-    shared = _residual_noise(sound) if paired else noise
-    errors = {row.name: _standard_error(sound[best.name], sound[row.name], paired, shared.deviation) for row in others}
-    if not min(errors.values()) > 0:
+    pairs = {row.name: _pair_error(sound[best.name], sound[row.name], paired) for row in others}
+    left = [row for row in others if not _is_beyond(row.mean - best.mean, *pairs[row.name], level)]
+    pool = {row.name: sound[row.name] for row in (best, *left)}
+    if left:
+        shared = _residual_noise(pool) if paired else seed_noise(pool)
+        for row in left:
+            error = shared.deviation * math.sqrt(1 / best.runs + 1 / row.runs)
+            pairs[row.name] = max(error, pairs[row.name][0]), shared.degrees
+    if not all(error > 0 for error, _ in pairs.values()):
         return verdict("no winner: other seeds change nothing, so that these are no repeats; see training.seed")
-    near = min(others, key=lambda row: (row.mean - best.mean) / errors[row.name])
-    difference, error = near.mean - best.mean, errors[near.name]
-    margin = student_quantile(1 - level / 2, shared.degrees) * error
-    p_value = 2 * (1 - student_probability(difference / error, shared.degrees))
+    near = min(left or others, key=lambda row: (row.mean - best.mean) / pairs[row.name][0])
+    difference, (error, degrees) = near.mean - best.mean, pairs[near.name]
+    margin = student_quantile(1 - level / 2, degrees) * error
+    p_value = 2 * (1 - student_probability(difference / error, degrees))
     found = {"best": best.name, "next": near.name, "difference": difference, "margin": margin, "p_value": p_value}
     test = f"{'paired ' if paired else ''}t test at {level:.2%}, p = {p_value:.2g}"
     measured = f"{best.name} leads {near.name} by {difference:.4f} +/- {margin:.4f} ({test})"
-    if difference > margin:
+    if all(_is_beyond(row.mean - best.mean, *pairs[row.name], level) for row in others):
         return verdict(f"winner: {measured}", winner=best.name, **found)
     runs = min(row.runs for row in (best, *others))
-    more = _repeats(difference / error * math.sqrt(2 / runs), len(sound), runs, level / 2)
+    more = _repeats(difference / error * math.sqrt(2 / runs), len(pool), runs, level / 2)
     if more is None:
         advice = f"more than {MOST_REPEATS} runs of each would be needed: take either"
     else:
@@ -239,13 +249,21 @@ def _residual_noise(sound: dict[str, dict[int, float]]) -> Noise:
     return _pooled(float((residuals**2).sum()), (table.shape[0] - 1) * (table.shape[1] - 1))
 
 
-def _standard_error(one: dict[int, float], other: dict[int, float], paired: bool, deviation: float) -> float:
-    """Of the difference of two means: by the deviation of all candidates' runs, or by their own if that is more."""
+def _pair_error(one: dict[int, float], other: dict[int, float], paired: bool) -> tuple[float, float]:
+    """Standard error of the difference of two means by their own runs, and its degrees; (0, 0) if not known."""
     if paired:
-        own = np.var([other[seed] - value for seed, value in one.items()], ddof=1) / len(one)
-    else:
-        own = sum(np.var([*runs.values()], ddof=1) / len(runs) for runs in (one, other) if len(runs) > 1)
-    return max(deviation * math.sqrt(1 / len(one) + 1 / len(other)), math.sqrt(float(own)))
+        differences = [other[seed] - value for seed, value in one.items()]
+        return math.sqrt(float(np.var(differences, ddof=1)) / len(one)), len(one) - 1
+    if min(len(one), len(other)) < 2:
+        return 0.0, 0
+    parts = [(float(np.var([*runs.values()], ddof=1)) / len(runs), len(runs) - 1) for runs in (one, other)]
+    total = sum(part for part, _ in parts)
+    below = sum(part**2 / degrees for part, degrees in parts)  # Welch and Satterthwaite
+    return math.sqrt(total), total**2 / below if below > 0 else 0
+
+
+def _is_beyond(difference: float, error: float, degrees: float, level: float) -> bool:
+    return error > 0 and difference > student_quantile(1 - level / 2, degrees) * error
 
 
 def _pooled(squares: float, degrees: int) -> Noise:
@@ -294,20 +312,20 @@ def _ratio(above: float, below: float) -> float:
 # ---- Student's t without scipy ----
 
 
-def student_probability(t: float, degrees: int) -> float:
+def student_probability(t: float, degrees: float) -> float:
     """P(T <= t). With T = sqrt(degrees) tan(a) the density of a is cos(a)^(degrees - 1), summed by trapezoids."""
     angles, total = _student(degrees)
     return float(np.interp(math.atan(t / math.sqrt(degrees)), angles, total))
 
 
-def student_quantile(probability: float, degrees: int) -> float:
+def student_quantile(probability: float, degrees: float) -> float:
     """The t with P(T <= t) = probability."""
     angles, total = _student(degrees)
     return math.sqrt(degrees) * math.tan(float(np.interp(probability, total, angles)))
 
 
 @lru_cache(64)
-def _student(degrees: int) -> tuple[np.ndarray, np.ndarray]:
+def _student(degrees: float) -> tuple[np.ndarray, np.ndarray]:
     angles = np.linspace(-math.pi / 2, math.pi / 2, _ANGLES)
     density = np.cos(angles).clip(0) ** (degrees - 1)
     total = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])

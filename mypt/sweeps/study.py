@@ -8,6 +8,7 @@ to one of them only. An entry whose worker died is set to FAIL, which succeeds f
 another entry with the same values. Where two processes add an entry for one trial, the one of the lower number counts.
 """
 
+import json
 import math
 import os
 import threading
@@ -32,7 +33,9 @@ from mypt.sweeps.space import Space
 
 BEAT = 15.0  # seconds between two signs of life of a process, in the entries of its trials
 SILENCE = 90.0  # seconds without one, after which a process that cannot be asked counts as dead
-RUNGS = 3  # of the trials that reach a rung, the best third goes on (Li et al. 2018, 1810.05934)
+FIRST = 30  # percent of a trial at the first rung: at 10 the order of trials is that of their warm-ups (docs/sweep.md)
+MARGIN = 0.01  # of the lowest loss at the same percentage: a trial that is so close to it is not pruned
+RUNGS = 3  # of the trials that reach a rung, the best third continues (Li et al. 2018, 1810.05934)
 STARTUP = 5  # trials at least whose values are random, before TPE chooses
 _LOST, _DOUBLED = "lost", "doubled"  # what became of an entry that does not count
 _PATIENCE = 10.0  # seconds in which a process adds the entries that it is to add, if it lives
@@ -61,11 +64,11 @@ class Search:
         return TPESampler(seed=seed, n_startup_trials=max(STARTUP, self.trials // 4))
 
     def make_pruner(self) -> BasePruner:
-        """Of percentages of a run: rungs at 10, 30 and 90% (ASHA), or the brackets of Hyperband (Li et al. 2017)."""
+        """Of percentages of a run: rungs at 30 and 90% (ASHA), or the brackets of Hyperband (Li et al. 2017)."""
         if self.pruner == "asha":
-            return SuccessiveHalvingPruner(min_resource=10, reduction_factor=RUNGS)
+            return SuccessiveHalvingPruner(min_resource=FIRST, reduction_factor=RUNGS)
         if self.pruner == "hyperband":
-            return HyperbandPruner(min_resource=10, max_resource=100, reduction_factor=RUNGS)
+            return HyperbandPruner(min_resource=FIRST, max_resource=100, reduction_factor=RUNGS)
         return NopPruner()
 
 
@@ -98,7 +101,8 @@ class Study:
         self._storage, self._id, made = _joined(url, name)
         self._study = optuna.load_study(study_name=name, storage=self._storage, sampler=RandomSampler())
         self._turn = threading.Lock()
-        self._watched: dict[int, tuple[Any, float]] = {}  # entry: its last sign of life, and when it was seen first
+        # Of entries: the last sign of life, when it was seen first, and whether it ever changed.
+        self._watched: dict[int, tuple[Any, float, bool]] = {}
         self._owner = this_process()
         if made:
             self._fill()
@@ -114,9 +118,10 @@ class Study:
         Raises:
             MyPTError: The study was made with something else; names what.
         """
+        facts = json.loads(json.dumps(dict(facts)))  # as a storage gives them back
         recorded = self._storage.get_study_user_attrs(self._id).get("facts")
         if recorded is None:
-            self._storage.set_study_user_attr(self._id, "facts", dict(facts))
+            self._storage.set_study_user_attr(self._id, "facts", facts)
             recorded = self._storage.get_study_user_attrs(self._id)["facts"]
         differing = [name for name in facts if recorded.get(name) != facts[name]]
         if differing:
@@ -157,11 +162,19 @@ class Study:
             claimed.entry.set_user_attr(name, value)
 
     def report(self, claimed: Claimed, percent: int, value: float) -> bool:
-        """Record an evaluation at this percentage of a trial; whether to prune it."""
+        """Record an evaluation at this percentage of a trial; whether to prune it.
+
+        A trial whose loss is within `MARGIN` of the lowest so far is kept, whatever its rank: with few trials their
+        order early in training is mostly noise.
+        """
         if percent in self._frozen(claimed).intermediate_values:  # of a trial that was resumed
             return False
-        claimed.entry.report(value if math.isfinite(value) else math.inf, percent)
-        return claimed.entry.should_prune()
+        value = value if math.isfinite(value) else math.inf
+        claimed.entry.report(value, percent)
+        if not claimed.entry.should_prune():
+            return False
+        lowest = min(entry.intermediate_values.get(percent, math.inf) for entry in self._entries())
+        return not value <= lowest * (1 + MARGIN) or value == math.inf
 
     def finish(self, claimed: Claimed, state: str, value: float | None, **ended: object) -> None:
         """Record how a trial ended: `completed` with its objective, `pruned`, `failed`, or `interrupted`: run again."""
@@ -217,7 +230,8 @@ class Study:
         }
         for number, lost in self._missing():
             ended = max((entry.datetime_complete for entry in lost), default=datetime.min)
-            if number in given_up or (datetime.now() - ended).total_seconds() > _PATIENCE:
+            # abs: a database has the local time of another machine.
+            if number in given_up or abs((datetime.now() - ended).total_seconds()) > _PATIENCE:
                 self._add(number, lost[-1].params if lost else {})
 
     def _add(self, number: int, params: dict[str, Any]) -> None:
@@ -283,11 +297,14 @@ class Study:
             return False
         if owner and all(owner.get(name) == self._owner[name] for name in ("host", "boot", "pid_namespace")):
             return not is_alive(owner["pid"], owner["process_started"])
-        sign = (owner.get("pid"), entry.user_attrs.get("beat"), len(entry.intermediate_values))
-        first, since = self._watched.setdefault(entry.number, (sign, time.monotonic()))
-        if sign != first:
-            return False
-        return True if time.monotonic() - since > SILENCE else None
+        now, sign = time.monotonic(), (owner.get("pid"), entry.user_attrs.get("beat"), len(entry.intermediate_values))
+        last, since, lives = self._watched.get(entry.number, (sign, now, False))
+        if sign != last:
+            since, lives = now, True
+        self._watched[entry.number] = sign, since, lives
+        if now - since > SILENCE:
+            return True
+        return False if lives else None
 
     def _is_mine(self, owner: Mapping[str, object]) -> bool:
         names = ("host", "boot", "pid_namespace", "pid", "process_started")

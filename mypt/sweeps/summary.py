@@ -75,6 +75,8 @@ def print_report(folder: Path, record: SweepRecord, report: dict) -> None:
     if found := report["confirmation"]:
         _print_confirmation(record, found)
     say(report["verdict"])
+    if found and found["more_repeats"]:
+        say(f"the same command with --confirm-seeds {len(found['seeds']) + found['more_repeats']} adds them")
     drawn = [name for name in PICTURES if (folder / name).exists()]
     say(f"report: {folder / REPORT_NAME}" + (f", {', '.join(drawn)}" if drawn else ""))
 

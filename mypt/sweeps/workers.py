@@ -8,6 +8,8 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
+
 from mypt.errors import CheckFailed, Interrupted, MyPTError
 from mypt.planning.verdict import duration
 from mypt.sweeps.progress import Progress
@@ -33,8 +35,10 @@ def run_workers(sweep: Sweep, study: Study, devices: list[Device], *, to_error: 
             progress.tell(f"continuing the study {study.name}: {done} of {sweep.trials} trials have ended")
         try:
             workers.run()
-        finally:
-            workers.write()
+        except optuna.exceptions.StorageInternalError as error:
+            words = str(error.__cause__ or error).strip().partition("\n")[0]
+            raise MyPTError(f"the storage was lost ({words}); the same command continues the sweep") from error
+        workers.write()
         for words in study.running():
             progress.tell(f"still running elsewhere: {words}")
 
@@ -58,7 +62,10 @@ class Workers:
             Interrupted: After SIGINT, SIGTERM or SIGHUP, when the trials that ran have saved and ended.
             CheckFailed: Ten trials in a row failed for the same reason.
         """
-        threads = [threading.Thread(target=self._guarded, args=(self._work, device)) for device in self._devices]
+        # Daemons: after a second Ctrl-C nothing waits for them, and a process dies with the thread that started it.
+        threads = [
+            threading.Thread(target=self._guarded, args=(self._work, device), daemon=True) for device in self._devices
+        ]
         before = {number: signal.signal(number, self._received) for number in (signal.SIGTERM, signal.SIGHUP)}
         beating = threading.Thread(target=self._guarded, args=(self._beat,), daemon=True)
         for thread in [*threads, beating]:

@@ -1,5 +1,6 @@
 """`mypt sweep`: what is printed before, refused, run, killed and continued."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from mypt.cli.main import main
+from mypt.folders import is_alive
 from mypt.recipe import load_recipe
 from mypt.sweeps.record import read_record
 from mypt.sweeps.trial import run_trial
@@ -119,11 +121,10 @@ def pids(folder: Path) -> list[int]:
     """Processes that hold a trial's folder."""
     found = []
     for lock in folder.glob("trials/*/.mypt.lock"):
-        try:
-            found.append(json.loads(lock.read_text())["pid"])
-        except (OSError, ValueError):
-            continue
-    return [pid for pid in found if Path(f"/proc/{pid}").exists()]
+        with contextlib.suppress(OSError, ValueError):  # it was removed, or is being written
+            holder = json.loads(lock.read_text())
+            found.append((holder["pid"], holder["process_started"]))
+    return [pid for pid, started in found if is_alive(pid, started)]
 
 
 @pytest.mark.slow
@@ -142,11 +143,10 @@ def test_a_sweep_outlives_kills_of_a_trial_and_of_itself(sweep_recipe, tmp_path)
         time.sleep(0.02)
     while not pids(folder):
         time.sleep(0.02)
-    children = pids(folder)
     sweep.kill()
     sweep.wait()
     time.sleep(1)
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()], "a trial outlived its sweep"
+    assert not pids(folder), "a trial outlived its sweep"
     sweep = start(recipe, "--workers", "2", out=out)
     assert sweep.wait() == 0, out.read_text()
     record = read_record(folder)
@@ -188,7 +188,11 @@ def test_ctrl_c_saves_and_a_diverging_space_ends_with_its_reason(sweep_recipe, t
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_two_processes_join_one_study_by_url(sweep_recipe, tmp_path, request, kind):
     url = f"sqlite:///{tmp_path}/study.db" if kind == "sqlite" else request.getfixturevalue("postgresql")
-    recipe = sweep_recipe(sweep={"trials": 6, "type": "random"})
+    (tmp_path / "other.jsonl").write_text(
+        "".join(json.dumps({"text": f"{n} other words " * 20}) + "\n" for n in range(9))
+    )
+    sets = {"own": str(tmp_path / "text.jsonl"), "other": str(tmp_path / "other.jsonl")}
+    recipe = sweep_recipe(sweep={"trials": 6, "type": "random"}, data={"eval": sets}, forgetting={"guard": []})
     words = ["--workers", "1", "--storage", url, "--study", "joined"]
     outs = [tmp_path / f"{number}.txt" for number in range(2)]
     sweeps = [start(recipe, *words, out=out) for out in outs]
@@ -198,4 +202,8 @@ def test_two_processes_join_one_study_by_url(sweep_recipe, tmp_path, request, ki
     assert {trial.state for trial in record.trials} <= {"completed", "pruned"}
     ran = [int(line.split()[1]) for out in outs for line in out.read_text().splitlines() if " on cpu 0: " in line]
     assert sorted(ran) == [*range(6)]
+    for trial in record.trials:  # whose text was prepared once, by the first process
+        assert Path(trial.folder, "eval", "other", "dataset_metadata.json").is_file()
+        assert not Path(trial.folder, "data").exists()
+        assert f"{trial.folder}/eval/other is already prepared" in Path(trial.folder, "train.log").read_text()
     assert "secret" not in (tmp_path / "runs" / "full-sweep" / "sweep.json").read_text()

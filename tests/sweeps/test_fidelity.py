@@ -119,8 +119,9 @@ def test_nothing_is_named_without_noise_that_was_measured():
         {"means": [0, 0, 30, 30], "seeds": 3},
         {"means": [0, 0, 30, 30], "seeds": 4, "seed_effect": 5},
         {"means": [0, 0.2, 0.2], "seeds": 2},
+        {"means": [0, 0, 20, 20, 20], "seeds": 3, "deviation": [2, 2, 0.5, 0.5, 0.5]},
     ],
-    ids=["two equal", "five equal", "two equal, two far", "with an effect of the seed", "hardly different"],
+    ids=["two equal", "five equal", "two equal, two far", "effect of the seed", "hardly different", "unequal noise"],
 )
 def test_the_wrong_candidate_is_named_no_more_often_than_stated(settings):
     """Wrong: one that is not the only best. The first look's level is half of the whole; three standard errors."""
@@ -154,6 +155,14 @@ def test_the_advised_repeats_settle_a_true_difference_as_often_as_stated():
     runs = 4 + first.more_repeats
     named = [judge(study(rng, [0, 1.5], runs), look=2, level=1e-3).winner for _ in range(count)]
     assert 0.8 - 3 * math.sqrt(0.16 / count) <= named.count("trial 0") / count <= 0.9
+
+
+def test_a_bad_candidate_that_scatters_does_not_hide_the_difference_of_the_best():
+    """The means over 4 seeds: 10, 11 and 30. b - a is 0.9, 1.1, 0.9, 1.1: 1 +/- 0.0577, t = 17.3 with 3 degrees."""
+    runs = {"a": {1: 9.0, 2: 10.0, 3: 11.0, 4: 10.0}, "b": {1: 9.9, 2: 11.1, 3: 11.9, 4: 11.1}}
+    found = judge(runs | {"c": {1: 25.0, 2: 35.0, 3: 27.0, 4: 33.0}})
+    assert found.winner == "a" and found.next == "c" and found.difference == 20  # c scatters: 20 +/- 2.35, t = 8.5
+    assert judge(runs).p_value == pytest.approx(4.2e-4, abs=2e-5)
 
 
 def test_pairing_by_seed_finds_what_the_effect_of_the_seed_hides():

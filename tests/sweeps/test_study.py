@@ -39,7 +39,7 @@ while True:
         break
     if claimed:
         print("claimed", claimed.number, flush=True)
-        study.report(claimed, 10, claimed.params["training.learning_rate"])
+        study.report(claimed, 30, claimed.params["training.learning_rate"])
         time.sleep(seconds)
         study.finish(claimed, "completed", claimed.params["training.learning_rate"], reason="max_steps")
         print("ended", claimed.number, flush=True)
@@ -119,7 +119,7 @@ def test_an_interrupted_trial_is_run_again_with_its_values(tmp_path):
     study = Study(str(tmp_path / "journal"), "sweep", search(trials=1))
     claimed = study.claim()
     assert study.claim() is None
-    study.report(claimed, 10, 1.0)
+    study.report(claimed, 30, 1.0)
     study.finish(claimed, "interrupted", None)
     again = Study(str(tmp_path / "journal"), "sweep", search(trials=1)).claim()
     assert (again.number, again.params) == (claimed.number, claimed.params)
@@ -147,25 +147,42 @@ def test_a_process_elsewhere_is_dead_after_its_silence(tmp_path, monkeypatch):
     monkeypatch.setattr("mypt.sweeps.study.SILENCE", 0.2)
     assert here.has_unknown() and here.claim() is None
     study.beat(claimed)
-    assert not here.has_unknown()
+    assert not here.has_unknown()  # it lives
     again = Study(str(tmp_path / "journal"), "sweep", search(trials=1))
     assert again.has_unknown()
     time.sleep(0.25)
+    assert here.has_unknown(), "it lived, and was silent since"
     assert again.claim().params == claimed.params
 
 
-def test_the_best_third_goes_on_and_the_rest_is_pruned(tmp_path):
-    """ASHA with a reduction factor of 3: a trial goes on if it is in the best third of those that reached its rung."""
+def test_a_trial_whose_next_entry_was_never_added_gets_one(tmp_path, monkeypatch):
+    """The process that gave an entry up was killed before it could add the next one."""
+    study = Study(str(tmp_path / "journal"), "sweep", search(trials=1))
+    claimed = study.claim()
+    assert study._give_up(study.entries()[0], "lost")
+    here = Study(str(tmp_path / "journal"), "sweep", search(trials=1))
+    assert here.claim() is None and here.has_unknown()  # it may only be slow
+    monkeypatch.setattr("mypt.sweeps.study._PATIENCE", 0.1)
+    time.sleep(0.15)
+    assert here.claim().params == claimed.params
+
+
+def test_the_best_third_continues_and_the_rest_is_pruned(tmp_path):
+    """ASHA with a reduction factor of 3: of the trials that reached a rung, those in the best third continue."""
     study = Study(str(tmp_path / "journal"), "sweep", search(trials=7))
     pruned = []
     for loss in (3.0, 2.0, 4.0, 1.0, 3.5, 1.5, 0.5):
         claimed = study.claim()
-        pruned.append(study.report(claimed, 10, loss))
+        pruned.append(study.report(claimed, 30, loss))
         study.finish(claimed, "pruned" if pruned[-1] else "completed", loss)
     assert pruned == [False, False, True, False, True, False, False]
+    close = Study(str(tmp_path / "close"), "sweep", search(trials=4))
+    claims = [close.claim() for _ in range(4)]
+    losses = (2.0, 2.019, 2.021, 2.0)
+    assert [close.report(*pair) for pair in zip(claims, [30] * 4, losses, strict=True)] == [False, False, True, False]
     nan = Study(str(tmp_path / "journal"), "sweep", search(trials=8))
     claimed = nan.claim()
-    assert nan.report(claimed, 10, float("nan")), "a loss that is no number is the worst"
+    assert nan.report(claimed, 30, float("nan")), "a loss that is no number is the worst"
 
 
 def test_a_journal_with_a_torn_end_is_read_and_goes_on(tmp_path):

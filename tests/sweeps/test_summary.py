@@ -97,6 +97,21 @@ def test_a_report_is_strict_json_lines_and_four_pictures(confirmed_sweep, tmp_pa
         assert part in shown, part
 
 
+def test_the_command_that_would_settle_it_is_printed(sweep, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    saved = Confirmation()
+    for trial, losses in ((6, (1.50, 1.60)), (7, (1.53, 1.61))):
+        for seed, loss in enumerate(losses):
+            saved = saved.with_run(Rerun(trial, seed, 300, {}, "", state="completed", objective=loss))
+    (tmp_path / FOLDER).mkdir()
+    write_confirmation(tmp_path, saved.seen(Look(300, [6, 7], 2)))
+    report = write_report(tmp_path, sweep)
+    print_report(tmp_path, sweep, report)
+    more = report["confirmation"]["more_repeats"]
+    assert more and f"{more} more repeats of each would settle" in report["verdict"]
+    assert f"--confirm-seeds {2 + more} adds them" in capsys.readouterr().out
+
+
 def test_without_matplotlib_there_is_a_report_without_pictures(sweep, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     print_report(tmp_path, sweep, write_report(tmp_path, sweep))
