@@ -408,14 +408,15 @@ def table(rows: list[dict]) -> str:
         for name, models in found.items()
         if "before" in models[0] and len(models) == most and not name.endswith("steps")
     ]
-    best = min(by_hand, key=lambda models: statistics.mean(target_losses(models)))
+    best = min(by_hand, key=lambda models: statistics.mean(target_losses(models)), default=[])
     for name, models in found.items():
         final = cells([model["before"] for model in models]) if "before" in models[0] else ["", ""]
         after = [model["after"] for model in models]
         alpha = spread([model["alpha"] for model in models], 2)
         kept = sum(one["general"]["delta"] - 2 * one["general"]["delta_error"] <= TOLERANCE for one in after)
         gaps = [own - least for own, least in zip(target_losses(models), target_losses(best), strict=False)]
-        row = [name, *final, alpha, *cells(after), f"{kept} of {len(after)}", spread(gaps, sign="+")]
+        gap = spread(gaps, sign="+") if gaps else ""
+        row = [name, *final, alpha, *cells(after), f"{kept} of {len(after)}", gap]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
