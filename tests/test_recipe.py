@@ -12,6 +12,7 @@ from mypt.recipe import (
     REFUSED_TRAINING_KEYS,
     LoraSection,
     Recipe,
+    SweepSection,
     UploadSection,
     load_recipe,
     parse_recipe,
@@ -301,7 +302,7 @@ def test_the_resolved_file_shows_every_default(tmp_path):
 
 
 # Sections that are off unless a recipe names them, with the keys that they must be given.
-OPTIONAL = {"lora": LoraSection(), "upload": UploadSection(uri="hf://name/repository")}
+OPTIONAL = {"lora": LoraSection(), "upload": UploadSection(uri="hf://name/repository"), "sweep": SweepSection()}
 PAGE = (Path(__file__).parents[1] / "docs" / "recipe.md").read_text(encoding="utf-8")
 
 

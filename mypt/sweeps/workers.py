@@ -4,6 +4,7 @@ import json
 import math
 import signal
 import threading
+import time
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,7 @@ class Workers:
         self._turn = threading.Lock()
         self._signal: int | None = None
         self._error: BaseException | None = None
+        self._working = len(devices)
 
     def run(self) -> None:
         """Until no trial waits.
@@ -63,18 +65,15 @@ class Workers:
             CheckFailed: Ten trials in a row failed for the same reason.
         """
         # Daemons: after a second Ctrl-C nothing waits for them, and a process dies with the thread that started it.
-        threads = [
-            threading.Thread(target=self._guarded, args=(self._work, device), daemon=True) for device in self._devices
-        ]
+        threads = [threading.Thread(target=self._guarded, args=(device,), daemon=True) for device in self._devices]
         before = {number: signal.signal(number, self._received) for number in (signal.SIGTERM, signal.SIGHUP)}
-        beating = threading.Thread(target=self._guarded, args=(self._beat,), daemon=True)
+        beating = threading.Thread(target=self._guarded, args=(None,), daemon=True)
         for thread in [*threads, beating]:
             thread.start()
         try:
-            while any(thread.is_alive() for thread in threads):
+            while self._working:
                 try:
-                    for thread in threads:
-                        thread.join(0.1)
+                    time.sleep(0.1)  # not `join`, which Ctrl-C lets take a thread for ended (Python 3.11)
                 except KeyboardInterrupt:
                     if self._signal:
                         raise  # the second one: this process ends, and Linux kills its children with it
@@ -98,13 +97,20 @@ class Workers:
         for claimed in list(self._running.values()):
             claimed.stop.set()
 
-    def _guarded(self, work, *arguments) -> None:
-        """Run a thread's work; the first error of any stops the sweep, and `run` raises it."""
+    def _guarded(self, device: Device | None) -> None:
+        """A thread's work: trials on a device, or signs of life. The first error stops the sweep; `run` raises it."""
         try:
-            work(*arguments)
+            if device is None:
+                self._beat()
+            else:
+                self._work(device)
         except BaseException as error:
             self._error = self._error or error
             self._stop()
+        finally:
+            if device is not None:
+                with self._turn:
+                    self._working -= 1
 
     def _beat(self) -> None:
         while not self._stopping.wait(BEAT):
