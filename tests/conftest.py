@@ -36,6 +36,7 @@ from tests.runs import (  # noqa: F401
     whole_copy,
     whole_run,
 )
+from tests.studies import postgresql, sweep_recipe  # noqa: F401
 
 # A shell's background job begins with Ctrl-C ignored, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -203,6 +204,8 @@ class CommandRunner:
             words[1:] = self._short(words[1:])
         elif words[0] == "generate":
             words += ["--max-new-tokens", "4"]
+        elif words[0] == "sweep" and "--dry-run" not in words:
+            words += ["--dry-run"]
         try:
             return main(words)
         except SystemExit as stop:  # argparse

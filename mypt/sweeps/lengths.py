@@ -1,7 +1,7 @@
 """How long trials are: the repetition of the full run is kept on the subset, and each tenth of a trial is evaluated."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
@@ -42,6 +42,7 @@ class Lengths:
     recipe: Path
     data: SweepData
     machine: Machine
+    _targets: dict[tuple, Target] = field(default_factory=dict, repr=False)  # read already, by their overrides
 
     @cached_property
     def full(self) -> Run:
@@ -123,8 +124,10 @@ class Lengths:
         return Run(steps, reason, block_size, sequences * block_size, tokens)
 
     def _target(self, overrides: Mapping[str, object]) -> Target:
-        words = [as_override(key, value) for key, value in overrides.items()]
-        return read_target(str(self.recipe), words, self.machine)
+        words = tuple(as_override(key, value) for key, value in overrides.items())
+        if words not in self._targets:
+            self._targets[words] = read_target(str(self.recipe), [*words], self.machine)
+        return self._targets[words]
 
 
 def _tokens(target: Target) -> int:

@@ -35,9 +35,7 @@ def report_lines(record: SweepRecord) -> list[str]:
     steps = sum(trial.step or 0 for trial in ended)
     asked = sum(trial.max_steps or 0 for trial in ended if trial.state != "failed")
     wall, cpu = (sum(getattr(trial, name) for trial in ended) for name in ("seconds", "cpu_seconds"))
-    lines = [
-        f"{len(ended)} of {len(record.trials)} trials ended; their processes took {duration(wall)}, {duration(cpu)} of CPU"
-    ]
+    lines = [f"{len(ended)} of {len(record.trials)} trials ended; together {duration(wall)}, {duration(cpu)} of CPU"]
     if asked and any(trial.reason == "pruned" for trial in ended):
         lines.append(f"pruned: {steps:,} of {asked:,} steps were trained ({1 - steps / asked:.0%} saved)")
     if best := best_trial(record):

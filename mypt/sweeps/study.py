@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ from mypt.sweeps.space import Space
 
 BEAT = 15.0  # seconds between two signs of life of a process, in the entries of its trials
 SILENCE = 90.0  # seconds without one, after which a process that cannot be asked counts as dead
+MARGIN = 0.01  # of the lowest loss at the same percentage: a trial that is so close to it is not pruned
 RUNGS = 3  # of the trials that reach a rung, the best third goes on (Li et al. 2018, 1810.05934)
 STARTUP = 5  # trials at least whose values are random, before TPE chooses
 _LOST, _DOUBLED = "lost", "doubled"  # what became of an entry that does not count
+_PATIENCE = 10.0  # seconds in which a process adds the entries that it is to add, if it lives
 _TRIES, _PAUSE = 20, 0.3  # to create a storage that other processes create at the same moment
 
 
@@ -93,11 +96,18 @@ class Study:
         """Raises MyPTError for a storage that cannot be reached, or without its driver."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.name, self.search = name, search
-        self._storage, self._id = _joined(url, name)
+        self._storage, self._id, made = _joined(url, name)
         self._study = optuna.load_study(study_name=name, storage=self._storage, sampler=RandomSampler())
         self._turn = threading.Lock()
         self._watched: dict[int, tuple[Any, float]] = {}  # entry: its last sign of life, and when it was seen first
         self._owner = this_process()
+        if made:
+            self._fill()
+            self._storage.set_study_user_attr(self._id, "filled", True)
+        else:  # one process adds the trials; if it is killed meanwhile, `_fill` of the others does
+            end = time.monotonic() + _PATIENCE
+            while "filled" not in self._storage.get_study_user_attrs(self._id) and time.monotonic() < end:
+                time.sleep(0.05)
 
     def agree(self, facts: Mapping[str, object]) -> None:
         """Record what every process of the study must share, or compare it.
@@ -127,9 +137,11 @@ class Study:
         return None
 
     def has_unknown(self) -> bool:
-        """Whether a trial runs in another process of which it is not known yet that it lives."""
+        """Whether a trial may still have to be run here: it has no entry, or its process is not known to live."""
         with self._turn:
-            return any(self._is_dead(entry) is None for entry in self._entries(TrialState.RUNNING))
+            return bool(self._missing()) or any(
+                self._is_dead(entry) is not False for entry in self._entries(TrialState.RUNNING)
+            )
 
     def running(self) -> list[str]:
         """Trials that other living processes run, each with where."""
@@ -146,15 +158,23 @@ class Study:
             claimed.entry.set_user_attr(name, value)
 
     def report(self, claimed: Claimed, percent: int, value: float) -> bool:
-        """Record an evaluation at this percentage of a trial; whether to prune it."""
+        """Record an evaluation at this percentage of a trial; whether to prune it.
+
+        A trial whose loss is within `MARGIN` of the lowest so far is kept, whatever its rank: with few trials their
+        order early in training is mostly noise.
+        """
         if percent in self._frozen(claimed).intermediate_values:  # of a trial that was resumed
             return False
-        claimed.entry.report(value if math.isfinite(value) else math.inf, percent)
-        return claimed.entry.should_prune()
+        value = value if math.isfinite(value) else math.inf
+        claimed.entry.report(value, percent)
+        if not claimed.entry.should_prune():
+            return False
+        lowest = min(entry.intermediate_values.get(percent, math.inf) for entry in self._entries())
+        return not value <= lowest * (1 + MARGIN) or value == math.inf
 
     def finish(self, claimed: Claimed, state: str, value: float | None, **ended: object) -> None:
         """Record how a trial ended: `completed` with its objective, `pruned`, `failed`, or `interrupted`: run again."""
-        with self._turn:
+        with self._turn, suppress(optuna.exceptions.UpdateFinishedTrialError):  # taken over by another process
             self.describe(claimed, ended=ended | {"state": state})
             if state == "interrupted":
                 claimed.entry.set_user_attr("gone", _LOST)
@@ -162,7 +182,11 @@ class Study:
             told = [value] if state == "completed" else None
             if state == "pruned" and (values := self._frozen(claimed).intermediate_values):
                 told = [values[max(values)]]  # as Optuna's own `tell`
-            self._set_state(self._entry_id(claimed.entry.number), states.get(state, TrialState.FAIL), told)
+            self._storage.set_trial_state_values(
+                self._entry_id(claimed.entry.number), states.get(state, TrialState.FAIL), told
+            )
+            if state == "interrupted":
+                self._add(claimed.number, self._frozen(claimed).params)
 
     def beat(self, claimed: Claimed) -> None:
         """Give a sign of life; sets `claimed.stop` if the trial is not this process's any more."""
@@ -191,20 +215,34 @@ class Study:
         return [entry for entry in found if "trial" in entry.user_attrs]
 
     def _fill(self) -> None:
-        """Give up the entries of dead processes, and add one for each trial that has none."""
-        for entry in self._entries(TrialState.RUNNING):
-            if self._is_dead(entry):
-                self._give_up(entry, _LOST)
-        known: dict[int, list[FrozenTrial]] = {}
+        """Give up the entries of dead processes, and add one for each trial that has none.
+
+        Who gave an entry up adds the next one; another process does so if that has not happened for `_PATIENCE`.
+        """
+        given_up = {
+            entry.user_attrs["trial"]
+            for entry in self._entries(TrialState.RUNNING)
+            if self._is_dead(entry) and self._give_up(entry, _LOST)
+        }
+        for number, lost in self._missing():
+            ended = max((entry.datetime_complete for entry in lost), default=datetime.min)
+            if number in given_up or (datetime.now() - ended).total_seconds() > _PATIENCE:
+                self._add(number, lost[-1].params if lost else {})
+
+    def _add(self, number: int, params: dict[str, Any]) -> None:
+        """An entry that waits, with the values of the one before; {}: they are chosen when it is taken."""
+        self._study.enqueue_trial(params, user_attrs={"trial": number})
+
+    def _missing(self) -> list[tuple[int, list[FrozenTrial]]]:
+        """The trials without an entry that counts, each with those that were lost."""
+        known: dict[int, list[FrozenTrial]] = {number: [] for number in range(self.search.trials)}
         for entry in self._entries():
             known.setdefault(entry.user_attrs["trial"], []).append(entry)
-        for number in range(self.search.trials):
-            entries = known.get(number, [])
-            if all(entry.user_attrs.get("gone") for entry in entries):
-                before = [entry for entry in entries if entry.user_attrs["gone"] == _LOST]
-                self._study.enqueue_trial(
-                    before[-1].params if before else {}, user_attrs={"trial": number, "attempts": len(before)}
-                )
+        return [
+            (number, [entry for entry in entries if entry.user_attrs["gone"] == _LOST and entry.state.is_finished()])
+            for number, entries in known.items()
+            if number < self.search.trials and all(entry.user_attrs.get("gone") for entry in entries)
+        ]
 
     def _taken(self, entry: FrozenTrial) -> bool:
         """Take an entry that waits; False if another worker took it."""
@@ -235,18 +273,14 @@ class Study:
         params = self.search.space.suggest(trial)
         return Claimed(number, params, names[number] if names else "", trial)
 
-    def _give_up(self, entry: FrozenTrial, why: str) -> None:
-        """Set an entry to FAIL; by one process only, as the others find it finished."""
+    def _give_up(self, entry: FrozenTrial, why: str) -> bool:
+        """Set an entry to FAIL, which succeeds in one process only: the others find it finished, and get False."""
         entry_id = self._entry_id(entry.number)
         try:
             self._storage.set_trial_user_attr(entry_id, "gone", why)
+            return self._storage.set_trial_state_values(entry_id, TrialState.FAIL)
         except optuna.exceptions.UpdateFinishedTrialError:
-            return
-        self._set_state(entry_id, TrialState.FAIL)
-
-    def _set_state(self, entry_id: int, state: TrialState, values: list[float] | None = None) -> None:
-        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process gave it up
-            self._storage.set_trial_state_values(entry_id, state, values)
+            return False
 
     def _is_dead(self, entry: FrozenTrial) -> bool | None:
         """Whether the process of an entry is gone; None while that is not known.
@@ -286,26 +320,26 @@ def without_password(url: str) -> str:
     return f"{scheme}{mark}{user.partition(':')[0]}{at}{place}" if mark else url
 
 
-def _joined(url: str, name: str) -> tuple[BaseStorage, int]:
-    """The storage and the number of the study in it, made by whoever comes first.
+def _joined(url: str, name: str) -> tuple[BaseStorage, int, bool]:
+    """The storage, the number of the study in it, and whether it was made now: by whoever comes first.
 
     Optuna's own creation of tables and of the journal's file fails for processes that begin together, so it is tried
     again.
     """
     for attempt in range(_TRIES):
         try:
-            storage = _opened(url)
-            study = optuna.create_study(
-                storage=storage, study_name=name, direction="minimize", load_if_exists=True, sampler=RandomSampler()
-            )
-            return storage, storage.get_study_id_from_name(study.study_name)
+            storage = optuna.storages.get_storage(_opened(url))  # with Optuna's cache: one for all of its objects
+            try:
+                optuna.create_study(storage=storage, study_name=name, direction="minimize", sampler=RandomSampler())
+                return storage, storage.get_study_id_from_name(name), True
+            except optuna.exceptions.DuplicatedStudyError:
+                return storage, storage.get_study_id_from_name(name), False
         except MyPTError:
             raise
         except Exception as error:  # of SQLAlchemy, of the driver, or of a file that is half written
             if attempt == _TRIES - 1 or _is_refused(error):
-                raise MyPTError(
-                    f"the storage {without_password(url)} cannot be used: {str(error).strip().partition(chr(10))[0]}"
-                ) from error
+                words = str(error).strip().partition("\n")[0]
+                raise MyPTError(f"the storage {without_password(url)} cannot be used: {words}") from error
             time.sleep(_PAUSE)
     raise AssertionError
 
@@ -313,7 +347,16 @@ def _joined(url: str, name: str) -> tuple[BaseStorage, int]:
 def _is_refused(error: Exception) -> bool:
     """Whether trying again cannot help: a server that is not there, a password, a folder, an unknown kind of URL."""
     words = str(error).lower()
-    told = ("refused", "password", "does not exist", "unable to open", "could not translate", "resolve", "parse")
+    told = (
+        "can't load plugin",
+        "refused",
+        "password",
+        "does not exist",
+        "unable to open",
+        "could not translate",
+        "resolve",
+        "parse",
+    )
     return isinstance(error, PermissionError | FileNotFoundError | ImportError) or any(word in words for word in told)
 
 
@@ -326,10 +369,13 @@ def _opened(url: str) -> BaseStorage:
     for scheme, driver in plain.items():
         if url.startswith(scheme):
             url = driver + url.removeprefix(scheme)
-    is_sqlite = url.startswith("sqlite")
-    options = {"connect_args": {"timeout": 60}} if is_sqlite else {}  # seconds that a write waits for another process
+    is_sqlite, options = url.startswith("sqlite"), {}
+    if is_sqlite:
+        options = {"timeout": 60}  # seconds that a write waits for another process
+    elif url.startswith("postgresql+psycopg:"):
+        options = {"client_encoding": "utf8"}  # a database of the encoding SQL_ASCII would give bytes
     try:
-        storage = RDBStorage(url, engine_kwargs=options)
+        storage = RDBStorage(url, engine_kwargs={"connect_args": options})
     except ImportError as error:
         package = "psycopg[binary]" if "psycopg" in url else error.name
         raise MyPTError(

@@ -173,8 +173,10 @@ class Workers:
             held = ended.state == "refused" and "another process is writing" in ended.message
             ended_by_others = ended.state in ("killed", "interrupted") or held
             if stop.is_set() or attempts == ATTEMPTS or not ended_by_others:
-                return replace(ended, seconds=round(total[0], 3), cpu_seconds=round(total[1], 3)), attempts
-            self._progress.tell(f"trial {claimed.number}: {ended.reason}, {ended.message}; trying again")
+                state = "killed" if ended_by_others and not stop.is_set() else ended.state
+                return replace(ended, state=state, seconds=round(total[0], 3), cpu_seconds=round(total[1], 3)), attempts
+            why = ended.message if held else f"its process was ended by {ended.reason}"
+            self._progress.tell(f"trial {claimed.number}: {why}; it is resumed")
             self._stopping.wait(1)
 
     def _count(self, state: str, ended: Ended) -> None:
