@@ -10,6 +10,10 @@ Four to six rungs do not determine five numbers, so the fit is a posterior: Hube
 approach), and normal priors on what published laws agree about. Its intervals are a parametric bootstrap in which the
 losses are drawn again from their noise and the priors' centres from the priors (randomized maximum a posteriori), so
 that what the rungs leave open is as wide as the priors allow.
+
+No law of this form holds over many decades, and the planned run is beyond the largest rung. The noise of a run
+therefore grows with the logarithm of the compute between it and that rung: small rungs count less, and a far run has a
+wide interval.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ FEWEST_LAYERS = 4  # a model with fewer works otherwise; one that is planned wit
 
 NOISE = 0.005  # relative scatter of a run's loss, by its seed, before any is measured: as of _MEASURED runs
 _MEASURED = 4.0
+_DISTANCE = math.log(4)  # of compute from the largest rung at which the law's own error is as large as that scatter
 _HUBER = 1.345  # residuals count linearly from so many standard deviations on: 95% efficient for normal errors
 _DRAWS = 400
 _ITERATIONS = 60
@@ -91,7 +96,7 @@ class Law:
 
     Attributes:
         terms: Intervals of E, A, B, alpha and beta. A and B are of N and D in units of one.
-        noise: Relative scatter of a run's loss.
+        noise: Relative scatter of the loss of a run of the largest rung's compute.
         residuals: log L - log of the law, of each rung.
 
     Raises:
@@ -110,6 +115,7 @@ class Law:
         top = int(np.argmax(sizes + tokens))
         self._origin = sizes[top], tokens[top]
         self._sizes, self._tokens = sizes - sizes[top], tokens - tokens[top]
+        self._growth = _noise_growth(self._sizes + self._tokens)
         # Of the unknowns log E, log a, log b, log alpha, log beta, with a and b the two terms of the largest rung.
         balance = LN_A - LN_B + ALPHA * (tokens[top] - sizes[top])
         entropy = _ENTROPY[0] + math.log(bytes_per_token)
@@ -129,12 +135,13 @@ class Law:
         self.residuals = losses - self._model(found)[0][0]
         # The noise that is left, with the assumed one as of _MEASURED runs; the diagonal alone fits three numbers.
         freedom = _MEASURED + max(0, len(rungs) - 3)
-        self.noise = math.sqrt((_MEASURED * NOISE**2 + np.square(self.residuals).sum()) / freedom)
+        scatter = np.square(self.residuals / self._growth).sum()
+        self.noise = math.sqrt((_MEASURED * NOISE**2 + scatter) / freedom)
         self._best = self._solve(np.vstack([found, starts]), losses, centres, self.noise)
         self.residuals = losses - self._model(self._best)[0][0]
         random = np.random.default_rng(0)
         spread = self.noise * np.sqrt(freedom / random.chisquare(freedom, _DRAWS))
-        drawn = losses + spread[:, None] * random.standard_normal((_DRAWS, len(losses)))
+        drawn = losses + spread[:, None] * self._growth * random.standard_normal((_DRAWS, len(losses)))
         moved = centres + random.standard_normal((_DRAWS, len(centres)))
         self._draws = self._descend(np.repeat(self._best, _DRAWS, axis=0), drawn, moved, self.noise)[0]
         # A run's own scatter, and that its evaluation set is a sample of the text.
@@ -162,7 +169,9 @@ class Law:
         """The loss that a run would measure at its end. tokens: effective ones."""
         drawn = self._at(self._draws, parameters, tokens)
         relative, error = self._scatter
-        return _interval(self._at(self._best, parameters, tokens)[0], drawn * np.exp(relative) + error)
+        distance = math.log(parameters) + math.log(tokens) - sum(self._origin)
+        drawn = drawn * np.exp(relative * _noise_growth(distance)) + error
+        return _interval(self._at(self._best, parameters, tokens)[0], drawn)
 
     def optimum(self, flops: float, effective: Callable[[float], float]) -> Optimum:
         """The size for which `flops` give the lowest loss. effective: of viewed tokens, how many fresh ones they are.
@@ -175,7 +184,9 @@ class Law:
         worth = np.array([effective(count) for count in tokens])
         best = int(np.argmin(self._at(self._best, sizes, worth)[0]))
         drawn = sizes[np.argmin(self._at(self._draws, sizes, worth), axis=1)]
-        return Optimum(flops, _interval(sizes[best], drawn), float(tokens[best]), self.predict(sizes[best], worth[best]))
+        return Optimum(
+            flops, _interval(sizes[best], drawn), float(tokens[best]), self.predict(sizes[best], worth[best])
+        )
 
     def beyond(self, parameters: float, tokens: float) -> dict[str, float]:
         """How many times the largest rung's parameters, tokens and compute a run has. tokens: viewed ones."""
@@ -209,6 +220,7 @@ class Law:
         self, unknowns: np.ndarray, losses: np.ndarray, centres: np.ndarray, noise: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """Levenberg-Marquardt with Huber's weights, on all rows at once: where each ends, and its cost."""
+        noise = noise * self._growth  # of each rung
 
         def cost(unknowns: np.ndarray) -> np.ndarray:
             rest = np.abs(losses - self._model(unknowns)[0]) / noise
@@ -218,7 +230,7 @@ class Law:
         costs, damping = cost(unknowns), np.full(len(unknowns), 1e-2)
         for _ in range(_ITERATIONS):
             predicted, slopes = self._model(unknowns)
-            rest, slopes = (losses - predicted) / noise, slopes / noise
+            rest, slopes = (losses - predicted) / noise, slopes / noise[:, None]
             weights = np.minimum(1, _HUBER / np.maximum(np.abs(rest), 1e-12))
             hessian = np.einsum("rik,ri,ril->rkl", slopes, weights, slopes) + self._prior.T @ self._prior
             descent = (
@@ -238,6 +250,11 @@ def _terms(unknowns: np.ndarray, sizes: np.ndarray, tokens: np.ndarray) -> tuple
     """The three terms of the law. sizes, tokens: logarithms, of those of the largest rung."""
     entropy, a, b, alpha, beta = (column[:, None] for column in unknowns.T)
     return np.exp(entropy), np.exp(a - np.exp(alpha) * sizes), np.exp(b - np.exp(beta) * tokens)
+
+
+def _noise_growth(distance):
+    """Noise of a run by that of one of the largest rung's compute. distance: log of its compute by that rung's."""
+    return np.sqrt(1 + np.square(distance / _DISTANCE))
 
 
 def _interval(middle: float, drawn: np.ndarray) -> Interval:

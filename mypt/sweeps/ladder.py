@@ -161,10 +161,9 @@ def _planned(
 ) -> Planned:
     """The rung with these shares of the parameters and tokens of the largest one.
 
-    The batch falls with the square root of the tokens, as does the number of steps (Zhang et al. 2024, 2410.21676:
-    the critical batch grows with the tokens, not with the parameters). The learning rate rises with the inverse cube
-    root of the parameters, as the best one does (Porian et al. 2024, 2406.19146, the rule of OLMo's ladder): so it is
-    as far from the best as that of the planned run is.
+    As in OLMo's ladder (Bhagia et al. 2024, 2412.04403), by the rules of Porian et al. 2024 (2406.19146), the batch falls
+    with the power 2/3 of the tokens, and the learning rate rises with the inverse cube root of the parameters. So both
+    are as far from the best ones as those of the planned run are.
     """
     record, full = ladder.record, lengths.full
     scale = factor**-0.5
@@ -172,7 +171,7 @@ def _planned(
     parameters = count_parameters(target.dimensions | model)["total"]
     wanted = record.parameters * record.tokens / factor * sizes * lengthened / parameters  # of this compute
     part = wanted / record.tokens
-    sequences = max(1, round(full.tokens_per_step / full.block_size * math.sqrt(part)))
+    sequences = max(1, round(full.tokens_per_step / full.block_size * part ** (2 / 3)))
     steps = max(1, round(wanted / (sequences * full.block_size)))
     tokens = steps * sequences * full.block_size
     most = target.settings.get("micro_batch_size") or sequences
@@ -256,7 +255,7 @@ def plan_lines(ladder: Ladder) -> list[str]:
     lines = [
         f"planned run: {rung_words(record.parameters, record.tokens)}, {ladder.full:.2f} passes",
         f"{len(ladder.rungs)} rungs, {share:.0%} of its compute: the same depth to width, tokens per parameter and "
-        "optimizer; batch and steps fall with the square root of the tokens",
+        "optimizer; batch by the tokens to the power of 2/3",
         f"learning rate {ladder.learning_rate:g} in the planned run, times the cube root of how much smaller a rung is",
     ]
     if any("data.train" in rung.overrides for rung in ladder.rungs):

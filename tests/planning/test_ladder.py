@@ -57,6 +57,17 @@ def test_an_interval_widens_with_the_distance():
     assert widths == sorted(widths)
 
 
+def test_the_rungs_near_the_planned_run_count_more():
+    """The same error of 2% in the largest rung and in one of a sixteenth of its compute."""
+    rungs, right = ladder(), Law(ladder(), BYTES).predict(8e6, 160e6).middle
+
+    def moved(index):
+        spoiled = [replace(rung, loss=rung.loss * (1.02 if at == index else 1)) for at, rung in enumerate(rungs)]
+        return abs(Law(spoiled, BYTES).predict(8e6, 160e6).middle / right - 1)
+
+    assert moved(0) > 2 * moved(2)
+
+
 def test_one_rung_that_went_wrong_moves_the_prediction_by_less_than_its_error():
     rungs = ladder()
     spoiled = [replace(rungs[1], loss=1.1 * rungs[1].loss), *rungs[:1], *rungs[2:]]
