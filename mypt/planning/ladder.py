@@ -31,10 +31,10 @@ from mypt.planning.scaling import ALPHA, LN_A, LN_B
 LEVEL = 0.95  # of every interval
 FACTOR = 8.0  # compute of the planned run by that of the largest rung
 FEWEST = 4  # rungs
-# Parameters and tokens of the rungs by those of the largest. The diagonal is the planned run in small; the other two
-# tell what parameters and tokens are worth one without the other.
-DESIGN = ((1, 1), (1 / 2, 1 / 2), (1 / 4, 1 / 4), (1, 1 / 4), (1 / 4, 1))
-FEWEST_LAYERS = 4  # a model with fewer works otherwise; one that is planned with fewer keeps its number
+# Parameters and tokens of the rungs by those of the largest. The first two are the planned run in small; the other two
+# tell what parameters and tokens are worth one without the other. A fifth, (1/4, 1/4), made predictions worse.
+DESIGN = ((1, 1), (1 / 2, 1 / 2), (1, 1 / 4), (1 / 4, 1))
+FEWEST_LAYERS = FEWEST_HEADS = 4  # a model with fewer works otherwise; one that is planned with fewer keeps its number
 
 NOISE = 0.005  # relative scatter of a run's loss, by its seed, before any is measured: as of _MEASURED runs
 _MEASURED = 4.0
@@ -268,7 +268,7 @@ def smaller_model(dimensions: dict, parameters: float) -> dict:
 
     Depth falls with the cube root of the parameters, not below four layers, and width does the rest, in steps of 8 (4
     below 64): the ratio of depth to width stays as far as it can. So do the width of a head, the share of key-value
-    heads, and the width of the MLP by the model's.
+    heads, and the width of the MLP by the model's; a model keeps four heads, or as many as are planned.
 
     Args:
         dimensions: MyPTConfig fields of the planned model.
@@ -287,7 +287,8 @@ def _narrowed(dimensions: dict, layers: int, width: int) -> dict:
     heads, head = dimensions["num_attention_heads"], dimensions["head_dim"]
     group = heads // dimensions["num_key_value_heads"]
     wide = heads * head / dimensions["hidden_size"]  # of all heads by the model's width, 1 in most
-    counts = [number for number in range(1, heads + 1) if width * wide % (2 * number) == 0] or [1]
+    least = min(heads, FEWEST_HEADS)
+    counts = [number for number in range(least, heads + 1) if width * wide % (2 * number) == 0] or [1]
     number = min(counts, key=lambda count: abs(math.log(width * wide / count / head)))
     return {
         "num_hidden_layers": layers,

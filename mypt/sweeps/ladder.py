@@ -161,9 +161,9 @@ def _planned(
 ) -> Planned:
     """The rung with these shares of the parameters and tokens of the largest one.
 
-    As in OLMo's ladder (Bhagia et al. 2024, 2412.04403), by the rules of Porian et al. 2024 (2406.19146), the batch falls
-    with the power 2/3 of the tokens, and the learning rate rises with the inverse cube root of the parameters. So both
-    are as far from the best ones as those of the planned run are.
+    As in OLMo's ladder (Bhagia et al. 2024, 2412.04403), by rules of Porian et al. 2024 (2406.19146), the batch falls
+    with the power 2/3 of the tokens (there of the parameters, at 20 tokens each), and the learning rate rises with the
+    inverse cube root of the parameters. So both are as far from the best ones as those of the planned run are.
     """
     record, full = ladder.record, lengths.full
     scale = factor**-0.5

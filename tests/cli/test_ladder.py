@@ -74,7 +74,7 @@ def test_the_rungs_are_the_planned_run_in_small(recipe, tmp_path):
     ratios = sorted(rung.tokens / rung.parameters / ratio for rung in ladder.rungs)
     assert ratios[0] < 0.4 and ratios[-1] > 2.5 and all(middle == pytest.approx(1, rel=0.5) for middle in ratios[1:-1])
     compute = [rung.parameters * rung.tokens / ladder.record.parameters / ladder.record.tokens for rung in ladder.rungs]
-    assert compute == pytest.approx([1 / 64, 1 / 16, 1 / 16, 1 / 16, 1 / 4], rel=0.05)
+    assert compute == pytest.approx([1 / 16, 1 / 16, 1 / 16, 1 / 4], rel=0.05)
     again = read_ladder(path, [], None, factor=4, tell=lambda line: None)
     assert [rung.folder for rung in again.rungs] == [rung.folder for rung in ladder.rungs]
     other = read_ladder(path, ["--training.learning_rate=0.1"], None, factor=4, tell=lambda line: None)
@@ -137,7 +137,7 @@ def test_the_report_has_every_rung_the_planned_run_and_a_picture(recipe, finishe
     (tmp_path / "ladder.json").write_text(json.dumps(found))
     assert read_record(tmp_path) == record  # what is fitted is fitted again
     _, columns, rows = ladder_table(found)
-    assert [row[0] for row in rows] == [*(f"rung {number}" for number in range(1, 6)), "planned"]
+    assert [row[0] for row in rows] == [*(f"rung {number}" for number in range(1, 1 + len(DESIGN))), "planned"]
     assert all(len(row) == len(columns) for row in rows)
     assert f"{found['planned']['loss']['middle']:.4f}" in rows[-1]
     printed = "\n".join(ladder_lines(record, law))
@@ -195,7 +195,7 @@ def test_a_ladder_that_is_killed_continues_and_predicts(recipe, tmp_path):
     process.wait()
     first = {path: path.stat().st_mtime_ns for path in folder.glob("rungs/*/result.json")}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    while not any("rung 2 of 5" in line and "training" in line for line in process.stdout):
+    while not any("rung 2 of 4" in line and "training" in line for line in process.stdout):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.wait(120) == 130
@@ -203,6 +203,6 @@ def test_a_ladder_that_is_killed_continues_and_predicts(recipe, tmp_path):
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == when for path, when in first.items())  # not trained again
     found = json.loads(done.stdout)
-    assert len(found["rungs"]) == 5 and found["planned"]["loss"]["low"] < found["planned"]["loss"]["high"]
+    assert len(found["rungs"]) == len(DESIGN) and found["planned"]["loss"]["low"] < found["planned"]["loss"]["high"]
     assert read_record(folder).law().predict(1e5, 1e6).middle > 0
     assert (folder / "ladder.png").is_file()

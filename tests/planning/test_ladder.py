@@ -30,7 +30,7 @@ def test_a_run_of_eight_times_the_compute_is_predicted_and_in_the_interval():
     found, truth = law.predict(8e6, 160e6), loss_of(8e6, 160e6)
     assert found.middle == pytest.approx(truth, rel=0.005)
     assert found.low < truth < found.high and found.high - found.low < 0.2 * truth
-    assert law.noise == pytest.approx(NOISE * (4 / 6) ** 0.5, rel=0.02)  # the losses have none: as of 4 in 6 runs
+    assert law.noise == pytest.approx(NOISE * (4 / 5) ** 0.5, rel=0.02)  # the losses have none: as of 4 in 5 runs
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
@@ -58,14 +58,14 @@ def test_an_interval_widens_with_the_distance():
 
 
 def test_the_rungs_near_the_planned_run_count_more():
-    """The same error of 2% in the largest rung and in one of a sixteenth of its compute."""
+    """The same error of 2% in the largest rung and in those of a quarter of its compute."""
     rungs, right = ladder(), Law(ladder(), BYTES).predict(8e6, 160e6).middle
 
     def moved(index):
         spoiled = [replace(rung, loss=rung.loss * (1.02 if at == index else 1)) for at, rung in enumerate(rungs)]
         return abs(Law(spoiled, BYTES).predict(8e6, 160e6).middle / right - 1)
 
-    assert moved(0) > 2 * moved(2)
+    assert moved(0) > 2 * max(moved(1), moved(2), moved(3))
 
 
 def test_one_rung_that_went_wrong_moves_the_prediction_by_less_than_its_error():
