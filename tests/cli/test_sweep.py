@@ -164,7 +164,7 @@ def test_a_sweep_outlives_kills_of_a_trial_and_of_itself(sweep_recipe, tmp_path)
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_a_diverging_space_ends_with_its_reason(sweep_recipe, tmp_path):
+def test_ctrl_c_lets_trials_save(sweep_recipe, tmp_path):
     recipe = sweep_recipe(training={"max_steps": 3000})
     folder, out = tmp_path / "runs" / "full-sweep", tmp_path / "out.txt"
     sweep = start(recipe, "--workers", "1", out=out)
@@ -175,13 +175,16 @@ def test_ctrl_c_saves_and_a_diverging_space_ends_with_its_reason(sweep_recipe, t
     assert sweep.wait() == 130, out.read_text()
     assert "the same command continues" in out.read_text()
     assert read_record(folder).trials[0].state == "waiting"
-    broken = start(
-        recipe, "--workers", "2", "--out", str(tmp_path / "broken"), "--sweep.trials=12", "--sweep.type=random",
-        "--sweep.space={model.num_attention_heads: [3, 5, 7, 9]}", out=tmp_path / "broken.txt",
-    )  # fmt: skip
-    assert broken.wait() == 1
-    text = (tmp_path / "broken.txt").read_text()
-    assert "10 trials in a row ended with refused" in text, text
+
+
+def test_ten_failures_in_a_row_for_one_reason_end_the_sweep(sweep_recipe, capsys, tmp_path):
+    """Two attention heads cannot share three or more key heads: each trial is refused before it starts."""
+    recipe = sweep_recipe(sweep={"type": "random", "trials": 12, "space": {"model.num_key_value_heads": [3, 5]}})
+    text = printed(capsys, recipe, "--workers", 1, code=1)
+    assert "mypt sweep: 10 trials in a row ended with refused: " in text.splitlines()[-1]
+    record = read_record(tmp_path / "runs" / "full-sweep")
+    assert [trial.state for trial in record.trials] == ["failed"] * 10 + ["waiting"] * 2
+    assert all("num_key_value_heads" in trial.message for trial in record.trials[:10])
 
 
 @pytest.mark.slow
@@ -192,16 +195,16 @@ def test_two_processes_join_one_study_by_url(sweep_recipe, tmp_path, request, ki
         "".join(json.dumps({"text": f"{n} other words " * 20}) + "\n" for n in range(9))
     )
     sets = {"own": str(tmp_path / "text.jsonl"), "other": str(tmp_path / "other.jsonl")}
-    recipe = sweep_recipe(sweep={"trials": 6, "type": "random"}, data={"eval": sets}, forgetting={"guard": []})
+    recipe = sweep_recipe(sweep={"trials": 4, "type": "random"}, data={"eval": sets}, forgetting={"guard": []})
     words = ["--workers", "1", "--storage", url, "--study", "joined"]
     outs = [tmp_path / f"{number}.txt" for number in range(2)]
     sweeps = [start(recipe, *words, out=out) for out in outs]
     assert not any(sweep.wait() for sweep in sweeps), [out.read_text() for out in outs]
     record = read_record(tmp_path / "runs" / "full-sweep")
-    assert [trial.number for trial in record.trials] == [*range(6)]
+    assert [trial.number for trial in record.trials] == [*range(4)]
     assert {trial.state for trial in record.trials} <= {"completed", "pruned"}
     ran = [int(line.split()[1]) for out in outs for line in out.read_text().splitlines() if " on cpu 0: " in line]
-    assert sorted(ran) == [*range(6)]
+    assert sorted(ran) == [*range(4)]
     for trial in record.trials:  # whose text was prepared once, by the first process
         assert Path(trial.folder, "eval", "other", "dataset_metadata.json").is_file()
         assert not Path(trial.folder, "data").exists()
