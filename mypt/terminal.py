@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 # Control characters but tab and line end, lone surrogates, and characters that a terminal does not show: those that
@@ -97,16 +97,8 @@ def print_table(title: str, columns: list[str], rows: list[list[object]]) -> Non
     titles, *cells = [[_encodable(one_line(cell), sys.stdout) for cell in row] for row in [columns, *rows]]
     if is_terminal(sys.stdout):
         from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text  # no markup: a name may hold [red]
 
-        label = Text(_encodable(one_line(title), sys.stdout)) if title else None
-        table = Table(title=label, title_justify="left")
-        for index, column in enumerate(titles):
-            table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
-        for row in cells:
-            table.add_row(*map(Text, row))
-        Console().print(table)
+        Console().print(_rich_table(_encodable(one_line(title), sys.stdout), titles, cells))
         return
     if title:
         say(one_line(title))
@@ -115,6 +107,52 @@ def print_table(title: str, columns: list[str], rows: list[list[object]]) -> Non
         blanks = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
         rest = [blank + cell for blank, cell in zip(blanks[1:], row[1:], strict=True)]
         say("  ".join([row[0] + blanks[0], *rest]).rstrip())
+
+
+def _rich_table(title: str, columns: list[str], rows: list[list[str]]):
+    from rich.table import Table
+    from rich.text import Text  # no markup: a name may hold [red]
+
+    table = Table(title=Text(title) if title else None, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+class LiveTable:
+    """A table that is drawn anew twice a second on a terminal, below the lines that are said; it leaves no trace.
+
+    Args:
+        read: Gives title, columns and rows, as of `print_table`; called from a thread of its own.
+        error: On standard error, not output.
+    """
+
+    def __init__(self, read: Callable[[], tuple[str, list[str], list[list[object]]]], *, error: bool = False):
+        from rich.console import Console
+        from rich.live import Live
+
+        self._read, self._stream = read, sys.stderr if error else sys.stdout
+        console = Console(file=self._stream)
+        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=2, transient=True)
+
+    def start(self) -> None:
+        self._live.start()
+
+    def stop(self) -> None:
+        self._live.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line above the table."""
+        self._live.console.print(self._shown(line), markup=False, highlight=False)
+
+    def _table(self):
+        title, columns, rows = self._read()
+        return _rich_table(self._shown(title), columns, [[self._shown(cell) for cell in row] for row in rows])
+
+    def _shown(self, text: object) -> str:
+        return _encodable(one_line(text), self._stream)
 
 
 def show_tracebacks() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from mypt.planning.verdict import duration
-from mypt.terminal import is_terminal, one_line, say
+from mypt.terminal import LiveTable, is_terminal, say
 
 SHOWN = 12  # trials that ended, the last ones, in the table
 
@@ -30,14 +30,8 @@ class Progress:
         self._total, self._done, self._to_error = total, done, to_error
         self._rows: dict[int, _Row] = {}
         self._turn = threading.Lock()
-        self._live = None
-        stream = sys.stderr if to_error else sys.stdout
-        if is_terminal(stream):
-            from rich.console import Console
-            from rich.live import Live
-
-            console = Console(file=stream)
-            self._live = Live(console=console, get_renderable=self._table, refresh_per_second=2, transient=True)
+        shown = is_terminal(sys.stderr if to_error else sys.stdout)
+        self._live = LiveTable(self._table, error=to_error) if shown else None
 
     def __enter__(self) -> Self:
         if self._live:
@@ -50,7 +44,7 @@ class Progress:
 
     def tell(self, line: str) -> None:
         if self._live:
-            self._live.console.print(one_line(line), markup=False, highlight=False)
+            self._live.say(line)
         else:
             say(line, error=self._to_error)
 
@@ -82,21 +76,15 @@ class Progress:
         if not self._live:
             self.tell(f"trial {number}: {words} ({self._done} of {self._total} trials ended)")
 
-    def _table(self):
-        from rich.table import Table
-        from rich.text import Text
-
+    def _table(self) -> tuple[str, list[str], list[list[object]]]:
         with self._turn:
             rows = sorted(self._rows.items())
             title = f"{self._done} of {self._total} trials ended"
         running = [row for row in rows if row[1].state == "running"]
         ended = [row for row in rows if row[1].state != "running"][-SHOWN:]
-        table = Table(title=title, title_justify="left")
-        for column in ("trial", "device", "state", "part", "loss", "time", "values"):
-            table.add_column(column, overflow="fold")
+        cells = []
         for number, row in [*ended, *running]:
             seconds = row.seconds or time.monotonic() - row.began
             loss = "" if row.loss is None else f"{row.loss:.4f}"
-            cells = [str(number), row.device, row.state, f"{row.percent}%", loss, duration(seconds), row.values]
-            table.add_row(*(Text(one_line(cell)) for cell in cells))
-        return table
+            cells.append([number, row.device, row.state, f"{row.percent}%", loss, duration(seconds), row.values])
+        return title, ["trial", "device", "state", "part", "loss", "time", "values"], cells
