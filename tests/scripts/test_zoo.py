@@ -10,6 +10,7 @@ sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 import zoo
 
 
+@pytest.mark.slow
 def test_two_architectures_and_a_mistake(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     pytest.importorskip("peft")

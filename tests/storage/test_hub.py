@@ -83,6 +83,7 @@ def logits(folder, model=None) -> list[float]:
         return model.eval()(ids).logits.double().flatten().tolist()
 
 
+@pytest.mark.slow
 def test_others_load_what_was_uploaded_with_mypt_and_without(finished_run, logged_in, tmp_path):
     """A run by the code of its card, a checkpoint on a branch, an adapter, and what push_to_hub made of the first."""
     upload(finished_run, "hf://me/run")

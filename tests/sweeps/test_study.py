@@ -56,13 +56,14 @@ def numbers(out: Path, word: str) -> list[int]:
     return [int(line.split()[1]) for line in out.read_text().splitlines() if line.startswith(f"{word} ")]
 
 
-@pytest.fixture(params=["journal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sqlite", "postgresql"))])
+@pytest.fixture(params=["journal", "sqlite", "postgresql"])
 def url(request, tmp_path) -> str:
     if request.param == "postgresql":
         return request.getfixturevalue("postgresql")
     return f"sqlite:///{tmp_path}/study.db" if request.param == "sqlite" else str(tmp_path / "study.journal")
 
 
+@pytest.mark.slow
 def test_processes_that_begin_together_share_the_trials_and_outlive_a_killed_one(url, tmp_path):
     outs = [tmp_path / f"{number}.out" for number in range(2 + ("://" in url))]
     processes = [worker(url, 6, 0.05 if index else 60, out) for index, out in enumerate(outs)]

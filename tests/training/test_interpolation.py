@@ -280,7 +280,7 @@ def test_two_processes(forgetful, corpora, adapted_models, tmp_path):
     assert load_model(run / "best", device="cpu") is not None
 
 
-@pytest.mark.parametrize("target", ["domain", "general"])
+@pytest.mark.parametrize("target", ["domain", pytest.param("general", marks=pytest.mark.slow)])
 def test_an_early_step_that_kept_the_guards_is_best_only_if_the_last_one_gives_no_better(
     forgetful, adapted_models, corpora, tmp_path, monkeypatch, target
 ):
