@@ -65,10 +65,23 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONG)
 
 
+_frozen = {"modules": 0}
+
+
 def pytest_collection_finish():
+    freeze()
+
+
+def pytest_runtest_setup():
+    if len(sys.modules) > _frozen["modules"] + 100:  # which the last test imported
+        freeze()
+
+
+def freeze() -> None:
     """Keep what was imported out of every garbage collection to come: training collects at each of its ends."""
     gc.collect()
     gc.freeze()
+    _frozen["modules"] = len(sys.modules)
 
 
 @pytest.fixture
