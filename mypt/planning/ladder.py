@@ -26,7 +26,7 @@ import numpy as np
 
 from mypt.errors import MyPTError
 from mypt.planning.parameters import count_parameters
-from mypt.planning.scaling import ALPHA, LN_A, LN_B
+from mypt.planning.scaling import ALPHA, LN_A, LN_B, Interval
 
 LEVEL = 0.95  # of every interval
 FACTOR = 8.0  # compute of the planned run by that of the largest rung
@@ -66,15 +66,6 @@ class Rung:
     effective_tokens: float
     loss: float
     error: float
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The fit's value, and the bounds of a central interval of 95%."""
-
-    low: float
-    middle: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mypt.errors import MyPTError
+from mypt.planning.scaling import Interval
 
 LEVEL = 0.95  # of every interval
 NOISE = 0.005  # nats: the scatter of a probe's end that is assumed before any is measured, as of two measurements
@@ -55,15 +56,6 @@ class Probe:
     ratio: float
     steps: int
     sets: dict[str, dict]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Median and bounds of a central interval of 95%, in nats."""
-
-    low: float
-    middle: float
-    high: float
 
 
 @dataclass(frozen=True)

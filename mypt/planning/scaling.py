@@ -5,6 +5,7 @@ data: L = E + A / N'^alpha + B / D'^alpha, in nats per token, with effective par
 """
 
 import math
+from dataclasses import dataclass
 
 from mypt.planning import shapes
 from mypt.planning.parameters import complete, count_parameters
@@ -20,6 +21,15 @@ GUESSING_LOSS = math.log(50_257)
 # The owner's guide: (below this size, passes advised at least, at most).
 _DATASET_HINTS = ((10_000_000, 3, 5), (100_000_000, 2, 4), (math.inf, 1, 3))
 _MODEL_HINTS = ((20_000_000, 3, 5), (150_000_000, 2, 4), (math.inf, 1, 3))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What a fitted law predicts (of a sample of fits, the median), and the bounds of a central interval of 95%."""
+
+    low: float
+    middle: float
+    high: float
 
 
 def effective_tokens(viewed: float, unique: float) -> float:

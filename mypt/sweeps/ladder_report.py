@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mypt.planning.ladder import Interval, Law
+from mypt.planning.ladder import Law
 from mypt.planning.plan import Forecast
 from mypt.planning.report import beyond_words, loss_words, optimum_words
-from mypt.planning.scaling import GUESSING_LOSS, predicted_loss
+from mypt.planning.scaling import GUESSING_LOSS, Interval, predicted_loss
 from mypt.planning.verdict import duration, figure, short
 from mypt.plots import add_legend, new_axes
 from mypt.sweeps.ladder_record import LadderRecord
