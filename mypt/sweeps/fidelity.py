@@ -14,10 +14,12 @@ from statistics import NormalDist
 
 import numpy as np
 
+from mypt.evaluation.student import student_probability, student_quantile
+
 LEVEL = 0.05  # probability of naming a candidate that is not the best, however often repeats are added
 POWER = 0.8  # probability that the advised repeats settle a difference as large as the measured one
 MOST_REPEATS = 200  # of a candidate; a difference that needs more is smaller than anything worth a search
-_DRAWS, _GRID, _ANGLES = 4_000, np.linspace(-1, 1, 41), 4_001
+_DRAWS, _GRID = 4_000, np.linspace(-1, 1, 41)
 
 Runs = Mapping[int, float | None]  # the objective of one candidate by seed; None: the run failed
 
@@ -307,26 +309,3 @@ def _finite(value: float | None) -> float:
 
 def _ratio(above: float, below: float) -> float:
     return above / below if below > 0 else math.nan
-
-
-# ---- Student's t without scipy ----
-
-
-def student_probability(t: float, degrees: float) -> float:
-    """P(T <= t). With T = sqrt(degrees) tan(a) the density of a is cos(a)^(degrees - 1), summed by trapezoids."""
-    angles, total = _student(degrees)
-    return float(np.interp(math.atan(t / math.sqrt(degrees)), angles, total))
-
-
-def student_quantile(probability: float, degrees: float) -> float:
-    """The t with P(T <= t) = probability."""
-    angles, total = _student(degrees)
-    return math.sqrt(degrees) * math.tan(float(np.interp(probability, total, angles)))
-
-
-@lru_cache(64)
-def _student(degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    angles = np.linspace(-math.pi / 2, math.pi / 2, _ANGLES)
-    density = np.cos(angles).clip(0) ** (degrees - 1)
-    total = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return angles, total / total[-1]

@@ -9,17 +9,12 @@ import torch
 from mypt import MyPTConfig, MyPTForCausalLM
 from mypt.errors import DataError, MyPTError, TokenizerError
 from mypt.evaluation.compare import compare
-from mypt.evaluation.difference import paired_difference, student_t
+from mypt.evaluation.difference import paired_difference
 from mypt.evaluation.sets import EvaluationSet
 from mypt.tokenization.load import load_tokenizer, save_tokenizer
 from mypt.tokenization.train import build_char_tokenizer, train_bpe_tokenizer
 from tests.datasets import ALPHABET
 from tests.evaluation.test_rolling import Stream
-
-
-@pytest.mark.parametrize(("freedom", "quantile"), [(9, 2.26216), (19, 2.09302), (99, 1.98422), (10_000, 1.96020)])
-def test_the_quantiles_of_a_printed_table(freedom, quantile):
-    assert student_t(0.95, freedom) == pytest.approx(quantile, rel=3e-5)
 
 
 class Windows:
