@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
-import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mypt.errors import Interrupted, MyPTError
+from mypt.errors import MyPTError
 from mypt.terminal import print_table, say, say_json
 
 if TYPE_CHECKING:
     from mypt.planning.plan import Plan
     from mypt.sweeps.ladder import Ladder
-    from mypt.sweeps.ladder_record import LadderRecord
     from mypt.training.target import Target
 
 HELP = "predict a run's loss from small runs, and the best size"
@@ -84,10 +81,11 @@ def with_ladder(found: Plan, target: Target, folder: Path | None) -> Plan:
 
 def _report(ladder: Ladder, args: argparse.Namespace, tell) -> None:
     from mypt.files import replace_text
+    from mypt.sweeps.ladder import run_ladder
     from mypt.sweeps.ladder_record import RECORD_NAME
     from mypt.sweeps.ladder_report import PICTURE_NAME, draw_ladder, ladder_lines, ladder_table, summary
 
-    record = _trained(ladder, args.runs, tell)
+    record = run_ladder(ladder, runs=args.runs, tell=tell)
     law = record.law()
     found = summary(record, law)
     replace_text(ladder.out / RECORD_NAME, json.dumps(found, indent=1) + "\n")
@@ -98,36 +96,3 @@ def _report(ladder: Ladder, args: argparse.Namespace, tell) -> None:
     print_table(*ladder_table(found))
     say(*ladder_lines(record, law))
     say(f"{ladder.out / RECORD_NAME}{f', {ladder.out / PICTURE_NAME}' if drawn else ''}")
-
-
-def _trained(ladder: Ladder, runs: list[Path], tell) -> LadderRecord:
-    """The record of the finished rungs. Raises Interrupted after a signal, when the rung under way is saved."""
-    from mypt.sweeps.ladder import run_ladder
-
-    stop, received, result = threading.Event(), [], {}
-
-    def work() -> None:
-        try:
-            result["record"] = run_ladder(ladder, runs=runs, tell=tell, stop=stop)
-        except BaseException as error:
-            result["error"] = error
-
-    def on_signal(number: int, frame) -> None:
-        received.append(number)
-        stop.set()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(0.2)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        name = signal.Signals(received[0]).name
-        raise Interrupted(f"stopped by {name}; finished rungs are kept: the same command continues", received[0])
-    if "error" in result:
-        raise result["error"]
-    return result["record"]

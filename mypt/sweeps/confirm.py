@@ -5,26 +5,24 @@ from __future__ import annotations
 import json
 import math
 import queue
-import signal
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
+from operator import attrgetter
 from pathlib import Path
 
-from mypt.errors import CheckFailed, Interrupted, MyPTError
-from mypt.evaluation.forgetting import INFEASIBLE
+from mypt.errors import CheckFailed, MyPTError
 from mypt.files import replace_text
 from mypt.folders import only_writer
 from mypt.json_files import read_json
 from mypt.preparation.subset import subset_dataset
 from mypt.recipe import load_recipe
 from mypt.sweeps.fidelity import Agreement, Runs, Verdict, agreement, judge
-from mypt.sweeps.record import SweepRecord, TrialRecord
+from mypt.sweeps.record import SweepRecord, TrialRecord, is_loss
 from mypt.sweeps.space import PREDEFINED
 from mypt.sweeps.sweep import Device
-from mypt.sweeps.trial import run_trial
+from mypt.sweeps.trial import run_trial, stop_on_signal
 
 FOLDER, CONFIRM_NAME = "confirm", "confirm.json"
 _SCALED = ("training.max_steps", "training.warmup_steps", "training.eval_steps", "training.save_steps",
@@ -117,11 +115,6 @@ class Confirmed:
     verdict: Verdict
 
 
-def is_loss(objective: float | None) -> bool:
-    """Whether an objective is the loss of a run that kept its guards: finite, and below the mark of `INFEASIBLE`."""
-    return objective is not None and math.isfinite(objective) and objective < INFEASIBLE
-
-
 def candidate(trial: int) -> str:
     return f"trial {trial}"
 
@@ -131,9 +124,8 @@ def best_trials(record: SweepRecord, top: int) -> list[TrialRecord]:
 
     Raises CheckFailed for fewer than two.
     """
-    kept = [trial for trial in record.trials if trial.state == "completed" and is_loss(trial.objective)]
     found: list[TrialRecord] = []
-    for trial in sorted(kept, key=lambda one: (one.objective, one.number)):
+    for trial in sorted(filter(attrgetter("kept"), record.trials), key=attrgetter("objective", "number")):
         if all(trial.overrides != better.overrides for better in found):
             found.append(trial)
     if len(found) < 2:
@@ -314,39 +306,28 @@ def _run_all(
     free: queue.SimpleQueue[Device] = queue.SimpleQueue()
     for device in devices:
         free.put(device)
-    stop, received = threading.Event(), []
+    with stop_on_signal("runs are saved") as stop, ThreadPoolExecutor(len(devices)) as pool:
 
-    def work(run: Rerun) -> Rerun:
-        overrides, device = run.overrides | ({"data.train": train} if train else {}), free.get()
-        try:
-            for _ in range(_ATTEMPTS):
-                ended = run_trial(record.trial_recipe, overrides, run.folder, env=device.env, stop=stop)
-                if ended.state != "killed":
-                    break
-        finally:
-            free.put(device)
-        return replace(run, **{name: getattr(ended, name) for name in _TAKEN})
+        def work(run: Rerun) -> Rerun:
+            overrides, device = run.overrides | ({"data.train": train} if train else {}), free.get()
+            try:
+                for _ in range(_ATTEMPTS):
+                    if stop.is_set():
+                        return run
+                    ended = run_trial(record.trial_recipe, overrides, run.folder, env=device.env, stop=stop)
+                    if ended.state != "killed":
+                        break
+            finally:
+                free.put(device)
+            return replace(run, **{name: getattr(ended, name) for name in _TAKEN})
 
-    def leave(number: int, frame: object) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    with ThreadPoolExecutor(len(devices)) as pool:
-        before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
             for future in as_completed([pool.submit(work, run) for run in runs]):
-                note(future.result())
-        except BaseException as error:  # the other runs save a checkpoint, from which the next call resumes
+                if (run := future.result()).state not in ("waiting", "interrupted"):
+                    note(run)
+        except BaseException:  # the other runs save a checkpoint, from which the next call resumes
             stop.set()
-            pool.shutdown(cancel_futures=True)
-            if not isinstance(error, KeyboardInterrupt):
-                raise
-            number = received[0] if received else signal.SIGINT
-            name = signal.Signals(number).name
-            raise Interrupted(f"stopped by {name}; runs are saved: the same command continues", number) from None
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            raise
 
 
 _TAKEN = ("state", "reason", "message", "objective", "step", "seconds", "cpu_seconds")

@@ -3,7 +3,6 @@
 import json
 import math
 import shlex
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from mypt.shards.opening import open_dataset
 from mypt.sweeps.ladder_record import RECORD_NAME, LadderRecord, data_identity, default_folder, is_finished, read_rung
 from mypt.sweeps.lengths import Lengths
 from mypt.sweeps.subset import SweepData, place_eval_text, prepare_data
-from mypt.sweeps.trial import run_trial, train_command
+from mypt.sweeps.trial import run_trial, stop_on_signal, train_command
 from mypt.text.hub import PREFIX
 from mypt.training.request import check
 from mypt.training.target import Target, default_learning_rate, read_target
@@ -32,7 +31,6 @@ from mypt.yaml12 import dump_yaml
 
 RECIPE_NAME, RUNGS_NAME, PARTS_NAME, CACHE_NAME = "rung.yaml", "rungs", "parts", "prepared"
 WINDOWS = 1_000  # of the evaluation set, at the end of each rung, where the recipe does not say how many
-ALL = 2**62  # samples of a subset that is everything
 FEWEST_DOCUMENTS = 20  # of each source in a part of the data
 
 
@@ -86,7 +84,7 @@ def read_ladder(
     out = out or default_folder(recipe)
     check(replace(recipe, training=recipe.training | {"output_dir": str(out / RUNGS_NAME / "new")}), resume=False)
     require_own(out, _is_ladder, "mypt ladder")
-    data = prepare_data(recipe, out.parent / CACHE_NAME, samples=ALL, seed=0, tell=lambda line: None)
+    data = prepare_data(recipe, out.parent / CACHE_NAME, samples=None, seed=0, tell=tell)
     name = recipe.forgetting.target or next(iter(data.eval))
     out.mkdir(parents=True, exist_ok=True)
     content = dump_yaml(_rung_content(recipe, data, name))
@@ -263,28 +261,22 @@ def plan_lines(ladder: Ladder) -> list[str]:
     return lines
 
 
-def run_ladder(
-    ladder: Ladder,
-    *,
-    runs: Sequence[Path] = (),
-    tell: Callable[[str], object],
-    stop: threading.Event | None = None,
-) -> LadderRecord:
+def run_ladder(ladder: Ladder, *, runs: Sequence[Path] = (), tell: Callable[[str], object]) -> LadderRecord:
     """Train the rungs that are not finished, and add other finished runs.
 
     Args:
         runs: Folders of finished runs of the same data to use as rungs, too.
-        stop: When it is set, the rung that is trained saves and ends.
 
     Returns:
-        The record of the rungs that are finished: all, unless `stop` was set.
+        The record of all rungs.
 
     Raises:
         MyPTError: A run cannot be a rung.
         CheckFailed: A rung ended otherwise than at its last step.
+        Interrupted: After SIGINT, SIGTERM or SIGHUP, when the rung under way is saved.
     """
     others = [read_rung(folder, ladder.record, require_same=True) for folder in runs]
-    with only_writer(ladder.out):
+    with only_writer(ladder.out), stop_on_signal("finished rungs are kept") as stop:
         for number, planned in enumerate(ladder.rungs, 1):
             words = f"rung {number} of {len(ladder.rungs)}, {rung_words(planned.parameters, planned.tokens)}"
             if is_finished(planned.folder):
@@ -293,7 +285,7 @@ def run_ladder(
             tell(f"{words}: training, {_expected(planned.seconds)}")
             place_eval_text(ladder.data, planned.folder)
             ended = run_trial(ladder.recipe, planned.overrides, planned.folder, stop=stop)
-            if stop and stop.is_set():
+            if stop.is_set():
                 break
             if ended.state != "completed":
                 raise CheckFailed(
@@ -302,7 +294,7 @@ def run_ladder(
                     ended.reason,
                 )
             tell(f"{words}: loss {read_rung(planned.folder, ladder.record).loss:.4f} after {duration(ended.seconds)}")
-        finished = [read_rung(rung.folder, ladder.record) for rung in ladder.rungs if is_finished(rung.folder)]
-        known = {Path(rung.folder).resolve() for rung in finished}
-        finished += [rung for rung in others if Path(rung.folder).resolve() not in known]
+    finished = [read_rung(rung.folder, ladder.record) for rung in ladder.rungs]
+    known = {Path(rung.folder).resolve() for rung in finished}
+    finished += [rung for rung in others if Path(rung.folder).resolve() not in known]
     return replace(ladder.record, rungs=finished)

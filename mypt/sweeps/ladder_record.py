@@ -8,7 +8,7 @@ from typing import TypedDict
 import xxhash
 
 from mypt.checkpoints.config import read_config_file
-from mypt.errors import CheckpointError, RecipeError
+from mypt.errors import CheckpointError
 from mypt.json_files import read_json
 from mypt.planning.ladder import Law, Rung
 from mypt.planning.parameters import count_parameters, dimensions_of
@@ -20,6 +20,7 @@ from mypt.streams.size import fingerprint
 from mypt.text.sources import find_units
 from mypt.training.data.sources import is_dataset
 from mypt.training.data.text import tokenizer_options
+from mypt.training.request import output_dir
 from mypt.training.result import read_result
 from mypt.training.run_folder import recorded_identity
 
@@ -81,9 +82,8 @@ class LadderRecord:
 
 
 def default_folder(recipe: Recipe) -> Path:
-    if not (given := recipe.training.get("output_dir")):
-        raise RecipeError("training.output_dir is missing: say where the run goes, for example runs/first")
-    return Path(f"{given.rstrip('/')}-ladder")
+    """Next to the run's folder. Raises RecipeError if the recipe names none."""
+    return Path(f"{output_dir(recipe)}-ladder")
 
 
 def data_identity(recipe: Recipe, name: str | None = None) -> dict[str, str]:

@@ -5,6 +5,7 @@ process that uses the folder.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +13,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mypt.errors import FolderInUse, MyPTError
+from mypt.evaluation.forgetting import INFEASIBLE
 from mypt.files import replace_text
 from mypt.folders import WriterLock
 from mypt.json_files import read_json
 
 RECORD_NAME, TRIALS_NAME = "sweep.json", "trials"
+
+
+def is_loss(objective: float | None) -> bool:
+    """Whether an objective is the loss of a run that kept its guards: finite, and below the mark of `INFEASIBLE`."""
+    return objective is not None and math.isfinite(objective) and objective < INFEASIBLE
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,11 @@ class TrialRecord:
     attempts: int
     device: str
     folder: str
+
+    @property
+    def kept(self) -> bool:
+        """Whether it was completed with its guards kept: what can be the best trial."""
+        return self.state == "completed" and is_loss(self.objective)
 
 
 @dataclass(frozen=True)

@@ -54,12 +54,13 @@ class SweepData:
 
 
 def prepare_data(
-    recipe: Recipe, cache: Path, *, samples: int, seed: int, tell: Callable[[str], object] = say
+    recipe: Recipe, cache: Path, *, samples: int | None, seed: int, tell: Callable[[str], object] = say
 ) -> SweepData:
     """Prepare the recipe's text and its subset in `cache`, or find them there; prints what is limited.
 
-    The subset holds `samples` documents; of several sources each keeps its share, so that all are seen as often as in
-    the full run. Waits for another process that prepares the same. Raises as `prepare_dataset` and `subset_dataset`.
+    The subset holds `samples` documents (None: all, and nothing is limited); of several sources each keeps its share,
+    so that all are seen as often as in the full run. Waits for another process that prepares the same. Raises as
+    `prepare_dataset` and `subset_dataset`.
     """
     section = recipe.data
     texts = text_sources(section.train)
@@ -71,12 +72,12 @@ def prepare_data(
     counts = {source: manifest.splits["train"].documents for source, manifest in manifests.items()}
     total = sum(counts.values())
     subset = dict(directories)
-    if total > samples:
+    if samples is not None and total > samples:
         tell(f"Limiting dataset from {total} to {samples} samples")
         for source, directory in directories.items():
             kept = max(1, round(counts[source] * samples / total))
             subset[source] = str(_subset(directory, manifests[source], cache, kept, seed, tell))
-    else:
+    elif samples is not None:
         tell(f"the dataset has {total} samples, and a sweep takes up to {samples}: all of it is used")
     sets = section.eval or _default_sets(texts, manifests)
     if not sets:
@@ -115,13 +116,13 @@ def place_eval_text(data: SweepData, run: Path) -> None:
             temporary.rename(target)
 
 
-def _prepared_text(recipe: Recipe, source: str, cache: Path, samples: int, tell) -> Path:
+def _prepared_text(recipe: Recipe, source: str, cache: Path, samples: int | None, tell) -> Path:
     """All of a text; of a dataset of the hub that is streamed, about as many first documents as are needed."""
     section = recipe.data
     units = find_units([source], text_column=section.text_column)
     held_out = 0.0 if not section.eval and own_validation(source) else section.val_fraction
     most = section.max_train_examples
-    if section.streaming and units[0].kind == "hub":
+    if samples is not None and section.streaming and units[0].kind == "hub":
         known = document_count(units)
         most = min(most or samples, ceil(samples / (1 - held_out)))
         tell(f"{source}: its first {most} of {known or 'an unknown number of'} samples are downloaded for the sweep")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mypt.errors import RecipeError, recipe_wording
+from mypt.errors import recipe_wording
 from mypt.files import replace_text
 from mypt.folders import require_own
 from mypt.hardware.devices import machine_like
@@ -18,7 +18,7 @@ from mypt.sweeps.space import DEFAULT_SPACE, PREDEFINED, Space, read_space
 from mypt.sweeps.study import Search, Study, without_password
 from mypt.sweeps.subset import SweepData, prepare_data
 from mypt.sweeps.trial import as_override, train_command
-from mypt.training.request import check
+from mypt.training.request import check, output_dir
 from mypt.yaml12 import dump_yaml
 
 TRIAL_RECIPE, JOURNAL_NAME, CACHE_NAME = "trial.yaml", "study.journal", "prepared"
@@ -127,7 +127,7 @@ def read_sweep(
         MyPTError: For a recipe, a space or data that cannot be used as asked.
     """
     recipe = load_recipe(path, overrides)
-    out = out or _default_folder(recipe)
+    out = out or Path(f"{output_dir(recipe)}-sweep")
     # What `mypt train` would refuse, in a folder that is nobody's.
     check(replace(recipe, training=recipe.training | {"output_dir": str(out / TRIALS_NAME / "new")}), resume=False)
     require_own(out, _is_sweep, "mypt sweep")
@@ -152,12 +152,6 @@ def read_sweep(
         block_size = lengths.base.block_size
         configurations = {name: one.overrides(recipe, block_size) for name, one in PREDEFINED.items()}
     return Sweep(path, overrides, out, section, space, configurations, data, lengths)
-
-
-def _default_folder(recipe: Recipe) -> Path:
-    if not (given := recipe.training.get("output_dir")):
-        raise RecipeError("training.output_dir is missing: say where the run goes, for example runs/first")
-    return Path(f"{given.rstrip('/')}-sweep")
 
 
 def _is_sweep(folder: Path) -> bool:

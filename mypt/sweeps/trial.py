@@ -11,18 +11,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from mypt.errors import CheckpointError
+from mypt.errors import CheckpointError, Interrupted
 from mypt.training.result import RESULT_NAME, Result, read_result
 from mypt.yaml12 import load_yaml
 
 METRICS_NAME, LOG_NAME = "metrics.jsonl", "train.log"
 POLL = 0.2  # seconds between two looks at a running process
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 600.0  # seconds that a process may take to save after SIGTERM, then SIGKILL
 
 # The process asks Linux to be killed when the thread that started it ends, even by kill -9 of the whole process
@@ -83,6 +85,35 @@ def _reads_as(text: str, value: object) -> bool:
         return load_yaml(text) == value
     except yaml.YAMLError:
         return False
+
+
+@contextmanager
+def stop_on_signal(kept: str) -> Iterator[threading.Event]:
+    """An event for `run_trial`, which SIGINT, SIGTERM and SIGHUP set, unless they are ignored, as under nohup.
+
+    The second SIGINT is a KeyboardInterrupt at once. kept: what is saved then, for the message. In the main thread.
+
+    Raises:
+        Interrupted: At the end of the context, if a signal came.
+    """
+    stop, received = threading.Event(), []
+
+    def on_signal(number: int, frame: object) -> None:
+        received.append(number)
+        stop.set()
+        if received.count(signal.SIGINT) > 1:
+            raise KeyboardInterrupt
+
+    heard = [each for each in _SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, on_signal) for number in heard}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        name = signal.Signals(received[0]).name
+        raise Interrupted(f"stopped by {name}; {kept}: the same command continues", received[0])
 
 
 def run_trial(

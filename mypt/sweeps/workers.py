@@ -2,7 +2,6 @@
 
 import json
 import math
-import signal
 import threading
 import time
 from collections import deque
@@ -11,14 +10,14 @@ from pathlib import Path
 
 import optuna
 
-from mypt.errors import CheckFailed, Interrupted, MyPTError
+from mypt.errors import CheckFailed, MyPTError
 from mypt.planning.verdict import duration
 from mypt.sweeps.progress import Progress
 from mypt.sweeps.record import turn, write_record
 from mypt.sweeps.study import BEAT, Claimed, Study
 from mypt.sweeps.subset import place_eval_text
 from mypt.sweeps.sweep import Device, Sweep, make_record
-from mypt.sweeps.trial import Ended, run_trial
+from mypt.sweeps.trial import Ended, run_trial, stop_on_signal
 
 ATTEMPTS = 3  # processes of a trial that may be killed, before it counts as failed
 IN_A_ROW = 10  # trials that fail for the same reason, before the sweep stops
@@ -53,7 +52,6 @@ class Workers:
         self._failures: deque[str] = deque(maxlen=IN_A_ROW)
         self._stopping = threading.Event()
         self._turn = threading.Lock()
-        self._signal: int | None = None
         self._error: BaseException | None = None
         self._working = len(devices)
 
@@ -66,31 +64,19 @@ class Workers:
         """
         # Daemons: after a second Ctrl-C nothing waits for them, and a process dies with the thread that started it.
         threads = [threading.Thread(target=self._guarded, args=(device,), daemon=True) for device in self._devices]
-        before = {number: signal.signal(number, self._received) for number in (signal.SIGTERM, signal.SIGHUP)}
         beating = threading.Thread(target=self._guarded, args=(None,), daemon=True)
-        for thread in [*threads, beating]:
-            thread.start()
-        try:
-            while self._working:
-                try:
+        with stop_on_signal("trials that ran are saved") as stop:
+            for thread in [*threads, beating]:
+                thread.start()
+            try:
+                while self._working:
                     time.sleep(0.1)  # not `join`, which Ctrl-C lets take a thread for ended (Python 3.11)
-                except KeyboardInterrupt:
-                    if self._signal:
-                        raise  # the second one: this process ends, and Linux kills its children with it
-                    self._received(signal.SIGINT, None)
-        finally:
-            self._stop()
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if self._error:
-            raise self._error
-        if self._signal:
-            name = signal.Signals(self._signal).name
-            raise Interrupted(f"stopped by {name}; trials that ran are saved: the same command continues", self._signal)
-
-    def _received(self, number: int, frame) -> None:
-        self._signal = self._signal or number
-        self._stop()
+                    if stop.is_set():
+                        self._stop()
+            finally:
+                self._stop()
+            if self._error:
+                raise self._error
 
     def _stop(self) -> None:
         self._stopping.set()
