@@ -14,12 +14,16 @@ from mypt.checkpoints.meta import read_config
 from mypt.checkpoints.state import run_tolerance
 from mypt.errors import MyPTError
 from mypt.evaluation.forgetting import TOLERANCE, judge, require_tolerance
-from mypt.evaluation.sets import Source, open_set, require_parts, require_same_text, require_source
+from mypt.evaluation.sets import EvaluationSet, Source, open_set, require_parts, require_same_text, require_source
 from mypt.terminal import progress_bar
 from mypt.tokenization.load import require_model_tokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mypt.streams.eval_windows import EvalWindows
+
+    Measured = tuple[np.ndarray, EvaluationSet]  # the losses of all targets, float32 (targets,), and their set
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,7 @@ def compare(
     checked |= {"definition": definition, "document_mask": document_mask}
     require_comparable(models, data, **checked, tolerance=tolerance)
     from mypt.checkpoints.probes import require_causal, require_document_mask
-    from mypt.evaluation.breakdown import break_down
-    from mypt.evaluation.difference import is_same_windows, paired_difference, window_sums
-    from mypt.evaluation.loss import WindowLosses, token_losses
+    from mypt.evaluation.loss import token_losses
 
     loaded = {path: load_model(path).float() for path in dict.fromkeys(models)}
     for path, model in loaded.items():
@@ -102,73 +104,91 @@ def compare(
         if document_mask:
             require_document_mask(model, path)
     contexts = {path: getattr(model.config, "max_position_embeddings", None) for path, model in loaded.items()}
-    block_size = common_block_size(contexts, block_size)
-    options = {"split": split, "block_size": block_size, "document_mask": document_mask, "definition": definition}
+    options = {"split": split, "block_size": common_block_size(contexts, block_size)}
+    options |= {"document_mask": document_mask, "definition": definition}
     sets = {
         path: {name: open_set(name, source, path, model.config.vocab_size, **options) for name, source in data.items()}
         for path, model in loaded.items()
     }
-    first_sets = sets[models[0]]
     for path, own in sets.items():
-        for name, its in own.items():
-            if not is_same_windows(first_sets[name], its):
-                require_same_text(name, first_sets[name], its)
-                if name in (guard or []):
-                    raise MyPTError(
-                        f"--guard {name}: {path} has another tokenizer than {models[0]}, and a tolerance is in nats "
-                        "per token; leave out --guard and compare the bits/byte"
-                    )
-    reports = {path: read_interpolation(Path(path)) for path in loaded}
+        _require_same_sets(models[0], sets[models[0]], path, own, guard or [])
     scores, first = [], {}
     total = sum(len(its.windows) for own in sets.values() for its in own.values())
     with progress_bar(total=total, unit="window") as bar:
         for path, model in loaded.items():
+            report = read_interpolation(Path(path))
+            about = {"model": path, "alpha": report["alpha"] if report else None, **options}
             limit = tolerance or run_tolerance(Path(path)) or TOLERANCE
             for name, its in sets[path].items():
-                each = token_losses(model, its.windows, batch_size, bar.update)
-                losses = WindowLosses(window_sums(each, its), its.windows.lengths)
-                if not math.isfinite(losses.loss):
-                    raise MyPTError(f"the loss of {path} on {name} is {losses.loss}: its weights are broken")
-                delta = error = change = None
-                if path != models[0]:
-                    change = paired_difference(first[name], (each, its))
-                    if change.nats is not None:
-                        base = first[name]
-                        delta, error = losses.delta(WindowLosses(window_sums(*base), losses.tokens))
-                judged = delta is not None and name in (guard or [])
-                scores.append(
-                    Score(
-                        model=path,
-                        data=name,
-                        definition=definition,
-                        loss=losses.loss,
-                        standard_error=losses.standard_error,
-                        perplexity=losses.perplexity,
-                        bits_per_byte=losses.bits_per_byte(its.windows.bytes_per_token),
-                        tokens=int(losses.tokens.sum()),
-                        bytes=its.windows.reader.text_bytes,
-                        delta=delta,
-                        delta_error=error,
-                        interval=change.interval_in_nats if change else None,
-                        bits_delta=change.bits if change else None,
-                        bits_interval=change.interval if change else None,
-                        unit=change.unit if change else None,
-                        units=change.units if change else None,
-                        state=judge(delta, error, limit) if judged else None,
-                        tolerance=limit if judged else None,
-                        alpha=reports[path]["alpha"] if reports[path] else None,
-                        block_size=block_size,
-                        split=split,
-                        document_mask=document_mask,
-                        data_hash=its.fingerprint,
-                        parts={
-                            kind: [asdict(part) for part in break_down(kind, each, its, first.get(name))]
-                            for kind in by or []
-                        },
-                    )
-                )
-                first.setdefault(name, (each, its))
+                measured = token_losses(model, its.windows, batch_size, bar.update), its
+                judged_by = limit if name in (guard or []) else None
+                scores.append(_score(name, measured, first.get(name), judged_by, by or [], about))
+                first.setdefault(name, measured)
     return scores
+
+
+def _require_same_sets(
+    first: str, first_sets: dict[str, EvaluationSet], path: str, sets: dict[str, EvaluationSet], guard: list[str]
+) -> None:
+    """Raise MyPTError unless two models have the same text in each set, in a guarded one the same tokens."""
+    from mypt.evaluation.difference import is_same_windows
+
+    for name, its in sets.items():
+        if is_same_windows(first_sets[name], its):
+            continue
+        require_same_text(name, first_sets[name], its)
+        if name in guard:
+            raise MyPTError(
+                f"--guard {name}: {path} has another tokenizer than {first}, and a tolerance is in nats per token; "
+                "leave out --guard and compare the bits/byte"
+            )
+
+
+def _score(
+    name: str, measured: Measured, first: Measured | None, tolerance: float | None, by: list[str], about: dict
+) -> Score:
+    """The figures of a model on the set `name`.
+
+    Args:
+        measured: The losses of its targets. first: Those of the model that it is compared with; None for that one.
+        tolerance: Of a guarded set.
+        by: How to divide the loss.
+        about: The fields of `Score` that are of the model and the request.
+    """
+    from mypt.evaluation.breakdown import break_down
+    from mypt.evaluation.difference import paired_difference, window_sums
+    from mypt.evaluation.loss import WindowLosses
+
+    its = measured[1]
+    losses = WindowLosses(window_sums(*measured), its.windows.lengths)
+    if not math.isfinite(losses.loss):
+        raise MyPTError(f"the loss of {about['model']} on {name} is {losses.loss}: its weights are broken")
+    change = paired_difference(first, measured) if first else None
+    delta = error = None
+    if change and change.nats is not None:
+        delta, error = losses.delta(WindowLosses(window_sums(*first), losses.tokens))
+    is_judged = tolerance is not None and delta is not None
+    return Score(
+        data=name,
+        loss=losses.loss,
+        standard_error=losses.standard_error,
+        perplexity=losses.perplexity,
+        bits_per_byte=losses.bits_per_byte(its.windows.bytes_per_token),
+        tokens=int(losses.tokens.sum()),
+        bytes=its.windows.reader.text_bytes,
+        delta=delta,
+        delta_error=error,
+        interval=change.interval_in_nats if change else None,
+        bits_delta=change.bits if change else None,
+        bits_interval=change.interval if change else None,
+        unit=change.unit if change else None,
+        units=change.units if change else None,
+        state=judge(delta, error, tolerance) if is_judged else None,
+        tolerance=tolerance if is_judged else None,
+        data_hash=its.fingerprint,
+        parts={kind: [asdict(part) for part in break_down(kind, *measured, first)] for kind in by},
+        **about,
+    )
 
 
 def require_comparable(
