@@ -11,9 +11,10 @@ import time
 import pytest
 import yaml
 
+from mypt.errors import Interrupted
 from mypt.folders import is_alive
 from mypt.recipe import load_recipe
-from mypt.sweeps.trial import LOG_NAME, Metrics, as_override, run_trial
+from mypt.sweeps.trial import LOG_NAME, Metrics, as_override, run_trial, stop_on_signal
 from mypt.yaml12 import load_yaml
 
 
@@ -112,3 +113,17 @@ def test_a_killed_process_is_told_from_a_failed_one(recipe, tmp_path):
     assert (ended.state, ended.reason, ended.exit_code) == ("killed", "SIGKILL", -9)
     ended = run_trial(recipe, {"training.learning_rate": 1e30, "training.max_grad_norm": 1e30}, tmp_path / "diverged")
     assert (ended.state, ended.reason) == ("failed", "diverged"), ended
+
+
+def test_a_signal_sets_the_event_and_ends_the_context_and_an_ignored_one_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    try:
+        with pytest.raises(Interrupted, match="stopped by SIGTERM; runs are kept: the same command continues"):
+            with stop_on_signal("runs are kept") as stop:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert not stop.is_set() and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert stop.is_set()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
