@@ -118,12 +118,12 @@ def test_a_killed_process_is_told_from_a_failed_one(recipe, tmp_path):
 def test_a_signal_sets_the_event_and_ends_the_context_and_an_ignored_one_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     try:
-        with pytest.raises(Interrupted, match="stopped by SIGTERM; runs are kept: the same command continues"):
-            with stop_on_signal("runs are kept") as stop:
-                os.kill(os.getpid(), signal.SIGHUP)
-                assert not stop.is_set() and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-                os.kill(os.getpid(), signal.SIGTERM)
-                assert stop.is_set()
+        stopped = pytest.raises(Interrupted, match="stopped by SIGTERM; runs are kept: the same command continues")
+        with stopped, stop_on_signal("runs are kept") as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.is_set() and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.is_set()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
