@@ -1,10 +1,11 @@
-"""Held out: rungs up to about an eighth of a run's compute predict its loss, on two texts that come with Python.
+"""Held out: rungs up to about an eighth of a run's compute predict its loss, on texts of your choice.
 
-    python scripts/bench_ladder.py --work /tmp/ladder [--texts general domain] [--json FILE]
+    python scripts/bench_ladder.py --work /tmp/ladder [--texts general domain NAME=FILE] [--seeds 1 2] [--json FILE]
 
-For each text: a BPE tokenizer of 512, a recipe of 134k parameters and 1.3M tokens, `mypt ladder` on it, then the run
-itself by `mypt train`, and the loss that it measured beside what the ladder and the generic law predicted. All are
-processes of one thread. A repeated call resumes, and reads what is finished. docs/ladder.md has the figures.
+`general` and `domain` come with Python: documentation prose and source code. For each text and seed: a BPE tokenizer of
+512, a recipe of 134k parameters and 1.3M tokens, `mypt ladder` on it, then the run itself by `mypt train`, and the loss
+that it measured beside what the ladder and the generic law predicted. All are processes of one thread. A repeated call
+resumes, and reads what is finished. docs/ladder.md has the figures.
 """
 
 import argparse
@@ -29,14 +30,14 @@ MODEL = {"preset": "modern-nano", "num_hidden_layers": 2, "hidden_size": 64, "nu
          "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 176}  # fmt: skip
 
 
-def recipe(work: Path, text: str) -> dict:
+def recipe(work: Path, text: str, seed: int) -> dict:
     data = str(work / text)
     return {
         "model": MODEL,
         "data": {"train": data, "eval": {text: data}, "block_size": 64},
         "coverage": {"confirm": False},
         "forgetting": {"eval_windows": "all"},
-        "training": TRAINING | {"output_dir": str(work / "runs" / text)},
+        "training": TRAINING | {"seed": seed, "output_dir": str(work / "runs" / f"{text}-{seed}")},
     }
 
 
@@ -49,20 +50,29 @@ def run(*words: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def bench(work: Path, text: str) -> dict:
-    """The planned run of a text, as predicted and as measured."""
+def prepare(work: Path, text: str) -> str:
+    """The name of a text that is given as one of Python's or as NAME=FILE, prepared."""
+    text, _, source = text.partition("=")
+    if not source and not (work / "text").is_dir():
+        write_embedded_corpus(work / "text")
+    source = source or str(work / "text" / f"{text}.jsonl")
     if not (work / text).is_dir():
-        source = str(work / "text" / f"{text}.jsonl")
         run("prepare", "--source", source, "--out", str(work / text), "--tokenizer", "bpe", "--vocab-size", "512")
-    path = work / f"{text}.yaml"
-    path.write_text(yaml.safe_dump(recipe(work, text)))
+    return text
+
+
+def bench(work: Path, text: str, seed: int) -> dict:
+    """The planned run of a text, as predicted and as measured."""
+    path = work / f"{text}-{seed}.yaml"
+    path.write_text(yaml.safe_dump(recipe(work, text, seed)))
     ladder_seconds = run("ladder", str(path))
     run_seconds = run("train", str(path), "--resume")
-    history = json.loads((work / "runs" / text / "forgetting.json").read_text())["history"]
-    record = read_record(work / "runs" / f"{text}-ladder")
+    history = json.loads((work / "runs" / f"{text}-{seed}" / "forgetting.json").read_text())["history"]
+    record = read_record(work / "runs" / f"{text}-{seed}-ladder")
     found = forecast(record, record.law(), record.parameters, record.tokens, "")
     return {
         "text": text,
+        "seed": seed,
         "beyond": found.beyond["compute"],
         "predicted": found.loss.middle,
         "low": found.loss.low,
@@ -78,6 +88,7 @@ def row(found: dict) -> list[str]:
     measured = found["measured"]
     return [
         found["text"],
+        str(found["seed"]),
         f"{found['beyond']:.1f}x",
         f"{found['predicted']:.3f} ({found['low']:.3f} to {found['high']:.3f})",
         f"{measured:.3f}",
@@ -92,13 +103,13 @@ def row(found: dict) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for data and runs")
-    parser.add_argument("--texts", nargs="+", default=["general", "domain"], choices=["general", "domain"])
+    parser.add_argument("--texts", nargs="+", default=["general", "domain"], help="of Python, or NAME=FILE")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="training.seed of a run and its rungs (42)")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
-    if not (args.work / "text").is_dir():
-        write_embedded_corpus(args.work / "text")
-    found = [bench(args.work, text) for text in args.texts]
-    columns = ["text", "compute", "predicted", "measured", "error", "inside", "generic", "error", "CPU: ladder + run"]
+    texts = [prepare(args.work, text) for text in args.texts]
+    found = [bench(args.work, text, seed) for seed in args.seeds for text in texts]
+    columns = ["text", "seed", "compute", "predicted", "measured", "error", "inside", "generic", "error", "CPU: ladder + run"]
     print_table("Held out: nats per token", columns, [row(one) for one in found])
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
