@@ -1,6 +1,6 @@
 """`mypt plan` against reality: memory by its model and time by `--measure`, beside a real run of `mypt train`.
 
-    python scripts/bench_plan.py [--cpu] [--only WORDS] [--seconds 6] [--json FILE]
+    python scripts/bench_plan.py [--cpu] [--only WORDS] [--seconds 20] [--json FILE]
 
 For each configuration a recipe is measured as `mypt plan RECIPE --measure` does it (a few steps, one evaluation, one
 save, in a process of their own); the time of a run of about --seconds of steps is predicted from that, then
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", action="store_true", help="count CPU seconds instead of wall time")
     parser.add_argument("--only", default="", help="run the configurations whose name holds this")
-    parser.add_argument("--seconds", type=float, default=6, help="of steps in each real run")
+    parser.add_argument("--seconds", type=float, default=20, help="of steps in each real run")
     parser.add_argument("--json", type=Path, help="write all figures there")
     args = parser.parse_args()
     unit, rows = "CPU s" if args.cpu else "s", []
