@@ -109,7 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     texts = [prepare(args.work, text) for text in args.texts]
     found = [bench(args.work, text, seed) for seed in args.seeds for text in texts]
-    columns = "text seed compute predicted measured error inside generic error".split()
+    columns = ["text", "seed", "compute", "predicted", "measured", "error", "inside", "generic", "error"]
     columns.append("CPU: ladder + run")
     print_table("Held out: nats per token", columns, [row(one) for one in found])
     if args.json:
