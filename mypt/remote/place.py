@@ -173,9 +173,10 @@ class Place:
         if may_pass(error):
             return CheckFailed(f"{self}: the store fails or cannot be reached ({reason(error)}); try again")
         of_this_machine = isinstance(error, OSError) and Path(str(error.filename or "")).is_absolute()
-        if of_this_machine and not (isinstance(error, FileNotFoundError) and self.uri.startswith("file:")):
+        absent = isinstance(error, FileNotFoundError | NotADirectoryError)
+        if of_this_machine and not (absent and self.uri.startswith("file:")):
             raise error  # a full disk, a file that may not be read
-        if isinstance(error, FileNotFoundError):
+        if absent:
             return self._no_bucket() if _NO_BUCKET.search(str(error)) else Absent(f"{self}: {reason(error)}")
         return MyPTError(f"{self}: {refusal(self.uri.partition('://')[0], error)}")
 
