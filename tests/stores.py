@@ -1,6 +1,7 @@
 """Object stores on the loopback: real servers in processes of their own, and a wire before them that can be cut."""
 
 import contextlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -76,9 +77,9 @@ class Wire(threading.Thread):
 
 
 @contextlib.contextmanager
-def served(command: list[str], port: int, *, path: str = "/", **options) -> Iterator[subprocess.Popen]:
+def served(command: list[str], port: int) -> Iterator[subprocess.Popen]:
     """A server process that answers HTTP at `port`."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
@@ -162,10 +163,52 @@ def _connected(monkeypatch, scheme: str, environment: dict[str, str]) -> Iterato
     forget_clients()
 
 
-@pytest.fixture(params=["s3", "file"])
+@pytest.fixture(scope="session")
+def gs_server() -> Iterator[int]:
+    """The port of an emulator of Google Cloud Storage, which keeps its buckets in memory."""
+    for package in ("gcsfs", "gcp_storage_emulator"):
+        pytest.importorskip(package, reason=f"{package} is not installed (pip install gcsfs gcp-storage-emulator)")
+    port = free_port()
+    options = ["--host=127.0.0.1", f"--port={port}", "--in-memory"]
+    with served([sys.executable, "-m", "gcp_storage_emulator", "start", *options], port):
+        yield port
+
+
+@pytest.fixture
+def gs(gs_server, monkeypatch) -> Iterator[str]:
+    """gs://BUCKET of a new bucket."""
+    environment = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{gs_server}"}
+    yield from _connected(monkeypatch, "gs", environment | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"})
+
+
+@pytest.fixture(scope="session")
+def az_server() -> Iterator[int]:
+    """The port of Azurite, which keeps its containers in memory."""
+    pytest.importorskip("adlfs", reason="adlfs is not installed (the extra azure)")
+    if not (azurite := shutil.which("azurite-blob")):
+        pytest.skip("azurite is not in PATH (npm install -g azurite)")
+    port = free_port()
+    options = ["--silent", "--skipApiVersionCheck", "--disableTelemetry", "--inMemoryPersistence"]
+    with served([azurite, *options, "--blobHost", "127.0.0.1", "--blobPort", str(port)], port):
+        yield port
+
+
+@pytest.fixture
+def az(az_server, monkeypatch) -> Iterator[str]:
+    """az://CONTAINER of a new container."""
+    connection = f"AccountKey={AZURE_KEY};{azure_endpoint(az_server)}"
+    yield from _connected(monkeypatch, "az", {"AZURE_STORAGE_CONNECTION_STRING": connection})
+
+
+def azure_endpoint(port: int) -> str:
+    """The part of a connection string that names Azurite and its account."""
+    return f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;BlobEndpoint=http://127.0.0.1:{port}/devstoreaccount1;"
+
+
+@pytest.fixture(params=["s3", "file", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gs", "az"))])
 def bucket(request, tmp_path) -> str:
-    """A new bucket of S3, and a folder: what holds for one must hold for the other."""
-    if request.param == "s3":
-        return request.getfixturevalue("s3")
+    """A new bucket of each kind of store, and a folder: what holds for one must hold for all."""
+    if request.param != "file":
+        return request.getfixturevalue(request.param)
     (tmp_path / "bucket").mkdir()
     return f"file://{tmp_path / 'bucket'}"

@@ -59,7 +59,7 @@ def file_system(uri: str):
         raise MyPTError(f'{scheme}:// needs the package {package}: pip install "mypt[{extra}]" ({error})') from None
     except ValueError as error:  # of adlfs: no account is named
         raise MyPTError(f"{uri}: {reason(error)}; set {_LOGIN[scheme]}") from None
-    client.retries = 1
+    client.retries = 1  # of s3fs
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints tracebacks of what is tried again
     return client
 

@@ -16,6 +16,7 @@ from mypt.remote.clients import INSTALL, file_system, may_pass, reason, refusal
 
 FORMS = "s3://bucket/path, gs://bucket/path, az://container/path or file:///path"
 WAITS = (1, 4, 16)  # seconds before the second, third and fourth try of a request
+_TRIES_ITSELF = ("gs", "az", "abfs")  # whose clients try for about a minute, and cannot be told not to
 _URI = re.compile(r"(s3|gs|az|abfs|file)://([^\s?#\\]*)")
 _NO_BUCKET = re.compile(r"(specified|such) (bucket|container)", re.IGNORECASE)
 T = TypeVar("T")
@@ -46,8 +47,8 @@ class Found(NamedTuple):
 class Place:
     """A folder of an object store, named by its URI without a slash at the end; `place / name` is one below it.
 
-    Every method raises MyPTError for a wrong request, and CheckFailed for a store that fails or cannot be reached after
-    the tries that `WAITS` allows.
+    Every method raises MyPTError for a wrong request, and CheckFailed for a store that fails or cannot be reached,
+    after several tries.
     """
 
     uri: str
@@ -158,7 +159,8 @@ class Place:
 
     def _do(self, action: Callable[[], T]) -> T:
         """Call `action`, and once more after each of `WAITS` while the store fails for now."""
-        for wait in (*WAITS, None):
+        waits = () if self.uri.partition("://")[0] in _TRIES_ITSELF else WAITS
+        for wait in (*waits, None):
             try:
                 return action()
             except MyPTError:

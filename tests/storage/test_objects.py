@@ -329,3 +329,51 @@ def test_an_unreachable_store_is_tried_again_and_then_exit_1(finished_run, s3, s
     with pytest.raises(CheckFailed):
         s3_wire.cut = s3_wire.bytes
         Place.parse(f"{s3}/model").files()
+
+
+@pytest.mark.slow
+def test_azure_by_a_signed_token_that_nobody_sees(finished_run, az, az_server, monkeypatch, tmp_path, capsys):
+    from datetime import UTC, datetime, timedelta
+
+    from azure.storage.blob import ContainerSasPermissions, generate_container_sas
+
+    from tests.stores import AZURE_KEY, azure_endpoint, forget_clients
+
+    container, expiry = az.removeprefix("az://"), datetime.now(UTC) + timedelta(hours=1)
+    for permission, code in (("rwdl", 0), ("rl", 2)):
+        permissions = ContainerSasPermissions.from_string(permission)
+        token = generate_container_sas("devstoreaccount1", container, AZURE_KEY, None, permissions, expiry)
+        connection = f"{azure_endpoint(az_server)}SharedAccessSignature={token}"
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
+        forget_clients()
+        assert main(["upload", str(finished_run / "best"), f"abfs://{container}/model"]) == code
+        printed = "".join(capsys.readouterr())
+        signature = token.partition("sig=")[2].partition("&")[0]
+        assert signature not in printed and AZURE_KEY not in printed
+    assert "you may not read or write there" in printed
+    assert main(["download", f"az://{container}/model", str(tmp_path / "copy")]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gs", "az"])
+def test_other_servers_may_die_too(finished_run, kind, request, monkeypatch, capsys, tmp_path):
+    """Their clients try for about a minute each time."""
+    from tests.stores import AZURE_KEY, Wire, azure_endpoint, forget_clients
+
+    bucket, port = request.getfixturevalue(kind), request.getfixturevalue(f"{kind}_server")
+    wire = Wire(port)
+    if kind == "gs":
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{wire.port}")
+    else:
+        connection = f"AccountKey={AZURE_KEY};{azure_endpoint(wire.port)}"
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
+    forget_clients()
+    wire.cut = 150_000
+    assert main(["upload", str(finished_run / "checkpoint-4"), f"{bucket}/model"]) == 1
+    error = capsys.readouterr().err
+    assert "the store fails or cannot be reached" in error and error.count("\n") == 1 and AZURE_KEY not in error
+    wire.cut = None
+    assert main(["download", f"{bucket}/model", str(tmp_path / "copy")]) == 2
+    assert main(["upload", str(finished_run / "checkpoint-4"), f"{bucket}/model"]) == 0
+    assert main(["download", f"{bucket}/model", str(tmp_path / "copy")]) == 0
+    wire.close()
