@@ -1,6 +1,7 @@
 """Object stores on the loopback: real servers in processes of their own, and a wire before them that can be cut."""
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -166,6 +167,7 @@ def _connected(monkeypatch, scheme: str, environment: dict[str, str]) -> Iterato
 @pytest.fixture(scope="session")
 def gs_server() -> Iterator[int]:
     """The port of an emulator of Google Cloud Storage, which keeps its buckets in memory."""
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read when gcsfs is imported
     for package in ("gcsfs", "gcp_storage_emulator"):
         pytest.importorskip(package, reason=f"{package} is not installed (pip install gcsfs gcp-storage-emulator)")
     port = free_port()
@@ -177,8 +179,7 @@ def gs_server() -> Iterator[int]:
 @pytest.fixture
 def gs(gs_server, monkeypatch) -> Iterator[str]:
     """gs://BUCKET of a new bucket."""
-    environment = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{gs_server}"}
-    yield from _connected(monkeypatch, "gs", environment | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"})
+    yield from _connected(monkeypatch, "gs", {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{gs_server}"})
 
 
 @pytest.fixture(scope="session")

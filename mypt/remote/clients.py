@@ -49,6 +49,7 @@ def file_system(uri: str):
     if scheme == "s3":  # tries are counted in one place, `mypt.remote.place`
         options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **_TIMEOUTS}
     elif scheme == "gs" and os.environ.get("STORAGE_EMULATOR_HOST"):
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # emulators have one interface only
         options["token"] = "anon"
     elif scheme == "file":
         options = {"auto_mkdir": True}
