@@ -40,6 +40,15 @@ def start_again() -> None:
 @pytest.fixture
 def stored(corpora, bucket):
     """{name: URI} of the two corpora in a bucket."""
+    return upload(corpora, bucket)
+
+
+@pytest.fixture
+def s3_stored(corpora, s3):
+    return upload(corpora, s3)
+
+
+def upload(corpora, bucket: str) -> dict[str, str]:
     uris = {name: f"{bucket}/data/{name}" for name in ("domain", "general")}
     for name, uri in uris.items():
         store = parse_uri(uri)
@@ -47,8 +56,8 @@ def stored(corpora, bucket):
     return uris
 
 
-def test_a_run_on_data_in_a_store_is_the_run_on_the_same_data_here(recipe_for, stored, whole_run, weights, tmp_path):
-    content = recipe_for()
+def test_a_run_on_data_in_a_store_is_the_run_on_the_same_data_here(recipe_for, s3_stored, whole_run, weights, tmp_path):
+    content, stored = recipe_for(), s3_stored
     content["data"] |= {
         "train": {stored["domain"]: 0.75, stored["general"]: 0.25},
         "eval": dict(stored),
@@ -142,13 +151,13 @@ def test_text_is_prepared_from_a_store_as_from_here(bucket, source, tmp_path, ca
     assert "matches no file in the store" in capsys.readouterr().err
 
 
-def test_a_run_trains_on_text_in_a_store(recipe_for, bucket, corpora, tmp_path):
-    Place.parse(bucket).put("domain.txt", corpora / "domain.txt")
+def test_a_run_trains_on_text_in_a_store(recipe_for, s3, corpora, tmp_path):
+    Place.parse(s3).put("domain.txt", corpora / "domain.txt")
     content = recipe_for(tokenizer={"name": "char"})
-    content["data"] = {"train": f"{bucket}/domain.txt", "block_size": 32, "cache_dir": str(tmp_path / "cache")}
+    content["data"] = {"train": f"{s3}/domain.txt", "block_size": 32, "cache_dir": str(tmp_path / "cache")}
     content["training"]["max_steps"] = 4
     run = train(parse_recipe(content))
-    assert load_recipe(run).data.train == {f"{bucket}/domain.txt": 1.0}
+    assert load_recipe(run).data.train == {f"{s3}/domain.txt": 1.0}
     content["training"]["max_steps"] = 6
     start_again()
     train(parse_recipe(content), resume=True)

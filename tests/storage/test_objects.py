@@ -313,9 +313,9 @@ def test_what_is_packed_cannot_unpack_to_more_than_it_was(corpora, tmp_path):
 def test_a_missing_package_is_one_line(monkeypatch, finished_run, capsys):
     import sys
 
-    from tests.stores import forget_clients
+    from fsspec.registry import _registry
 
-    forget_clients()
+    monkeypatch.delitem(_registry, "gs", raising=False)
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     assert main(["upload", str(finished_run), "gs://bucket/model"]) == 2
     assert 'gs:// needs the package gcsfs: pip install "mypt[gcs]"' in capsys.readouterr().err

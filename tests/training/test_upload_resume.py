@@ -90,15 +90,17 @@ def test_a_store_that_dies_stops_no_training_and_the_exit_code_says_so(
     assert parse_uri(f"{s3}/dies").download(tmp_path / "copy").files["model.safetensors"]
 
 
-def test_half_an_upload_is_never_resumed_from(recipe_for, s3, capsys):
-    content = recipe_for(upload={"uri": f"{s3}/half"})
-    content["training"]["max_steps"] = 8
-    run = train(parse_recipe(content))
-    shutil.rmtree(run)
-    Place.parse(f"{s3}/half/checkpoint-8").remove([MANIFEST_NAME])
-    capsys.readouterr()
-    train(parse_recipe(content), resume=True)
-    assert f"fetched checkpoint-4 from {s3}/half" in capsys.readouterr().out
+def test_half_an_upload_is_never_resumed_from(whole_run, bucket, tmp_path):
+    store = parse_uri(f"{bucket}/half")
+    for step in (4, 8):
+        folder = store.below(f"checkpoint-{step}")
+        folder.send(folder.outgoing(whole_run / f"checkpoint-{step}"), progress=False)
+    (store.place / "checkpoint-8").remove([MANIFEST_NAME])
+    assert store.restore(tmp_path / "run") == "checkpoint-4"
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        *("checkpoint-4", "environment.json", "recipe.yaml", "forgetting_baseline.safetensors")
+    }
+    assert store.restore(tmp_path / "run") is None
 
 
 def test_a_place_of_another_run_and_a_start_without_resume_are_refused(recipe_for, bucket, tmp_path):
@@ -127,6 +129,7 @@ def test_a_local_folder_that_is_ahead_of_the_store_is_not_set_back(recipe_for, w
     assert "checkpoint-12" in whole_checkpoints(f"{s3}/behind")
 
 
+@pytest.mark.slow
 def test_a_signal_waits_for_the_last_upload(recipe_for, s3, tmp_path):
     content = recipe_for(upload={"uri": f"{s3}/signal"})
     content["training"] |= {"max_steps": 4_000, "save_steps": 2_000, "eval_steps": 2_000}
