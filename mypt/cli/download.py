@@ -4,7 +4,7 @@ import argparse
 
 from mypt.terminal import say, say_json
 
-HELP = "download a model or a dataset from the Hugging Face hub or an object store, verified"
+HELP = "fetch a model or dataset from the hub or an object store"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from mypt.errors import MyPTError
 from mypt.terminal import print_table, say, say_json
 
-HELP = "upload a model, a run or a dataset to the Hugging Face hub or an object store"
+HELP = "send a model, run or dataset to the hub or an object store"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
