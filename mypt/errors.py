@@ -19,6 +19,8 @@ RECIPE_KEYS = {
     "--max-vocab-size": "tokenizer.max_vocab_size",
     "--tokenizer-train-examples": "tokenizer.train_examples",
     "--retrain": "tokenizer.retrain",
+    "--cache-dir": "data.cache_dir",
+    "--cache-limit": "data.cache_limit",
     "--out": "training.output_dir",
 }
 # Options without a recipe key: the text must be prepared by the command.
@@ -60,6 +62,20 @@ def shown(value: object, limit: int = 80) -> str:
     except ValueError:  # an int of more digits than Python writes
         text = "a number of thousands of digits"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """An error and the errors that caused it."""
+    found = [error]
+    while (following := found[-1].__cause__ or found[-1].__context__) and following not in found:
+        found.append(following)
+    return found
+
+
+def without_secrets(text: str) -> str:
+    """A text without tokens, without a login before a host and without the queries of signed addresses."""
+    text = re.sub(r"://[^/\s:@]*:[^/\s@]*@", "://", text)
+    return re.sub(r"\bhf_\w{8,}", "hf_...", re.sub(r"\?\S+", "", text))
 
 
 class MyPTError(Exception):

@@ -1,6 +1,7 @@
 """Replace a file in one step, flush it to the disk, find its file system, refuse what cannot be read."""
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -77,6 +78,14 @@ def what_to_do_with_gguf(path: str | Path) -> str:
         f"{files[0]} is a GGUF file, which MyPT does not read: write it as safetensors with transformers and name that "
         "folder; docs/domain_adaptation.md (section A GGUF file) has the five lines"
     )
+
+
+def xxh3_128(path: str | Path) -> str:
+    """The checksum of a file's content, in hex digits. Raises OSError."""
+    import xxhash
+
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def replace_text(path: str | Path, text: str) -> None:

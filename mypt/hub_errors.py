@@ -1,10 +1,9 @@
 """Explain an error of the Hugging Face hub in one line with what to do and without secrets."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mypt.errors import CheckFailed, MyPTError
+from mypt.errors import CheckFailed, MyPTError, chain, without_secrets
 
 _TEMPORARY = {408, 412, 429, 500, 502, 503, 504}  # 412: another commit came first
 
@@ -26,14 +25,6 @@ def may_pass(error: BaseException) -> bool:
 
     temporary = bool(statuses(error) & _TEMPORARY) or any(map(connection_lost, chain(error)))
     return temporary and not has(error, OfflineModeIsEnabled)
-
-
-def chain(error: BaseException) -> list[BaseException]:
-    """An error and the errors that caused it."""
-    found = [error]
-    while following := found[-1].__cause__ or found[-1].__context__:
-        found.append(following)
-    return found
 
 
 def has(error: BaseException, kind: type[BaseException]) -> bool:
@@ -64,12 +55,6 @@ def reason(error: BaseException) -> str:
     """The first two lines of the message that are not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return without_secrets(" ".join(lines[:2]) if lines else type(error).__name__).rstrip(".")[:300]
-
-
-def without_secrets(text: str) -> str:
-    """A text without tokens, without a login before a host and without the queries of signed addresses."""
-    text = re.sub(r"://[^/\s:@]*:[^/\s@]*@", "://", text)
-    return re.sub(r"\bhf_\w{8,}", "hf_...", re.sub(r"\?\S+", "", text))
 
 
 def _explanation(place: str, error: Exception) -> MyPTError:

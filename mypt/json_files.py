@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import sys
 import types
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from itertools import repeat
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import (
     Annotated,
     Any,
@@ -31,6 +32,7 @@ from typing import (
     NamedTuple,
     NotRequired,
     Required,
+    TypedDict,
     Union,
     get_args,
     get_origin,
@@ -80,11 +82,26 @@ def is_file_name(name: str) -> bool:
     return name not in ("", ".", "..") and "/" not in name and name.isprintable() and len(name.encode()) <= 255
 
 
+def is_inner_path(name: str) -> bool:
+    """Whether a path leads to a file inside the folder that it is relative to, and nowhere else."""
+    place = PurePosixPath(name)
+    inside = bool(place.parts) and not place.is_absolute() and ".." not in place.parts
+    return inside and name.isprintable() and not PureWindowsPath(name).drive and "\\" not in name
+
+
 # No half of a surrogate pair, which JSON can spell.
 Text = Annotated[str, Rule(lambda text: not any("\ud800" <= letter <= "\udfff" for letter in text), "Unicode text")]
 FileName = Annotated[str, Rule(is_file_name, "the name of a file in this folder")]
 Count = Annotated[int, Rule(lambda number: number >= 0, "a whole number of 0 or more")]
+InnerPath = Annotated[str, Rule(is_inner_path, "the path of a file in this folder")]
 Positive = Annotated[int, Rule(lambda number: number >= 1, "a whole number of 1 or more")]
+
+
+class Recorded(TypedDict):
+    """Size and checksum of a file when it was saved or sent."""
+
+    bytes: Count
+    xxh3_128: Annotated[str, Rule(re.compile("[0-9a-f]{32}").fullmatch, "32 hex digits")]
 
 
 def read_json(

@@ -132,6 +132,9 @@ class DataSection:
     stride: Annotated[int | None, at_least(1)] = None
     max_train_examples: Annotated[int | None, at_least(1)] = None
     max_eval_examples: Annotated[int, at_least(1)] = 1_000
+    # Of data in object stores: where copies are kept (None: ~/.cache/mypt), and how many GB of them.
+    cache_dir: str | None = None
+    cache_limit: Annotated[Number, above(0, 50)] = 50.0
 
 
 @dataclass
@@ -202,11 +205,25 @@ class SafetySection:
 
 @dataclass
 class UploadSection:
-    """Where the finished model, and every save before it, is uploaded."""
+    """Where the finished run, and every checkpoint before it, is uploaded."""
 
     uri: str
-    private: bool = True
+    keep: Annotated[int | None, at_least(1)] = None  # 2; commits of a hub repository stay
+    private: bool | None = None  # True on the hub; a bucket has rules of its own
     every_save: bool = True
+
+    def __post_init__(self):
+        on_hub = self.uri.startswith("hf://")
+        if on_hub and self.keep is not None:
+            raise RecipeError(
+                f"upload.keep is {self.keep}, and {self.uri} is a hub repository, whose commits keep every upload: "
+                "leave it out"
+            )
+        if not on_hub and self.private is not None:
+            raise RecipeError(
+                f"upload.private is {str(self.private).lower()}, and the rules of a bucket decide who may read it; "
+                "leave it out"
+            )
 
 
 @dataclass

@@ -10,6 +10,7 @@ import pytest
 
 from mypt.cli.main import COMMANDS, build_parser
 from mypt.recipe import Recipe, class_fields, parse_recipe
+from mypt.remote.clients import file_system
 from mypt.yaml12 import load_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,9 @@ def test_every_command_and_snippet_of_a_page_runs(page, run_command, request):
         pytest.importorskip("trl", reason="TRL is not installed (the dev extra has it)")
     if "mypt upload" in page.read_text(encoding="utf-8"):
         request.getfixturevalue("logged_in")  # to a hub on the loopback
+    if "s3://my-bucket" in page.read_text(encoding="utf-8"):
+        request.getfixturevalue("s3")  # on the loopback
+        file_system("s3://my-bucket").mkdir("my-bucket")
     names = {"__name__": "__main__"}  # a snippet is a script
     for tag, content in fences(page):
         if tag == "bash":

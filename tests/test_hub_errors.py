@@ -4,8 +4,8 @@ import httpx2
 import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from mypt.errors import CheckFailed, MyPTError
-from mypt.hub_errors import explained, may_pass, without_secrets
+from mypt.errors import CheckFailed, MyPTError, without_secrets
+from mypt.hub_errors import explained, may_pass
 
 TOKEN = "hf_" + "aB3" * 12
 

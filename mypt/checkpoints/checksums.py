@@ -1,15 +1,13 @@
 """Checksums of a checkpoint's weights and state: recorded when it is saved, compared before any of it is used."""
 
-import hashlib
 import json
-import re
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, TypedDict
 
 from mypt.errors import CheckpointError
-from mypt.files import replace_text
-from mypt.json_files import Count, Rule, read_json
+from mypt.files import replace_text, xxh3_128
+from mypt.json_files import InnerPath, Recorded, Rule, read_json
 
 CHECKSUMS_NAME = "checksums.json"
 # Weights and state. Configs, tokenizer files, code and cards are left out: people edit them.
@@ -19,21 +17,9 @@ _RECORDED = (
 )  # fmt: skip
 
 
-def _is_inside(name: str) -> bool:
-    place = PurePosixPath(name)
-    return name.isprintable() and bool(place.parts) and not place.is_absolute() and ".." not in place.parts
-
-
-class Recorded(TypedDict):
-    """Size and checksum of a file when it was saved."""
-
-    bytes: Count
-    xxh3_128: Annotated[str, Rule(re.compile("[0-9a-f]{32}").fullmatch, "32 hex digits")]
-
-
 class _Checksums(TypedDict):
     files: Annotated[
-        dict[Annotated[str, Rule(_is_inside, "the path of a file in this folder")], Recorded],
+        dict[InnerPath, Recorded],
         Rule(bool, "one file or more"),
     ]
 
@@ -42,7 +28,7 @@ def write_checksums(folder: Path) -> None:
     """Record size and xxh3-128 of every file of weights or state below `folder`. Raises OSError."""
     paths = {path for pattern in _RECORDED for path in folder.rglob(pattern) if path.is_file()}
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "xxh3_128": _digest(path)}
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "xxh3_128": xxh3_128(path)}
         for path in sorted(paths)
     }
     replace_text(folder / CHECKSUMS_NAME, json.dumps({"files": files}, indent=1))
@@ -92,7 +78,7 @@ def _fault(path: Path, saved: Recorded | None) -> str | None:
         return "is missing"
     if (size := path.stat().st_size) != saved["bytes"]:
         return f"was changed: it has {size:,} bytes, {saved['bytes']:,} were saved"
-    return None if _digest(path) == saved["xxh3_128"] else "was changed: its checksum differs"
+    return None if xxh3_128(path) == saved["xxh3_128"] else "was changed: its checksum differs"
 
 
 def require_unchanged(folder: Path, names: Iterable[str]) -> None:
@@ -102,10 +88,3 @@ def require_unchanged(folder: Path, names: Iterable[str]) -> None:
             f"{folder}: {fault}; restore it or take another checkpoint; if you changed it on purpose, delete "
             f"{folder / CHECKSUMS_NAME}"
         )
-
-
-def _digest(path: Path) -> str:
-    import xxhash
-
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()

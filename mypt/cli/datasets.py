@@ -2,7 +2,7 @@
 
 import argparse
 
-from mypt.cli.numbers import whole
+from mypt.cli.numbers import positive, whole
 from mypt.terminal import print_table, say
 
 
@@ -16,7 +16,8 @@ def add_reading(parser: argparse.ArgumentParser, choice: argparse._ActionsContai
     add = parser.add_argument
     files = (
         "files (text, .jsonl, .json, .csv, .tsv, .parquet, .arrow; also .gz, .zst, .xz, .bz2), globs, directories of "
-        "such records, HF dataset directories, hf://name[:config][@revision][#split]"
+        "such records, HF dataset directories, hf://name[:config][@revision][#split], and such files, globs and "
+        "directories in object stores (s3://, gs://, az://)"
     )
     (choice or parser).add_argument("--source", nargs="+", required=choice is None, metavar="PATH_OR_GLOB", help=files)
     add("--text-column", default="text", metavar="NAME", help="column of records that holds the text")
@@ -24,12 +25,16 @@ def add_reading(parser: argparse.ArgumentParser, choice: argparse._ActionsContai
     skip = "at a record or file that cannot be read: stop, or skip it, count it and list it in DIR/skipped.jsonl"
     add("--on-error", choices=("stop", "skip"), default="stop", help=skip)
     add("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    add("--cache-dir", metavar="DIR", help="copies of files in object stores (default: ~/.cache/mypt)")
+    add("--cache-limit", type=positive, default=50, metavar="GB", help="size of all these copies, GB")
 
 
 def reading(args: argparse.Namespace) -> dict:
     """Return the options of `add_reading` but the source."""
     from mypt.preparation.workers import available_cores
+    from mypt.remote.cache import use_cache
 
+    use_cache(args.cache_dir, args.cache_limit)
     return {"workers": available_cores()} | given(args, "text_column", "max_documents", "on_error", "workers")
 
 

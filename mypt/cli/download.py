@@ -1,14 +1,18 @@
-"""`mypt download URI DIR`: bring a model from the Hugging Face hub."""
+"""`mypt download URI DIR`: fetch a model, a checkpoint or a dataset from a store."""
 
 import argparse
 
 from mypt.terminal import say, say_json
 
-HELP = "download a model from the Hugging Face hub and verify it"
+HELP = "fetch a model or dataset from the hub or an object store"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("uri", metavar="URI", help="hf://user/name, or hf://user/name@revision (branch, tag or commit)")
+    uri = (
+        "hf://user/name, or hf://user/name@revision (branch, tag or commit); or what `mypt upload` put to "
+        "s3://bucket/path, gs://bucket/path, az://container/path or file:///path"
+    )
+    parser.add_argument("uri", metavar="URI", help=uri)
     parser.add_argument("directory", metavar="DIR", help="folder to make")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
@@ -16,17 +20,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from mypt.inspection.dataset import describe_dataset
     from mypt.storage.card import describe
+    from mypt.storage.run_files import is_dataset
     from mypt.storage.uri import parse_uri
 
-    received = parse_uri(args.uri).download(args.directory)
-    model = describe(Path(args.directory))
+    store, folder = parse_uri(args.uri), Path(args.directory)
+    received = store.download(folder)
+    kind, found = ("dataset", describe_dataset(folder)) if is_dataset(folder) else ("model", describe(folder))
     if args.json:
-        say_json({"uri": args.uri, "directory": args.directory, "model": model, **received._asdict()})
+        say_json({"uri": args.uri, "directory": args.directory, kind: found, **received._asdict()})
         return
-    for name, value in model.items():
+    for name, value in found.items():
         say(f"{name:<13} {value}")
-    say(f"{'commit':<13} {received.commit}")
+    say(f"{store.receipt:<13} {received.commit}")
     say("", f"{len(received.files)} files, {sum(received.files.values()):,} bytes in {args.directory}")
     if received.left_out:
-        say(f"left on the hub: {', '.join(received.left_out)}")
+        say(f"left {'on the hub' if args.uri.startswith('hf://') else 'in the store'}: {', '.join(received.left_out)}")

@@ -62,6 +62,14 @@ def finite(text: str) -> float:
     return number
 
 
+def positive(text: str) -> float:
+    """Parse a finite number above 0."""
+    number = finite(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not above 0")
+    return number
+
+
 def _of_64_bits(number: int, text: str) -> int:
     if not -(2**63) <= number < 2**63:
         raise argparse.ArgumentTypeError(f"{shown(text)} is beyond 64 bits, which no size is")

@@ -59,6 +59,16 @@ def inspect_dataset(path: Path) -> dict:
     }
 
 
+def describe_dataset(path: Path) -> dict[str, str]:
+    """Describe a dataset directory by its metadata: {"train": ..., "val": ..., "tokenizer": ...}."""
+    manifest = open_dataset(path)
+    words = {
+        name: f"{split.tokens:,} tokens, {split.documents:,} documents, {len(split.shards):,} shards"
+        for name, split in manifest.splits.items()
+    }
+    return words | {"tokenizer": f"{manifest.report.get('tokenizer')}, {manifest.vocab_size:,} ids, {manifest.dtype}"}
+
+
 def summary(path: str | Path, manifest: Manifest) -> dict:
     """A JSON-ready account of a dataset that a command has just made."""
     counts = ("documents", "tokens", "bytes")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from mypt import hub_errors
-from mypt.errors import CheckpointError, MyPTError
+from mypt.errors import CheckpointError, MyPTError, without_secrets
 from mypt.folders import beside, contents, empty, require_free, take_place
 from mypt.storage.store import Outgoing, Received, Sent, Store
 from mypt.storage.upload_files import CARD_NAME, CONFIGS, WEIGHTS, check_weights, is_model_file, is_replaced
@@ -42,7 +42,7 @@ class HubStore(Store):
     def parse(cls, uri: str) -> HubStore:
         match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@(\w[\w./-]*))?", uri)
         if not match or ".." in uri or "--" in match[1] or match[1].startswith((".", "-")):
-            raise MyPTError(f"{hub_errors.without_secrets(uri)!r} is not of the form {cls.form}")
+            raise MyPTError(f"{without_secrets(uri)!r} is not of the form {cls.form}")
         return cls(match[1], match[2])
 
     def __str__(self) -> str:
@@ -72,8 +72,18 @@ class HubStore(Store):
                 _again(lambda: api.create_branch(self.name, branch=self.revision, exist_ok=True))
         return is_private
 
-    def send(self, files: list[Outgoing], *, message: str = "Upload with mypt", progress: bool = True) -> Sent:
+    def send(
+        self,
+        files: list[Outgoing],
+        *,
+        message: str = "Upload with mypt",
+        progress: bool = True,
+        compress: bool = False,
+    ) -> Sent:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        if compress:
+            raise MyPTError(f"{self}: models on the hub are loaded as they are stored; leave out --compress")
 
         api, names = _api(progress), {file.name for file in files}
         with hub_errors.explained(str(self)):

@@ -19,16 +19,17 @@ class Outgoing(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """The result of an upload; names of files."""
+    """The result of an upload: what it is called by, names of files, and the bytes of the sent ones in the store."""
 
     commit: str
     sent: list[str]
     unchanged: list[str]
     removed: list[str]
+    stored: int = 0  # where that is another number than that of their bytes here
 
 
 class Received(NamedTuple):
-    """The result of a download: the commit, {name: bytes}, and the names that stayed in the store."""
+    """The result of a download: the commit or manifest, {name: bytes}, and the names that stayed in the store."""
 
     commit: str
     files: dict[str, int]
@@ -36,15 +37,22 @@ class Received(NamedTuple):
 
 
 class Store(ABC):
-    """One model in a store. Every method raises MyPTError for a wrong request, CheckFailed for a store that fails.
+    """One place of a store. Every method raises MyPTError for a wrong request, CheckFailed for a store that fails.
+
+    A store of models takes one model at each place. A store of folders (`keeps_runs`) also takes datasets and the
+    whole checkpoints of a run, each a folder below the run's place.
 
     Attributes:
         form: The URIs that `parse` takes, for messages.
+        receipt: What an upload is called by: "commit" or "manifest".
+        keeps_runs: Whether a run can be resumed from there.
         name: The name by which the model is loaded.
         revision: A branch, tag or commit; None for the newest.
     """
 
     form: ClassVar[str]
+    receipt: ClassVar[str] = "commit"
+    keeps_runs: ClassVar[bool] = False
     name: str
     revision: str | None
 
@@ -74,18 +82,25 @@ class Store(ABC):
         return sorted([*files, Outgoing(CARD_NAME, card, len(card))])
 
     @abstractmethod
-    def connect(self, *, private: bool | None = None) -> bool:
+    def connect(self, *, private: bool | None = None) -> bool | None:
         """Check that uploads will be accepted, and make the model's place if it is absent.
 
         Args:
             private: Required visibility. None makes a new place private and takes an existing one as it is.
 
         Returns:
-            Whether the place is private.
+            Whether the place is private; None where the store decides that by rules of its own.
         """
 
     @abstractmethod
-    def send(self, files: list[Outgoing], *, message: str = "Upload with mypt", progress: bool = True) -> Sent:
+    def send(
+        self,
+        files: list[Outgoing],
+        *,
+        message: str = "Upload with mypt",
+        progress: bool = True,
+        compress: bool = False,
+    ) -> Sent:
         """Send `files`, all or none; `connect` comes first, once.
 
         Unchanged files are not sent again. Files of an earlier upload that are not among `files` are removed with it:
@@ -93,14 +108,37 @@ class Store(ABC):
 
         Args:
             progress: Draw progress bars on a terminal.
+            compress: Store the files packed by zstd; `download` unpacks them.
         """
 
     @abstractmethod
     def download(self, folder: str | Path) -> Received:
-        """Fetch the model into `folder`, which must be absent or empty: safetensors, tokenizer, code, card.
+        """Fetch what is there into `folder`, which must be absent or empty.
 
         The files are downloaded next to the folder, checked, and renamed; a killed call resumes where it stopped.
 
         Raises:
             CheckpointError: The model has no safetensors, its files are damaged or would leave the folder.
         """
+
+    # ---- a run: for stores of models its finished model alone is sent, always to the same place ----
+
+    def parts(self, run: Path, *, checkpoints: bool = True) -> dict[str, Path]:
+        """The folders of a run that are sent, each by the name of its place below this one; "" is this one."""
+        return {"": run}
+
+    def below(self, name: str) -> Store:
+        """The place of a folder of the run that is kept here."""
+        return self
+
+    def prune(self, keep: int, best: str | None = None) -> list[str]:
+        """Remove all but the newest `keep` checkpoints and the one named `best`; returns the names of the removed."""
+        return []
+
+    def claim(self, run: str, *, resume: bool) -> None:
+        """Raise CheckpointError if another run than this (`run_hash`) is kept here, or this one without `resume`."""
+        return None
+
+    def restore(self, run: Path) -> str | None:
+        """Fetch the newest checkpoint into a run folder that has no newer one; returns its name, None if none was."""
+        return None

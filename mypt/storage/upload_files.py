@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -19,6 +20,7 @@ from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, LOADABLE, read_header, wei
 from mypt.errors import CheckpointError
 from mypt.json_files import parse_json
 from mypt.recipe import RESOLVED_NAME
+from mypt.remote.clients import secrets
 from mypt.terminal import say
 from mypt.yaml12 import dump_yaml, load_yaml
 
@@ -39,8 +41,9 @@ _WITH_PATHS = (
     *CONFIGS, BASE_NAME, LINEAGE_NAME, "tokenizer_config.json", "coverage.json", "forgetting.json", RESOLVED_NAME,
     REPORT_NAME, EVALUATION_NAME,
 )  # fmt: skip
-_TEXT = (".json", ".jsonl", ".yaml", ".md", ".txt", ".py", ".jinja")
+TEXT = (".json", ".jsonl", ".yaml", ".md", ".txt", ".py", ".jinja")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
+_LOGIN = re.compile(rb"://[^/\s:@]*:[^/\s@]+@")
 
 
 def is_model_file(name: str) -> bool:
@@ -64,9 +67,7 @@ def model_files(folder: Path) -> list[Path]:
         raise CheckpointError(f"{folder} holds no model ({' or '.join(CONFIGS)}){_hint(folder)}")
     files = {path.name: path for path in sorted(folder.iterdir()) if is_model_file(path.name) and path.is_file()}
     files |= {path.name: path for path in _code(folder)}
-    for path in files.values():
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise CheckpointError(f"{path} is a link that leads out of {folder}; put the file itself there")
+    require_inside(folder, files.values())
     if fault := changed_file(folder, [*check_weights(folder), *LOADABLE], every=False):
         say(f"{folder}: {fault}; it is sent as it is", error=True)
     if RESOLVED_NAME not in files and (folder.parent / RESOLVED_NAME).is_file():
@@ -93,7 +94,7 @@ def content_to_send(path: Path, token: str | None = None) -> bytes | None:
 
     Raises CheckpointError for a text that holds `token`, or anything of a Hugging Face token's form.
     """
-    if path.suffix not in _TEXT and not path.name.startswith(("LICENSE", "NOTICE")):
+    if path.suffix not in TEXT and not path.name.startswith(("LICENSE", "NOTICE")):
         return None
     content = path.read_bytes()
     require_no_token(path, content, token)
@@ -111,9 +112,21 @@ def content_to_send(path: Path, token: str | None = None) -> bytes | None:
 
 
 def require_no_token(path: Path, content: bytes, token: str | None = None) -> None:
-    """Raises CheckpointError for a text that holds `token`, or anything of a Hugging Face token's form."""
-    if _TOKEN.search(content) or (token and token.encode() in content):
+    """Raises CheckpointError for a text that holds `token`, anything of a Hugging Face token's form, or a secret of the
+    environment; for a recipe also with a login in an address.
+    """
+    known = [secret.encode() for secret in (token, *secrets()) if secret]
+    if _TOKEN.search(content) or any(secret in content for secret in known):
         raise CheckpointError(f"{path} holds an access token; take it out (and make a new one: it may be known)")
+    if path.name == RESOLVED_NAME and _LOGIN.search(content):
+        raise CheckpointError(f"{path} holds an address with a password; give that by the environment, and take it out")
+
+
+def require_inside(folder: Path, paths: Iterable[Path]) -> None:
+    """Raises CheckpointError for a link that leads out of the folder."""
+    for path in paths:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{path} is a link that leads out of {folder}; put the file itself there")
 
 
 def without_places(value: object) -> object:

@@ -25,6 +25,7 @@ from mypt.sweeps.lengths import Lengths
 from mypt.sweeps.subset import SweepData, place_eval_text, prepare_data
 from mypt.sweeps.trial import run_trial, stop_on_signal, train_command
 from mypt.text.hub import PREFIX
+from mypt.training.data.fetched import fetched
 from mypt.training.request import check
 from mypt.training.target import Target, default_learning_rate, read_target
 from mypt.yaml12 import dump_yaml
@@ -84,7 +85,7 @@ def read_ladder(
     out = out or default_folder(recipe)
     check(replace(recipe, training=recipe.training | {"output_dir": str(out / RUNGS_NAME / "new")}), resume=False)
     require_own(out, _is_ladder, "mypt ladder")
-    data = prepare_data(recipe, out.parent / CACHE_NAME, samples=None, seed=0, tell=tell)
+    data = prepare_data(fetched(recipe)[0], out.parent / CACHE_NAME, samples=None, seed=0, tell=tell)
     name = recipe.forgetting.target or next(iter(data.eval))
     out.mkdir(parents=True, exist_ok=True)
     content = dump_yaml(_rung_content(recipe, data, name))

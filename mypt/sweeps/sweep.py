@@ -18,6 +18,7 @@ from mypt.sweeps.space import DEFAULT_SPACE, PREDEFINED, Space, read_space
 from mypt.sweeps.study import Search, Study, without_password
 from mypt.sweeps.subset import SweepData, prepare_data
 from mypt.sweeps.trial import as_override, train_command
+from mypt.training.data.fetched import fetched
 from mypt.training.request import check, output_dir
 from mypt.yaml12 import dump_yaml
 
@@ -140,7 +141,9 @@ def read_sweep(
             return load_recipe(path, [*overrides, *(as_override(*pair) for pair in values.items())])
 
         space = read_space(section.space or DEFAULT_SPACE, parse)
-    data = prepare_data(recipe, out.parent / CACHE_NAME, samples=section.samples, seed=section.seed, tell=tell)
+    data = prepare_data(
+        fetched(recipe)[0], out.parent / CACHE_NAME, samples=section.samples, seed=section.seed, tell=tell
+    )
     content = dump_yaml(_trial_content(recipe, section, data))
     with turn(out):
         trial_recipe = out / TRIAL_RECIPE

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mypt import hub_errors
-from mypt.errors import DataError
+from mypt.errors import DataError, chain
 from mypt.text.tables import require_text, strings
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _explained(place: _Place, error: BaseException) -> DataError:
     from huggingface_hub import errors
 
     page = f"{hub_errors.endpoint()}/datasets/{place.name}"
-    reason, text = hub_errors.reason(error), " ".join(map(str, hub_errors.chain(error)))
+    reason, text = hub_errors.reason(error), " ".join(map(str, chain(error)))
     if hub_errors.has(error, errors.GatedRepoError) or "is a gated dataset" in text:
         return DataError(f"{place} is gated: ask for access on {page}, then run `hf auth login`")
     if hub_errors.has(error, errors.RevisionNotFoundError):

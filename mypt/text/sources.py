@@ -11,6 +11,7 @@ from typing import IO
 import xxhash
 
 from mypt.errors import DataError
+from mypt.remote.copies import local_path
 from mypt.text import hub, tables
 from mypt.text.bad_records import OnFault, RecordError, Stopped, stop
 from mypt.text.files import UNIT_BYTES, dataset_directory, document_of, find_files, pieces
@@ -58,7 +59,7 @@ def find_units(
     on_error: str = "stop",
     say: Callable[[str], object] = lambda line: None,
 ) -> list[Unit]:
-    """The units of each source in turn: paths, globs, directories of records, hf:// datasets.
+    """The units of each source in turn: paths, globs, directories of records, hf:// datasets, files in object stores.
 
     `document` is file, block or line; None means file, but block in text files above 1 MB unless `keep_whole`, which
     `say` gets a line about. Raises DataError for a source that is missing, empty or can't be read as asked; with
@@ -72,7 +73,7 @@ def find_units(
             place, shards = hub.resolve(source)
             whole = replace(shape, kind="hub", paths=(place,))
             units += [replace(whole, start=shard, stop=shard + 1) for shard in range(shards)]
-        elif directory := dataset_directory(source):
+        elif directory := dataset_directory(place := local_path(source)):
             rows, step = tables.rows_per_unit(str(directory), text_column, UNIT_BYTES)
             if not rows:
                 raise DataError(f"source {source} is a dataset of 0 rows; give one that holds text")
@@ -80,8 +81,8 @@ def find_units(
             units += [replace(whole, start=row, stop=min(rows, row + step)) for row in range(0, rows, step)]
         else:
             given = document or ("file" if keep_whole else None)
-            paths = find_files(source)
-            if Path(source).is_dir():
+            paths = find_files(place)
+            if Path(place).is_dir():
                 say(f"{source}: {len(paths)} files of records ({paths[0].name}, ...)")
             files = _formats(paths, text_column, on_error)
             files = [(path, form, given or document_of(path, form.kind)) for path, form in files]

@@ -31,6 +31,7 @@ from mypt.planning.fit import gibibytes
 from mypt.planning.step import OWN_OPTIMIZERS
 from mypt.preparation.contamination import contamination_line, find_contamination
 from mypt.recipe import AUTO, RESOLVED_NAME, Recipe, save_recipe
+from mypt.storage.run_files import recorded_run
 from mypt.streams.eval_windows import EvalWindows
 from mypt.terminal import say
 from mypt.training import run_folder
@@ -43,6 +44,7 @@ from mypt.training.callbacks.metrics import MetricsCallback
 from mypt.training.callbacks.progress import ProgressBarCallback
 from mypt.training.callbacks.throughput import ThroughputCallback
 from mypt.training.callbacks.upload import UploadCallback
+from mypt.training.data.fetched import as_given, fetched
 from mypt.training.data.sources import RunData, resolve_data
 from mypt.training.data.stream import build_eval_sets, build_stream, place_stream
 from mypt.training.interpolation import Start
@@ -111,7 +113,10 @@ def _build(
 ) -> MyPTTrainer:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    recipe, copies = fetched(recipe)
     upload, seed = _upload(recipe), recipe.training.get("seed", 42)
+    if upload and resume is True:
+        _on_main(lambda: upload.restore(run))
 
     data = resolve_data(recipe)
     recorded = run_folder.recorded_identity(run)
@@ -124,6 +129,9 @@ def _build(
     recipe = resolve(recipe, data, model, block_size or _longest_context(recipe, model), recorded)
     identity = run_identity(recipe, data, model, recorded)
     _claim(run, identity, resume, checkpoint, skipped)
+    if upload:
+        run_id = recorded_run(run) or run_folder.run_hash(identity)
+        _on_main(lambda: upload.claim(run_id, resume=bool(resume)))
     steps_done, stream_state = _progress(checkpoint, bool(data.streamed))
     recipe, hardware = resolve_hardware(recipe, model, run if checkpoint else None)
     stream = build_stream(recipe, data, stream_state)
@@ -173,7 +181,7 @@ def _build(
             trainer.add_callback(last)
     if PartialState().is_main_process:
         run_folder.record(run, identity)
-        save_recipe(recipe, run / RESOLVED_NAME)
+        save_recipe(as_given(recipe, copies), run / RESOLVED_NAME)
     # Each process its own dropout masks; a resume restores them from its checkpoint.
     set_rank_seed(seed, device_specific=True)
     return trainer
@@ -254,7 +262,7 @@ def _lora():
 
 
 def _upload(recipe: Recipe) -> UploadCallback | None:
-    """The hub is asked first: a wrong token should not show when hours of preparing or training are over."""
+    """The store is asked first: a wrong token should not show when hours of preparing or training are over."""
     if recipe.upload is None:
         return None
     upload = UploadCallback(**vars(recipe.upload))

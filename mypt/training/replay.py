@@ -18,6 +18,7 @@ from mypt.planning.replay import Advice, Interpolated, Probe, advise
 from mypt.recipe import Recipe, load_recipe
 from mypt.shards.opening import open_dataset
 from mypt.terminal import progress_bar, say
+from mypt.training.data.fetched import fetched
 from mypt.training.data.sources import default_sets, is_dataset
 from mypt.training.request import check
 from mypt.training.target import is_recipe
@@ -139,7 +140,7 @@ def plan_probes(
     """
     if not target or not is_recipe(target):
         raise RecipeError(f"--replay runs probes of a recipe, and {target or 'no target'} is none; name a YAML file")
-    recipe = load_recipe(target, overrides)
+    recipe, _ = fetched(load_recipe(target, overrides))
     if not recipe.model.init_from:
         raise RecipeError("--replay is for the adaptation of a model: name it in model.init_from")
     if not steps:

@@ -18,6 +18,7 @@ from mypt.shards.reader import check_files
 from mypt.streams.windows import window_count
 from mypt.tokenization.load import require_same_tokenizer
 from mypt.training import run_folder
+from mypt.training.data.fetched import fetched
 from mypt.training.data.sources import default_sets, is_dataset, replay_sources, text_sources
 from mypt.training.launch import SIZES
 
@@ -53,7 +54,8 @@ def check(recipe: Recipe, resume: bool | str) -> None:
     elif checkpoints(run) and not resume and _is_recorded(recipe, run):
         raise run_folder.holds_checkpoints(run)
     require_workers(recipe)
-    _check_model(recipe.model, is_resumed=bool(resume and checkpoints(run)))
+    recipe, _ = fetched(recipe)
+    _check_model(recipe.model, is_resumed=bool(resume and (checkpoints(run) or recipe.upload)))
     _check_data(recipe)
 
 

@@ -198,6 +198,8 @@ def _leave(trainer: MyPTTrainer) -> None:
     if not trainer.is_world_process_zero():
         raise SystemExit(128 + number)
     checkpoint = Path(trainer.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+    if trainer.upload:
+        trainer.upload.wait(checkpoint)
     raise Interrupted(
         f"stopped by {signal.Signals(number).name} after step {state.global_step} of {state.max_steps}; "
         f"everything is in {checkpoint}: run the same command with --resume to continue",

@@ -116,9 +116,11 @@ def read_target(
     if dtype:
         machine = replace(machine, dtype=dtype, why="as the option says")
     if is_recipe(target):
+        from mypt.training.data.fetched import fetched
+
         keys = [name for name in ("block_size", "micro_batch_size", "accumulation") if name in given]
         overrides = [*overrides, *(RECIPE_FLAGS[name].format(given[name]) for name in keys)]
-        recipe = load_recipe(target, overrides)
+        recipe, _ = fetched(load_recipe(target, overrides))
         if elsewhere and Path(target).is_dir():
             recipe = _unchosen(recipe, given={override.partition("=")[0] for override in overrides})
         return _from_recipe(recipe, machine, fields or {}, processes, given)

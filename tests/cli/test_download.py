@@ -32,7 +32,7 @@ def test_json(stored, tmp_path, capsys):
 
 
 def test_bad_input_is_one_line_and_exit_2(stored, tmp_path, capsys):
-    for uri, words in {"gs://a/b": "give hf://user/name", "hf://me/none": "no such model that you may read"}.items():
+    for uri, words in {"ftp://a/b": "give hf://user/name", "hf://me/none": "no such model that you may read"}.items():
         assert main(["download", uri, str(tmp_path / "tiny")]) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1

@@ -103,7 +103,7 @@ append data --from empty               | no dataset_metadata.json
 verify empty                           | no dataset_metadata.json
 tokenizer empty                        | no tokenizer.json
 upload empty hf://a/b                  | holds no model
-download s3://a out                    | no place for models
+download ftp://a out                    | no place for models
 download hf://a/b full                 | full exists and is not empty
 presets nothing                        | there is no preset
 """

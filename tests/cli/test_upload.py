@@ -56,7 +56,7 @@ def test_what_was_sent_is_told_file_by_file(model, logged_in, capsys):
 @pytest.mark.parametrize(
     ("directory", "uri", "words"),
     [
-        ("MODEL", "s3://bucket/tiny", "give hf://user/name"),
+        ("MODEL", "ftp://host/tiny", "give hf://user/name"),
         ("MODEL", "hf://tiny", "not of the form hf://user/name"),
         ("nowhere", "hf://me/tiny", "nowhere holds no model"),
         ("MODEL", "hf://you/tiny", "may not write there"),

@@ -218,7 +218,7 @@ def test_the_token_is_in_no_file_that_the_hub_has(finished_run, logged_in, capfd
 
 
 @pytest.mark.parametrize(
-    "uri", ["me/model", "s3://bucket/x", "hf://model", "hf://me/../you", "hf://me/a/b", "hf://a/b@", "hf://a/b@/c"]
+    "uri", ["me/model", "ftp://host/x", "hf://model", "hf://me/../you", "hf://me/a/b", "hf://a/b@", "hf://a/b@/c"]
 )
 def test_other_places_are_refused_with_the_form_that_works(uri):
     with pytest.raises(MyPTError, match="hf://user/name or hf://user/name@branch"):

@@ -10,6 +10,7 @@ from mypt.errors import DataError, RecipeError
 from mypt.evaluation.forgetting import guarded_sets
 from mypt.legacy.checkpoint import refuse_original
 from mypt.recipe import Recipe
+from mypt.remote.place import is_remote
 from mypt.shards.format import Manifest
 from mypt.shards.opening import open_dataset
 from mypt.shards.publishing import own_tokenizer
@@ -213,6 +214,8 @@ def _is_main_process() -> bool:
 def is_dataset(source: str) -> bool:
     """Whether it is a directory of shards. Raises DataError for a path where nothing is."""
     path = Path(source)
+    if is_remote(source):
+        return False  # of datasets there is a copy here (`mypt.training.data.fetched`)
     if not (path.exists() or source.startswith(PREFIX) or has_magic(source) or "#" in source):
         advice = f"name a text source or a directory made by `mypt prepare --out {source}`"
         raise DataError(f"data source {source} does not exist; {advice_for(source, advice)}")

@@ -86,7 +86,7 @@ def test_a_failing_hub_stops_no_training_and_a_failed_end_names_the_command(reci
     [
         ("hf://me/early", "hf_wrong", "the hub refuses the token"),
         ("hf://you/early", TOKEN, "may not write there"),
-        ("s3://bucket/early", TOKEN, "give hf://user/name"),
+        ("ftp://host/early", TOKEN, "give hf://user/name"),
     ],
 )
 def test_what_cannot_work_is_found_before_anything_is_made(

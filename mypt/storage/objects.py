@@ -1,0 +1,177 @@
+"""Models, datasets and whole runs in object stores, each folder with a manifest (`mypt/storage/transfer.py`)."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from mypt.checkpoints.complete import last_complete_checkpoint, step_of
+from mypt.errors import CheckpointError, MyPTError
+from mypt.folders import beside, require_free, take_place
+from mypt.remote.place import FORMS, Place
+from mypt.storage.manifest import MANIFEST_NAME, Manifest, read_manifest, require_manifest, stored_name
+from mypt.storage.run_files import (
+    ENVIRONMENT,
+    RUN,
+    best_of,
+    checkpoint_files,
+    dataset_files,
+    is_checkpoint,
+    is_dataset,
+    parts_of,
+    recorded_run,
+)
+from mypt.storage.store import Outgoing, Received, Sent, Store
+from mypt.storage.transfer import digest_of, fetch_folder, send_folder, was_fetching
+
+_PROBE = ".mypt-may-write"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)/(.+)")
+
+
+@dataclass(frozen=True)
+class ObjectStore(Store):
+    """A folder of an object store, such as s3://bucket/runs/law; a run's checkpoints are folders in it."""
+
+    form: ClassVar = FORMS
+    receipt: ClassVar = "manifest"
+    keeps_runs: ClassVar = True
+    place: Place
+    revision: None = None
+
+    @classmethod
+    def parse(cls, uri: str) -> ObjectStore:
+        return cls(Place.parse(uri))
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+    @property
+    def name(self) -> str:
+        return self.place.name
+
+    def outgoing(self, folder: str | Path, *, license: str | None = None) -> list[Outgoing]:
+        """As of every store for a model; a checkpoint with all that a resume needs, a dataset with its shards."""
+        folder = Path(folder)
+        if is_dataset(folder):
+            return dataset_files(folder)
+        if is_checkpoint(folder):
+            return checkpoint_files(folder)
+        files, environment = super().outgoing(folder, license=license), folder / ENVIRONMENT
+        if environment.is_file():  # whose run it is
+            files.append(Outgoing(ENVIRONMENT, environment, environment.stat().st_size))
+        return files
+
+    def connect(self, *, private: bool | None = None) -> bool | None:
+        if private is not None:
+            word = "private" if private else "public"
+            raise MyPTError(
+                f"{self}: the rules of its bucket decide whether it is {word}, and mypt does not change them; leave "
+                "that option out"
+            )
+        self.place.put(_PROBE, b"mypt tests here whether it may write and remove files\n")
+        self.place.remove([_PROBE])
+        return None
+
+    def send(
+        self,
+        files: list[Outgoing],
+        *,
+        message: str = "Upload with mypt",
+        progress: bool = True,
+        compress: bool = False,
+    ) -> Sent:
+        return send_folder(self.place, files, message=message, progress=progress, compress=compress)
+
+    def download(self, folder: str | Path) -> Received:
+        folder = Path(folder)
+        require_free(folder)
+        manifest = require_manifest(self.place)
+        with beside(folder.resolve(), "download", was_fetching) as aside:
+            fetch_folder(self.place, aside, manifest)
+            take_place(aside, folder.resolve())
+        sizes = {name: entry["bytes"] for name, entry in sorted(manifest["files"].items())}
+        known = {MANIFEST_NAME, *(stored_name(name, manifest) for name in sizes)}
+        return Received(digest_of(manifest), sizes, sorted(self.place.files().keys() - known))
+
+    # ---- the checkpoints of a run ----
+
+    def parts(self, run: Path, *, checkpoints: bool = True) -> dict[str, Path]:
+        return parts_of(run, checkpoints)
+
+    def below(self, name: str) -> ObjectStore:
+        return ObjectStore(self.place / name) if name else self
+
+    def _checkpoints(self) -> dict[int, set[str]]:
+        """The files of each checkpoint, whole or not, by its step."""
+        found: dict[int, set[str]] = {}
+        for path in self.place.files():
+            if match := _CHECKPOINT.fullmatch(path):
+                found.setdefault(int(match[1]), set()).add(match[2])
+        return dict(sorted(found.items()))
+
+    def prune(self, keep: int, best: str | None = None) -> list[str]:
+        there = self._checkpoints()
+        whole = [step for step, names in there.items() if MANIFEST_NAME in names]
+        kept = {*whole[-keep:]}
+        gone = [step for step in there if kept and step < max(kept) and step not in kept and _name(step) != best]
+        for step in gone:
+            names = there[step]
+            self.below(_name(step)).place.remove([*({MANIFEST_NAME} & names), *sorted(names - {MANIFEST_NAME})])
+        return [_name(step) for step in gone]
+
+    def claim(self, run: str, *, resume: bool) -> None:
+        there = self._checkpoints()
+        whole = [_name(step) for step, names in there.items() if MANIFEST_NAME in names]
+        for place in [self.place, *(self.below(name).place for name in whole[-1:])]:
+            manifest = read_manifest(place)
+            if manifest and manifest.get("run") != run:
+                raise CheckpointError(f"{place} holds another run or another model; choose another upload.uri")
+        if whole and not resume:
+            raise CheckpointError(
+                f"{self} already holds checkpoints of this run; add --resume to continue, or choose another upload.uri"
+            )
+
+    def restore(self, run: Path) -> str | None:
+        """Fetch the newest checkpoint, the best one that its state names, and the run's files, unless it is older.
+
+        A folder that holds another run is left as it is; `claim` refuses it.
+        """
+        whole = [step for step, names in self._checkpoints().items() if MANIFEST_NAME in names]
+        here, _ = last_complete_checkpoint(run)
+        if not whole or (here and step_of(here) >= whole[-1]):
+            return None
+        newest = _name(whole[-1])
+        own = recorded_run(run)
+        if own and require_manifest(self.below(newest).place).get("run") != own:
+            return None
+        self._bring(newest, run)
+        best = best_of(run / newest)
+        wanted = best and best != newest and not (run / best).is_dir()
+        if wanted and self.below(best).place.read(MANIFEST_NAME) is not None:
+            self._bring(best, run)
+        return newest
+
+    def _bring(self, name: str, run: Path) -> None:
+        """Fetch one checkpoint into a run folder; it gets its name when it is whole."""
+        store = self.below(name)
+        manifest: Manifest = require_manifest(store.place)
+        if manifest["kind"] != "checkpoint":
+            raise CheckpointError(f"{store} is a {manifest['kind']}, not a checkpoint; choose another upload.uri")
+        target = run / name
+        if target.is_dir():  # an interrupted save of the same step
+            shutil.rmtree(target)
+        run.mkdir(parents=True, exist_ok=True)
+        with beside(target.resolve(), "download", was_fetching) as aside:
+            fetch_folder(store.place, aside, manifest)
+            for path in sorted((aside / RUN).glob("*")):
+                if not (run / path.name).exists():
+                    path.replace(run / path.name)
+            shutil.rmtree(aside / RUN, ignore_errors=True)
+            take_place(aside, target.resolve())
+
+
+def _name(step: int) -> str:
+    return f"checkpoint-{step}"

@@ -1,0 +1,115 @@
+"""The files of whole checkpoints and of datasets, which object stores take as they are."""
+
+import re
+from pathlib import Path
+from typing import NotRequired, TypedDict
+
+from mypt.checkpoints.complete import SAVING_NAME, checkpoints, last_complete_checkpoint, what_is_missing
+from mypt.checkpoints.state import STATE_NAME, read_state
+from mypt.errors import CheckpointError, DataError
+from mypt.files import xxh3_128
+from mypt.json_files import read_json
+from mypt.recipe import RESOLVED_NAME
+from mypt.shards.format import METADATA_NAME, read_manifest
+from mypt.shards.scan import shard_problem
+from mypt.storage.store import Outgoing
+from mypt.storage.upload_files import CONFIGS, NAMES, TEXT, require_inside, require_no_token
+
+ENVIRONMENT = "environment.json"  # of a run: its identity
+RUN = "run"  # in a checkpoint in a store: the files of its run that a resume compares
+_RUN_STATE = (ENVIRONMENT, RESOLVED_NAME, "forgetting_baseline.safetensors")
+_PICKLE = "training_args.bin"  # of stock Trainers; nothing reads it
+_TOKENIZER = re.compile(r".*token.*\.json|vocab\.(json|txt)|merges\.txt|chat_template\.jinja")
+
+
+class _Environment(TypedDict):
+    run: NotRequired[str]
+
+
+def is_dataset(folder: Path) -> bool:
+    return (folder / METADATA_NAME).is_file()
+
+
+def is_checkpoint(folder: Path) -> bool:
+    return (folder / STATE_NAME).is_file()
+
+
+def recorded_run(folder: Path) -> str | None:
+    """The hash of the run that a folder is of, by its environment.json; None without one."""
+    path = folder / ENVIRONMENT
+    return read_json(path, _Environment, CheckpointError).get("run") if path.is_file() else None
+
+
+def parts_of(run: Path, with_checkpoints: bool = True) -> dict[str, Path]:
+    """The folders of a run that are sent, by their names below its place: the run's own, named "", comes last.
+
+    They are the newest complete checkpoint, the best one if that is there, and the published models.
+    """
+    last, _ = last_complete_checkpoint(run)
+    if last is None and not checkpoints(run):
+        return {"": run}
+    found = {}
+    if last and with_checkpoints:
+        best = best_of(last)
+        if best and best != last.name and (run / best).is_dir() and what_is_missing(run / best) is None:
+            found[best] = run / best
+        found[last.name] = last
+    published = {"best": run / "best", "": run}
+    found |= {name: folder for name, folder in published.items() if any((folder / one).is_file() for one in CONFIGS)}
+    return found or {"": run}
+
+
+def best_of(checkpoint: Path) -> str | None:
+    """The name of the best checkpoint up to this one, by its state."""
+    best = read_state(checkpoint).trainer.get("best_model_checkpoint")
+    return Path(best).name if best else None
+
+
+def best_of_run(run: Path) -> str | None:
+    """The name of the best checkpoint of a run, by the newest complete one."""
+    last, _ = last_complete_checkpoint(run)
+    return best_of(last) if last else None
+
+
+def checkpoint_files(checkpoint: Path) -> list[Outgoing]:
+    """Every file of a complete checkpoint, and below `run/` those of its run that a resume compares.
+
+    Raises CheckpointError if it is not complete, a file is a link that leads out of it, or a text holds a secret.
+    """
+    if fault := what_is_missing(checkpoint):
+        raise CheckpointError(f"{checkpoint} is not a complete checkpoint: {fault}; name another one")
+    paths = {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*") if path.is_file()}
+    paths = {name: path for name, path in paths.items() if name not in (SAVING_NAME, _PICKLE)}
+    require_inside(checkpoint, paths.values())
+    for name in _RUN_STATE:
+        if (checkpoint.parent / name).is_file():
+            paths[f"{RUN}/{name}"] = checkpoint.parent / name
+    return _outgoing(paths)
+
+
+def dataset_files(directory: Path) -> list[Outgoing]:
+    """The metadata of a dataset directory, its tokenizer, and the shards that it lists.
+
+    Raises DataError for a dataset of another program, and for shards that are not as the metadata says.
+    """
+    manifest = read_manifest(directory)
+    paths = {METADATA_NAME: directory / METADATA_NAME}
+    paths |= {path.name: path for path in directory.iterdir() if path.name in NAMES and _TOKENIZER.fullmatch(path.name)}
+    require_inside(directory, paths.values())
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            path = directory / shard.file
+            problem = shard_problem(directory, shard, manifest)
+            if problem or xxh3_128(path) != shard.xxh3_128:
+                raise DataError(
+                    f"{path} {problem or 'was changed: its checksum differs'}; run `mypt verify {directory}`"
+                )
+            paths[shard.file] = path
+    return _outgoing(paths)
+
+
+def _outgoing(paths: dict[str, Path]) -> list[Outgoing]:
+    for path in paths.values():
+        if path.suffix in TEXT:
+            require_no_token(path, path.read_bytes())
+    return [Outgoing(name, path, path.stat().st_size) for name, path in sorted(paths.items())]

@@ -1,0 +1,238 @@
+"""Move one folder to an object store and back: its manifest comes last there, and is checked first here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import xxhash
+
+from mypt.checkpoints.complete import what_is_missing
+from mypt.checkpoints.state import STATE_NAME
+from mypt.errors import CheckpointError, MyPTError
+from mypt.files import xxh3_128
+from mypt.folders import LOCK_NAME
+from mypt.remote.place import Place
+from mypt.shards.format import METADATA_NAME
+from mypt.storage.compression import compressed, decompress
+from mypt.storage.manifest import (
+    MANIFEST_NAME,
+    Entry,
+    Manifest,
+    dump_manifest,
+    read_manifest,
+    stored_name,
+    write_manifest,
+)
+from mypt.storage.run_files import ENVIRONMENT, recorded_run
+from mypt.storage.store import Outgoing, Sent
+from mypt.storage.upload_files import check_weights, is_model_file
+from mypt.terminal import progress_bar
+
+
+def send_folder(
+    place: Place,
+    files: list[Outgoing],
+    *,
+    message: str = "Upload with mypt",
+    progress: bool = True,
+    compress: bool = False,
+) -> Sent:
+    """Send files, then the manifest that lists them. Arguments as of `Store.send`; those of an earlier upload that are
+    not among them are removed. A folder that is replaced is not whole until its new manifest is there.
+
+    Raises CheckpointError if the store does not hold what was sent.
+    """
+    before, there = read_manifest(place), place.files()
+    manifest = _manifest_of(files, message, compress)
+    unchanged = _unchanged(before, manifest, there)
+    sent = [file for file in files if file.name not in unchanged]
+    removed = sorted({*before["files"]} - {*manifest["files"]}) if before else []
+    if before and not sent and not removed and before.get("compression") == manifest.get("compression"):
+        return Sent(digest_of(before), [], sorted(unchanged), [])
+    for name in unchanged:
+        manifest["files"][name] = before["files"][name]
+    if before:  # from here on the folder is not whole
+        place.remove([MANIFEST_NAME])
+    with _bar(f"uploading to {place}", sum(file.size for file in sent), progress) as bar:
+        for file in sent:
+            _put(place, file, manifest, bar.update)
+    _require_there(place, manifest)
+    write_manifest(place, manifest)
+    place.remove([stored_name(name, before) for name in removed])
+    if before and before.get("compression") != manifest.get("compression"):
+        place.remove([stored_name(file.name, before) for file in sent if file.name in before["files"]])
+    stored = sum(manifest["files"][file.name].get("stored", 0) for file in sent)
+    return Sent(digest_of(manifest), sorted(file.name for file in sent), sorted(unchanged), removed, stored)
+
+
+def _put(place: Place, file: Outgoing, manifest: Manifest, advance: Callable[[int], object]) -> None:
+    if not manifest.get("compression"):
+        place.put(file.name, file.content, advance)
+        return
+    with compressed(file.content) as path:
+        manifest["files"][file.name]["stored"] = path.stat().st_size
+        place.put(stored_name(file.name, manifest), path)
+    advance(file.size)
+
+
+def _require_there(place: Place, manifest: Manifest) -> None:
+    """Raises CheckpointError if a file of the store has not the size that was sent."""
+    there = place.files()
+    for name, entry in manifest["files"].items():
+        found, size = there.get(stored_name(name, manifest)), entry.get("stored", entry["bytes"])
+        if found != size:
+            what = "is not there" if found is None else f"has {found:,} bytes"
+            raise CheckpointError(f"{place / name} {what} after {size:,} bytes were sent; upload it again")
+
+
+def fetch_folder(
+    place: Place,
+    folder: Path,
+    manifest: Manifest,
+    *,
+    progress: bool = True,
+    known: Callable[[Entry], Path | None] | None = None,
+) -> None:
+    """Bring every file that a manifest lists into `folder`, each checked by size and checksum.
+
+    Files that are there already and as listed are not brought again; all others there are removed.
+
+    Args:
+        known: known(entry) gives the path of a local file of the same content, or None; it is linked.
+
+    Raises:
+        CheckpointError: A file is missing or is not what was uploaded, or the model has no safetensors.
+    """
+    _require_loadable(place, manifest)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST_NAME).write_text(dump_manifest(manifest), encoding="utf-8")
+    _remove_others(folder, manifest)
+    total = sum(entry["bytes"] for entry in manifest["files"].values())
+    with _bar(f"downloading {place}", total, progress) as bar:
+        for name, entry in manifest["files"].items():
+            path = folder / name
+            if not _is_as_listed(path, entry):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _get(place, name, entry, manifest, path, known)
+            bar.update(entry["bytes"])
+    if manifest["kind"] == "model":
+        _named(place, folder, lambda: check_weights(folder))
+    elif manifest["kind"] == "checkpoint" and (fault := what_is_missing(folder)):
+        raise CheckpointError(f"{place} cannot be resumed from: {fault}; upload it again")
+    (folder / MANIFEST_NAME).unlink()
+
+
+def was_fetching(folder: Path) -> bool:
+    """Whether a call of `fetch_folder` that failed or was killed left this folder."""
+    return (folder / MANIFEST_NAME).is_file()
+
+
+def _get(place: Place, name: str, entry: Entry, manifest: Manifest, path: Path, known: Callable | None) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    here = known and known(entry)
+    if here:
+        try:
+            os.link(here, part)
+        except OSError:  # a file system without links
+            shutil.copyfile(here, part)
+    elif manifest.get("compression"):
+        packed = path.with_name(f"{path.name}.zst.part")
+        place.get(stored_name(name, manifest), packed)
+        decompress(packed, part, entry["bytes"], place / name)
+        packed.unlink()
+    else:
+        place.get(name, part)
+    if not _is_as_listed(part, entry):
+        size = part.stat().st_size
+        part.unlink()
+        raise CheckpointError(
+            f"{place / name} is not what was uploaded ({size:,} bytes, {entry['bytes']:,} were sent; or another "
+            "checksum): upload it again"
+        )
+    os.replace(part, path)
+
+
+def _named(place: Place, folder: Path, action: Callable[[], object]) -> None:
+    try:
+        action()
+    except MyPTError as error:
+        raise type(error)(str(error).replace(str(folder), str(place))) from error
+
+
+def kind_of(files: list[Outgoing]) -> str:
+    """What the files make up: model, checkpoint or dataset."""
+    names = {file.name for file in files}
+    return "dataset" if METADATA_NAME in names else "checkpoint" if STATE_NAME in names else "model"
+
+
+def _manifest_of(files: list[Outgoing], message: str, compress: bool) -> Manifest:
+    entries: dict[str, Entry] = {}
+    for file in files:
+        in_memory = isinstance(file.content, bytes)
+        digest = xxhash.xxh3_128(file.content).hexdigest() if in_memory else xxh3_128(file.content)
+        entries[file.name] = {"bytes": file.size, "xxh3_128": digest}
+    manifest: Manifest = {"format": "mypt-folder", "version": 1, "kind": kind_of(files), "message": message}
+    if compress:
+        manifest["compression"] = "zstd"
+    if run := _run_of(files):
+        manifest["run"] = run
+    return manifest | {"files": entries}
+
+
+def _run_of(files: list[Outgoing]) -> str | None:
+    """The hash of the run that the files are of, by the environment.json among them."""
+    for file in files:
+        if isinstance(file.content, Path) and file.name.rpartition("/")[2] == ENVIRONMENT:
+            return recorded_run(file.content.parent)
+    return None
+
+
+def _unchanged(before: Manifest | None, manifest: Manifest, there: dict[str, int]) -> set[str]:
+    """Names that the store holds as they are, by the manifest there and the sizes that are listed."""
+    if not before or before.get("compression") != manifest.get("compression"):
+        return set()
+    found = set()
+    for name, entry in manifest["files"].items():
+        old = before["files"].get(name)
+        if old and (old["bytes"], old["xxh3_128"]) == (entry["bytes"], entry["xxh3_128"]):
+            size = old.get("stored", old["bytes"])
+            found |= {name} if there.get(stored_name(name, before)) == size else set()
+    return found
+
+
+def _require_loadable(place: Place, manifest: Manifest) -> None:
+    """Raises CheckpointError for a model with files that no model of ours has, such as pickles."""
+    if manifest["kind"] != "model":
+        return
+    for name in manifest["files"]:
+        if not (is_model_file(name) or name == ENVIRONMENT or (name.endswith(".py") and "/" not in name)):
+            raise CheckpointError(f"{place} lists {name}, which is no file of a model; nothing was downloaded")
+
+
+def _remove_others(folder: Path, manifest: Manifest) -> None:
+    """Remove what a killed download of something else left in `folder`."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            if not any(listed.startswith(f"{name}/") for listed in manifest["files"]):
+                shutil.rmtree(path)
+        elif name not in manifest["files"] and name not in (LOCK_NAME, MANIFEST_NAME):
+            path.unlink(missing_ok=True)
+
+
+def _is_as_listed(path: Path, entry: Entry) -> bool:
+    return path.is_file() and path.stat().st_size == entry["bytes"] and xxh3_128(path) == entry["xxh3_128"]
+
+
+def digest_of(manifest: Manifest) -> str:
+    """What a manifest is called: equal for equal files."""
+    names = [(name, entry["xxh3_128"]) for name, entry in sorted(manifest["files"].items())]
+    return xxhash.xxh3_128(repr(names).encode()).hexdigest()
+
+
+def _bar(label: str, total: int, shown: bool):
+    return progress_bar(shown=shown, desc=label, total=total, unit="B", unit_scale=True)

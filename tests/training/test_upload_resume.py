@@ -1,0 +1,154 @@
+"""A run that uploads to an object store continues on an empty machine, bit for bit, whatever happened before."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mypt.errors import CheckFailed, CheckpointError, RecipeError
+from mypt.recipe import load_recipe, parse_recipe
+from mypt.remote.place import Place
+from mypt.storage.manifest import MANIFEST_NAME
+from mypt.storage.uri import parse_uri
+from mypt.training.run import train
+from mypt.yaml12 import dump_yaml
+from tests.processes import Command
+from tests.stores import SECRET
+from tests.training.test_kill import wait_for
+
+
+def whole_checkpoints(uri: str) -> list[str]:
+    return sorted(
+        name.partition("/")[0] for name in Place.parse(uri).files() if name.endswith(MANIFEST_NAME) and "check" in name
+    )
+
+
+def equal(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_emptied_folder_continues_from_the_store(recipe_for, whole_run, weights, s3, tmp_path, capsys):
+    uri, content = f"{s3}/runs/law", recipe_for(upload={"uri": f"{s3}/runs/law"})
+    content["training"]["max_steps"] = 8
+    run = train(parse_recipe(content))
+    printed = capsys.readouterr().out
+    assert f"uploaded checkpoint-8 to {uri} (manifest " in printed and f"uploaded {run} to {uri}" in printed
+    assert whole_checkpoints(uri) == ["checkpoint-4", "checkpoint-8"]
+    assert {"model.safetensors", "best/model.safetensors", "README.md"} <= {*Place.parse(uri).files()}
+    shutil.rmtree(run)  # another machine
+    content["training"]["max_steps"] = 12
+    train(parse_recipe(content), resume=True)
+    printed = capsys.readouterr().out
+    assert f"fetched checkpoint-8 from {uri}" in printed and f"resuming from {run / 'checkpoint-8'}" in printed
+    assert equal(weights(run), weights(whole_run)) and equal(weights(run / "best"), weights(whole_run / "best"))
+    names = ("optimizer.pt", "rng_state.pth")
+    assert all(
+        (run / "checkpoint-12" / n).read_bytes() == (whole_run / "checkpoint-12" / n).read_bytes() for n in names
+    )
+    assert whole_checkpoints(uri)[-2:] == ["checkpoint-4", "checkpoint-8"] or "checkpoint-12" in whole_checkpoints(uri)
+    kept = [path.read_bytes() for path in run.rglob("*") if path.is_file()]
+    place = Place.parse(uri)
+    sent = [place.read(name) for name in place.files()]
+    assert not any(SECRET.encode() in data for data in [*kept, *sent]) and SECRET not in printed
+
+
+def test_a_killed_machine_and_another_one(recipe_for, whole_run, weights, s3, tmp_path):
+    """kill -9 as soon as the store holds a whole checkpoint of a run that goes on; its folder is lost."""
+    content = recipe_for(upload={"uri": f"{s3}/killed"})
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(content))
+    process = Command(["train", tmp_path / "recipe.yaml"])
+    while not whole_checkpoints(f"{s3}/killed") and process.poll() is None:
+        time.sleep(0.1)
+    process.kill()
+    shutil.rmtree(content["training"]["output_dir"])
+    process = Command(["train", tmp_path / "recipe.yaml", "--resume"])
+    assert process.wait() == 0, process.output()
+    assert f"from {s3}/killed" in process.output()
+    assert equal(weights(tmp_path / "run"), weights(whole_run))
+
+
+def test_a_store_that_dies_stops_no_training_and_the_exit_code_says_so(
+    recipe_for, whole_run, weights, s3, s3_wire, tmp_path, capsys
+):
+    content = recipe_for(upload={"uri": f"{s3}/dies"})
+    s3_wire.cut = 300_000
+    with pytest.raises(CheckFailed, match=r"run but not whole in the store \(.*\); run `mypt upload \S+run \S+/dies`"):
+        train(parse_recipe(content))
+    run = Path(content["training"]["output_dir"])
+    printed = capsys.readouterr().out
+    assert "was not uploaded" in printed and "training continues" in printed and SECRET not in printed
+    assert json.loads((run / "result.json").read_text())["reason"] == "upload"
+    assert equal(weights(run), weights(whole_run)) and not (run / ".upload").exists()
+    s3_wire.cut = None
+    train(parse_recipe(content), resume=True)  # the same as the command that was named
+    assert "checkpoint-12" in whole_checkpoints(f"{s3}/dies")
+    assert parse_uri(f"{s3}/dies").download(tmp_path / "copy").files["model.safetensors"]
+
+
+def test_half_an_upload_is_never_resumed_from(whole_run, bucket, tmp_path):
+    store = parse_uri(f"{bucket}/half")
+    for step in (4, 8):
+        folder = store.below(f"checkpoint-{step}")
+        folder.send(folder.outgoing(whole_run / f"checkpoint-{step}"), progress=False)
+    (store.place / "checkpoint-8").remove([MANIFEST_NAME])
+    assert store.restore(tmp_path / "run") == "checkpoint-4"
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        *("checkpoint-4", "environment.json", "recipe.yaml", "forgetting_baseline.safetensors")
+    }
+    assert store.restore(tmp_path / "run") is None
+
+
+def test_a_place_of_another_run_and_a_start_without_resume_are_refused(recipe_for, bucket, tmp_path):
+    content = recipe_for(upload={"uri": f"{bucket}/taken", "keep": 1})
+    content["training"]["max_steps"] = 4
+    train(parse_recipe(content))
+    assert whole_checkpoints(f"{bucket}/taken") == ["checkpoint-4"]
+    before = Place.parse(f"{bucket}/taken").find()
+    content["training"]["output_dir"] = str(tmp_path / "again")
+    with pytest.raises(CheckpointError, match="taken already holds checkpoints of this run; add --resume to continue"):
+        train(parse_recipe(content))
+    content["training"]["seed"] = 7
+    for resume in (False, True):
+        content["training"]["output_dir"] = str(tmp_path / f"other-{resume}")
+        with pytest.raises(CheckpointError, match="another run"):
+            train(parse_recipe(content), resume=resume)
+    assert Place.parse(f"{bucket}/taken").find() == before
+
+
+def test_a_local_folder_that_is_ahead_of_the_store_is_not_set_back(recipe_for, whole_copy, s3, capsys):
+    store = parse_uri(f"{s3}/behind")
+    store.below("checkpoint-4").send(store.outgoing(whole_copy / "checkpoint-4"), progress=False)
+    train(parse_recipe(recipe_for(upload={"uri": f"{s3}/behind"})), resume=True)
+    printed = capsys.readouterr().out
+    assert "fetched" not in printed and "already complete" in printed
+    assert "checkpoint-12" in whole_checkpoints(f"{s3}/behind")
+
+
+@pytest.mark.slow
+def test_a_signal_waits_for_the_last_upload(recipe_for, s3, tmp_path):
+    content = recipe_for(upload={"uri": f"{s3}/signal"})
+    content["training"] |= {"max_steps": 4_000, "save_steps": 2_000, "eval_steps": 2_000}
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(content))
+    process = Command(["train", tmp_path / "recipe.yaml"])
+    wait_for(tmp_path / "run", 2, process)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM, process.output()
+    step = next(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert f"uploaded {step} to {s3}/signal" in process.output() and whole_checkpoints(f"{s3}/signal") == [step]
+
+
+def test_the_recipe_says_what_a_kind_of_store_cannot_do(tmp_path):
+    for section, words in (
+        ({"uri": "hf://me/x", "keep": 2}, "upload.keep is 2, .* whose commits keep every upload: leave it out"),
+        ({"uri": "s3://b/x", "private": True}, "upload.private is true, and the rules of a bucket"),
+        ({"uri": "s3://b/x", "keep": 0}, "upload.keep is 0, expected 1 or more"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            parse_recipe({"upload": section})
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(parse_recipe({"upload": {"uri": "s3://b/x"}}).to_dict()))
+    assert load_recipe(tmp_path / "recipe.yaml").upload.uri == "s3://b/x"
