@@ -1,0 +1,443 @@
+"""The page: what `content` read, as HTML that needs nothing else. Every text is escaped where it enters the page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import shlex
+import statistics
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from mypt.checkpoints.environment import without_secrets
+from mypt.checkpoints.evaluations import DEFINITIONS
+from mypt.checkpoints.lineage import describe_runs
+from mypt.evaluation.forgetting import TOLERANCE
+from mypt.inspection.reproduce import reproduce
+from mypt.inspection.training_history import describe_action
+from mypt.recipe import RESOLVED_NAME
+from mypt.report.charts import Chart, Curve, Mark, draw, is_finite
+from mypt.report.content import RunContent
+from mypt.report.samples import Samples
+from mypt.storage.run_tables import (
+    Code,
+    Table,
+    data_table,
+    forgetting_table,
+    lineage_table,
+    losses_table,
+    metrics_table,
+    seen_by_source,
+)
+from mypt.storage.upload_files import without_places
+from mypt.terminal import one_line, visible
+from mypt.training.callbacks.curves import smoothed
+
+GENERATOR = '<meta name="generator" content="mypt report">'
+_SIGNS = {"good": "\u2713", "warning": "!", "bad": "\u00d7"}
+_HISTORY_ROWS = 200  # of the table of all measurements
+
+
+def page(content: RunContent, samples: Samples | None, no_samples: str = "") -> str:
+    """The whole report; the same files give the same page. no_samples: the reason where there are none."""
+    script, style = _file("page.js"), _file("page.css")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # No request leaves the page, and no script runs in it but this one, whatever a run's texts hold.
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    sections = [
+        _section("curves", "Curves", _curves(content)),
+        _section("forgetting", "Evaluation and forgetting", _forgetting(content)),
+        _section("coverage", "Coverage", _coverage(content)),
+        _section("samples", "Samples", _samples(samples, no_samples)),
+        _section("evaluation", "Measured by mypt evaluate", _evaluation(content)),
+        _section("events", "What happened on the way", _events(content)),
+        _section("settings", "Hyperparameters", _settings(content)),
+        _section("data", "Data", _data(content)),
+        _section("environment", "Environment", _environment(content)),
+        _section("repeat", "Repeat it", _repeat(content)),
+    ]
+    name = _text(content.run.resolve().name)
+    links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title, body in sections if body)
+    body = "".join(
+        f'<section id="{key}"><h2>{escape(title)}</h2>{body}</section>' for key, title, body in sections if body
+    )
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{GENERATOR}\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<title>{name}: report</title>\n<style>\n{style}</style></head>\n<body><main>\n"
+        f'<header><h1>{name}</h1><p class="soft">{_subtitle(content)}</p>{_verdict(content)}{_tiles(content)}'
+        f"<nav>{links}</nav></header>\n{body}\n"
+        "<footer>Made by mypt report from the files of the run. This page loads nothing from anywhere.</footer>\n"
+        f"</main>\n<script>{script}</script></body></html>\n"
+    )
+
+
+def _file(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _text(value: object) -> str:
+    """A value as it is shown in a line: secrets, control characters and markup made harmless."""
+    return escape(one_line(without_secrets(str(value))))
+
+
+def _block(text: str) -> str:
+    return f"<pre>{escape(visible(without_secrets(text)))}</pre>"
+
+
+def _section(key: str, title: str, parts: Iterable[str]) -> tuple[str, str, str]:
+    return key, title, "".join(parts)
+
+
+def _table(table: Table, *, words: bool = False) -> str:
+    """words: the cells are text, not numbers."""
+    if not table.rows:
+        return ""
+    head = "".join(f'<th scope="col">{_text(column)}</th>' for column in table.columns)
+    head = f"<thead><tr>{head}</tr></thead>" if any(table.columns) else ""
+    rows = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
+    kind = ' class="words-table"' if words else ""
+    return f'<div class="scroll"><table{kind}>{head}<tbody>{rows}</tbody></table></div>'
+
+
+def _cell(cell: object) -> str:
+    if isinstance(cell, Code):
+        return f"<code>{_text(cell)}</code>" if cell else ""
+    if cell in ("healthy", "target", "watch", "warning", "critical"):
+        return f'<span class="state-{cell}">{cell}</span>'
+    return _text(cell)
+
+
+def _details(title: str, body: str) -> str:
+    return f"<details><summary>{_text(title)}</summary>{body}</details>" if body else ""
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f'<ul class="plain">{"".join(f"<li>{_text(line)}</li>" for line in lines)}</ul>' if lines else ""
+
+
+# ---- the head ----
+
+
+def _subtitle(content: RunContent) -> str:
+    info, words = content.info, []
+    preset = info.recipe.get("model", {}).get("preset")
+    if info.recipe and not info.base:
+        words.append(f"{preset}, trained from scratch" if preset else "trained from scratch")
+    elif info.base:
+        words.append(f"{'an adapter on' if info.recipe.get('lora') else 'trained from'} {info.base}")
+    if parameters := content.model.get("parameters"):
+        words.append(f"{parameters.partition(' ')[0]} parameters")
+    return _text(", ".join(words))
+
+
+def _verdict(content: RunContent) -> str:
+    verdict = content.verdict()
+    lines = "".join(f"<p>{_text(line)}</p>" for line in verdict["lines"])
+    title = f"{_SIGNS[verdict['tone']]} {verdict['title']}"
+    return f'<div class="verdict {verdict["tone"]}"><b>{_text(title)}</b>{lines}</div>'
+
+
+def _tiles(content: RunContent) -> str:
+    info, tiles = content.info, []
+    if content.step is not None:
+        tiles.append(("optimizer steps", f"{content.step:,}", f"of {content.max_steps:,}" if content.max_steps else ""))
+    target, guard = info.forgetting.get("target"), info.forgetting.get("guard", [])
+    if info.last and target in info.last["sets"]:
+        before, now = (entry["sets"][target]["loss"] for entry in (info.first, info.last))
+        tiles.append((f"loss of {target}", f"{now:.4f}", f"{before:.4f} before, nats per token"))
+    kept = {name: info.last["sets"][name]["delta"] for name in guard if info.last and name in info.last["sets"]}
+    if kept:
+        worst = max(kept, key=lambda name: kept[name] if kept[name] == kept[name] else float("inf"))
+        tiles.append(
+            (
+                f"change of {worst}",
+                f"{kept[worst]:+.4f}",
+                f"tolerance {info.forgetting.get('tolerance', TOLERANCE):g} nats",
+            )
+        )
+    losses = [entry["loss"] for entry in content.log if isinstance(entry.get("loss"), int | float)]
+    if not info.last and losses:
+        tiles.append(("training loss", f"{losses[-1]:.4f}", f"{losses[0]:.4f} at first, nats per token"))
+    if seen := sum(entry.get("tokens", 0) for _, entry in seen_by_source(info)):
+        tiles.append(("tokens seen", f"{seen:,}", ""))
+    speeds = [speed for _, speed in _points(content.log, "throughput/tokens_per_second") if speed]
+    if speeds:
+        tiles.append(("tokens per second", f"{statistics.median(speeds):,.0f}", "median of the log"))
+    if content.result:
+        tiles.append(("time", _duration(content.result.seconds), "of the last call"))
+    cells = (
+        f'<div class="tile"><dt>{_text(name)}</dt><dd>{_text(value)}<small>{_text(more)}</small></dd></div>'
+        for name, value, more in tiles
+    )
+    return f'<dl class="tiles">{"".join(cells)}</dl>' if tiles else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+# ---- curves ----
+
+
+def _points(log: list[dict], key: str) -> list[tuple[float, float | None]]:
+    """(step, value) of each entry that has the key; None for a value that was NaN or infinite."""
+    found = [(entry["step"], entry[key]) for entry in log if key in entry]
+    return [(step, value if isinstance(value, int | float) else None) for step, value in found]
+
+
+def evaluation_curves(content: RunContent) -> dict[str, list[tuple[float, float | None]]]:
+    """The loss of each evaluation set, by name, the target first; from the log, or from forgetting.json without one."""
+    keys = dict.fromkeys(
+        key for entry in content.log for key in entry if key.startswith("eval_") and key.endswith("loss")
+    )
+    keys.pop("eval_constrained_loss", None)
+    curves = {
+        key.removeprefix("eval_").removesuffix("loss").strip("_") or "eval": _points(content.log, key) for key in keys
+    }
+    for entry in [] if curves else content.history:
+        for name, reading in entry["sets"].items():
+            curves.setdefault(name, []).append((entry["step"], reading["loss"]))
+    return curves
+
+
+def _curves(content: RunContent) -> list[str]:
+    marks = list(content.events())
+    charts = "".join(map(draw, _charts(content, marks)))
+    notes = []
+    if lost := sum(not is_finite(value) for _, value in _points(content.log, "loss")):
+        notes.append(f"{lost} logged training loss{'es' if lost > 1 else ''} NaN or infinite: a cross at the top.")
+    if content.unreadable:
+        notes.append(f"{content.unreadable} lines of metrics.jsonl could not be read and are left out.")
+    if not charts:
+        return [_list(["Nothing was logged yet.", *notes])]
+    return [f'<div class="charts">{charts}</div>', _list(notes)]
+
+
+def _charts(content: RunContent, marks: list[Mark]) -> Iterable[Chart]:
+    sets = evaluation_curves(content)
+    colors = {name: number for number, name in enumerate(sets, start=1)}
+    curves, train = [], _points(content.log, "loss")
+    if train:
+        curves.append(Curve("training", train, 0, smooth=_smooth(train)))
+    curves += [Curve(name, points, colors[name], dots=True) for name, points in sets.items()]
+    yield Chart("loss", "Loss", "nats per token", curves, marks)
+    history, report = content.history, content.info.forgetting
+    if len(history) > 1:
+        yield Chart(
+            "change", "Forgetting: change since step 0", "nats per token, with two standard errors; below 0 is better",
+            list(_changes(history, report, colors)),
+            [mark for mark in marks if mark.x in {action["step"] for action in report.get("actions", [])}],
+            [(0.0, ""), (report.get("tolerance", TOLERANCE), "tolerance")],
+            form="signed",
+        )  # fmt: skip
+    yield Chart("rate", "Learning rate", "", [Curve("", _points(content.log, "learning_rate"))], form="rate", floor=0.0)
+    speeds = [Curve("", _points(content.log, "throughput/tokens_per_second"))]
+    yield Chart("speed", "Throughput", "tokens per second, all processes", speeds, form="count", floor=0.0)
+    norms = [Curve("", _points(content.log, "grad_norm"))]
+    yield Chart("gradient", "Gradient norm", "before clipping", norms, floor=0.0)
+    if (between := content.interpolation) and between["curve"]:
+        names = [*between["curve"][0]["sets"]]
+        yield Chart(
+            "interpolation", "Interpolation towards the start", "change in nats per token; alpha 0 is the start",
+            [
+                Curve(name, [(point["alpha"], point["sets"][name]["delta"]) for point in between["curve"]],
+                      colors.get(name, number), dots=True)
+                for number, name in enumerate(names, start=1)
+            ],
+            [Mark(between["alpha"], f"alpha {between['alpha']:g}: published")],
+            [(0.0, ""), (between["tolerance"], "tolerance")],
+            form="signed", x_unit="alpha",
+        )  # fmt: skip
+
+
+def _smooth(points: list[tuple[float, float | None]]) -> list[float | None]:
+    """`smoothed` over the values that are finite; None where one is not."""
+    finite = [(number, value) for number, (_, value) in enumerate(points) if is_finite(value)]
+    line: list[float | None] = [None] * len(points)
+    for (number, _), value in zip(finite, smoothed([value for _, value in finite]), strict=True):
+        line[number] = value
+    return line
+
+
+def _changes(history: list[dict], report: dict, colors: dict[str, int]) -> Iterable[Curve]:
+    names = dict.fromkeys(name for entry in history for name in entry["sets"])
+    for number, name in enumerate(names, start=1):
+        readings = [(entry["step"], entry["sets"][name]) for entry in history if name in entry["sets"]]
+        role = "target" if name == report.get("target") else "guarded" if name in report.get("guard", []) else "other"
+        yield Curve(
+            f"{name} ({role})",
+            [(step, reading["delta"]) for step, reading in readings],
+            colors.get(name, number),
+            errors=[2 * reading.get("delta_error", 0.0) for _, reading in readings],
+            dots=True,
+        )
+
+
+# ---- what was measured ----
+
+
+def _forgetting(content: RunContent) -> Iterable[str]:
+    info = content.info
+    if not content.history:
+        if not evaluation_curves(content):
+            yield "<p>The run has no evaluation set: what it learned or forgot was not measured.</p>"
+        return
+    rules = [f"target {info.forgetting['target']}"] if info.forgetting.get("target") else []
+    rules += [f"guarded {', '.join(guard)}"] if (guard := info.forgetting.get("guard")) else []
+    rules += [f"{key} {info.forgetting[key]}" for key in ("tolerance", "action") if key in info.forgetting]
+    yield f'<p class="soft">{_text("; ".join(rules))}. Losses in nats per token.</p>' if rules else ""
+    table = forgetting_table(info)
+    yield _table(table) if table else "<p>Measured once so far.</p>"
+    actions = [describe_action(action) for action in info.forgetting.get("actions", [])]
+    yield "<p>What the guard did:</p>" + _list(actions) if actions else ""
+    if between := content.interpolation:
+        where = "the model" if info.interpolation else "best/"
+        words = f"{where} is {between['alpha']:g} of the way from {between['base']} to {between['adapted']}."
+        yield f"<p>{_text(words[0].upper() + words[1:])}</p>"
+    names = list(content.history[-1]["sets"])
+    rows = [
+        (f"{entry['step']:,}", *(_reading(entry["sets"].get(name)) for name in names))
+        for entry in content.history[-_HISTORY_ROWS:]
+    ]
+    yield _details(f"All {len(content.history)} measurements", _table(Table(("step", *names), rows)))
+
+
+def _reading(reading: dict | None) -> str:
+    return f"{reading['loss']:.4f} ({reading['delta']:+.4f})" if reading else ""
+
+
+def _coverage(content: RunContent) -> Iterable[str]:
+    info = content.info
+    table = data_table(info)
+    if not table.rows:
+        return
+    shown = Table(table.columns[:-1], [row[:-1] for row in table.rows])  # fingerprints: in Data
+    yield _table(shown)
+    if lineage := lineage_table(info):
+        yield f"<p>Over all runs, {_text(describe_runs(info.lineage))}:</p>{_table(lineage)}"
+        if base := info.lineage["base"]:
+            yield f'<p class="soft">{_text(f"What {base} was trained on is not known.")}</p>'
+
+
+def _samples(samples: Samples | None, reason: str) -> Iterable[str]:
+    if not samples or not samples["samples"]:
+        yield f'<p class="soft">None: {_text(reason)}.</p>' if reason else ""
+        return
+    how = f"temperature {samples['temperature']:g}, top-p {samples['top_p']:g}, seed {samples['seed']}"
+    yield f'<p class="soft">{_text(f"Beginnings of held-out texts, continued by the model ({how}).")}</p>'
+    yield '<div class="samples">'
+    for sample in samples["samples"]:
+        yield (
+            f'<div class="sample"><h3>{_text(sample["set"])}</h3><h4>beginning</h4>{_block(sample["prompt"])}'
+            f"<h4>the model</h4>{_block(sample['text'])}<h4>the original</h4>{_block(sample['original'])}</div>"
+        )
+    yield "</div>"
+
+
+def _evaluation(content: RunContent) -> Iterable[str]:
+    entries = content.info.evaluations
+    losses = losses_table(entries)
+    yield _table(losses)
+    for kind in DEFINITIONS if losses.rows else ():
+        if any(entry.get("definition") == kind for entry in entries):
+            yield f'<p class="soft">{_text(f"{kind}: {DEFINITIONS[kind]}.")}</p>'
+    yield _table(metrics_table(entries), words=True)
+
+
+def _events(content: RunContent) -> Iterable[str]:
+    yield _list([f"step {mark.x:,}: {mark.text}" for mark in content.events()])
+
+
+# ---- what it was made of ----
+
+
+def _settings(content: RunContent) -> Iterable[str]:
+    settings, changed = content.settings, set(content.changed)
+    model = [(name, value) for name, value in content.model.items()]
+    yield _table(Table(("model", ""), model), words=True)
+    rows = {True: [], False: []}
+    for name, value in settings.items():
+        rows[name in changed].append((Code(name), _value(value)))
+    yield _table(Table(("not the default", "value"), rows[True]), words=True)
+    yield _details(f"{len(rows[False])} defaults", _table(Table(("default", "value"), rows[False]), words=True))
+    yield _details("recipe.yaml", _block(content.info.recipe_text.strip())) if content.info.recipe_text else ""
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_value(item)}" for key, item in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _data(content: RunContent) -> Iterable[str]:
+    rows = [
+        (dataset["name"], ", ".join(dataset["uses"]), split, f"{part['tokens']:,}", Code(part["fingerprint"]))
+        for dataset in content.info.environment.get("datasets", [])
+        for split, part in dataset["splits"].items()
+    ]
+    if rows:
+        yield _table(Table(("dataset", "used for", "split", "tokens", "fingerprint"), rows))
+        texts = dict.fromkeys(
+            (text["name"], text["xxh3_128"] or "")
+            for dataset in content.info.environment["datasets"]
+            for text in dataset["texts"]
+        )
+        yield _details("Texts", _table(Table(("text", "xxh3-128"), [(name, Code(sum_)) for name, sum_ in texts])))
+        return
+    table = data_table(content.info)
+    yield _table(Table(("data", "tokens", "fingerprint"), [(row[0], row[1], row[-1]) for row in table.rows]))
+
+
+def _environment(content: RunContent) -> Iterable[str]:
+    environment = content.info.environment
+    for session in [environment, *environment.get("resumed", [])] if environment else []:
+        if "step" in session:
+            yield f"<p>Resumed at step {session['step']:,} on:</p>"
+        yield _table(Table(("", ""), list(_session_rows(session))), words=True)
+
+
+def _session_rows(session: dict) -> Iterable[tuple[str, str]]:
+    machine, packages = session.get("machine", {}), session.get("packages", {})
+    yield "versions", ", ".join([f"Python {session.get('python')}", *(f"{name} {v}" for name, v in packages.items())])
+    if machine.get("model"):
+        memory = f", {machine['memory'] / 2**30:.0f} GiB" if machine.get("memory") else ""
+        yield "device", f"{machine.get('device')}: {machine['model']}{memory}"
+    if machine:
+        yield "system", f"{machine.get('platform')}, {machine.get('cpus')} CPUs"
+    if machine.get("processes", 1) > 1:
+        yield "processes", f"{machine['processes']}"
+    for name, commit in session.get("git", {}).items():
+        if commit:
+            dirty = ", with changes that are not committed" if commit["dirty"] else ""
+            yield f"git, {'mypt' if name == 'mypt' else 'working folder'}", f"{commit['commit']}{dirty}"
+
+
+def _repeat(content: RunContent) -> Iterable[str]:
+    if not content.info.environment or not content.info.recipe:
+        return
+    lines = [_without_places(line) for line in reproduce(content.run, compare=False)["commands"]]
+    yield _block("\n".join(lines))
+    yield (
+        '<p class="soft">With the run folder at hand, <code>mypt inspect RUN --reproduce</code> prints these commands '
+        "and what differs on your machine.</p>"
+    )
+
+
+def _without_places(line: str) -> str:
+    words = []
+    for word in shlex.split(line):
+        name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        path = Path(value)
+        is_recipe = path.is_absolute() and path.name == RESOLVED_NAME
+        words.append(f"{name}{equals}{f'{path.parent.name}/{path.name}' if is_recipe else without_places(value)}")
+    return shlex.join(words)
