@@ -17,6 +17,7 @@ from mypt.terminal import one_line
 
 MOST_POINTS = 1_000  # of a curve: of more, the lowest and the highest of each group are drawn
 COLORS = 6  # of the style sheet, s0 to s5; from the seventh curve on they come again, dashed
+STEPS = "optimizer step"
 _SIZE = 1_000  # of the drawing, in its own units
 _NOT_FINITE = "NaN or infinite"
 _LARGEST = 1e100  # a value beyond it is drawn as infinite
@@ -60,7 +61,7 @@ class Chart:
     levels: list[tuple[float, str]] = field(default_factory=list)
     form: str = "fixed"
     floor: float | None = None
-    x_unit: str = "optimizer step"
+    x_unit: str = STEPS
 
 
 def draw(chart: Chart) -> str:
@@ -72,10 +73,16 @@ def draw(chart: Chart) -> str:
     left, right = _widened(min(xs), max(xs), 0.0)
     bottom, top = _y_range(chart, curves)
     place = _Place(left, right, bottom, top)
-    y_ticks, x_ticks = ticks(bottom, top, 5), [x for x in ticks(left, right, 5) if x == int(x) or right - left < 5]
+    y_ticks, x_ticks = ticks(bottom, top, 5), ticks(left, right, 7 if right < 10_000 else 4)
+    if chart.x_unit == STEPS:
+        x_ticks = [x for x in x_ticks if x == int(x)]
     lost = [(curve, x) for curve in curves for x, y in curve.points if not is_finite(y)]
     svg = [f'<path class="grid" d="M0 {place.y(y)}H{_SIZE}"/>' for y in y_ticks]
-    svg += [f'<path class="level" d="M0 {place.y(y)}H{_SIZE}"/>' for y, _ in chart.levels if bottom <= y <= top]
+    svg += [
+        f'<path class="{"level" if name else "zero"}" d="M0 {place.y(y)}H{_SIZE}"/>'
+        for y, name in chart.levels
+        if bottom <= y <= top
+    ]
     svg += [f'<path class="mark {mark.kind}" d="M{place.x(mark.x)} 0V{_SIZE}"/>' for mark in chart.marks]
     for curve in curves:
         svg += _paths(curve, place)

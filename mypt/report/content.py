@@ -38,7 +38,7 @@ class Verdict(TypedDict):
 # (state, reason) of result.json: tone, title. {step} and {max_steps} are the run's.
 _ENDINGS = {
     ("completed", "max_steps"): ("good", "Completed"),
-    ("completed", "interpolated"): ("good", "Completed; best/ is interpolated so that every guard is kept"),
+    ("completed", "interpolated"): ("warning", "Completed; best/ is interpolated so that every guard is kept"),
     ("completed", "infeasible"): ("bad", "Completed, but no saved step kept every guarded set"),
     ("completed", "upload"): ("warning", "Completed, but not uploaded"),
     ("stopped", "forgetting"): ("warning", "Stopped by the forgetting guard at step {step:,}"),
@@ -109,14 +109,17 @@ class RunContent:
             lines.append(result.message)
         if verdict := self.info.forgetting.get("verdict"):
             lines.append(verdict)
-            if verdict.startswith("forgetting:") and tone == "good" and result.reason != "interpolated":
+            if verdict.startswith("forgetting:") and tone == "good":
                 tone = "warning"
         return {"tone": tone, "title": title, "lines": [*lines, *self.diagnosis]}
 
     def events(self) -> Iterator[Mark]:
         """What happened on the way, in order: changes on a resume, actions of the guard, handled NaN, sequence lengths,
         the step at which it diverged."""
-        found = [Mark(action["step"], describe_action(action)) for action in self.info.forgetting.get("actions", [])]
+        found = [
+            Mark(action["step"], "guard: " + describe_action(action).removeprefix(f"step {action['step']:,} "))
+            for action in self.info.forgetting.get("actions", [])
+        ]
         acted, sources = {mark.x for mark in found}, self.info.coverage.get("sources", [])
         for event in self.info.coverage.get("events", []):
             if "guard" in event or ("weights" in event and event.get("step") in acted):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import shlex
 import statistics
 from collections.abc import Iterable, Sequence
@@ -36,6 +37,7 @@ from mypt.training.callbacks.curves import smoothed
 
 GENERATOR = '<meta name="generator" content="mypt report">'
 _SIGNS = {"good": "\u2713", "warning": "!", "bad": "\u00d7"}
+_NUMBER = re.compile(r"([+-]?[\d.,]+[x%]?( .*)?)?$")  # also with an error, or a change
 _HISTORY_ROWS = 200  # of the table of all measurements
 
 
@@ -95,15 +97,26 @@ def _section(key: str, title: str, parts: Iterable[str]) -> tuple[str, str, str]
     return key, title, "".join(parts)
 
 
-def _table(table: Table, *, words: bool = False) -> str:
-    """words: the cells are text, not numbers."""
+def _table(table: Table) -> str:
+    """Numbers are aligned to the right."""
     if not table.rows:
         return ""
-    head = "".join(f'<th scope="col">{_text(column)}</th>' for column in table.columns)
+    sides = [' class="n"' if all(map(_NUMBER.match, column)) else "" for column in zip(*table.rows, strict=True)]
+    head = "".join(
+        f'<th scope="col"{side}>{_text(column)}</th>' for column, side in zip(table.columns, sides, strict=True)
+    )
     head = f"<thead><tr>{head}</tr></thead>" if any(table.columns) else ""
-    rows = "".join("<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    kind = ' class="words-table"' if words else ""
-    return f'<div class="scroll"><table{kind}>{head}<tbody>{rows}</tbody></table></div>'
+    rows = "".join(
+        "<tr>" + "".join(f"<td{side}>{_cell(cell)}</td>" for cell, side in zip(row, sides, strict=True)) + "</tr>"
+        for row in table.rows
+    )
+    return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
+
+
+def _pairs(pairs: Iterable[tuple[str, object]]) -> str:
+    """Names and values in as many columns as fit."""
+    items = "".join(f"<div><dt><code>{_text(name)}</code></dt><dd>{_text(value)}</dd></div>" for name, value in pairs)
+    return f'<dl class="pairs">{items}</dl>' if items else ""
 
 
 def _cell(cell: object) -> str:
@@ -240,7 +253,14 @@ def _charts(content: RunContent, marks: list[Mark]) -> Iterable[Chart]:
             [(0.0, ""), (report.get("tolerance", TOLERANCE), "tolerance")],
             form="signed",
         )  # fmt: skip
-    yield Chart("rate", "Learning rate", "", [Curve("", _points(content.log, "learning_rate"))], form="rate", floor=0.0)
+    yield Chart(
+        "rate",
+        "Learning rate",
+        "by the schedule",
+        [Curve("", _points(content.log, "learning_rate"))],
+        form="rate",
+        floor=0.0,
+    )
     speeds = [Curve("", _points(content.log, "throughput/tokens_per_second"))]
     yield Chart("speed", "Throughput", "tokens per second, all processes", speeds, form="count", floor=0.0)
     norms = [Curve("", _points(content.log, "grad_norm"))]
@@ -301,9 +321,9 @@ def _forgetting(content: RunContent) -> Iterable[str]:
     actions = [describe_action(action) for action in info.forgetting.get("actions", [])]
     yield "<p>What the guard did:</p>" + _list(actions) if actions else ""
     if between := content.interpolation:
-        where = "the model" if info.interpolation else "best/"
+        where = "The model" if info.interpolation else "The model in best/"
         words = f"{where} is {between['alpha']:g} of the way from {between['base']} to {between['adapted']}."
-        yield f"<p>{_text(words[0].upper() + words[1:])}</p>"
+        yield f"<p>{_text(words)}</p>"
     names = list(content.history[-1]["sets"])
     rows = [
         (f"{entry['step']:,}", *(_reading(entry["sets"].get(name)) for name in names))
@@ -333,7 +353,7 @@ def _samples(samples: Samples | None, reason: str) -> Iterable[str]:
     if not samples or not samples["samples"]:
         yield f'<p class="soft">None: {_text(reason)}.</p>' if reason else ""
         return
-    how = f"temperature {samples['temperature']:g}, top-p {samples['top_p']:g}, seed {samples['seed']}"
+    how = f"temperature {samples['temperature']:g}, top-p {samples['top_p']:g}"
     yield f'<p class="soft">{_text(f"Beginnings of held-out texts, continued by the model ({how}).")}</p>'
     yield '<div class="samples">'
     for sample in samples["samples"]:
@@ -351,7 +371,7 @@ def _evaluation(content: RunContent) -> Iterable[str]:
     for kind in DEFINITIONS if losses.rows else ():
         if any(entry.get("definition") == kind for entry in entries):
             yield f'<p class="soft">{_text(f"{kind}: {DEFINITIONS[kind]}.")}</p>'
-    yield _table(metrics_table(entries), words=True)
+    yield _table(metrics_table(entries))
 
 
 def _events(content: RunContent) -> Iterable[str]:
@@ -362,20 +382,21 @@ def _events(content: RunContent) -> Iterable[str]:
 
 
 def _settings(content: RunContent) -> Iterable[str]:
-    settings, changed = content.settings, set(content.changed)
-    model = [(name, value) for name, value in content.model.items()]
-    yield _table(Table(("model", ""), model), words=True)
-    rows = {True: [], False: []}
-    for name, value in settings.items():
-        rows[name in changed].append((Code(name), _value(value)))
-    yield _table(Table(("not the default", "value"), rows[True]), words=True)
-    yield _details(f"{len(rows[False])} defaults", _table(Table(("default", "value"), rows[False]), words=True))
+    changed = set(content.changed)
+    groups = {True: [], False: []}
+    for name, value in content.settings.items():
+        groups[name in changed].append((name, _value(value)))
+    yield _table(Table(("model", ""), list(content.model.items())))
+    yield f"<h3>Not the default</h3>{_pairs(groups[True])}" if groups[True] else ""
+    yield _details(f"{len(groups[False])} defaults", _pairs(groups[False]))
     yield _details("recipe.yaml", _block(content.info.recipe_text.strip())) if content.info.recipe_text else ""
 
 
 def _value(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_value(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -403,7 +424,7 @@ def _environment(content: RunContent) -> Iterable[str]:
     for session in [environment, *environment.get("resumed", [])] if environment else []:
         if "step" in session:
             yield f"<p>Resumed at step {session['step']:,} on:</p>"
-        yield _table(Table(("", ""), list(_session_rows(session))), words=True)
+        yield _table(Table(("", ""), list(_session_rows(session))))
 
 
 def _session_rows(session: dict) -> Iterable[tuple[str, str]]:
@@ -416,8 +437,9 @@ def _session_rows(session: dict) -> Iterable[tuple[str, str]]:
         yield "system", f"{machine.get('platform')}, {machine.get('cpus')} CPUs"
     if machine.get("processes", 1) > 1:
         yield "processes", f"{machine['processes']}"
-    for name, commit in session.get("git", {}).items():
-        if commit:
+    commits = session.get("git", {})
+    for name, commit in commits.items():
+        if commit and (name == "mypt" or commit != commits.get("mypt")):
             dirty = ", with changes that are not committed" if commit["dirty"] else ""
             yield f"git, {'mypt' if name == 'mypt' else 'working folder'}", f"{commit['commit']}{dirty}"
 

@@ -43,7 +43,6 @@ class Samples(TypedDict):
     weights: str | None
     temperature: float
     top_p: float
-    seed: int
     each: int
     samples: list[Sample]
 
@@ -106,11 +105,15 @@ def make_samples(run: Path, each: int = EACH) -> Samples:
         raise CheckpointError("no checkpoint is saved yet")
     if not sets:
         raise MyPTError("no held-out text of the run is here")
+    from transformers import logging
+
     from mypt.checkpoints.load import load_model
     from mypt.generation.generate import context_of, generate_batch
     from mypt.generation.settings import GenerationSettings
     from mypt.tokenization.load import load_tokenizer
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     tokenizer, model = load_tokenizer(folder), load_model(folder)
     room = min(context_of(model) or PROMPT + NEW, PROMPT + NEW)
     length = min(PROMPT, room // 3)
@@ -121,14 +124,14 @@ def make_samples(run: Path, each: int = EACH) -> Samples:
             words = [tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:length], ids[length:])]
             samples.append(Sample(set=name, prompt=words[0], text="", original=words[1]))
     settings = GenerationSettings(max_new_tokens=room - length, temperature=TEMPERATURE, top_p=TOP_P, seed=0)
-    written = generate_batch(model, tokenizer, beginnings, settings, say=lambda line: None)
+    seeds = range(len(beginnings))
+    written = generate_batch(model, tokenizer, beginnings, settings, seeds=seeds, say=lambda line: None)
     for sample, completion in zip(samples, written, strict=True):
         sample["text"] = completion.text
     found = Samples(
         weights=weights_fingerprint(str(folder)),
         temperature=TEMPERATURE,
         top_p=TOP_P,
-        seed=0,
         each=each,
         samples=samples,
     )

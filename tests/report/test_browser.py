@@ -28,7 +28,7 @@ def browser():
 def report(whole_run, tmp_path_factory):
     """The page of a run, with a sample that tries to be markup."""
     sample = {"set": EVIL, "prompt": EVIL, "text": EVIL, "original": EVIL}
-    samples = {"temperature": 0.8, "top_p": 0.95, "seed": 0, "samples": [sample]}
+    samples = {"temperature": 0.8, "top_p": 0.95, "samples": [sample]}
     path = tmp_path_factory.mktemp("browser") / "report.html"
     path.write_text(page_of(read_content(whole_run), samples), encoding="utf-8")
     return path
@@ -64,7 +64,7 @@ def test_a_pointer_shows_the_values_of_a_step(opened, whole_run):
     box = shown.locator("#loss .plot").bounding_box()
     left, right = json.loads(shown.locator("#loss script").text_content())["range"][:2]
     for step in (4, 12):
-        shown.mouse.move(box["x"] + box["width"] * (step - left) / (right - left), box["y"] + 50)
+        shown.mouse.move(box["x"] + (box["width"] - 2) * (step - left) / (right - left), box["y"] + 50)
         tip = shown.locator("#loss .tip").inner_text()
         assert re.search(rf"\bstep {step}\b", " ".join(tip.split()))
         for key in ("loss", "eval_domain_loss", "eval_general_loss"):

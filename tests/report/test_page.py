@@ -113,7 +113,7 @@ def test_text_of_a_run_is_no_markup(whole_copy):
         path = whole_copy / file
         text = path.read_text().replace("general", EVIL)
         path.write_text(text.replace("trained to step", EVIL).replace("modern-nano", EVIL))
-    samples = {"temperature": 0.8, "top_p": 0.95, "seed": 0, "samples": [
+    samples = {"temperature": 0.8, "top_p": 0.95, "samples": [
         {"set": EVIL, "prompt": f"</pre>{EVIL}", "text": "</script><script>alert(1)</script>", "original": "a & b"}
     ]}  # fmt: skip
     html = page(read_content(whole_copy), samples)
@@ -221,7 +221,7 @@ def test_an_adapter_with_a_guard_that_acted_and_an_interpolated_best(recipe_for,
     assert "reduce_lr (general" in text and "What the guard did" in text and '<path class="mark event"' in html
     assert "is interpolated" in verdict(html) and 'id="interpolation"' in html
     alpha = json.loads((run / "best" / "interpolation.json").read_text())["alpha"]
-    assert f"best/ is {alpha:g} of the way" in text.replace("Best/", "best/")
+    assert f"The model in best/ is {alpha:g} of the way" in text and tone(html) == "warning"
 
 
 def test_a_curriculum_and_an_evaluation(recipe_for, corpora):
