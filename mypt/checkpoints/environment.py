@@ -155,7 +155,9 @@ def _commit_of(folder: Path, tracked: Path | None = None) -> Commit | None:
     """
     if tracked and _git(folder, "ls-files", "--error-unmatch", str(tracked)) is None:
         return None
-    lines = (_git(folder, "status", "--porcelain=v2", "--branch", "--untracked-files=no") or "").splitlines()
+    only = ["--", "."] if tracked else []  # whether the package was changed, not what lies beside it
+    answer = _git(folder, "status", "--porcelain=v2", "--branch", "--untracked-files=no", *only)
+    lines = (answer or "").splitlines()
     head = next((line.removeprefix("# branch.oid ") for line in lines if line.startswith("# branch.oid ")), "")
     if not re.fullmatch("[0-9a-f]{40,64}", head):
         return None
