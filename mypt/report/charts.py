@@ -246,7 +246,10 @@ def _legend(chart: Chart, curves: list[Curve], lost: bool) -> str:
     ]
     if lost:
         items.append(f'<li><b class="key cross-key">\u00d7</b>{_NOT_FINITE}</li>')
-    if chart.marks:
+    kinds = {mark.kind for mark in chart.marks}
+    if "bad" in kinds:
+        items.append(f'<li><b class="key bad-key"></b>step with a value that is {_NOT_FINITE}</li>')
+    if kinds - {"bad"}:
         items.append('<li><b class="key mark-key"></b>event</li>')
     return f'<ul class="legend">{"".join(items)}</ul>' if len(items) > 1 or lost else ""
 

@@ -124,7 +124,8 @@ class RunContent:
         for event in self.info.coverage.get("events", []):
             if "guard" in event or ("weights" in event and event.get("step") in acted):
                 continue  # it is among the actions
-            found.append(Mark(event.get("step", 0), _describe_event(event, sources), _kind(event)))
+            step = event.get("step", 0) + ("skipped" in event)  # recorded before the step was done
+            found.append(Mark(step, _describe_event(event, sources), _kind(event)))
         if stages := self.info.coverage.get("curriculum"):
             found += [
                 Mark(first // self.per_step, f"sequences of {length:,} tokens from here on")

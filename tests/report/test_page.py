@@ -5,11 +5,13 @@ import hashlib
 import json
 import re
 import shutil
+from configparser import ConfigParser
 from html import unescape
 from pathlib import Path
 
 import pytest
 
+import mypt
 from mypt.errors import CheckFailed, CheckpointError, Diverged
 from mypt.preparation.prepare import prepare_dataset
 from mypt.recipe import parse_recipe
@@ -99,6 +101,16 @@ def test_a_page_needs_nothing_else(whole_run):
     assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
 
 
+def test_its_style_and_script_are_installed_with_the_package():
+    root, setup = Path(mypt.__file__).parent, ConfigParser()
+    setup.read(root.parent / "setup.cfg")
+    for path in root.rglob("*.[!p]*"):
+        if "__pycache__" not in path.parts:
+            package = ".".join(path.relative_to(root.parent).parts[:-1])
+            patterns = setup["options.package_data"][package].split(", ")
+            assert any(path.match(pattern) for pattern in patterns), path
+
+
 def test_the_same_files_give_the_same_page_which_names_no_place(whole_run, whole_copy, tmp_path):
     html = html_of(whole_run)
     assert html_of(whole_copy) == html
@@ -167,7 +179,7 @@ def test_a_nan_that_was_skipped_is_shown(recipe_for):
     content = recipe_for(training={"logging_steps": 1}, safety={"on_nan": "skip"})
     _, run = run_poisoned(content, 22)
     html = html_of(run)
-    assert "Completed" in verdict(html) and "no update: loss nan" in words(html)
+    assert "Completed" in verdict(html) and "step 6: no update: loss nan" in words(html)
     lost = [entry["step"] for entry in entries(run) if "learning_rate" in entry and entry.get("loss") is None]
     shown = curve(html, "loss", "training")
     assert [x for x, y in zip(shown["x"], shown["y"], strict=True) if y is None] == lost or lost == []
