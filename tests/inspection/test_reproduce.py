@@ -17,6 +17,7 @@ from mypt.inspection.reproduce import describe_reproduction, reproduce
 from mypt.recipe import parse_recipe
 from mypt.training.run import train
 from mypt.yaml12 import dump_yaml
+from tests.processes import leave_out_pictures
 from tests.runs import made_once
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -49,7 +50,7 @@ def make_world(root: Path) -> None:
         (root / name).write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+        leave_out_pictures(patch)
         for command in (
             "mypt prepare --source 'text/a note.txt' --out data/general --vocab-size 300 --lowercase --seed 7"
             " --document block --val-fraction 0.2",
@@ -77,6 +78,11 @@ def make_world(root: Path) -> None:
             train(parse_recipe(recipe))
 
 
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    leave_out_pictures(monkeypatch)
+
+
 @pytest.fixture
 def elsewhere(world, tmp_path, monkeypatch) -> Path:
     """An empty folder with nothing but the texts."""
@@ -84,7 +90,6 @@ def elsewhere(world, tmp_path, monkeypatch) -> Path:
     for name in TEXTS:
         shutil.copy(world / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     return tmp_path
 
 
@@ -218,5 +223,6 @@ def test_what_a_run_records_holds_no_variable_and_no_place_of_the_environment(wo
     root = shutil.copytree(world, tmp_path / "world")
     monkeypatch.chdir(root)
     assert main(["train", "raw.yaml", "--training.output_dir=runs/other"]) == 0
+    assert main(["report", "runs/other", "--samples", "0"]) == 0
     for path in (root / "runs" / "other").glob("*.*"):
         assert b"very-secret-value" not in path.read_bytes(), path
