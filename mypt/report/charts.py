@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import pairwise
 
 from mypt.terminal import one_line
+from mypt.training.callbacks.curves import smoothed
 
 MOST_POINTS = 1_000  # of a curve: of more, the lowest and the highest of each group are drawn
 COLORS = 6  # of the style sheet, s0 to s5; from the seventh curve on they come again, dashed
 STEPS = "optimizer step"
 _SIZE = 1_000  # of the drawing, in its own units
+_AT_END = ' class="end"'  # a label that would stand out of its chart
+_MOST_DOTS = 80  # of a curve whose points are marked
 _NOT_FINITE = "NaN or infinite"
 _LARGEST = 1e100  # a value beyond it is drawn as infinite
 
@@ -27,16 +30,17 @@ _LARGEST = 1e100  # a value beyond it is drawn as infinite
 class Curve:
     """points: (x, y), x ascending; a y that is None, NaN or infinite is shown as such.
 
-    color: number of the curve. smooth: y of the line that is drawn through the points, which are then thin. errors:
-    half the height of the bar at each point. dots: whether points are marked.
+    color: number of the curve. smooth: draw a line of means through the points, which are then thin; `thinned` works
+    out its `means`. errors: half the height of the bar at each point. dots: whether points are marked.
     """
 
     name: str
     points: Sequence[tuple[float, float | None]]
     color: int = 0
-    smooth: Sequence[float | None] | None = None
+    smooth: bool = False
     errors: Sequence[float] | None = None
     dots: bool = False
+    means: Sequence[float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,9 @@ def draw(chart: Chart) -> str:
         f'<span style="bottom:{place.height(y)}%">{escape(axis_label(y, y_ticks))}</span>' for y in y_ticks
     )
     x_labels = "".join(
-        f'<span style="left:{place.percent(x)}%">{escape(axis_label(x, x_ticks))}</span>' for x in x_ticks
+        f'<span{_AT_END if x > right - (right - left) / 20 else ""} style="left:{place.percent(x)}%">'
+        f"{escape(axis_label(x, x_ticks))}</span>"
+        for x in x_ticks
     )
     return (
         f'<figure class="chart" id="{chart.name}"><figcaption><h3>{_text(chart.title)}</h3>'
@@ -148,22 +154,36 @@ def is_finite(value: float | None) -> bool:
 def thinned(curve: Curve, most: int = MOST_POINTS) -> Curve:
     """The curve with at most about `most` points, its extremes and some of what is not finite among them."""
     points = curve.points
-    if len(points) <= most:
-        return curve
-    groups, kept = most // 2, set()
+    chosen = list(range(len(points))) if len(points) <= most else _chosen(points, most)
+    return replace(
+        curve,
+        points=[points[number] for number in chosen],
+        errors=[curve.errors[number] for number in chosen] if curve.errors else None,
+        means=_means(points, chosen) if curve.smooth else None,
+    )
+
+
+def _chosen(points: Sequence[tuple[float, float | None]], most: int) -> list[int]:
+    """Numbers of the points to draw: of each group the lowest, the highest and one that is not finite."""
+    groups, kept = most // 2, {0, len(points) - 1}
     for group in range(groups):
         numbers = range(group * len(points) // groups, (group + 1) * len(points) // groups)
         finite = [number for number in numbers if is_finite(points[number][1])]
         if len(finite) < len(numbers):
             kept.add(next(number for number in numbers if not is_finite(points[number][1])))
         if finite:
-            kept |= {min(finite, key=lambda number: points[number][1]), max(finite, key=lambda n: points[n][1])}
-    chosen = sorted(kept | {0, len(points) - 1})
+            kept |= {min(finite, key=lambda n: points[n][1]), max(finite, key=lambda n: points[n][1])}
+    return sorted(kept)
 
-    def pick(values: Sequence | None) -> list | None:
-        return None if values is None else [values[number] for number in chosen]
 
-    return Curve(curve.name, pick(points), curve.color, pick(curve.smooth), pick(curve.errors), curve.dots)
+def _means(points: Sequence[tuple[float, float | None]], chosen: Sequence[int]) -> list[float | None]:
+    """`smoothed` over the values that are finite; None where one is not."""
+    finite = [number for number, (_, y) in enumerate(points) if is_finite(y)]
+    place = {number: index for index, number in enumerate(finite)}
+    shown = [number for number in chosen if number in place]
+    means = smoothed([points[number][1] for number in finite], [place[number] for number in shown])
+    found = dict(zip(shown, means, strict=True))
+    return [found.get(number) for number in chosen]
 
 
 def _y_range(chart: Chart, curves: list[Curve]) -> tuple[float, float]:
@@ -221,9 +241,9 @@ def _paths(curve: Curve, place: _Place) -> Iterable[str]:
         )
         if bars:
             yield f'<path class="bar {look}" d="{bars}"/>'
-    lines = [(curve.points, "thin" if curve.smooth else "line")]
-    if curve.smooth:
-        lines.append(([(x, y) for (x, _), y in zip(curve.points, curve.smooth, strict=True)], "line"))
+    lines = [(curve.points, "thin" if curve.means else "line")]
+    if curve.means:
+        lines.append(([(x, y) for (x, _), y in zip(curve.points, curve.means, strict=True)], "line"))
     for points, kind in lines:
         path, pen_down = [], False
         for x, y in points:
@@ -232,7 +252,7 @@ def _paths(curve: Curve, place: _Place) -> Iterable[str]:
             pen_down = is_finite(y)
         yield f'<path class="{kind} {look}" d="{"".join(path)}"/>'
     single = sum(is_finite(y) for _, y in curve.points) == 1
-    if curve.dots or single:
+    if (curve.dots and len(curve.points) <= _MOST_DOTS) or single:
         dots = "".join(f"M{place.x(x)} {place.y(y)}h0" for x, y in curve.points if is_finite(y))
         yield f'<path class="dot {look}" d="{dots}"/>'
 

@@ -12,9 +12,9 @@ from typing import TypedDict
 from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint, step_of
 from mypt.checkpoints.config import ADAPTER_CONFIG, CONFIG_NAME
 from mypt.checkpoints.interpolated import InterpolationReport, read_interpolation
-from mypt.checkpoints.state import read_state
+from mypt.checkpoints.state import RunState
 from mypt.errors import CheckpointError, MyPTError
-from mypt.inspection.training_history import describe_action, read_training_history, settings_of
+from mypt.inspection.training_history import describe_action, last_state, read_training_history, settings_of
 from mypt.recipe import RESOLVED_NAME
 from mypt.report.charts import Mark
 from mypt.storage.card import describe
@@ -28,7 +28,7 @@ LEDGERS = (METRICS_NAME, "coverage.json", "forgetting.json", RESOLVED_NAME)  # a
 
 
 class Verdict(TypedDict):
-    """tone: good, warning or bad. title: how the run ended. lines: what is to be said about it."""
+    """tone: good, plain, warning or bad. title: how the run ended. lines: what is to be said about it."""
 
     tone: str
     title: str
@@ -95,7 +95,11 @@ class RunContent:
 
     def verdict(self) -> Verdict:
         result, lines = self.result, []
-        if result is None:
+        if result is None and not self.info.recipe:  # of a stock Trainer with MyPT's callbacks
+            of = f" of {self.max_steps:,}" if self.max_steps else ""
+            tone, title = "plain", f"Trained to step {self.step or 0:,}{of}"
+            lines.append(f"How it ended is not recorded: there is no {RESOLVED_NAME} of mypt train.")
+        elif result is None:
             so_far = f"step {self.step or 0:,}" + (f" of {self.max_steps:,}" if self.max_steps else "")
             saved = f"checkpoint-{self.checkpoint}" if self.checkpoint else "nothing yet"
             tone, title = "warning", f"Not finished: {so_far} so far"
@@ -109,7 +113,7 @@ class RunContent:
             lines.append(result.message)
         if verdict := self.info.forgetting.get("verdict"):
             lines.append(verdict)
-            if verdict.startswith("forgetting:") and tone == "good":
+            if verdict.startswith("forgetting:") and tone in ("good", "plain"):
                 tone = "warning"
         return {"tone": tone, "title": title, "lines": [*lines, *self.diagnosis]}
 
@@ -157,7 +161,8 @@ def read_content(run: Path) -> RunContent:
     """Raises CheckpointError for a folder that is no run, a damaged file, or an access token in the recipe."""
     require_run(run)
     info, saved = RunInfo(run), last_complete_checkpoint(run)[0]
-    log, unreadable = _read_log(run, saved)
+    state = last_state(run)[1]
+    log, unreadable = _read_log(run, state)
     result, history = read_result(run), info.forgetting.get("history", [])
     if len(history) > 1 and not info.interpolation:  # RunInfo's are those of the weights: maybe of an earlier step
         info.first, info.last = history[0], history[-1]
@@ -165,7 +170,7 @@ def read_content(run: Path) -> RunContent:
     reached = max(steps, default=None)
     if result and _is_stale(result, reached):
         result = None
-    told = read_training_history(run)
+    told, planned = read_training_history(run), state and state.trainer.get("max_steps")
     ended = result is not None and result.state in ("completed", "stopped")
     return RunContent(
         run=run,
@@ -179,7 +184,7 @@ def read_content(run: Path) -> RunContent:
         spikes=_read_lines(run / SPIKES_NAME, ("step", "loss", "limit"))[0],
         interpolation=info.interpolation or without_places(read_interpolation(run / "best")),
         step=result.step if result else reached,
-        max_steps=result.max_steps if result else info.recipe.get("training", {}).get("max_steps"),
+        max_steps=result.max_steps if result else info.recipe.get("training", {}).get("max_steps") or planned,
         checkpoint=step_of(saved) if saved else None,
     )
 
@@ -199,16 +204,11 @@ def _without_places(message: str, run: Path) -> str:
     return re.sub(r"(?<![\w.:/])/(?:[^\s/:;,']+/)+", "", message)
 
 
-def _read_log(run: Path, saved: Path | None) -> tuple[list[dict], int]:
+def _read_log(run: Path, state: RunState | None) -> tuple[list[dict], int]:
     """metrics.jsonl; of a run without it the log in its last checkpoint."""
     if (run / METRICS_NAME).is_file():
         return _read_lines(run / METRICS_NAME, ("step",))
-    if saved is None:
-        return [], 0
-    try:
-        return [entry for entry in read_state(saved).trainer.get("log_history", []) if "step" in entry], 0
-    except CheckpointError:
-        return [], 0
+    return state.trainer.get("log_history", []) if state else [], 0
 
 
 def _read_lines(path: Path, numbers: tuple[str, ...]) -> tuple[list[dict], int]:

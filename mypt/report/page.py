@@ -33,10 +33,9 @@ from mypt.storage.run_tables import (
 )
 from mypt.storage.upload_files import without_places
 from mypt.terminal import one_line, visible
-from mypt.training.callbacks.curves import smoothed
 
 GENERATOR = '<meta name="generator" content="mypt report">'
-_SIGNS = {"good": "\u2713", "warning": "!", "bad": "\u00d7"}
+_SIGNS = {"good": "\u2713", "plain": "", "warning": "!", "bad": "\u00d7"}
 _NUMBER = re.compile(r"([+-]?[\d.,]+[x%]?( .*)?)?$")  # also with an error, or a change
 _HISTORY_ROWS = 200  # of the table of all measurements
 
@@ -153,7 +152,7 @@ def _subtitle(content: RunContent) -> str:
 def _verdict(content: RunContent) -> str:
     verdict = content.verdict()
     lines = "".join(f"<p>{_text(line)}</p>" for line in verdict["lines"])
-    title = f"{_SIGNS[verdict['tone']]} {verdict['title']}"
+    title = f"{_SIGNS[verdict['tone']]} {verdict['title']}".lstrip()
     return f'<div class="verdict {verdict["tone"]}"><b>{_text(title)}</b>{lines}</div>'
 
 
@@ -241,7 +240,7 @@ def _charts(content: RunContent, marks: list[Mark]) -> Iterable[Chart]:
     colors = {name: number for number, name in enumerate(sets, start=1)}
     curves, train = [], _points(content.log, "loss")
     if train:
-        curves.append(Curve("training", train, 0, smooth=_smooth(train)))
+        curves.append(Curve("training", train, 0, smooth=True))
     curves += [Curve(name, points, colors[name], dots=True) for name, points in sets.items()]
     yield Chart("loss", "Loss", "nats per token", curves, marks)
     history, report = content.history, content.info.forgetting
@@ -261,9 +260,9 @@ def _charts(content: RunContent, marks: list[Mark]) -> Iterable[Chart]:
         form="rate",
         floor=0.0,
     )
-    speeds = [Curve("", _points(content.log, "throughput/tokens_per_second"))]
+    speeds = [Curve("", _points(content.log, "throughput/tokens_per_second"), smooth=True)]
     yield Chart("speed", "Throughput", "tokens per second, all processes", speeds, form="count", floor=0.0)
-    norms = [Curve("", _points(content.log, "grad_norm"))]
+    norms = [Curve("", _points(content.log, "grad_norm"), smooth=True)]
     yield Chart("gradient", "Gradient norm", "before clipping", norms, floor=0.0)
     if (between := content.interpolation) and between["curve"]:
         names = [*between["curve"][0]["sets"]]
@@ -278,15 +277,6 @@ def _charts(content: RunContent, marks: list[Mark]) -> Iterable[Chart]:
             [(0.0, ""), (between["tolerance"], "tolerance")],
             form="signed", x_unit="alpha",
         )  # fmt: skip
-
-
-def _smooth(points: list[tuple[float, float | None]]) -> list[float | None]:
-    """`smoothed` over the values that are finite; None where one is not."""
-    finite = [(number, value) for number, (_, value) in enumerate(points) if is_finite(value)]
-    line: list[float | None] = [None] * len(points)
-    for (number, _), value in zip(finite, smoothed([value for _, value in finite]), strict=True):
-        line[number] = value
-    return line
 
 
 def _changes(history: list[dict], report: dict, colors: dict[str, int]) -> Iterable[Curve]:

@@ -43,7 +43,7 @@ def test_points_are_where_their_values_are():
 def test_axis_labels_are_where_their_values_are():
     html = chart(Curve("a", [(0, 1.0), (50, 3.0)]))
     left, right, bottom, top = block(html)["range"]
-    labels = re.findall(r'<span style="(bottom|left):([\d.-]+)%">([\d.,-]+)</span>', html)
+    labels = re.findall(r'<span(?: class="end")? style="(bottom|left):([\d.-]+)%">([\d.,-]+)</span>', html)
     assert {side for side, _, _ in labels} == {"bottom", "left"}
     for side, percent, label in labels:
         low, high = (bottom, top) if side == "bottom" else (left, right)
@@ -80,17 +80,21 @@ def test_error_bars_and_levels_are_inside_the_chart():
 def test_thinning_keeps_the_extremes_the_ends_and_what_is_lost():
     points = [(step, math.sin(step / 700)) for step in range(50_000)]
     points[12_345], points[40_000], points[31_000] = (12_345, 9.0), (40_000, -9.0), (31_000, NAN)
-    few = thinned(Curve("a", points, smooth=[float(step) for step in range(50_000)]), most=1_000)
+    few = thinned(Curve("a", points, smooth=True), most=1_000)
     assert len(few.points) < 1_600
     assert {(12_345, 9.0), (40_000, -9.0), points[0], points[-1]} <= set(few.points)
     assert any(step == 31_000 for step, _ in few.points)
-    assert few.smooth == [float(step) for step, _ in few.points]
+    window = [y for _, y in points[20_000 - 1_666 : 20_000 + 1_667]]
+    steps = [step for step, _ in few.points]
+    near = min(range(len(steps)), key=lambda number: abs(steps[number] - 20_000))
+    assert few.means[near] == pytest.approx(sum(window) / len(window), abs=0.05)
+    assert few.means[steps.index(31_000)] is None
     assert [step for step, _ in few.points] == sorted(step for step, _ in few.points)
 
 
 def test_few_points_are_all_kept():
     curve = Curve("a", [(step, 1.0) for step in range(1_000)])
-    assert thinned(curve) is curve
+    assert thinned(curve).points == curve.points
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,17 @@ def test_a_curriculum_and_an_evaluation(recipe_for, corpora):
     assert f"{entry['loss']:.4f}" in text and f"{entry['bits_per_byte']:.4f}" in text
 
 
+def test_a_run_of_a_stock_trainer_with_the_callbacks(whole_copy):
+    """It has their files and its checkpoints, and no recipe."""
+    for name in ("recipe.yaml", "environment.json", "result.json", "diagnosis.json"):
+        (whole_copy / name).unlink()
+    html = html_of(whole_copy)
+    assert tone(html) == "plain" and "Trained to step 12 of 12" in verdict(html)
+    assert "not recorded" in verdict(html) and "tolerance" in words(html) and "kept: " in verdict(html)
+    (whole_copy / "metrics.jsonl").unlink()
+    assert curve(html_of(whole_copy), "loss", "training") == curve(html, "loss", "training"), "from trainer_state.json"
+
+
 def test_what_is_no_run_is_refused(whole_run, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder, message in (
