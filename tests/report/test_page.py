@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import mypt
-from mypt.errors import CheckFailed, CheckpointError, Diverged
+from mypt.errors import CheckpointError, Diverged
 from mypt.preparation.prepare import prepare_dataset
 from mypt.recipe import parse_recipe
 from mypt.report.content import read_content
@@ -200,7 +200,10 @@ def test_nan_and_infinite_numbers_of_the_log_are_crosses(whole_copy):
 
 def test_a_run_that_was_resumed_with_other_settings(recipe_for, whole_copy):
     content = recipe_for(training={"max_steps": 16, "learning_rate": 1e-3})
+    environment = json.loads((whole_copy / "environment.json").read_text())
+    (whole_copy / "environment.json").write_text(json.dumps(environment | {"python": "3.0.0"}))
     run = train(parse_recipe(content), resume=True)
+    assert "Python 3.0.0" in words(html_of(run)) and "Resumed at step 12 on:" in words(html_of(run))
     html = html_of(run)
     assert "Completed" in verdict(html) and "16 of 16" in words(html)
     assert "step 12: changed: " in words(html) and "max_steps 12 -> 16" in words(html)
@@ -273,13 +276,23 @@ def test_what_is_no_run_is_refused(whole_run, tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_an_infeasible_run_is_red(whole_copy):
+ENDINGS = [
+    ("completed", "infeasible", 1, "bad", "no saved step kept every guarded set"),
+    ("completed", "upload", 1, "warning", "Completed, but not uploaded"),
+    ("stopped", "forgetting", 0, "warning", "Stopped by the forgetting guard at step 12"),
+    ("stopped", "early_stopping", 0, "warning", "Stopped early at step 12"),
+    ("interrupted", "SIGTERM", 143, "warning", "Interrupted by SIGTERM at step 12 of 12"),
+    ("failed", "error", 1, "bad", "Failed after step 12"),
+    ("failed", "diverged", 2, "bad", "Diverged after step 12"),
+    ("another", "one", 3, "warning", "another: one"),
+]
+
+
+@pytest.mark.parametrize(("state", "reason", "code", "color", "title"), ENDINGS)
+def test_how_a_run_ended_is_said_in_words_and_color(whole_copy, state, reason, code, color, title):
     result = json.loads((whole_copy / "result.json").read_text())
-    ended = {
-        "reason": "infeasible",
-        "exit_code": 1,
-        "message": str(CheckFailed("no saved step kept every guarded set")),
-    }
+    ended = {"state": state, "reason": reason, "exit_code": code, "message": "what it printed last"}
     (whole_copy / "result.json").write_text(json.dumps(result | ended))
     html = html_of(whole_copy)
-    assert tone(html) == "bad" and "no saved step kept every guarded set" in verdict(html)
+    assert tone(html) == color and title in verdict(html)
+    assert ("what it printed last" in verdict(html)) == (code > 0)
