@@ -34,11 +34,12 @@ def run(args: argparse.Namespace) -> None:
 
     with accepted(recipe, args.resume):
         with quick_imports():
+            from mypt.report.callback import ReportCallback
             from mypt.report.write import report_at_end
             from mypt.training.run import train
 
         with report_at_end(output_dir(recipe)):
-            train(recipe, resume=args.resume, assume_yes=args.yes)
+            train(recipe, [ReportCallback()], resume=args.resume, assume_yes=args.yes)
 
 
 def sort_out(args: argparse.Namespace) -> None:

@@ -10,11 +10,13 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from transformers import TrainerCallback
 
 import mypt
 from mypt.errors import CheckpointError, Diverged
 from mypt.preparation.prepare import prepare_dataset
 from mypt.recipe import parse_recipe
+from mypt.report.callback import ReportCallback
 from mypt.report.content import read_content
 from mypt.report.page import page
 from mypt.report.write import write_report
@@ -163,6 +165,28 @@ def test_a_run_under_way(whole_run, rewind, tmp_path):
     assert "nothing yet" in verdict(html_of(run))
     (run / "metrics.jsonl").write_text("")
     assert "Nothing was logged yet" in words(html_of(run))
+
+
+def test_a_report_is_written_while_a_run_trains_and_never_ends_it(recipe_for, monkeypatch, capsys):
+    monkeypatch.setattr("mypt.report.callback.PAUSE", 0)
+    monkeypatch.setattr("mypt.report.callback.SHARE", 0)
+    path, seen = Path(recipe_for()["training"]["output_dir"]) / "report.html", []
+
+    class Reader(TrainerCallback):
+        """Puts a folder in the way of the report of step 8."""
+
+        def on_save(self, args, state, control, **kwargs):
+            if path.is_dir():
+                path.rmdir()
+                return
+            seen.append(verdict(path.read_text()))
+            path.unlink()
+            if state.global_step == 4:
+                path.mkdir()
+
+    train(parse_recipe(recipe_for()), [ReportCallback(), Reader()])
+    assert "Not finished: step 4 of 12" in seen[0] and "checkpoint-4" in seen[0] and len(seen) == 2
+    assert capsys.readouterr().err.count("no report.html: ") == 1
 
 
 def test_a_run_that_diverged(recipe_for):
