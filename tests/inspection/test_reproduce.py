@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -13,8 +14,9 @@ import pytest
 from mypt.checkpoints.environment import this_session
 from mypt.cli.main import main
 from mypt.errors import CheckpointError
-from mypt.inspection.reproduce import describe_reproduction, reproduce
+from mypt.inspection.reproduce import describe_reproduction, recorded_datasets, reproduce
 from mypt.recipe import parse_recipe
+from mypt.shards.format import read_manifest
 from mypt.training.run import train
 from mypt.yaml12 import dump_yaml
 from tests.processes import leave_out_pictures
@@ -216,6 +218,16 @@ def test_what_is_no_run_is_refused(world, tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "nothing"), "--reproduce"]) == 2
     assert main(["inspect", str(world / "runs" / "raw"), "--reproduce", "--weights"]) == 2
     assert "leave out" in capsys.readouterr().err
+
+
+def test_a_secret_in_the_name_of_a_source_is_not_recorded(world):
+    manifest = read_manifest(world / "data" / "code")
+    names = ("https://ann:s3cret@example.org/a.txt", "az://box/b.txt?sig=s3cret")
+    sources = [source | {"name": name} for source, name in zip(manifest.sources, names, strict=False)]
+    sources += manifest.sources[len(names) :]
+    found = recorded_datasets({"data": ["train"]}, {"data": replace(manifest, sources=sources)})
+    text = json.dumps(found)
+    assert "s3cret" not in text and "https://***@example.org/a.txt" in text
 
 
 def test_what_a_run_records_holds_no_variable_and_no_place_of_the_environment(world, tmp_path, monkeypatch):
