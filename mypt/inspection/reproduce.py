@@ -179,11 +179,10 @@ def reproduce(run: Path, compare: bool = True) -> Reproduction:
 class _Repeat:
     """One run, and first the one whose model it started from.
 
-    compare: look for what differs here. base: None, or where the run goes as the start of another one. after: the runs
-    that start from this one.
+    compare: look for what differs here. base: where the run goes as the start of another one, which is `after`.
     """
 
-    def __init__(self, run: Path, compare: bool, base: Path | None = None, after: tuple[Path, ...] = ()):
+    def __init__(self, run: Path, compare: bool, base: Path | None = None, after: _Repeat | None = None):
         found = read_environment(run)
         self.recipe = read_training_history(run)["recipe"]
         if found is None or self.recipe is None:
@@ -191,9 +190,10 @@ class _Repeat:
                 f"{run} records no run (it has no environment.json and {RESOLVED_NAME}); name the folder that mypt "
                 "train wrote, which is training.output_dir"
             )
-        self.run, self.environment, self.compare, self.runs = run, found, compare, (*after, run.resolve())
+        self.run, self.environment, self.compare = run, found, compare
+        self.runs: tuple[Path, ...] = (*(after.runs if after else ()), run.resolve())
+        self.result: Reproduction = after.result if after else {part: [] for part in Reproduction.__annotations__}
         self.ledger = read_ledger(run) or {}
-        self.result: Reproduction = {"commands": [], "done": [], "differs": [], "problems": [], "notes": []}
         self.datasets = self._datasets()
         if base is None and compare:
             self._compare_sessions()
@@ -203,7 +203,7 @@ class _Repeat:
         self._train(base)
         self._changes()
         if any("***" in command for command in self.result["commands"]):
-            self.result["notes"].append("*** stands for what is secret and is not recorded; fill it in")
+            self._note("*** stands for what is secret and is not recorded; fill it in")
 
     def _add(self, *commands: list[str], done: bool = False) -> None:
         for command in commands:
@@ -213,13 +213,25 @@ class _Repeat:
                     self.result[part].append(line)
 
     def _differs(self, what: str, recorded: object, here: object) -> None:
-        self.result["differs"].append({"what": what, "recorded": recorded, "here": here})
+        found = Difference(what=what, recorded=recorded, here=here)
+        if found not in self.result["differs"]:
+            self.result["differs"].append(found)
+
+    def _problem(self, line: str) -> None:
+        self._tell("problems", line)
+
+    def _note(self, line: str) -> None:
+        self._tell("notes", line)
+
+    def _tell(self, part: str, line: str) -> None:
+        if line not in self.result[part]:
+            self.result[part].append(line)
 
     def _datasets(self) -> list[RecordedDataset]:
         """As recorded; of a run of an early version what the directories that are here say now."""
         if "datasets" in self.environment:
             return self.environment["datasets"]
-        self.result["notes"].append(
+        self._note(
             "the run is of a version that did not record how its data was made: the commands are by what is here now"
         )
         sections, uses = self.recipe.get("data", {}), {}
@@ -230,7 +242,7 @@ class _Repeat:
         manifests = {name: found for name in uses if (found := _manifest(name))}
         for name in uses.keys() - manifests.keys():
             if not Path(name).exists():
-                self.result["problems"].append(f"{name} is missing here, and how it was made was not recorded")
+                self._problem(f"{name} is missing here, and how it was made was not recorded")
         return recorded_datasets({name: uses[name] for name in manifests}, manifests)
 
     # ---- the machine ----
@@ -238,9 +250,7 @@ class _Repeat:
     def _compare_sessions(self) -> None:
         here, recorded = this_session(), _sessions(self.environment)[-1]
         if len(_sessions(self.environment)) > 1:
-            self.result["notes"].append(
-                "the run was resumed on another machine or version; it is compared with its last session"
-            )
+            self._note("the run was resumed on another machine or version; it is compared with its last session")
         if recorded.get("python") != here["python"]:
             self._differs("python", recorded.get("python"), here["python"])
         packages = recorded.get("packages", {})
@@ -257,7 +267,7 @@ class _Repeat:
                 self._differs(f"git of {'mypt' if name == 'mypt' else 'the working folder'}", *words)
             if commit and commit["dirty"]:
                 where = "MyPT's source" if name == "mypt" else "the working folder"
-                self.result["notes"].append(f"{where} had changes that were not committed: its commit is not all")
+                self._note(f"{where} had changes that were not committed: its commit is not all")
 
     # ---- the model that it started from ----
 
@@ -271,21 +281,19 @@ class _Repeat:
         weights = weights or (identity.get("lora") or {}).get("base_weights")
         here = weights_fingerprint(name) if self.compare else None
         if base:
-            before = _Repeat(base[0], self.compare, Path(name).parent if base[1] else Path(name), self.runs).result
+            _Repeat(base[0], self.compare, Path(name).parent if base[1] else Path(name), after=self)
             if here and here == weights:
-                before["done"] = before["commands"]
-            for part, lines in before.items():
-                self.result[part] += lines
+                self.result["done"] = self.result["commands"][:]  # which are all those of the base so far
         if not self.compare or here == weights:
             return
         if here:
             self._differs(f"weights of {name}", weights, here)
             if weights:
-                self.result["problems"].append(f"{name} holds other weights than those that the run started from")
+                self._problem(f"{name} holds other weights than those that the run started from")
         elif base:
-            self.result["notes"].append(f"{name} is not here yet; its weights were {weights}")
+            self._note(f"{name} is not here yet; its weights were {weights}")
         else:
-            self.result["problems"].append(f"model.init_from {name} is missing here; its weights were {weights}")
+            self._problem(f"model.init_from {name} is missing here; its weights were {weights}")
 
     def _base_run(self, start: Path) -> tuple[Path, bool] | None:
         """The run folder that a start model is of, if it is here, and whether the model lies in a folder of it.
@@ -320,28 +328,27 @@ class _Repeat:
         self._add(*commands, done=found == words)
         if not self.compare or found == words:
             return
-        for split, recorded in words.items():
-            if found.get(split) != recorded:
-                self._differs(f"{name}/{split}", recorded, found.get(split, "not there"))
         if here:
-            self.result["problems"].append(
-                f"{name} holds other data than the run was trained with; restore it, or move it away"
-            )
+            for split, recorded in words.items():
+                if found.get(split) != recorded:
+                    self._differs(f"{name}/{split}", recorded, found.get(split, "no such split"))
+            self._problem(f"{name} holds other data than the run was trained with; restore it, or move it away")
             return
+        self._differs(name, words["train"], "not made yet" if commands else "missing")
         if not commands:
-            self.result["problems"].append(f"{name} is missing here, and its metadata did not say how it was made")
+            self._problem(f"{name} is missing here, and its metadata did not say how it was made")
         recorded_names = {other["name"] for other in self.datasets}
         for command in commands:
             other = command[2] if command[1] != "append" else command[-2] if "--from" in command else name
             if command[1] != "prepare" and other not in recorded_names and not Path(other).exists():
-                self.result["problems"].append(f"{other} is missing here, and how it was made was not recorded")
+                self._problem(f"{other} is missing here, and how it was made was not recorded")
         for text in dataset["texts"]:
             self._text(text["name"], text["xxh3_128"], dataset["reading"])
 
     def _text(self, name: str, recorded: str | None, reading: dict) -> None:
         """Compare a text here with the recorded one."""
         if "://" in name or recorded is None:
-            self.result["notes"].append(f"{name} is not compared: it is not a local text with a recorded checksum")
+            self._note(f"{name} is not compared: it is not a local text with a recorded checksum")
             return
         try:
             units = find_units(
@@ -353,11 +360,11 @@ class _Repeat:
             same = is_same_text(units, recorded, partly=reading.get("max_documents") is not None)
         except MyPTError as error:
             self._differs(name, f"text {recorded}", "missing" if not Path(name).exists() else "not readable")
-            self.result["problems"].append(f"the text {name} cannot be read here, copy it to this place: {error}")
+            self._problem(f"the text {name} cannot be read here, copy it to this place: {error}")
             return
         if not same:
             self._differs(name, f"text {recorded}", "another text")
-            self.result["problems"].append(f"the text {name} is not the one that the run was trained with; restore it")
+            self._problem(f"the text {name} is not the one that the run was trained with; restore it")
 
     # ---- the training ----
 
@@ -367,7 +374,7 @@ class _Repeat:
         words += ["--resume"] if base else []  # it may be here
         if self.recipe.get("upload"):
             words.append("--upload=null")
-            self.result["notes"].append(f"the run uploads to {without_secrets(self.recipe['upload'].get('uri'))}; the "
+            self._note(f"the run uploads to {without_secrets(self.recipe['upload'].get('uri'))}; the "
                                         "command leaves that out (--upload=null)")  # fmt: skip
         processes = self.ledger.get("settings", {}).get("world_size", 1)
         if processes == 1:
@@ -390,7 +397,7 @@ class _Repeat:
             else:
                 words = "the weights of the sources changed"
             if words:
-                self.result["notes"].append(
+                self._note(
                     f"{self.run}: at step {event.get('step', 0):,} {words}; the command has the last settings from the "
                     "start, and other losses until then"
                 )
@@ -425,7 +432,7 @@ def describe_reproduction(report: Reproduction) -> Iterator[str]:
 
 
 def _pairs(differs: Iterable[Difference]) -> list[str]:
-    return [f"{one['what']}: {one['recorded']} recorded, {one['here']} here" for one in differs]
+    return [f"{one['what']}: recorded {one['recorded']}; here {one['here']}" for one in differs]
 
 
 def _comments(title: str, lines: list[str]) -> Iterator[str]:
