@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import pairwise
 
-from mypt.terminal import one_line
+from mypt.report.html import plain, text_of
 from mypt.training.callbacks.curves import smoothed
 
 MOST_POINTS = 1_000  # of a curve: of more, the lowest and the highest of each group are drawn
@@ -94,7 +94,7 @@ def draw(chart: Chart) -> str:
         f'<i class="cross s{curve.color % COLORS}" style="left:{place.percent(x)}%">\u00d7</i>' for curve, x in lost
     )
     words = "".join(
-        f'<span class="words" style="bottom:{place.height(y)}%">{_text(name)}</span>'
+        f'<span class="words" style="bottom:{place.height(y)}%">{text_of(name)}</span>'
         for y, name in chart.levels
         if name and bottom <= y <= top
     )
@@ -107,13 +107,13 @@ def draw(chart: Chart) -> str:
         for x in x_ticks
     )
     return (
-        f'<figure class="chart" id="{chart.name}"><figcaption><h3>{_text(chart.title)}</h3>'
-        f'<p class="unit">{_text(chart.unit)}</p>{_legend(chart, curves, bool(lost))}</figcaption>'
+        f'<figure class="chart" id="{chart.name}"><figcaption><h3>{text_of(chart.title)}</h3>'
+        f'<p class="unit">{text_of(chart.unit)}</p>{_legend(chart, curves, bool(lost))}</figcaption>'
         f'<div class="frame"><div class="y">{y_labels}</div>'
-        f'<div class="plot" tabindex="0" role="img" aria-label="{_text(_summary(chart, curves))}">'
+        f'<div class="plot" tabindex="0" role="img" aria-label="{text_of(_summary(chart, curves))}">'
         f'<svg viewBox="0 0 {_SIZE} {_SIZE}" preserveAspectRatio="none" aria-hidden="true">{"".join(svg)}</svg>'
         f"{crosses}{words}</div>"
-        f'<div class="x">{x_labels}</div></div><p class="x-unit">{_text(chart.x_unit)}</p>'
+        f'<div class="x">{x_labels}</div></div><p class="x-unit">{text_of(chart.x_unit)}</p>'
         f'<script type="application/json">{_data(chart, curves, place)}</script></figure>'
     )
 
@@ -140,10 +140,6 @@ class _Place:
 
 def _short(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
-
-
-def _text(text: object) -> str:
-    return escape(one_line(text))
 
 
 def is_finite(value: float | None) -> bool:
@@ -260,7 +256,7 @@ def _paths(curve: Curve, place: _Place) -> Iterable[str]:
 def _legend(chart: Chart, curves: list[Curve], lost: bool) -> str:
     items = [
         f'<li><b class="key s{curve.color % COLORS}{" again" if curve.color >= COLORS else ""}"></b>'
-        f"{_text(curve.name)}</li>"
+        f"{text_of(curve.name)}</li>"
         for curve in curves
         if curve.name
     ]
@@ -289,12 +285,12 @@ def _summary(chart: Chart, curves: list[Curve]) -> str:
 def _data(chart: Chart, curves: list[Curve], place: _Place) -> str:
     """For page.js. Every "<" is escaped, so that no name ends the block."""
     content = {
-        "x": one_line(chart.x_unit),
+        "x": plain(chart.x_unit),
         "form": chart.form,
         "range": [place.left, place.right, place.bottom, place.top],
         "curves": [
             {
-                "name": one_line(curve.name or chart.title),
+                "name": plain(curve.name or chart.title),
                 "look": f"s{curve.color % COLORS}",
                 "x": [x for x, _ in curve.points],
                 "y": [float(f"{y:.6g}") if is_finite(y) else None for _, y in curve.points],
@@ -302,7 +298,7 @@ def _data(chart: Chart, curves: list[Curve], place: _Place) -> str:
             | ({"error": [float(f"{e:.4g}") if is_finite(e) else None for e in curve.errors]} if curve.errors else {})
             for curve in curves
         ],
-        "marks": [[mark.x, one_line(mark.text)] for mark in chart.marks],
+        "marks": [[mark.x, plain(mark.text)] for mark in chart.marks],
     }
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 import shlex
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from mypt.checkpoints.environment import without_secrets
 from mypt.checkpoints.evaluations import DEFINITIONS
 from mypt.checkpoints.lineage import describe_runs
 from mypt.evaluation.forgetting import TOLERANCE
 from mypt.inspection.reproduce import reproduce
 from mypt.inspection.training_history import describe_action
 from mypt.recipe import RESOLVED_NAME
-from mypt.report.charts import Chart, Curve, Mark, draw, is_finite
 from mypt.report.content import RunContent
+from mypt.report.curves import draw_curves, evaluation_curves, points_of
+from mypt.report.html import block, details, list_of, pairs_of, table_of, text_of
 from mypt.report.samples import Samples
 from mypt.storage.run_tables import (
     Code,
@@ -32,11 +31,9 @@ from mypt.storage.run_tables import (
     seen_by_source,
 )
 from mypt.storage.upload_files import without_places
-from mypt.terminal import one_line, visible
 
 GENERATOR = '<meta name="generator" content="mypt report">'
 _SIGNS = {"good": "\u2713", "plain": "", "warning": "!", "bad": "\u00d7"}
-_NUMBER = re.compile(r"([+-]?[\d.,]+[x%]?( .*)?)?$")  # also with an error, or a change
 _HISTORY_ROWS = 200  # of the table of all measurements
 
 
@@ -50,7 +47,7 @@ def page(content: RunContent, samples: Samples | None, no_samples: str = "") -> 
         "form-action 'none'"
     )
     sections = [
-        _section("curves", "Curves", _curves(content)),
+        _section("curves", "Curves", draw_curves(content)),
         _section("forgetting", "Evaluation and forgetting", _forgetting(content)),
         _section("coverage", "Coverage", _coverage(content)),
         _section("samples", "Samples", _samples(samples, no_samples)),
@@ -61,7 +58,7 @@ def page(content: RunContent, samples: Samples | None, no_samples: str = "") -> 
         _section("environment", "Environment", _environment(content)),
         _section("repeat", "Repeat it", _repeat(content)),
     ]
-    name = _text(content.run.resolve().name)
+    name = text_of(content.run.resolve().name)
     links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title, body in sections if body)
     body = "".join(
         f'<section id="{key}"><h2>{escape(title)}</h2>{body}</section>' for key, title, body in sections if body
@@ -83,55 +80,8 @@ def _file(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
-def _text(value: object) -> str:
-    """A value as it is shown in a line: secrets, control characters and markup made harmless."""
-    return escape(one_line(without_secrets(str(value))))
-
-
-def _block(text: str) -> str:
-    return f"<pre>{escape(visible(without_secrets(text)))}</pre>"
-
-
 def _section(key: str, title: str, parts: Iterable[str]) -> tuple[str, str, str]:
     return key, title, "".join(parts)
-
-
-def _table(table: Table) -> str:
-    """Numbers are aligned to the right."""
-    if not table.rows:
-        return ""
-    sides = [' class="n"' if all(map(_NUMBER.match, column)) else "" for column in zip(*table.rows, strict=True)]
-    head = "".join(
-        f'<th scope="col"{side}>{_text(column)}</th>' for column, side in zip(table.columns, sides, strict=True)
-    )
-    head = f"<thead><tr>{head}</tr></thead>" if any(table.columns) else ""
-    rows = "".join(
-        "<tr>" + "".join(f"<td{side}>{_cell(cell)}</td>" for cell, side in zip(row, sides, strict=True)) + "</tr>"
-        for row in table.rows
-    )
-    return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
-
-
-def _pairs(pairs: Iterable[tuple[str, object]]) -> str:
-    """Names and values in as many columns as fit."""
-    items = "".join(f"<div><dt><code>{_text(name)}</code></dt><dd>{_text(value)}</dd></div>" for name, value in pairs)
-    return f'<dl class="pairs">{items}</dl>' if items else ""
-
-
-def _cell(cell: object) -> str:
-    if isinstance(cell, Code):
-        return f"<code>{_text(cell)}</code>" if cell else ""
-    if cell in ("healthy", "target", "watch", "warning", "critical"):
-        return f'<span class="state-{cell}">{cell}</span>'
-    return _text(cell)
-
-
-def _details(title: str, body: str) -> str:
-    return f"<details><summary>{_text(title)}</summary>{body}</details>" if body else ""
-
-
-def _list(lines: Sequence[str]) -> str:
-    return f'<ul class="plain">{"".join(f"<li>{_text(line)}</li>" for line in lines)}</ul>' if lines else ""
 
 
 # ---- the head ----
@@ -146,14 +96,14 @@ def _subtitle(content: RunContent) -> str:
         words.append(f"{'an adapter on' if info.recipe.get('lora') else 'trained from'} {info.base}")
     if parameters := content.model.get("parameters"):
         words.append(f"{parameters.partition(' ')[0]} parameters")
-    return _text(", ".join(words))
+    return text_of(", ".join(words))
 
 
 def _verdict(content: RunContent) -> str:
     verdict = content.verdict()
-    lines = "".join(f"<p>{_text(line)}</p>" for line in verdict["lines"])
+    lines = "".join(f"<p>{text_of(line)}</p>" for line in verdict["lines"])
     title = f"{_SIGNS[verdict['tone']]} {verdict['title']}".lstrip()
-    return f'<div class="verdict {verdict["tone"]}"><b>{_text(title)}</b>{lines}</div>'
+    return f'<div class="verdict {verdict["tone"]}"><b>{text_of(title)}</b>{lines}</div>'
 
 
 def _tiles(content: RunContent) -> str:
@@ -179,13 +129,13 @@ def _tiles(content: RunContent) -> str:
         tiles.append(("training loss", f"{losses[-1]:.4f}", f"{losses[0]:.4f} at first, nats per token"))
     if seen := sum(entry.get("tokens", 0) for _, entry in seen_by_source(info)):
         tiles.append(("tokens seen", f"{seen:,}", ""))
-    speeds = [speed for _, speed in _points(content.log, "throughput/tokens_per_second") if speed]
+    speeds = [speed for _, speed in points_of(content.log, "throughput/tokens_per_second") if speed]
     if speeds:
         tiles.append(("tokens per second", f"{statistics.median(speeds):,.0f}", "median of the log"))
     if content.result:
         tiles.append(("time", _duration(content.result.seconds), "of the last call"))
     cells = (
-        f'<div class="tile"><dt>{_text(name)}</dt><dd>{_text(value)}<small>{_text(more)}</small></dd></div>'
+        f'<div class="tile"><dt>{text_of(name)}</dt><dd>{text_of(value)}<small>{text_of(more)}</small></dd></div>'
         for name, value, more in tiles
     )
     return f'<dl class="tiles">{"".join(cells)}</dl>' if tiles else ""
@@ -196,101 +146,6 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
-
-
-# ---- curves ----
-
-
-def _points(log: list[dict], key: str) -> list[tuple[float, float | None]]:
-    """(step, value) of each entry that has the key; None for a value that was NaN or infinite."""
-    found = [(entry["step"], entry[key]) for entry in log if key in entry]
-    return [(step, value if isinstance(value, int | float) else None) for step, value in found]
-
-
-def evaluation_curves(content: RunContent) -> dict[str, list[tuple[float, float | None]]]:
-    """The loss of each evaluation set, by name, the target first; from the log, or from forgetting.json without one."""
-    keys = dict.fromkeys(
-        key for entry in content.log for key in entry if key.startswith("eval_") and key.endswith("loss")
-    )
-    keys.pop("eval_constrained_loss", None)
-    curves = {
-        key.removeprefix("eval_").removesuffix("loss").strip("_") or "eval": _points(content.log, key) for key in keys
-    }
-    for entry in [] if curves else content.history:
-        for name, reading in entry["sets"].items():
-            curves.setdefault(name, []).append((entry["step"], reading["loss"]))
-    return curves
-
-
-def _curves(content: RunContent) -> list[str]:
-    marks = list(content.events())
-    charts = "".join(map(draw, _charts(content, marks)))
-    notes = []
-    if lost := sum(not is_finite(value) for _, value in _points(content.log, "loss")):
-        notes.append(f"{lost} logged training loss{'es' if lost > 1 else ''} NaN or infinite: a cross at the top.")
-    if content.unreadable:
-        notes.append(f"{content.unreadable} lines of metrics.jsonl could not be read and are left out.")
-    if not charts:
-        return [_list(["Nothing was logged yet.", *notes])]
-    return [f'<div class="charts">{charts}</div>', _list(notes)]
-
-
-def _charts(content: RunContent, marks: list[Mark]) -> Iterable[Chart]:
-    sets = evaluation_curves(content)
-    colors = {name: number for number, name in enumerate(sets, start=1)}
-    curves, train = [], _points(content.log, "loss")
-    if train:
-        curves.append(Curve("training", train, 0, smooth=True))
-    curves += [Curve(name, points, colors[name], dots=True) for name, points in sets.items()]
-    yield Chart("loss", "Loss", "nats per token", curves, marks)
-    history, report = content.history, content.info.forgetting
-    if len(history) > 1:
-        yield Chart(
-            "change", "Forgetting: change since step 0", "nats per token, with two standard errors; below 0 is better",
-            list(_changes(history, report, colors)),
-            [mark for mark in marks if mark.x in {action["step"] for action in report.get("actions", [])}],
-            [(0.0, ""), (report.get("tolerance", TOLERANCE), "tolerance")],
-            form="signed",
-        )  # fmt: skip
-    yield Chart(
-        "rate",
-        "Learning rate",
-        "by the schedule",
-        [Curve("", _points(content.log, "learning_rate"))],
-        form="rate",
-        floor=0.0,
-    )
-    speeds = [Curve("", _points(content.log, "throughput/tokens_per_second"), smooth=True)]
-    yield Chart("speed", "Throughput", "tokens per second, all processes", speeds, form="count", floor=0.0)
-    norms = [Curve("", _points(content.log, "grad_norm"), smooth=True)]
-    yield Chart("gradient", "Gradient norm", "before clipping", norms, floor=0.0)
-    if (between := content.interpolation) and between["curve"]:
-        names = [*between["curve"][0]["sets"]]
-        yield Chart(
-            "interpolation", "Interpolation towards the start", "change in nats per token; alpha 0 is the start",
-            [
-                Curve(name, [(point["alpha"], point["sets"][name]["delta"]) for point in between["curve"]],
-                      colors.get(name, number), dots=True)
-                for number, name in enumerate(names, start=1)
-            ],
-            [Mark(between["alpha"], f"alpha {between['alpha']:g}: published")],
-            [(0.0, ""), (between["tolerance"], "tolerance")],
-            form="signed", x_unit="alpha",
-        )  # fmt: skip
-
-
-def _changes(history: list[dict], report: dict, colors: dict[str, int]) -> Iterable[Curve]:
-    names = dict.fromkeys(name for entry in history for name in entry["sets"])
-    for number, name in enumerate(names, start=1):
-        readings = [(entry["step"], entry["sets"][name]) for entry in history if name in entry["sets"]]
-        role = "target" if name == report.get("target") else "guarded" if name in report.get("guard", []) else "other"
-        yield Curve(
-            f"{name} ({role})",
-            [(step, reading["delta"]) for step, reading in readings],
-            colors.get(name, number),
-            errors=[2 * reading.get("delta_error", 0.0) for _, reading in readings],
-            dots=True,
-        )
 
 
 # ---- what was measured ----
@@ -305,21 +160,21 @@ def _forgetting(content: RunContent) -> Iterable[str]:
     rules = [f"target {info.forgetting['target']}"] if info.forgetting.get("target") else []
     rules += [f"guarded {', '.join(guard)}"] if (guard := info.forgetting.get("guard")) else []
     rules += [f"{key} {info.forgetting[key]}" for key in ("tolerance", "action") if key in info.forgetting]
-    yield f'<p class="soft">{_text("; ".join(rules))}. Losses in nats per token.</p>' if rules else ""
+    yield f'<p class="soft">{text_of("; ".join(rules))}. Losses in nats per token.</p>' if rules else ""
     table = forgetting_table(info)
-    yield _table(table) if table else "<p>Measured once so far.</p>"
+    yield table_of(table) if table else "<p>Measured once so far.</p>"
     actions = [describe_action(action) for action in info.forgetting.get("actions", [])]
-    yield "<p>What the guard did:</p>" + _list(actions) if actions else ""
+    yield "<p>What the guard did:</p>" + list_of(actions) if actions else ""
     if between := content.interpolation:
         where = "The model" if info.interpolation else "The model in best/"
         words = f"{where} is {between['alpha']:g} of the way from {between['base']} to {between['adapted']}."
-        yield f"<p>{_text(words)}</p>"
+        yield f"<p>{text_of(words)}</p>"
     names = list(content.history[-1]["sets"])
     rows = [
         (f"{entry['step']:,}", *(_reading(entry["sets"].get(name)) for name in names))
         for entry in content.history[-_HISTORY_ROWS:]
     ]
-    yield _details(f"All {len(content.history)} measurements", _table(Table(("step", *names), rows)))
+    yield details(f"All {len(content.history)} measurements", table_of(Table(("step", *names), rows)))
 
 
 def _reading(reading: dict | None) -> str:
@@ -332,24 +187,24 @@ def _coverage(content: RunContent) -> Iterable[str]:
     if not table.rows:
         return
     shown = Table(table.columns[:-1], [row[:-1] for row in table.rows])  # fingerprints: in Data
-    yield _table(shown)
+    yield table_of(shown)
     if lineage := lineage_table(info):
-        yield f"<p>Over all runs, {_text(describe_runs(info.lineage))}:</p>{_table(lineage)}"
+        yield f"<p>Over all runs, {text_of(describe_runs(info.lineage))}:</p>{table_of(lineage)}"
         if base := info.lineage["base"]:
-            yield f'<p class="soft">{_text(f"What {base} was trained on is not known.")}</p>'
+            yield f'<p class="soft">{text_of(f"What {base} was trained on is not known.")}</p>'
 
 
 def _samples(samples: Samples | None, reason: str) -> Iterable[str]:
     if not samples or not samples["samples"]:
-        yield f'<p class="soft">None: {_text(reason)}.</p>' if reason else ""
+        yield f'<p class="soft">None: {text_of(reason)}.</p>' if reason else ""
         return
     how = f"temperature {samples['temperature']:g}, top-p {samples['top_p']:g}"
-    yield f'<p class="soft">{_text(f"Beginnings of held-out texts, continued by the model ({how}).")}</p>'
+    yield f'<p class="soft">{text_of(f"Beginnings of held-out texts, continued by the model ({how}).")}</p>'
     yield '<div class="samples">'
     for sample in samples["samples"]:
         yield (
-            f'<div class="sample"><h3>{_text(sample["set"])}</h3><h4>beginning</h4>{_block(sample["prompt"])}'
-            f"<h4>the model</h4>{_block(sample['text'])}<h4>the original</h4>{_block(sample['original'])}</div>"
+            f'<div class="sample"><h3>{text_of(sample["set"])}</h3><h4>beginning</h4>{block(sample["prompt"])}'
+            f"<h4>the model</h4>{block(sample['text'])}<h4>the original</h4>{block(sample['original'])}</div>"
         )
     yield "</div>"
 
@@ -357,15 +212,15 @@ def _samples(samples: Samples | None, reason: str) -> Iterable[str]:
 def _evaluation(content: RunContent) -> Iterable[str]:
     entries = content.info.evaluations
     losses = losses_table(entries)
-    yield _table(losses)
+    yield table_of(losses)
     for kind in DEFINITIONS if losses.rows else ():
         if any(entry.get("definition") == kind for entry in entries):
-            yield f'<p class="soft">{_text(f"{kind}: {DEFINITIONS[kind]}.")}</p>'
-    yield _table(metrics_table(entries))
+            yield f'<p class="soft">{text_of(f"{kind}: {DEFINITIONS[kind]}.")}</p>'
+    yield table_of(metrics_table(entries))
 
 
 def _events(content: RunContent) -> Iterable[str]:
-    yield _list([f"step {mark.x:,}: {mark.text}" for mark in content.events()])
+    yield list_of([f"step {mark.x:,}: {mark.text}" for mark in content.events()])
 
 
 # ---- what it was made of ----
@@ -376,10 +231,10 @@ def _settings(content: RunContent) -> Iterable[str]:
     groups = {True: [], False: []}
     for name, value in content.settings.items():
         groups[name in changed].append((name, _value(value)))
-    yield _table(Table(("model", ""), list(content.model.items())))
-    yield f"<h3>Not the default</h3>{_pairs(groups[True])}" if groups[True] else ""
-    yield _details(f"{len(groups[False])} defaults", _pairs(groups[False]))
-    yield _details("recipe.yaml", _block(content.info.recipe_text.strip())) if content.info.recipe_text else ""
+    yield table_of(Table(("model", ""), list(content.model.items())))
+    yield f"<h3>Not the default</h3>{pairs_of(groups[True])}" if groups[True] else ""
+    yield details(f"{len(groups[False])} defaults", pairs_of(groups[False]))
+    yield details("recipe.yaml", block(content.info.recipe_text.strip())) if content.info.recipe_text else ""
 
 
 def _value(value: object) -> str:
@@ -397,16 +252,16 @@ def _data(content: RunContent) -> Iterable[str]:
         for split, part in dataset["splits"].items()
     ]
     if rows:
-        yield _table(Table(("dataset", "used for", "split", "tokens", "fingerprint"), rows))
+        yield table_of(Table(("dataset", "used for", "split", "tokens", "fingerprint"), rows))
         texts = dict.fromkeys(
             (text["name"], text["xxh3_128"] or "")
             for dataset in content.info.environment["datasets"]
             for text in dataset["texts"]
         )
-        yield _details("Texts", _table(Table(("text", "xxh3-128"), [(name, Code(sum_)) for name, sum_ in texts])))
+        yield details("Texts", table_of(Table(("text", "xxh3-128"), [(name, Code(sum_)) for name, sum_ in texts])))
         return
     table = data_table(content.info)
-    yield _table(Table(("data", "tokens", "fingerprint"), [(row[0], row[1], row[-1]) for row in table.rows]))
+    yield table_of(Table(("data", "tokens", "fingerprint"), [(row[0], row[1], row[-1]) for row in table.rows]))
 
 
 def _environment(content: RunContent) -> Iterable[str]:
@@ -414,7 +269,7 @@ def _environment(content: RunContent) -> Iterable[str]:
     for session in [environment, *environment.get("resumed", [])] if environment else []:
         if "step" in session:
             yield f"<p>Resumed at step {session['step']:,} on:</p>"
-        yield _table(Table(("", ""), list(_session_rows(session))))
+        yield table_of(Table(("", ""), list(_session_rows(session))))
 
 
 def _session_rows(session: dict) -> Iterable[tuple[str, str]]:
@@ -438,7 +293,7 @@ def _repeat(content: RunContent) -> Iterable[str]:
     if not content.info.environment or not content.info.recipe:
         return
     lines = [_without_places(line) for line in reproduce(content.run, compare=False)["commands"]]
-    yield _block("\n".join(lines))
+    yield block("\n".join(lines))
     yield (
         '<p class="soft">With the run folder at hand, <code>mypt inspect RUN --reproduce</code> prints these commands '
         "and what differs on your machine.</p>"

@@ -27,7 +27,7 @@ from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
 from mypt.files import free_for
 from mypt.hardware.speeds import identify
-from mypt.inspection.reproduce import recorded_datasets
+from mypt.inspection.dataset_commands import recorded_datasets
 from mypt.planning.disk import Saving, plan_disk
 from mypt.planning.fit import gibibytes
 from mypt.planning.step import OWN_OPTIMIZERS

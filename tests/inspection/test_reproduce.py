@@ -14,7 +14,8 @@ import pytest
 from mypt.checkpoints.environment import this_session
 from mypt.cli.main import main
 from mypt.errors import CheckpointError
-from mypt.inspection.reproduce import describe_reproduction, recorded_datasets, reproduce
+from mypt.inspection.dataset_commands import recorded_datasets
+from mypt.inspection.reproduce import describe_reproduction, reproduce
 from mypt.recipe import parse_recipe
 from mypt.shards.format import read_manifest
 from mypt.training.run import train

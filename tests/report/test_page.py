@@ -141,8 +141,16 @@ def test_secrets_are_not_shown(whole_copy):
     path = whole_copy / "recipe.yaml"
     url = "https://ann:s3cret@example.org/a.txt?sig=abcdef"
     path.write_text(path.read_text().replace("report_to: none", f"report_to: none\n  run_name: {url}"))
+    result = json.loads((whole_copy / "result.json").read_text())
+    ended = {"state": "failed", "reason": "diverged", "exit_code": 2, "message": f"nan in {url}"}
+    (whole_copy / "result.json").write_text(json.dumps(result | ended))
     html = html_of(whole_copy)
-    assert "s3cret" not in html and "abcdef" not in html and "https://***@example.org/a.txt?***" in words(html)
+    assert (
+        "nan in https://***" in html
+        and "s3cret" not in html
+        and "abcdef" not in html
+        and "https://***@example.org/a.txt?***" in words(html)
+    )
     path.write_text(path.read_text().replace(url, "hf_" + 34 * "a"))
     with pytest.raises(CheckpointError, match="access token"):
         html_of(whole_copy)
