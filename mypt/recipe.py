@@ -539,6 +539,11 @@ def _unknown(what: str, name: str, known) -> str:
 def _apply_override(content: dict, override: str) -> None:
     name, equals, value = override.removeprefix("--").partition("=")
     section, dot, key = name.partition(".")
+    if override.startswith("--") and not dot and value == "null":
+        if section not in (known := [field.name for field in fields(Recipe)]):
+            raise RecipeError(_unknown("recipe section", section, known))
+        content.pop(section, None)
+        return
     if not override.startswith("--") or not equals or not dot or not key:
         raise RecipeError(f"override {shown(override)} is not understood, expected --section.key=value")
     if not isinstance(content.setdefault(section, {}) or {}, dict):

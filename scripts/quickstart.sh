@@ -39,3 +39,4 @@ for model in general domain domain/best; do
     run mypt generate $runs/$model --prompt "The function returns" --max-new-tokens 60 --temperature 0.8 --seed 1
 done
 printf '\nThe curves: %s/domain/forgetting.png, %s/domain/loss.png, %s/domain/best/interpolation.png\n' $runs $runs $runs
+printf 'All on one page: %s/domain/report.html\n' $runs

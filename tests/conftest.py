@@ -23,7 +23,7 @@ import pytest
 
 from tests.datasets import make_dataset  # noqa: F401
 from tests.hub import hub, logged_in  # noqa: F401
-from tests.processes import Command, launch
+from tests.processes import Command, launch, leave_out_pictures
 from tests.runs import (  # noqa: F401
     adapted_models,
     corpora,
@@ -147,7 +147,7 @@ def make_world(root: Path) -> None:
     (root / "input.txt").write_text("\n\n".join(documents["general"][:40]), encoding="utf-8")
     run = CommandRunner()
     with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "matplotlib.figure", None)
+        leave_out_pictures(patch)
         for command in (
             "mypt prepare --source data/quickstart/text/general.jsonl --out data/quickstart/general --vocab-size 320",
             "mypt prepare --source data/quickstart/text/domain.jsonl --out data/quickstart/domain"
@@ -173,7 +173,7 @@ def run_command(quickstart_world, tmp_path, monkeypatch):
     """run_command("mypt plan modern-nano") in a copy of the quickstart's world; it fails unless the exit code is 0."""
     shutil.copytree(quickstart_world, tmp_path / "world", symlinks=True)
     monkeypatch.chdir(tmp_path / "world")
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    leave_out_pictures(monkeypatch)
     return CommandRunner()
 
 

@@ -4,6 +4,7 @@ Importing torch and transformers takes a new interpreter seconds. A forked proce
 has a pid, a process group, standard streams, signals and an exit code of its own.
 """
 
+import contextlib
 import gc
 import itertools
 import json
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub.constants
+import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 
@@ -39,7 +41,7 @@ class Command:
 
     env: changes to the environment of the test. apart: keep standard error apart from standard output. stdin: the file
     or terminal to read; a terminal becomes the controlling one. fresh: start an interpreter, which reads /dev/null.
-    Curves are drawn where the test draws them.
+    Curves are drawn, and reports written, where the test draws curves.
     """
 
     def __init__(
@@ -91,6 +93,12 @@ class Command:
         return self._files[-1].read_text(errors="replace")
 
 
+def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Draw no curves, as without the `plots` extra, and write no report.html: they are a half of a tiny run."""
+    patch.setitem(sys.modules, "matplotlib.figure", None)
+    patch.setattr("mypt.report.write.report_at_end", lambda run: contextlib.nullcontext())
+
+
 def _appending(file: Path) -> int:
     return os.open(file, os.O_WRONLY | os.O_APPEND)
 
@@ -118,7 +126,7 @@ def _run(
         datasets.config.HF_DATASETS_CACHE = str(Path(environment["HF_HOME"], "datasets"))
         datasets.config.HF_MODULES_CACHE = str(Path(environment["HF_HOME"], "modules"))
     if not plots:
-        sys.modules["matplotlib.figure"] = None
+        leave_out_pictures(pytest.MonkeyPatch())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method("fork", force=True)  # an interpreter's default here, for DataLoader workers
     for descriptor, file in ((1, files[0]), (2, files[-1])):

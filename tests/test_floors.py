@@ -20,7 +20,7 @@ FLOORS = {
     **dict.fromkeys(["streams", "generation", "storage", "demo"], 6),
     **dict.fromkeys(["conversion", "evaluation"], 7),
     **dict.fromkeys(["training", "metrics"], 8),
-    **dict.fromkeys(["sweeps"], 9),
+    **dict.fromkeys(["sweeps", "report"], 9),
     **dict.fromkeys(["cli"], 10),
 }
 MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT or not path.name.startswith("__")]

@@ -22,12 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights", action="store_true", help="with OTHER: compare all weights, too, one pair of tensors at a time")
     add("--show", type=int, default=0, metavar="N", help="datasets only: print the first N training windows as text")
     add("--block-size", type=int, default=128, metavar="N", help="tokens in a window of --show")
+    reproduce = "runs only: print the commands that repeat the run, and what differs here"
+    add("--reproduce", action="store_true", help=reproduce)
     add("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     from mypt.inspection.describe import describe, describe_dataset, describe_diff
 
+    if args.reproduce:
+        return _reproduce(args)
     if args.other is not None:
         report, words = _diff(args), describe_diff
     elif args.weights:
@@ -41,6 +45,21 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_blocks(words(report))
     return 1 if report.get("problems") else 0
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from mypt.inspection.reproduce import describe_reproduction, reproduce
+
+    if args.other is not None or args.weights or args.show:
+        raise MyPTError("--reproduce is about one run; leave out OTHER, --weights and --show")
+    if not Path(args.path).is_dir():
+        raise MyPTError(f"there is no folder {args.path}; name a run folder")
+    report = reproduce(Path(args.path))
+    if args.json:
+        say_json(report)
+    else:
+        say(*describe_reproduction(report))
+    return 1 if report["problems"] else 0
 
 
 def _found(name: str) -> Path:

@@ -30,13 +30,16 @@ def run(args: argparse.Namespace) -> None:
     sort_out(args)
     recipe = load_recipe(args.recipe, args.overrides)
 
-    from mypt.training.request import accepted
+    from mypt.training.request import accepted, output_dir
 
     with accepted(recipe, args.resume):
         with quick_imports():
+            from mypt.report.callback import ReportCallback
+            from mypt.report.write import report_at_end
             from mypt.training.run import train
 
-        train(recipe, resume=args.resume, assume_yes=args.yes)
+        with report_at_end(output_dir(recipe)):
+            train(recipe, [ReportCallback()], resume=args.resume, assume_yes=args.yes)
 
 
 def sort_out(args: argparse.Namespace) -> None:

@@ -10,8 +10,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import xxhash
-
 from mypt.errors import DataError, worded
 from mypt.folders import only_writer
 from mypt.preparation.append import append_shards, appended, only_appender
@@ -37,7 +35,7 @@ from mypt.shards.format import Manifest, dtype_for, read_manifest
 from mypt.shards.publishing import LAUNCH, STAGING, own_tokenizer, previous_manifest, publish, require_dataset_folder
 from mypt.shards.settings import PrepareSettings
 from mypt.terminal import say
-from mypt.text.sources import Unit, digest, find_units
+from mypt.text.sources import Unit, digest, find_units, is_same_text
 from mypt.tokenization.data_tokenizer import load_data_tokenizer
 from mypt.tokenization.load import largest_id, tokenizer_hash
 from mypt.tokenization.train import TRAINED
@@ -231,16 +229,9 @@ def _holds(run: PrepareRun, recorded: list[dict], digest_of: Callable[[Unit], st
     groups = list(by_source.values())
     if None in wanted or len(groups) < len(wanted) or (not partly and len(groups) != len(wanted)):
         return False
-    for group, expected in zip(groups, wanted, strict=False):
-        total, found = xxhash.xxh3_128(), None
-        for unit in group:
-            total.update(digest_of(unit).encode())
-            found = total.hexdigest()
-            if partly and found == expected:
-                break
-        if found != expected:
-            return False
-    return True
+    return all(
+        is_same_text(group, expected, partly, digest_of) for group, expected in zip(groups, wanted, strict=False)
+    )
 
 
 def _holds_text(manifest: Manifest, run: PrepareRun) -> bool:

@@ -6,13 +6,23 @@ from pathlib import Path
 
 from mypt.checkpoints.evaluations import DEFINITIONS, PLOT_NAMES, Entry
 from mypt.checkpoints.interpolated import PLOT_NAME
-from mypt.checkpoints.lineage import coverage_of, describe_runs
+from mypt.checkpoints.lineage import describe_runs
 from mypt.errors import CheckpointError
 from mypt.inspection.checkpoint import inspect_checkpoint
 from mypt.inspection.training_history import describe_action
 from mypt.planning.parameters import count_parameters
 from mypt.recipe import RESOLVED_NAME
 from mypt.storage.run_info import RunInfo
+from mypt.storage.run_tables import (
+    Code,
+    Table,
+    data_table,
+    forgetting_table,
+    lineage_table,
+    losses_table,
+    metrics_table,
+    seen_by_source,
+)
 from mypt.storage.upload_files import CARD_NAME
 from mypt.terminal import one_line, visible
 
@@ -184,60 +194,28 @@ def _training(info: RunInfo) -> str:
 def _own_run(info: RunInfo) -> str:
     if not info.coverage:
         return ""
-    sources = info.coverage["sources"]
-    seen = info.coverage.get("seen") or [{}] * len(sources)  # in the order of the sources
-    rows = []
-    for source, entry in zip(sources, seen, strict=True):
-        size, fingerprint = source.get("tokens"), source.get("fingerprint") or info.coverage.get("data")
-        passes = entry.get("epochs")
-        rows.append(
-            (_plain(source["name"]), f"{size:,}" if size else "unknown", f"{entry['tokens']:,}" if entry else "",
-             "" if passes is None else f"{passes:.2f}", _code(fingerprint) if fingerprint else "")
-        )  # fmt: skip
-    total = sum(entry.get("tokens", 0) for entry in seen)
+    total = sum(entry.get("tokens", 0) for _, entry in seen_by_source(info))
     steps = [] if info.step is None else [f"{info.step:,} optimizer steps"]
     words = ", ".join([*steps, *([f"{total:,} tokens"] if total else [])])
-    table = _table(("data", "tokens in it", "tokens seen", "passes", "fingerprint"), rows)
     picture = "\n\n![Loss over the steps](loss.png)" if (info.folder / "loss.png").is_file() else ""
-    return f"{f'{words}.' if words else 'What it was trained on:'}\n\n{table}{picture}"
+    return f"{f'{words}.' if words else 'What it was trained on:'}\n\n{_escaped(data_table(info))}{picture}"
 
 
 def _all_runs(info: RunInfo) -> str:
     """What the weights have seen over all runs, unless the ledger of the only one has told it."""
-    lineage = info.lineage
-    if not lineage or not (lineage["base"] or len(lineage["runs"]) > 1 or "seen" not in info.coverage):
+    table, lineage = lineage_table(info), info.lineage
+    if table is None:
         return ""
-    rows = [
-        (_plain(source["name"]), f"{source['samples']:,}", f"{source['tokens']:,}", coverage_of(source))
-        for source in lineage["seen"]
-    ]
     total = sum(source["tokens"] for source in lineage["seen"])
     unknown = f" What {_plain(lineage['base'])} was trained on is not known." if lineage["base"] else ""
-    table = _table(("data", "windows seen", "tokens seen", "coverage"), rows)
-    return f"Over all runs ({_plain(describe_runs(lineage))}): {total:,} tokens.{unknown}\n\n{table}"
+    return f"Over all runs ({_plain(describe_runs(lineage))}): {total:,} tokens.{unknown}\n\n{_escaped(table)}"
 
 
 def _forgetting(info: RunInfo) -> str:
-    if not info.last:
+    table = forgetting_table(info)
+    if table is None:
         return ""
-    if between := info.interpolation:
-        targets, guard, start, here = between["target"], between["guard"], "alpha 0", f"alpha {between['alpha']:g}"
-    else:
-        targets, guard = [info.forgetting.get("target")], info.forgetting.get("guard", [])
-        start, here = "step 0", f"step {info.last['step']}"
-    rows = []
-    for name, reading in info.last["sets"].items():
-        role = "target" if name in targets else "guarded" if name in guard else "other"
-        before = info.first["sets"].get(name, {}).get("loss")
-        bits = reading.get("bits_per_byte")
-        error = f" +/- {reading['delta_error']:.4f}" if "delta_error" in reading else ""
-        rows.append(
-            (f"{_plain(name)} ({role})", "" if before is None else f"{before:.4f}", f"{reading['loss']:.4f}",
-             f"{reading['delta']:+.4f}{error}", "" if bits is None else f"{bits:.4f}",
-             _plain(reading["state"]))
-        )  # fmt: skip
-    header = ("held-out text", f"loss at {start}", f"loss at {here}", "change", "bits/byte", "state")
-    text = f"## Evaluation and forgetting\n\nLoss in nats per token.\n\n{_table(header, rows)}"
+    text = f"## Evaluation and forgetting\n\nLoss in nats per token.\n\n{_escaped(table)}"
     last = info.last.get("step")  # None of an interpolated model
     actions = [a for a in info.forgetting.get("actions", []) if last is None or a["step"] <= last]
     if actions:
@@ -252,36 +230,17 @@ def _forgetting(info: RunInfo) -> str:
 
 def _evaluations(info: RunInfo) -> str:
     """What `mypt evaluate` measured of these weights."""
-    losses = [entry for entry in info.evaluations if "loss" in entry]
-    metrics = [entry for entry in info.evaluations if "metric" in entry]
+    losses, metrics = losses_table(info.evaluations), metrics_table(info.evaluations)
     tables = []
-    if losses:
-        rows = [
-            (
-                _plain(entry["data"]),
-                _plain(f"{entry['definition']}, {entry['split']}"),
-                f"{entry['block_size']:,}",
-                f"{entry['tokens']:,}",
-                f"{entry['loss']:.4f} +/- {entry['standard_error']:.4f}",
-                "" if entry["perplexity"] is None else f"{entry['perplexity']:.2f}",
-                f"{entry['bits_per_byte']:.4f}",
-                _code(entry["data_hash"]),
-            )
-            for entry in losses
-        ]
-        header = ("text", "definition, split", "context", "tokens", "nats/token", "perplexity", "bits/byte", "hash")
+    if losses.rows:
         notes = [
-            f"*{kind}*: {DEFINITIONS[kind]}." for kind in DEFINITIONS if any(e["definition"] == kind for e in losses)
+            f"*{kind}*: {DEFINITIONS[kind]}."
+            for kind in DEFINITIONS
+            if any(entry.get("definition") == kind for entry in info.evaluations)
         ]
-        tables.append("\n\n".join([_table(header, rows), *notes]))
-    if metrics:
-        rows = [
-            (_plain(entry["data"]), _plain(entry["metric"]),
-             f"{entry['value']:.4f}" + (f" +/- {entry['error']:.4f}" if entry["error"] is not None else ""),
-             _plain(entry["details"]))
-            for entry in metrics
-        ]  # fmt: skip
-        tables.append(_table(("references or task", "metric", "value", "how"), rows))
+        tables.append("\n\n".join([_escaped(losses), *notes]))
+    if metrics.rows:
+        tables.append(_escaped(metrics))
     if not tables:
         return ""
     pictures = [
@@ -314,6 +273,13 @@ def _recipe(info: RunInfo) -> str:
         block = _block("yaml", visible(info.recipe_text.strip()))
         parts.append(f"## Recipe\n\n<details>\n<summary>{RESOLVED_NAME}</summary>\n\n{block}\n\n</details>")
     return "\n\n".join(parts)
+
+
+def _escaped(table: Table) -> str:
+    rows = [
+        tuple(_code(cell) if isinstance(cell, Code) and cell else _plain(cell) for cell in row) for row in table.rows
+    ]
+    return _table(table.columns, rows)
 
 
 def _table(header: tuple, rows: list[tuple]) -> str:

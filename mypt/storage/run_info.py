@@ -2,25 +2,19 @@
 
 import re
 from pathlib import Path
-from typing import TypedDict
 
 from mypt.checkpoints.adapter import is_adapter, read_adapter_config
 from mypt.checkpoints.complete import last_complete_checkpoint
 from mypt.checkpoints.config import CONFIG_NAME, cached_file, read_config_file
+from mypt.checkpoints.environment import read_environment
 from mypt.checkpoints.evaluations import evaluations_of
 from mypt.checkpoints.interpolated import chosen_point, read_interpolation
 from mypt.checkpoints.lineage import find_lineage
 from mypt.checkpoints.state import read_forgetting, read_ledger, read_state
 from mypt.errors import CheckpointError
-from mypt.json_files import read_json
 from mypt.recipe import RESOLVED_NAME
 from mypt.storage.upload_files import content_to_send, without_places
 from mypt.yaml12 import load_yaml
-
-
-class _Environment(TypedDict, total=False):
-    python: str
-    packages: dict[str, str]
 
 
 class RunInfo:
@@ -46,8 +40,7 @@ class RunInfo:
         self.lineage = without_places(find_lineage(folder))
         self.forgetting = read_forgetting(run) or {}
         self.evaluations = without_places(evaluations_of(folder))
-        environment = run / "environment.json"
-        self.environment = read_json(environment, _Environment, CheckpointError) if environment.is_file() else {}
+        self.environment = without_places(read_environment(run) or {})
         self.interpolation = without_places(read_interpolation(folder))
         self.step = self._step(run)
         if self.coverage.get("step") != self.step:

@@ -235,6 +235,22 @@ def digest(unit: Unit) -> str:
     return total.hexdigest()
 
 
+def is_same_text(
+    units: Iterable[Unit], recorded: str, partly: bool = False, digest_of: Callable[[Unit], str] = digest
+) -> bool:
+    """Whether the units of a source have the digest that a dataset's metadata records of it.
+
+    partly: or the first ones of them, as of a source that was read with max_documents.
+    """
+    total, found = xxhash.xxh3_128(), None
+    for unit in units:
+        total.update(digest_of(unit).encode())
+        found = total.hexdigest()
+        if partly and found == recorded:
+            break
+    return found == recorded
+
+
 def _file_digest(unit: Unit, path: str) -> bytes:
     content = xxhash.xxh3_128()
     try:

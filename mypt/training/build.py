@@ -21,11 +21,13 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from mypt.checkpoints.adapter import INSTALL_PEFT
+from mypt.checkpoints.environment import RecordedDataset, this_session
 from mypt.checkpoints.probes import require_document_mask
 from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
 from mypt.files import free_for
 from mypt.hardware.speeds import identify
+from mypt.inspection.dataset_commands import recorded_datasets
 from mypt.planning.disk import Saving, plan_disk
 from mypt.planning.fit import gibibytes
 from mypt.planning.step import OWN_OPTIMIZERS
@@ -180,11 +182,23 @@ def _build(
         if last:
             trainer.add_callback(last)
     if PartialState().is_main_process:
-        run_folder.record(run, identity)
+        session = this_session(hardware.machine, PartialState().num_processes)
+        run_folder.record(run, identity, session, _recorded_datasets(data, copies), steps_done)
         save_recipe(as_given(recipe, copies), run / RESOLVED_NAME)
     # Each process its own dropout masks; a resume restores them from its checkpoint.
     set_rank_seed(seed, device_specific=True)
     return trainer
+
+
+def _recorded_datasets(data: RunData, copies: dict[str, str]) -> list[RecordedDataset]:
+    """copies: {local copy: URI} of those in object stores, which are recorded by their URIs."""
+    uses: dict[str, list[str]] = {}
+    for directory in data.train:
+        uses.setdefault(copies.get(directory, directory), []).append("train")
+    for name, directory in data.eval.items():
+        uses.setdefault(copies.get(directory, directory), []).append(f"eval {name}")
+    manifests = {copies.get(directory, directory): manifest for directory, manifest in data.manifests.items()}
+    return recorded_datasets(uses, manifests)
 
 
 def _report_contamination(data: RunData) -> None:

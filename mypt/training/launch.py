@@ -17,6 +17,11 @@ _INSTEAD = (
 WHY_NOT_ZERO = "DeepSpeed ZeRO-{} cuts matrices up, and Muon needs them whole"
 
 
+def rank() -> int:
+    """Number of this process in its launch; 0 where it trains alone."""
+    return int(next((os.environ[name] for name in _RANKS if name in os.environ), 0))
+
+
 def zero_stage(training: dict) -> int:
     """The stage of DeepSpeed's ZeRO, as accelerate takes it; 0 without DeepSpeed. training: of a recipe."""
     if not (training.get("deepspeed") or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"):

@@ -5,9 +5,11 @@ import json
 import math
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from accelerate import Accelerator
+from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mypt.checkpoints.interpolated import InterpolationReport, chosen_point
@@ -36,10 +38,17 @@ from mypt.training.trainer.trainer import MyPTTrainer
 
 
 @recipe_wording()
-def train(recipe: Recipe, *, resume: bool | str | Path = False, assume_yes: bool = False) -> Path:
+def train(
+    recipe: Recipe,
+    callbacks: Iterable[TrainerCallback] = (),
+    *,
+    resume: bool | str | Path = False,
+    assume_yes: bool = False,
+) -> Path:
     """Build, train (or find that nothing is left to train) and publish the final and the best model.
 
     Args:
+        callbacks: As of `build_trainer`.
         resume: As of `build_trainer`; True passes over a checkpoint that cannot be loaded.
         assume_yes: Do not ask below one pass over the data.
 
@@ -53,10 +62,11 @@ def train(recipe: Recipe, *, resume: bool | str | Path = False, assume_yes: bool
         MyPTError: As `build_trainer`.
     """
     unreadable: dict[Path, str] = {}
+    callbacks = [*callbacks]  # for a second attempt, too
     while True:
         try:
             with explain_out_of_memory_at_start():
-                trainer = build_trainer(recipe, resume=resume, assume_yes=assume_yes, unreadable=unreadable)
+                trainer = build_trainer(recipe, callbacks, resume=resume, assume_yes=assume_yes, unreadable=unreadable)
             try:
                 return finish(trainer)
             finally:

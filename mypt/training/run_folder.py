@@ -3,28 +3,30 @@
 import hashlib
 import json
 import os
-import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
 
 from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file, checksums_of
 from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint, step_of, what_is_missing
+from mypt.checkpoints.environment import (
+    ENVIRONMENT_NAME,
+    RecordedDataset,
+    Session,
+    read_environment,
+    write_environment,
+)
 from mypt.checkpoints.interpolated import PLOT_NAME, REPORT_NAME
 from mypt.checkpoints.tensors import LOADABLE
 from mypt.checkpoints.verify import fault_of, last_good_checkpoint
 from mypt.errors import CheckpointError
 from mypt.files import replace_text, require_file
 from mypt.folders import WriterLock, contents, require_own
-from mypt.json_files import read_json
 from mypt.shards.format import METADATA_NAME
 from mypt.shards.publishing import STAGING
 from mypt.streams.size import SIZE_NAME
 from mypt.training.data.text import DATA_NAME, EVAL_NAME, HEAD_NAME
-from mypt.versions import version_of
 
-ENVIRONMENT_NAME = "environment.json"
 _LOGS = (".log", ".out", ".err")  # what a shell or a scheduler writes there before training starts; never a run's own
 BEST_NAME = "best"
 ASIDE_NAME = "aside"  # aside-1, aside-2, ...: later checkpoints when a run resumed from an earlier one
@@ -134,21 +136,6 @@ def chosen_checkpoint(run: Path, given: Path, fault_of: Callable[[Path], str | N
     return checkpoint
 
 
-class Identity(TypedDict, total=False):
-    """The identity of a run, as far as more is done with it than to compare it."""
-
-    data: list[str]
-    model: dict[str, Any]
-    init_from: dict[str, Any] | str | None
-    lora: dict[str, Any] | None
-
-
-class Environment(TypedDict):
-    """environment.json"""
-
-    identity: Identity
-
-
 def others(run: Path, unreadable: Path | None = None) -> str:
     """Which checkpoints a resume may start from instead, as advice for a message."""
     there = [path.name for path in checkpoints(run) if path != unreadable and fault_of(path) is None]
@@ -157,11 +144,8 @@ def others(run: Path, unreadable: Path | None = None) -> str:
 
 def recorded_identity(run: Path) -> dict:
     """The identity of the run that this folder holds; empty if it holds none. Raises CheckpointError if damaged."""
-    path = run / ENVIRONMENT_NAME
-    if not path.exists():
-        return {}
-    advice = f"it says whose run {run} holds: restore it, or choose another training.output_dir"
-    return read_json(path, Environment, CheckpointError, advice)["identity"]
+    found = read_environment(run)
+    return found["identity"] if found else {}
 
 
 def _compare(run: Path, recorded: dict, identity: dict) -> None:
@@ -188,20 +172,9 @@ def _short(value: object) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def record(run: Path, identity: dict) -> None:
-    """Write environment.json: the run's identity, the versions and the machine that it started on."""
-    run.mkdir(parents=True, exist_ok=True)
-    names = ("mypt", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
-    content = {
-        "run": run_hash(identity),
-        "identity": identity,
-        "python": platform.python_version(),
-        "packages": {name: version_of(name) for name in names},
-        "machine": {"platform": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
-    }
-    path = run / ENVIRONMENT_NAME
-    if not path.exists():
-        replace_text(path, json.dumps(content, indent=1, default=str))
+def record(run: Path, identity: dict, session: Session, datasets: list[RecordedDataset], step: int) -> None:
+    """Write environment.json: the run's identity, and where it starts or, at `step`, is resumed."""
+    write_environment(run, {"run": run_hash(identity), "identity": identity}, session, datasets, step)
 
 
 def set_aside_incomplete(run: Path, checkpoint: Path | None) -> None:

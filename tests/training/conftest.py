@@ -1,12 +1,12 @@
-"""Tests of training draw no curves, unless they are marked `plots`."""
-
-import sys
+"""Tests of training draw no curves and write no report, unless they are marked `plots`."""
 
 import pytest
+
+from tests.processes import leave_out_pictures
 
 
 @pytest.fixture(autouse=True)
 def without_plots(request, monkeypatch):
     """As without the `plots` extra, unless a test is marked `plots`: curves are a third of a tiny run."""
     if not request.node.get_closest_marker("plots"):
-        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        leave_out_pictures(monkeypatch)

@@ -9,6 +9,7 @@ from mypt.errors import MyPTError
 from mypt.plots import add_legend, new_axes
 from mypt.terminal import one_line
 
+MOST_MEANS = 2_000  # points of the smoothed curve: each is a mean over a fifteenth of the log
 PAUSE = 30.0  # seconds between drawings at saves; one takes as long as many steps of a tiny model
 
 
@@ -47,7 +48,8 @@ def plot_loss(log_history: list[dict], path: Path) -> None:
     if train := _points(log_history, "loss"):
         steps, losses = zip(*train, strict=True)
         axes.plot(steps, losses, color="C0", linewidth=0.8, alpha=0.3)
-        axes.plot(steps, smoothed(losses), color="C0", linewidth=1.4, label="train")
+        at = range(0, len(losses), max(1, len(losses) // MOST_MEANS))
+        axes.plot([steps[i] for i in at], smoothed(losses, at), color="C0", linewidth=1.4, label="train")
     for number, key in enumerate((name for name in names if name != "eval_constrained_loss"), start=1):
         label = key.removeprefix("eval_").removesuffix("loss").strip("_") or "eval"
         axes.plot(*zip(*_points(log_history, key), strict=True), f"C{number}.-", label=one_line(label), linewidth=1)
@@ -67,10 +69,13 @@ def _points(log_history: list[dict], key: str) -> list[tuple[int, float]]:
     return [(entry["step"], entry[key]) for entry in log_history if key in entry]
 
 
-def smoothed(losses: Sequence[float]) -> list[float]:
-    """Means over a fifteenth of the curve around each point; over fewer points at both ends."""
+def smoothed(losses: Sequence[float], at: Sequence[int] | None = None) -> list[float]:
+    """Means over a fifteenth of the curve around each point; over fewer points at both ends.
+
+    at: numbers of the points to give them for; None: all.
+    """
     reach = len(losses) // 30
-    parts = (losses[max(0, i - reach) : i + reach + 1] for i in range(len(losses)))
+    parts = (losses[max(0, i - reach) : i + reach + 1] for i in (range(len(losses)) if at is None else at))
     return [sum(part) / len(part) for part in parts]
 
 

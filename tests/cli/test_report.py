@@ -1,0 +1,73 @@
+"""`mypt report`, and the report that every `mypt train` leaves."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mypt.cli.main import main
+from mypt.yaml12 import dump_yaml
+
+
+def test_a_page_and_where_it_is(whole_copy, tmp_path, capsys):
+    assert main(["report", str(whole_copy), "--out", str(tmp_path / "new" / "a.html")]) == 0
+    page = (tmp_path / "new" / "a.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") and "<h3>general</h3>" in page
+    assert f"{tmp_path / 'new' / 'a.html'}: " in capsys.readouterr().out
+    assert main(["report", str(whole_copy), "--samples", "0"]) == 0
+    assert (whole_copy / "report.html").read_text() == page, "the samples are kept"
+
+
+def test_what_is_refused(whole_copy, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    for words, message in (
+        ([str(tmp_path / "nothing")], "there is no folder"),
+        ([str(whole_copy / "checkpoint-4")], f"mypt report {whole_copy}"),
+        ([str(whole_copy), "--out", str(tmp_path / "notes.txt")], "is no report of mypt"),
+        ([str(whole_copy), "--out", str(tmp_path)], "is a folder"),
+        ([str(whole_copy), "--samples", "-1"], "--samples is -1"),
+    ):
+        assert main(["report", *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_damaged_file_is_one_message(whole_copy, capsys):
+    (whole_copy / "coverage.json").write_text('{"step": 1')
+    assert main(["report", str(whole_copy)]) == 2
+    assert "coverage.json is damaged" in capsys.readouterr().err
+
+
+@pytest.fixture
+def recipe(recipe_for, tmp_path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_yaml(recipe_for(training={"max_steps": 4})))
+    return path
+
+
+def test_training_leaves_a_report_with_samples(recipe, tmp_path):
+    assert main(["train", str(recipe)]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Completed" in page and len(json.loads((tmp_path / "run" / "samples.json").read_text())["samples"]) == 4
+    before = (tmp_path / "run" / "report.html").stat().st_mtime_ns
+    assert main(["train", str(recipe)]) == 2, "refused: it holds checkpoints"
+    assert main(["train", str(recipe), "--resume"]) == 0
+    assert (tmp_path / "run" / "report.html").stat().st_mtime_ns == before, "nothing was trained"
+
+
+def test_a_report_never_fails_a_run(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", str(recipe)]) == 0
+    (run / "report.html").unlink()
+    (run / "report.html").mkdir()
+    capsys.readouterr()
+    assert main(["train", str(recipe), "--resume", "--training.max_steps=5"]) == 0
+    assert "no report.html: " in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_leaves_a_report(recipe, tmp_path):
+    assert main(["train", str(recipe), "--training.learning_rate=1e30", "--optimizer.name=adamw"]) == 2
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["reason"] == "diverged"
+    assert "Diverged after step" in page and not (tmp_path / "run" / "samples.json").exists()
