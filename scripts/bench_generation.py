@@ -2,7 +2,7 @@
 
 For each shape, batch size and way of choosing, in rounds that alternate between the sides:
 
-    fast                 mypt.generation.generate on MyPTForCausalLM, text included
+    fast                 mypt.generation.engine on MyPTForCausalLM, text included
     mypt, transformers   the same model through transformers' generate
     gpt2                 GPT2LMHeadModel.generate, random weights
     llama                LlamaForCausalLM.generate, random weights
@@ -29,8 +29,8 @@ from torch.nn import functional as F
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from mypt import MyPTForCausalLM, preset_config
+from mypt.generation.engine import Engine
 from mypt.generation.fast_decoder import FastDecoder
-from mypt.generation.generate import generate_batch
 from mypt.generation.settings import GenerationSettings
 from mypt.tokenization.train import build_char_tokenizer
 
@@ -94,8 +94,10 @@ def sides(shape: str, batch: int, sampling: bool, tokens: int) -> dict:
     limits = {"max_new_tokens": tokens, "min_new_tokens": tokens}
     settings = GenerationSettings(greedy=not sampling, temperature=0.8, top_k=50, seed=0, **limits)
 
+    engine = Engine(mypt, tokenizer)
+
     def fast():
-        return list(generate_batch(mypt, tokenizer, prompts.tolist(), settings, batch_size=batch))
+        return list(engine.complete_batch(prompts.tolist(), settings, batch_size=batch))
 
     def by_transformers(model, **options):
         chosen = {"do_sample": True, "temperature": 0.8, "top_k": 50} if sampling else {"do_sample": False}

@@ -7,6 +7,7 @@ allocated once. The ids are those of transformers' `generate` on the same model,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,11 +43,23 @@ def is_covered(model: PreTrainedModel) -> bool:
     return plain and len(kinds) == 1 and kinds.pop()[0] is nn.Parameter
 
 
-class FastDecoder:
-    """Decodes with a model that `is_covered`, whose weights must not change meanwhile.
+@dataclass(slots=True)
+class _Rows:
+    """The texts of one `extend`: what the steps so far have left."""
 
-    Memory beyond the model: the cache, layers x 2 x rows x key-value heads x capacity x head_dim numbers; for small
-    models a copy of the layers (`prepare_layers`).
+    cache: torch.Tensor  # (layers, 2, B, K, capacity, D)
+    length: int  # columns of the cache that are filled
+    padding: torch.Tensor | None  # (B, 1), the columns before each row; None if all rows are equally long
+    cosines: torch.Tensor | None  # (capacity, D)
+    sines: torch.Tensor | None
+    mask: torch.Tensor | None  # (B, 1, 1, capacity), -inf where a row has no token
+
+
+class FastDecoder:
+    """Decodes with a model that `is_covered`, whose weights must not change meanwhile; threads may share it.
+
+    Memory beyond the model: the cache of each call, layers x 2 x rows x key-value heads x capacity x head_dim numbers;
+    for small models a copy of the layers (`prepare_layers`).
     """
 
     path = "fast"
@@ -64,63 +77,59 @@ class FastDecoder:
 
         It ends after `budget` calls, or when `choose` returns None.
         """
-        logits = self.start(windows, budget)
+        logits, rows = self._start(windows, budget)
         for remaining in range(budget - 1, -1, -1):
             chosen = choose(logits)
             if chosen is None or not remaining:
                 return
-            logits = self.step(chosen)
+            logits = self._step(rows, chosen)
 
-    @torch.inference_mode()
-    def start(self, windows: Sequence[Sequence[int]], room: int) -> torch.Tensor:
+    def _start(self, windows: Sequence[Sequence[int]], room: int) -> tuple[torch.Tensor, _Rows]:
         """Read the rows, padded on the left, with room for so many tokens more; logits (B, V) of their last ids."""
-        self.length = max(map(len, windows))
+        length = max(map(len, windows))
         device = self.model.device
-        padding = torch.tensor([self.length - len(window) for window in windows], device=device)
-        ids = torch.tensor([[0] * (self.length - len(window)) + list(window) for window in windows], device=device)
-        columns = torch.arange(self.length, device=device)
-        padded = len(set(map(len, windows))) > 1
-        self.padding = padding[:, None] if padded else None  # (B, 1)
-        places = {}
-        if padded:
-            places["attention_mask"] = (columns >= self.padding).long()
-            places["position_ids"] = (columns - self.padding).clamp(min=0)
+        ids = torch.tensor([[0] * (length - len(window)) + list(window) for window in windows], device=device)
+        padding, places = None, {}
+        if len(set(map(len, windows))) > 1:
+            padding = torch.tensor([[length - len(window)] for window in windows], device=device)
+            columns = torch.arange(length, device=device)
+            places["attention_mask"] = (columns >= padding).long()
+            places["position_ids"] = (columns - padding).clamp(min=0)
         outputs = self.model(ids, use_cache=True, logits_to_keep=1, **places)
-        self._allocate(outputs.past_key_values, self.length + room)
-        return outputs.logits[:, -1]
+        return outputs.logits[:, -1], self._rows(outputs.past_key_values, length, length + room, padding)
 
-    @torch.inference_mode()
-    def step(self, ids: torch.Tensor) -> torch.Tensor:
-        """Logits (B, V) after one more id for each row, int64 (B,)."""
-        base, index = self.model.model, self.length
-        states = base.embed_tokens(ids)  # (B, C)
-        # One view while all rows are equally long; a row of the table for each otherwise.
-        places = slice(index, index + 1) if self.padding is None else index - self.padding[:, 0]
-        cosine = sine = mask = None
-        if self.cosines is None:
-            states = states + base.embed_positions.weight[places]
-        else:
-            cosine, sine = self.cosines[places, None], self.sines[places, None]  # (B or 1, 1, D)
-        if self.mask is not None:
-            mask = self.mask[..., : index + 1]
-        states = self.layers(states, self.cache, index, cosine, sine, mask)
-        self.length += 1
-        return self.model.lm_head(states)
-
-    def _allocate(self, prompt_cache, capacity: int) -> None:
+    def _rows(self, prompt_cache, length: int, capacity: int, padding: torch.Tensor | None) -> _Rows:
         """Cache, positions and mask for `capacity` columns; the prompt's keys and values move in."""
         layers = prompt_cache.layers
-        batch, heads, length, width = layers[0].keys.shape
-        self.cache = layers[0].keys.new_zeros(len(layers), 2, batch, heads, capacity, width)
-        for mine, theirs in zip(self.cache, layers, strict=True):
+        batch, heads, _, width = layers[0].keys.shape
+        cache = layers[0].keys.new_zeros(len(layers), 2, batch, heads, capacity, width)
+        for mine, theirs in zip(cache, layers, strict=True):
             mine[0, :, :, :length], mine[1, :, :, :length] = theirs.keys, theirs.values
             theirs.keys = theirs.values = None
-        columns = torch.arange(capacity, device=self.cache.device)
-        self.cosines = self.sines = self.mask = None
+        columns = torch.arange(capacity, device=cache.device)
+        cosines = sines = mask = None
         if self.model.config.position_embedding_type == "rope":
-            tables = self.model.model.rotary_emb(self.cache, columns[None])  # (1, capacity, D) each
-            self.cosines, self.sines = (table[0] for table in tables)
-        if self.padding is not None:
-            hidden = (columns < self.padding)[:, None, None]  # (B, 1, 1, capacity)
-            self.mask = torch.zeros(hidden.shape, dtype=self.cache.dtype, device=hidden.device)
-            self.mask.masked_fill_(hidden, -torch.inf)
+            tables = self.model.model.rotary_emb(cache, columns[None])  # (1, capacity, D) each
+            cosines, sines = (table[0] for table in tables)
+        if padding is not None:
+            hidden = (columns < padding)[:, None, None]  # (B, 1, 1, capacity)
+            mask = torch.zeros(hidden.shape, dtype=cache.dtype, device=hidden.device)
+            mask.masked_fill_(hidden, -torch.inf)
+        return _Rows(cache, length, padding, cosines, sines, mask)
+
+    def _step(self, rows: _Rows, ids: torch.Tensor) -> torch.Tensor:
+        """Logits (B, V) after one more id for each row, int64 (B,)."""
+        base, index = self.model.model, rows.length
+        states = base.embed_tokens(ids)  # (B, C)
+        # One view while all rows are equally long; a row of the table for each otherwise.
+        places = slice(index, index + 1) if rows.padding is None else index - rows.padding[:, 0]
+        cosine = sine = mask = None
+        if rows.cosines is None:
+            states = states + base.embed_positions.weight[places]
+        else:
+            cosine, sine = rows.cosines[places, None], rows.sines[places, None]  # (B or 1, 1, D)
+        if rows.mask is not None:
+            mask = rows.mask[..., : index + 1]
+        states = self.layers(states, rows.cache, index, cosine, sine, mask)
+        rows.length += 1
+        return self.model.lm_head(states)

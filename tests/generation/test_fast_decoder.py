@@ -129,17 +129,18 @@ def test_a_decoder_is_used_again_and_the_model_stays_as_it_was():
 
 def test_it_ends_when_nothing_is_chosen_and_computes_no_step_too_many():
     decoder = FastDecoder(make_model())
-    calls = []
+    layers, calls, steps = decoder.layers, [], []
+    decoder.layers = lambda states, cache, index, *rest: steps.append(index) or layers(states, cache, index, *rest)
 
     def choose(logits):
-        calls.append(decoder.length)
+        calls.append(len(steps))
         return None if len(calls) == 3 else logits.argmax(-1)
 
     decoder.extend([[1, 2]], 10, choose)
-    assert calls == [2, 3, 4]
-    calls.clear()
+    assert calls == [0, 1, 2] and steps == [2, 3]
+    calls.clear(), steps.clear()
     decoder.extend([[1, 2]], 2, choose)
-    assert calls == [2, 3] and decoder.length == 3
+    assert calls == [0, 1] and steps == [2]
 
 
 def test_only_small_float32_models_are_copied():
