@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import importlib.util
     import os
+    from contextlib import suppress
 
     from mypt.checkpoints.load import load_model, require_model
     from mypt.demo.server import address, bind, is_local, make_server
@@ -39,24 +40,23 @@ def run(args: argparse.Namespace) -> None:
         load_transformers()
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         from mypt.checkpoints.probes import require_causal
-        from mypt.demo.page import DemoModel, build_page
+        from mypt.demo.page import DemoModel, build_page, short_names
         from mypt.demo.run import view_run
         from mypt.generation.engine import Engine
         from mypt.tokenization.load import load_tokenizer
 
         models = []
-        for name in names:
+        for name, short in zip(names, short_names(names), strict=True):
             model = load_model(name, trust_remote_code=args.trust_remote_code)
             require_causal(model, name)
-            models.append(DemoModel(name, Engine(model, load_tokenizer(name), say=_say), view_run(name)))
+            models.append(DemoModel(name, short, Engine(model, load_tokenizer(name), say=_say), view_run(name)))
         server = make_server(build_page(models))
         say(f"{address(listening)} shows the page; Ctrl-C ends it")
         if not is_local(listening):
             _say("whoever reaches this machine in the network can use the page, without a password")
-        try:
+        with suppress(KeyboardInterrupt):  # which the server has seen: it is a request to end
             server.run(sockets=[listening])
-        except KeyboardInterrupt:
-            say("ended")
+        say("ended")
 
 
 def _say(line: str) -> None:

@@ -16,7 +16,9 @@ LISTED = 12  # pieces that changed most
 _LEAST = 0.05  # nats below which a change has no colour
 
 CSS = """
-.mypt-text, .mypt-tokens {white-space: pre-wrap; overflow-wrap: anywhere; font-family: var(--font-mono);
+.mypt-header {margin: 4px 0; overflow-wrap: anywhere}
+.mypt-header b {font-size: 20px; margin-right: .7em}
+.mypt-text, .mypt-tokens {white-space: break-spaces; overflow-wrap: anywhere; font-family: var(--font-mono);
   font-size: 14px; line-height: 1.6}
 .mypt-text {min-height: 12em}
 .mypt-prompt {opacity: .55}
@@ -31,17 +33,24 @@ CSS = """
 .mypt-scale {display: inline-block; width: 9em; height: .8em; border-radius: 3px; margin: 0 .5em}
 .mypt-scroll {overflow-x: auto}
 .mypt-table {border-collapse: collapse; margin: 10px 0; font-size: 14px; font-variant-numeric: tabular-nums}
-.mypt-table th, .mypt-table td {padding: 3px 12px; border-bottom: 1px solid var(--border-color-primary);
-  text-align: right; white-space: nowrap}
-.mypt-table th:first-child, .mypt-table td:first-child {text-align: left}
+.gradio-container .mypt-table th, .gradio-container .mypt-table td {padding: 3px 12px 3px 0; border: 0;
+  border-bottom: 1px solid var(--border-color-primary); text-align: right; white-space: nowrap}
+.gradio-container .mypt-table th:first-child, .gradio-container .mypt-table td:first-child {text-align: left}
+.mypt-table, .mypt-table tbody, .mypt-table tr {border: 0 !important}
+.gradio-container .mypt-table th {white-space: normal}
 .mypt-table code {font-family: var(--font-mono); white-space: pre}
 .mypt-lines {white-space: pre-wrap; overflow-wrap: anywhere; font-family: var(--font-mono); font-size: 13px;
   margin: 8px 0}
+@media (max-width: 600px) {.mypt-lines {white-space: pre; overflow-x: auto}}
 .mypt-pictures {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); gap: 14px}
 .mypt-pictures figure {margin: 0}
 .mypt-pictures img {width: 100%; background: white; border-radius: 6px}
 .mypt-run summary {cursor: pointer; margin: 10px 0}
 """
+
+
+def header(title: str, paths: Sequence[str]) -> str:
+    return f'<div class="mypt-header"><b>{_text(title)}</b>{_text(" and ".join(paths))}</div>'
 
 
 def generated(prompt: str, text: str, note: str) -> str:

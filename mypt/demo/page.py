@@ -45,8 +45,9 @@ FINISHED = {
 
 @dataclass(frozen=True)
 class DemoModel:
-    """name: what the page calls the model. run: None where there is no folder of it."""
+    """path: folder or hub id. name: what the page calls the model. run: None where there is no folder of it."""
 
+    path: str
     name: str
     engine: Engine
     run: RunView | None = None
@@ -74,11 +75,21 @@ class _Stops:
             event.set()
 
 
+def short_names(paths: list[str]) -> list[str]:
+    """The ends of paths, with as many folders as tell them apart."""
+    parts = [path.rstrip("/").split("/") for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len({*names}) == len(names):
+            return names
+    return paths
+
+
 def build_page(models: list[DemoModel]) -> gr.Blocks:
     """The page for one model or two."""
     stops = _Stops()
     with gr.Blocks(title=f"{TITLE}: {', '.join(model.name for model in models)}", analytics_enabled=False) as page:
-        gr.Markdown(f"## {TITLE}\n{' and '.join(f'`{model.name}`' for model in models)}")
+        gr.HTML(markup.header(TITLE, [model.path for model in models]))
         with gr.Tabs():
             with gr.Tab("Generate", id="generate"):
                 _generate_tab(models, stops)
@@ -97,11 +108,10 @@ def build_page(models: list[DemoModel]) -> gr.Blocks:
 def _sampling() -> list[gr.components.Component]:
     """The controls of GenerationSettings, in the order of `_settings`."""
     defaults = GenerationSettings(seed=0)
-    with gr.Row():
-        new = gr.Slider(1, LONGEST_ANSWER, defaults.max_new_tokens, step=1, label="New tokens", min_width=130)
-        temperature = gr.Slider(
-            0, 2, defaults.temperature, step=0.05, label="Temperature", info="0: the likeliest token", min_width=130
-        )
+    new = gr.Slider(1, LONGEST_ANSWER, defaults.max_new_tokens, step=1, label="New tokens")
+    temperature = gr.Slider(
+        0, 2, defaults.temperature, step=0.05, label="Temperature", info="0: the likeliest token each time"
+    )
     with gr.Accordion("More sampling controls", open=False):
         preset = gr.Dropdown(["none", *PRESETS], value="none", label="Preset", info="sets the values below")
         with gr.Row():
@@ -164,7 +174,8 @@ def _runs_with_stop(triggers: list, stops: _Stops, buttons: tuple[gr.Button, gr.
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     started = gr.on(triggers, begin, None, list(buttons), **quiet)
     working = started.then(work, inputs, outputs, show_progress="minimal", **QUEUE, **then)
-    working.then(end, None, list(buttons), **quiet)
+    for ended in (working.success, working.failure):
+        ended(end, None, list(buttons), **quiet)
     buttons[1].click(stops.stop, None, None, **quiet)
 
 
@@ -176,21 +187,12 @@ def _generate_tab(models: list[DemoModel], stops: _Stops) -> None:
             )
             buttons = _buttons("Generate")
             controls = _sampling()
-        with gr.Column(scale=3 if len(models) == 1 else 5, min_width=300), gr.Row():
-            texts = [
-                gr.HTML(
-                    markup.generated("", "", ""),
-                    label=model.name,
-                    show_label=True,
-                    container=True,
-                    padding=True,
-                    max_height=640,
-                    min_width=280,
-                    autoscroll=True,
-                    elem_id=f"text-{number}",
-                )
-                for number, model in enumerate(models)
-            ]
+        texts = []
+        for number, model in enumerate(models):
+            with gr.Column(scale=3, min_width=300):
+                options = {"label": model.name, "show_label": True, "container": True, "padding": True}
+                options |= {"max_height": 640, "autoscroll": True, "elem_id": f"text-{number}"}
+                texts.append(gr.HTML(markup.generated("", "", ""), **options))
 
     def generate(request: gr.Request, prompt: str, *values) -> Iterator[list[str] | str]:
         """Continue the prompt by each model; the texts so far, as HTML."""
@@ -202,25 +204,21 @@ def _generate_tab(models: list[DemoModel], stops: _Stops) -> None:
             for model in models:
                 with _told(model.name if len(models) > 1 else ""):
                     streams.append(stack.enter_context(model.engine.stream(prompt, settings, stop)))
-            begun = time.monotonic()
-            seconds: list[float | None] = [None] * len(streams)
-            while None in seconds:
+            ended = False
+            while not ended:
                 time.sleep(REFRESH)
-                for index, stream in enumerate(streams):
-                    if stream.ended and seconds[index] is None:
-                        seconds[index] = time.monotonic() - begun
+                ended = all(stream.ended for stream in streams)
                 with _told():
-                    shown = [_shown(prompt, *pair) for pair in zip(streams, seconds, strict=True)]
+                    shown = [_shown(prompt, stream) for stream in streams]
                 yield shown if len(shown) > 1 else shown[0]
 
     triggers = [buttons[0].click, prompt.submit]
     _runs_with_stop(triggers, stops, buttons, generate, [prompt, *controls], texts, api_name="generate")
 
 
-def _shown(prompt: str, stream: TextStream, seconds: float | None) -> str:
-    if seconds is None:
-        return markup.generated(prompt, stream.text, "generating")
-    return markup.generated(prompt, stream.text, _ending(stream.completion, seconds))
+def _shown(prompt: str, stream: TextStream) -> str:
+    note = _ending(stream.completion, stream.seconds) if stream.ended else "generating"
+    return markup.generated(prompt, stream.text, note)
 
 
 def _ending(completion: Completion, seconds: float) -> str:
@@ -241,14 +239,15 @@ def _chat_tab(models: list[DemoModel], stops: _Stops) -> None:
                 min_width=280,
                 buttons=["copy"],
                 feedback_options=None,
+                render_markdown=False,
                 elem_id=f"chat-{number}",
             )
             for number, model in enumerate(models)
         ]
     message = gr.Textbox(label="Message", lines=2, max_lines=8, placeholder="Shift+Enter sends")
     buttons = _buttons("Send")
-    clear = gr.Button("Clear", min_width=100)
     note = gr.HTML("")
+    clear = gr.Button("Clear", size="sm")
     with gr.Accordion("Sampling", open=False):
         controls = _sampling()
 
@@ -320,26 +319,27 @@ def _losses_tab(models: list[DemoModel]) -> None:
                     another = gr.Button("Another text of it", min_width=130)
             shown = gr.Radio(views, value=views[0], label="Colour by", visible=len(views) > 1)
         with gr.Column(scale=3, min_width=300):
+            figures = gr.HTML("")
             tokens = gr.HTML("", container=True, padding=True, elem_id="tokens")
-            tables = gr.HTML("", elem_id="changes")
+            changes = gr.HTML("")
     found = gr.State([])
 
     def coloured(pieces: list, view: str) -> str:
         index = None if view == CHANGE and len(models) == 2 else names.index(view)
         return markup.coloured(pieces, names, index) if pieces else ""
 
-    def losses(text: str, view: str) -> tuple[list, str, str]:
-        """The loss of each token of a text under each model: pieces, coloured text and tables, as HTML."""
+    def losses(text: str, view: str) -> tuple[list, str, str, str]:
+        """The loss of each token of a text under each model: pieces; as HTML figures, coloured text, what changed."""
         if len(text) > LONGEST_TEXT:
             _refuse(f"the text has {len(text):,} characters; give {LONGEST_TEXT:,} at most")
         with _told():
             read: list[TextLosses] = [text_losses(model.engine, text) for model in models]
             pieces = compare_texts(read)
-        tables = markup.summary(read, names)
-        return pieces, coloured(pieces, view), tables + (markup.changes(pieces, names) if len(models) == 2 else "")
+        changed = markup.changes(pieces, names) if len(models) == 2 else ""
+        return pieces, markup.summary(read, names), coloured(pieces, view), changed
 
     work = {"show_progress": "minimal", **QUEUE}
-    arguments = losses, [text, shown], [found, tokens, tables]
+    arguments = losses, [text, shown], [found, figures, tokens, changes]
     gr.on([measure.click, text.submit], *arguments, api_name="losses", **work)
     shown.change(coloured, [found, shown], tokens, queue=False, api_visibility="private")
     if examples:
@@ -352,9 +352,9 @@ def _losses_tab(models: list[DemoModel]) -> None:
 
 
 def _run_tab(models: list[DemoModel]) -> None:
-    with gr.Tabs():
-        for model in models:
-            with gr.Tab(model.name):
+    with gr.Tabs(selected=len(models) - 1):
+        for number, model in enumerate(models):
+            with gr.Tab(model.name, id=number):
                 view = model.run
                 content = markup.pictures(view.pictures) + markup.blocks(view.blocks)
                 if view.more:
@@ -363,7 +363,8 @@ def _run_tab(models: list[DemoModel]) -> None:
 
 
 def _refuse(words: str) -> NoReturn:
-    raise gr.Error(escape(visible(words)), duration=None, print_exception=False)  # gradio takes it for HTML
+    html = escape(visible(words), quote=False)
+    raise gr.Error(html, duration=None, print_exception=False)
 
 
 @contextmanager

@@ -77,7 +77,9 @@ def view_run(name: str) -> RunView | None:
     for block in describe(report):
         if isinstance(block, str) and block.startswith(SETTINGS):
             if seen:
-                view.blocks += ["", *coverage_lines(seen, {})]
+                block_size = coverage["block_size"]
+                layout = {"batch": seen.tokens_per_step // block_size, "block": block_size}
+                view.blocks += ["", *coverage_lines(seen, layout)]
             target = view.more
         target.append(block)
     view.examples = dict(_examples(report["recipe"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -16,6 +17,7 @@ class _Progress:
 
     pieces: SimpleQueue[str | None] = field(default_factory=SimpleQueue)  # None comes last
     text: str = ""
+    seconds: float = 0.0
     completion: Completion | None = None
     error: BaseException | None = None
     closed: Event = field(default_factory=Event)
@@ -56,6 +58,11 @@ class TextStream:
         return self._progress.ended.is_set()
 
     @property
+    def seconds(self) -> float:
+        """How long the text took; 0 while it is generated."""
+        return self._progress.seconds
+
+    @property
     def completion(self) -> Completion:
         """The finished text, for which this waits."""
         self._progress.ended.wait()
@@ -85,10 +92,12 @@ def _generate(complete: Callable, progress: _Progress) -> None:
         progress.text += piece
         progress.pieces.put(piece)
 
+    begun = time.monotonic()
     try:
         progress.completion = complete(on_text, progress.closed.is_set)
     except BaseException as error:  # raised where the stream is read
         progress.error = error
     finally:
+        progress.seconds = time.monotonic() - begun
         progress.ended.set()
         progress.pieces.put(None)

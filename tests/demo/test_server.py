@@ -65,7 +65,9 @@ def engines(corpora):
 def url(engines):
     from mypt.demo.page import DemoModel, build_page
 
-    server = make_server(build_page([DemoModel(name, engine) for name, engine in zip("ab", engines, strict=True)]))
+    server = make_server(
+        build_page([DemoModel(name, name, engine) for name, engine in zip("ab", engines, strict=True)])
+    )
     with bind("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -130,7 +132,7 @@ def test_losses_over_the_network_are_those_of_the_evaluation(client, engines):
     from mypt.evaluation.text_losses import text_losses
 
     text = "class A:\n    pass\n"
-    coloured, tables = client.predict(text, "change", api_name="/losses")
+    tables, coloured, _ = client.predict(text, "change", api_name="/losses")
     for engine in engines:
         assert f"{text_losses(engine, text).loss:.4f}" in tables
     assert coloured.count("data-loss=") == len(text)
@@ -145,6 +147,6 @@ def test_nothing_comes_from_elsewhere_and_nothing_is_told_elsewhere(url, engines
 
     with urllib.request.urlopen(url) as answer:
         assert answer.headers["Content-Security-Policy"] == POLICY
-    page = build_page([DemoModel("a", engines[0])])
+    page = build_page([DemoModel("a", "a", engines[0])])
     assert not page.analytics_enabled
     assert isinstance(page, gr.Blocks) and not page.share
