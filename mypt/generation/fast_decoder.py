@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mypt.generation.layers import prepare_layers
+from mypt.generation.layers import prepare, prepare_int8
 from mypt.models.modeling_mypt import MyPTForCausalLM
 
 if TYPE_CHECKING:
@@ -59,15 +59,15 @@ class FastDecoder:
     """Decodes with a model that `is_covered`, whose weights must not change meanwhile; threads may share it.
 
     Memory beyond the model: the cache of each call, layers x 2 x rows x key-value heads x capacity x head_dim numbers;
-    for small models a copy of the layers (`prepare_layers`).
+    for float32 models a copy of layers and head (`mypt.generation.layers.prepare`).
+
+    int8: with weights in 8 bits, which is faster and gives slightly other logits; prompts are read in full precision.
     """
 
-    path = "fast"
-
     @torch.inference_mode()
-    def __init__(self, model: MyPTForCausalLM):
-        self.model = model
-        self.layers = prepare_layers(model.model)
+    def __init__(self, model: MyPTForCausalLM, int8: bool = False):
+        self.model, self.path = model, "int8" if int8 else "fast"
+        self.layers, self.head = prepare_int8(model) if int8 else prepare(model)
 
     @torch.inference_mode()
     def extend(
@@ -132,4 +132,4 @@ class FastDecoder:
             mask = rows.mask[..., : index + 1]
         states = self.layers(states, rows.cache, index, cosine, sine, mask)
         rows.length += 1
-        return self.model.lm_head(states)
+        return self.head(states)

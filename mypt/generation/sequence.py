@@ -121,7 +121,7 @@ class Completion:
     finish: Literal["eos", "stop", "length", "context", "stopped"]
     dropped_tokens: int  # at the start of prompt and text, no longer seen by the model when it ended
     seed: int
-    path: Literal["fast", "transformers", "forward"]  # what computed it
+    path: Literal["fast", "int8", "transformers", "forward"]  # what computed it
 
 
 class TokenSequence:

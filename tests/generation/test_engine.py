@@ -373,6 +373,14 @@ def test_white_space_around_the_text_is_left_out_on_demand(tokenizer):
     assert engine.complete("a", GenerationSettings(max_new_tokens=5)).text == " " * 5
 
 
+def test_8_bits_are_for_models_of_ours_without_beams(speller, tokenizer):
+    engine = Engine(speller, tokenizer, int8=True)
+    assert engine.complete("abc", settings_of()).path == "int8"
+    for model, choice in ((speller, {"num_beams": 2}), (GPT2LMHeadModel(GPT2Config(vocab_size=320)).eval(), {})):
+        with pytest.raises(MyPTError, match="leave out --int8"):
+            Engine(model, tokenizer, int8=True).complete("abc", settings_of(**choice))
+
+
 def test_more_beams_than_tokens_are_refused(tokenizer):
     model = letters_only(make_model(tokenizer), tokenizer)
     with pytest.raises(MyPTError, match=f"it must be at most {model.config.vocab_size}, the texts that a first token"):
