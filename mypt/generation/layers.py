@@ -102,6 +102,43 @@ class PlainLayers:
         return self.norm(states)
 
 
+class Product:
+    """states @ weight + bias, for a matrix (in, out)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.weight, self.bias = weight.contiguous(), bias
+
+    def __call__(self, states: Tensor) -> Tensor:
+        if self.bias is None:
+            return torch.mm(states, self.weight)
+        return torch.addmm(self.bias, states, self.weight)
+
+    def add(self, states: Tensor, inputs: Tensor) -> Tensor:
+        """states + inputs @ weight + bias."""
+        states = torch.addmm(states, inputs, self.weight)
+        return states if self.bias is None else states.add_(self.bias)
+
+
+class Int8Product:
+    """The same with weights in 8 bits, one scale for each output; inputs are rounded to 8 bits at each call."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        rows = weight.t().contiguous()  # (out, in)
+        scales = (rows.abs().amax(1) / 127).clamp(min=1e-12)
+        zeros = torch.zeros_like(scales, dtype=torch.int64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's eager quantization, whose place torchao takes; the ops stay
+            rounded = torch.quantize_per_channel(rows, scales, zeros, 0, torch.qint8)
+        self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return torch.ops.quantized.linear_dynamic(states, self.packed, False)
+
+    def add(self, states: Tensor, inputs: Tensor) -> Tensor:
+        """As `Product.add`."""
+        return self(inputs).add_(states)
+
+
 class FusedLayers:
     """Copies in which query, key and value are one matrix, and gate and up another, all laid out (in, out).
 
@@ -111,9 +148,8 @@ class FusedLayers:
     from the model's by rounding, about 1e-6 of their size.
     """
 
-    def __init__(self, model: MyPTModel, product: type[Product] | type[Int8Product] | None = None):
-        """product: what multiplies by a matrix, `Product` by default."""
-        product = product or Product
+    def __init__(self, model: MyPTModel, product: type[Product] | type[Int8Product] = Product):
+        """product: what multiplies by a matrix."""
         config = model.config
         self.query_heads, self.groups = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.gated, self.act = config.head_dim, config.mlp_gated, ACTIVATIONS[config.hidden_act]
@@ -171,43 +207,6 @@ class FusedLayers:
         if self.qk_scale is None:
             return [cosine] * len(self.layers), [sine] * len(self.layers)
         return (cosine * self.qk_scale).unbind(), (sine * self.qk_scale_rolled).unbind()
-
-
-class Product:
-    """states @ weight + bias, for a matrix (in, out)."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.weight, self.bias = weight.contiguous(), bias
-
-    def __call__(self, states: Tensor) -> Tensor:
-        if self.bias is None:
-            return torch.mm(states, self.weight)
-        return torch.addmm(self.bias, states, self.weight)
-
-    def add(self, states: Tensor, inputs: Tensor) -> Tensor:
-        """states + inputs @ weight + bias."""
-        states = torch.addmm(states, inputs, self.weight)
-        return states if self.bias is None else states.add_(self.bias)
-
-
-class Int8Product:
-    """The same with weights in 8 bits, one scale for each output; inputs are rounded to 8 bits at each call."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        rows = weight.t().contiguous()  # (out, in)
-        scales = (rows.abs().amax(1) / 127).clamp(min=1e-12)
-        zeros = torch.zeros_like(scales, dtype=torch.int64)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's eager quantization, whose place torchao takes; the ops stay
-            rounded = torch.quantize_per_channel(rows, scales, zeros, 0, torch.qint8)
-        self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
-
-    def __call__(self, states: Tensor) -> Tensor:
-        return torch.ops.quantized.linear_dynamic(states, self.packed, False)
-
-    def add(self, states: Tensor, inputs: Tensor) -> Tensor:
-        """As `Product.add`."""
-        return self(inputs).add_(states)
 
 
 @dataclass(slots=True)
