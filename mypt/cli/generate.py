@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=8, metavar="N", help="texts computed together with --json and --out")
     add("--resume", action="store_true", help="continue the file of --out")
     add("--int8", action="store_true", help="weights in 8 bits: faster on a CPU, slightly other texts")
+    add("--speculate", action="store_true", help="same greedy texts, sooner for a model of 50M parameters or more")
     add("--trust-remote-code", action="store_true", help="run model code that comes with a hub model")
     add("--contrastive", action="store_true", help="refused: transformers 5 no longer has it")
     add = parser.add_mutually_exclusive_group().add_argument
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
 
     model = load_model(args.model, trust_remote_code=args.trust_remote_code)
     require_causal(model, args.model)
-    engine = Engine(model, load_tokenizer(args.model), say=_say, int8=args.int8)
+    engine = Engine(model, load_tokenizer(args.model), say=_say, int8=args.int8, speculate=args.speculate)
     if args.chat:
         _chat(engine, settings, template)
     elif args.json or args.out:

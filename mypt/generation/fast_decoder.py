@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mypt.generation.layers import prepare, prepare_int8
+from mypt.errors import MyPTError
+from mypt.generation.layers import FusedLayers, Head, PlainLayers, prepare, prepare_int8
 from mypt.models.modeling_mypt import MyPTForCausalLM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+GUESSES = 4  # tokens at most that are guessed before a check
 
 # Rotary types whose cosines depend on the position alone; `dynamic` and `longrope` change with the text's length.
 FIXED_ROPE_TYPES = ("default", "linear", "yarn", "llama3")
@@ -61,13 +64,22 @@ class FastDecoder:
     Memory beyond the model: the cache of each call, layers x 2 x rows x key-value heads x capacity x head_dim numbers;
     for float32 models a copy of layers and head (`mypt.generation.layers.prepare`).
 
-    int8: with weights in 8 bits, which is faster and gives slightly other logits; prompts are read in full precision.
+    Args:
+        int8: With weights in 8 bits: faster, and slightly other logits; prompts are read in full precision.
+        speculate: Guess the next likeliest tokens of a single text with weights in 8 bits, and check all of them in
+            one pass over the full ones (Leviathan 2023, 2211.17192): the same ids, in less time where most are right.
+
+    Raises:
+        MyPTError: The model's weights are not float32 on a CPU, or its copies do not fit, for int8 or speculate.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: MyPTForCausalLM, int8: bool = False):
+    def __init__(self, model: MyPTForCausalLM, int8: bool = False, speculate: bool = False):
         self.model, self.path = model, "int8" if int8 else "fast"
         self.layers, self.head = prepare_int8(model) if int8 else prepare(model)
+        self.draft = prepare_int8(model) if speculate else None
+        if speculate and not isinstance(self.layers, FusedLayers):
+            raise MyPTError("speculation needs copies of the weights, for which the memory is short; leave it out")
 
     @torch.inference_mode()
     def extend(
@@ -82,7 +94,42 @@ class FastDecoder:
             chosen = choose(logits)
             if chosen is None or not remaining:
                 return
-            logits = self._step(rows, chosen)
+            logits = self._step(rows, chosen, self.layers, self.head)
+
+    @torch.inference_mode()
+    def speculate(
+        self, windows: Sequence[Sequence[int]], budget: int, choose: Callable[[torch.Tensor], torch.Tensor | None]
+    ) -> None:
+        """As `extend`, by guesses if it is one row. `choose` is to take the likeliest id: others are guessed wrong.
+
+        Keys and values of guesses are in the cache until the check writes the right ones over them.
+        """
+        if len(windows) > 1:
+            self.extend(windows, budget, choose)
+            return
+        logits, rows = self._start(windows, budget)
+        chosen, made, count = choose(logits), 1, GUESSES
+        while chosen is not None and made < budget:
+            index, ids = rows.length, [chosen]
+            for _ in range(min(count, budget - made - 1)):
+                ids.append(self._step(rows, ids[-1], *self.draft).argmax(-1))
+            logits = self._read(rows, index, torch.cat(ids))
+            for place in range(len(ids)):
+                chosen, made, rows.length = choose(logits[place : place + 1]), made + 1, index + place + 1
+                right = place + 1 < len(ids) and chosen is not None and torch.equal(chosen, ids[place + 1])
+                if not right:
+                    break
+            count = min(GUESSES, place + 1)  # one more than were right: bad guesses cost time
+
+    def _read(self, rows: _Rows, index: int, ids: torch.Tensor) -> torch.Tensor:
+        """Logits (T, V) after each of T ids of one row, the first of which goes to `index`."""
+        states, places = self.model.model.embed_tokens(ids), slice(index, index + len(ids))
+        cosine = sine = None
+        if rows.cosines is None:
+            states = states + self.model.model.embed_positions.weight[places]
+        else:
+            cosine, sine = rows.cosines[places, None], rows.sines[places, None]  # (T, 1, D)
+        return self.head(self.layers.read(states, rows.cache, index, cosine, sine))
 
     def _start(self, windows: Sequence[Sequence[int]], room: int) -> tuple[torch.Tensor, _Rows]:
         """Read the rows, padded on the left, with room for so many tokens more; logits (B, V) of their last ids."""
@@ -117,7 +164,7 @@ class FastDecoder:
             mask.masked_fill_(hidden, -torch.inf)
         return _Rows(cache, length, padding, cosines, sines, mask)
 
-    def _step(self, rows: _Rows, ids: torch.Tensor) -> torch.Tensor:
+    def _step(self, rows: _Rows, ids: torch.Tensor, layers: PlainLayers | FusedLayers, head: Head) -> torch.Tensor:
         """Logits (B, V) after one more id for each row, int64 (B,)."""
         base, index = self.model.model, rows.length
         states = base.embed_tokens(ids)  # (B, C)
@@ -130,6 +177,6 @@ class FastDecoder:
             cosine, sine = rows.cosines[places, None], rows.sines[places, None]  # (B or 1, 1, D)
         if rows.mask is not None:
             mask = rows.mask[..., : index + 1]
-        states = self.layers(states, rows.cache, index, cosine, sine, mask)
+        states = layers(states, rows.cache, index, cosine, sine, mask)
         rows.length += 1
-        return self.head(states)
+        return head(states)

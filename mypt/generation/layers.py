@@ -167,28 +167,53 @@ class FusedLayers:
     def __call__(
         self, states: Tensor, cache: Tensor, index: int, cosine: Tensor | None, sine: Tensor | None, mask: Tensor | None
     ) -> Tensor:
-        batch, turned, half = len(states), self.query_heads + self.groups, self.head_dim // 2
-        scales, turns = self._turns(cosine, sine)
+        batch = len(states)
         flat = cache.flatten(0, 1)  # keys and values of each layer in turn: two views of all in two calls
         slots = flat[:, :, :, index].unbind()  # (B, K, D) each
         seen = flat[:, :, :, : index + 1].flatten(1, 2).unbind()  # (B K, S, D) each
+
+        def attend(number: int, query_key: Tensor, value: Tensor) -> Tensor:
+            slots[2 * number].copy_(query_key[:, self.query_heads :])
+            slots[2 * number + 1].copy_(value)
+            query = query_key[:, : self.query_heads].reshape(batch * self.groups, -1, self.head_dim)  # (B K, G, D)
+            scores = torch.bmm(query, seen[2 * number].transpose(1, 2))  # (B K, G, S)
+            if mask is not None:
+                scores = (scores.view(batch, self.query_heads, -1) + mask[:, 0]).view_as(scores)
+            return torch.bmm(scores.softmax(-1), seen[2 * number + 1]).view(batch, -1)
+
+        return self._compute(states, cosine, sine, attend)
+
+    def read(self, states: Tensor, cache: Tensor, index: int, cosine: Tensor | None, sine: Tensor | None) -> Tensor:
+        """The same for T tokens of one text, of which the first goes to `index`; states (T, C)."""
+        count, stop = len(states), index + len(states)
+        keys, values = (cache[:, part, 0, :, :stop].unbind() for part in (0, 1))  # (K, S, D) of each layer
+        later = torch.full((count, stop), -torch.inf, device=states.device).triu(index + 1)
+
+        def attend(number: int, query_key: Tensor, value: Tensor) -> Tensor:
+            keys[number][:, index:] = query_key[:, self.query_heads :].transpose(0, 1)
+            values[number][:, index:] = value.transpose(0, 1)
+            query = query_key[:, : self.query_heads].reshape(count, self.groups, -1, self.head_dim)
+            query = query.permute(1, 2, 0, 3).reshape(self.groups, -1, self.head_dim)  # (K, G T, D)
+            scores = torch.bmm(query, keys[number].transpose(1, 2)).view(self.groups, -1, count, stop) + later
+            mixed = torch.bmm(scores.softmax(-1).view(self.groups, -1, stop), values[number])
+            return mixed.view(self.groups, -1, count, self.head_dim).permute(2, 0, 1, 3).reshape(count, -1)
+
+        return self._compute(states, cosine, sine, attend)
+
+    def _compute(self, states: Tensor, cosine: Tensor | None, sine: Tensor | None, attend: Callable) -> Tensor:
+        """attend(a layer's number, queries and keys (R, H + K, D), values (R, K, D)) keeps these, returns (R, H D)."""
+        rows, turned, half = len(states), self.query_heads + self.groups, self.head_dim // 2
+        scales, turns = self._turns(cosine, sine)
         for number, layer in enumerate(self.layers):
-            heads = layer.qkv(layer.norm(states)).view(batch, -1, self.head_dim)
-            query_key = heads[:, :turned]  # (B, H + K, D)
+            heads = layer.qkv(layer.norm(states)).view(rows, -1, self.head_dim)
+            query_key = heads[:, :turned]
             if self.qk_length is not None:
                 query_key = _unit(query_key, self.qk_length)
             if turns is not None:
                 query_key = torch.addcmul(query_key * scales[number], query_key.roll(half, -1), turns[number])
             elif scales is not None:
                 query_key = query_key * scales[number]
-            slots[2 * number].copy_(query_key[:, self.query_heads :])
-            slots[2 * number + 1].copy_(heads[:, turned:])
-            query = query_key[:, : self.query_heads].reshape(batch * self.groups, -1, self.head_dim)  # (B K, G, D)
-            scores = torch.bmm(query, seen[2 * number].transpose(1, 2))  # (B K, G, S)
-            if mask is not None:
-                scores = (scores.view(batch, self.query_heads, -1) + mask[:, 0]).view_as(scores)
-            mixed = torch.bmm(scores.softmax(-1), seen[2 * number + 1]).view(batch, -1)  # (B, H D)
-            states = layer.output.add(states, mixed)
+            states = layer.output.add(states, attend(number, query_key, heads[:, turned:]))
             hidden = layer.up(layer.mlp_norm(states))
             if self.gated:
                 gate, hidden = hidden.chunk(2, -1)

@@ -377,8 +377,24 @@ def test_8_bits_are_for_models_of_ours_without_beams(speller, tokenizer):
     engine = Engine(speller, tokenizer, int8=True)
     assert engine.complete("abc", settings_of()).path == "int8"
     for model, choice in ((speller, {"num_beams": 2}), (GPT2LMHeadModel(GPT2Config(vocab_size=320)).eval(), {})):
-        with pytest.raises(MyPTError, match="leave out --int8"):
-            Engine(model, tokenizer, int8=True).complete("abc", settings_of(**choice))
+        for ways in ({"int8": True}, {"speculate": True}):
+            with pytest.raises(MyPTError, match="leave out --int8 and --speculate"):
+                Engine(model, tokenizer, **ways).complete("abc", settings_of(**choice))
+    with pytest.raises(MyPTError, match="leave out one of them"):
+        Engine(speller, tokenizer, int8=True, speculate=True)
+
+
+@pytest.mark.parametrize("choice", [{"greedy": True}, {}, {"greedy": True, "repetition_penalty": 1.3}])
+@pytest.mark.parametrize("overflow", ["stop", "slide"])
+def test_speculation_changes_no_text(speller, tokenizer, choice, overflow):
+    engines = Engine(speller, tokenizer), Engine(speller, tokenizer, speculate=True)
+    for stop in ((), ("hh", "ab")):
+        settings = settings_of(max_new_tokens=70, overflow=overflow, stop=stop, **choice)
+        for prompt in ("abc", "", "gfedcba" * 6):
+            found = [engine.complete(prompt, settings) for engine in engines]
+            assert found[0] == found[1]
+        batches = [list(engine.complete_batch(["a", "bcd"], settings)) for engine in engines]
+        assert batches[0] == batches[1]
 
 
 def test_more_beams_than_tokens_are_refused(tokenizer):

@@ -177,6 +177,34 @@ def test_in_8_bits_logits_are_near_those_of_forward(variant):
     assert 0.97 < correlation < 1
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_speculation_gives_the_ids_of_transformers(variant):
+    """Whether the guesses are mostly right, or a third of them wrong."""
+    model = make_model(**VARIANTS[variant])
+    decoder = FastDecoder(model, speculate=True)
+    (layers, head), read, reads, columns = decoder.draft, decoder.layers.read, [], []
+    decoder.layers.read = lambda states, *rest: reads.append(len(states)) or read(states, *rest)
+    guesses = torch.Generator().manual_seed(0)
+
+    def guess_badly(states):
+        right = torch.rand(1, generator=guesses) < 0.67
+        return head(states) if right else -head(states)
+
+    def choose(logits):
+        columns.append(logits.argmax(-1))
+        return columns[-1]
+
+    passes = {}
+    for draft in (head, guess_badly):
+        decoder.draft = layers, draft
+        for steps in (1, 2, 60):
+            columns.clear(), reads.clear()
+            decoder.speculate([[5, 9, 2]], steps, choose)
+            assert [torch.stack(columns, 1)[0].tolist()] == by_transformers(model, [[5, 9, 2]], steps)
+        passes[draft] = len(reads)
+    assert max(reads) <= 5 and 12 <= passes[head] < passes[guess_badly] < 59
+
+
 def test_8_bits_of_other_dtypes_are_refused():
     with pytest.raises(MyPTError, match="float32 weights on a CPU; these are"):
         FastDecoder(make_model(torch.bfloat16), int8=True)
