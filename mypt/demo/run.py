@@ -111,13 +111,13 @@ def _examples(recipe: dict | None) -> Iterator[tuple[str, list[str]]]:
     sources = (recipe or {}).get("data", {}).get("eval") or {}
     for name, source in sources.items() if isinstance(sources, dict) else ():
         try:
-            if texts := _texts(str(source)):
+            if texts := example_texts(str(source)):
                 yield name, texts
         except (MyPTError, OSError):
             continue  # the data is elsewhere by now: texts can still be pasted
 
 
-def _texts(directory: str) -> list[str]:
+def example_texts(directory: str) -> list[str]:
     """The beginnings of documents of the val split, evenly spaced."""
     reader, tokenizer = ShardReader(directory, "val"), load_tokenizer(directory)
     ids = reader.gather(np.array([0]), min(len(reader), 2_000_000))[0].astype(np.int64)
