@@ -2,7 +2,8 @@
 
 For each shape, batch size and way of choosing, in rounds that alternate between the sides:
 
-    fast                 mypt.generation.generate on MyPTForCausalLM, text included
+    fast                 mypt.generation.engine on MyPTForCausalLM, text included
+    fast, int8           the same with weights in 8 bits
     mypt, transformers   the same model through transformers' generate
     gpt2                 GPT2LMHeadModel.generate, random weights
     llama                LlamaForCausalLM.generate, random weights
@@ -29,8 +30,8 @@ from torch.nn import functional as F
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from mypt import MyPTForCausalLM, preset_config
+from mypt.generation.engine import Engine
 from mypt.generation.fast_decoder import FastDecoder
-from mypt.generation.generate import generate_batch
 from mypt.generation.settings import GenerationSettings
 from mypt.tokenization.train import build_char_tokenizer
 
@@ -52,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes (1 8)")
     parser.add_argument("--rounds", type=int, default=5, help="times each side runs (5)")
     parser.add_argument("--tokens", type=int, default=200, help="new tokens of each row (200)")
+    parser.add_argument("--greedy", action="store_true", help="greedy texts alone, no drawn ones")
     return parser.parse_args()
 
 
@@ -94,8 +96,10 @@ def sides(shape: str, batch: int, sampling: bool, tokens: int) -> dict:
     limits = {"max_new_tokens": tokens, "min_new_tokens": tokens}
     settings = GenerationSettings(greedy=not sampling, temperature=0.8, top_k=50, seed=0, **limits)
 
-    def fast():
-        return list(generate_batch(mypt, tokenizer, prompts.tolist(), settings, batch_size=batch))
+    engines = Engine(mypt, tokenizer), Engine(mypt, tokenizer, int8=True)
+
+    def fast(engine):
+        return list(engine.complete_batch(prompts.tolist(), settings, batch_size=batch))
 
     def by_transformers(model, **options):
         chosen = {"do_sample": True, "temperature": 0.8, "top_k": 50} if sampling else {"do_sample": False}
@@ -103,7 +107,8 @@ def sides(shape: str, batch: int, sampling: bool, tokens: int) -> dict:
         return output[:, PROMPT:].tolist()
 
     functions = {
-        "fast": fast,
+        "fast": lambda: fast(engines[0]),
+        "fast, int8": lambda: fast(engines[1]),
         "mypt, transformers": lambda: by_transformers(mypt),
         "gpt2": lambda: by_transformers(gpt2),
         "llama": lambda: by_transformers(llama),
@@ -195,7 +200,7 @@ def main() -> None:
     print(f"prompt {PROMPT} tokens, {args.tokens} new ones, {args.rounds} rounds; CPU ms per step, median (range)")
     for shape in args.shapes or SHAPES:
         for batch in args.batch:
-            for sampling in (False, True):
+            for sampling in (False,) if args.greedy else (False, True):
                 functions = sides(shape, batch, sampling, args.tokens)
                 times = measure(functions, args.rounds, args.tokens)
                 fast = statistics.median(times["fast"])

@@ -108,7 +108,7 @@ def import_all() -> None:
     import mypt.conversion.export
     import mypt.conversion.merge
     import mypt.evaluation.compare
-    import mypt.generation.generate
+    import mypt.generation.engine
     import mypt.preparation.prepare
     import mypt.storage.hub
     import mypt.training.model.lora

@@ -48,6 +48,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # Files of few tests that take long: begun first, so that no worker is left with one when the others have ended.
 LONG = (
     "test_docs.py",
+    "test_demo.py",
     "test_distributed.py",
     "test_streaming.py",
     "test_lora.py",

@@ -21,6 +21,7 @@ TAGS = {"bash", "text", "yaml", "python", "json"}
 NOT_RUN = {
     "bash scripts/quickstart.sh": "installs packages and trains for minutes",
     "bash scripts/test.sh": "installs packages and runs this very suite",
+    "mypt demo": "serves until Ctrl-C; tests/cli/test_demo.py runs it",
     "git clone": "needs a network",
     "pip install": "needs a network and changes the environment",
     "cd ": "a shell's own",

@@ -17,9 +17,9 @@ FLOORS = {
     **dict.fromkeys(["tokenization", "hardware"], 3),
     **dict.fromkeys(["shards", "checkpoints"], 4),
     **dict.fromkeys(["preparation", "inspection"], 5),
-    **dict.fromkeys(["streams", "generation", "storage", "demo"], 6),
+    **dict.fromkeys(["streams", "generation", "storage"], 6),
     **dict.fromkeys(["conversion", "evaluation"], 7),
-    **dict.fromkeys(["training", "metrics"], 8),
+    **dict.fromkeys(["training", "metrics", "demo"], 8),
     **dict.fromkeys(["sweeps", "report"], 9),
     **dict.fromkeys(["cli"], 10),
 }

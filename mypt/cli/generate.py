@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--template", metavar="TEXT|FILE", help="text around a question, with {question} in it")
     add("--batch-size", type=int, default=8, metavar="N", help="texts computed together with --json and --out")
     add("--resume", action="store_true", help="continue the file of --out")
+    add("--int8", action="store_true", help="weights in 8 bits: faster on a CPU, slightly other texts")
+    add("--speculate", action="store_true", help="same greedy texts, sooner for a model of 50M parameters or more")
     add("--trust-remote-code", action="store_true", help="run model code that comes with a hub model")
     add("--contrastive", action="store_true", help="refused: transformers 5 no longer has it")
     add = parser.add_mutually_exclusive_group().add_argument
@@ -97,17 +99,18 @@ def run(args: argparse.Namespace) -> None:
 
     load_transformers()
     from mypt.checkpoints.probes import require_causal
+    from mypt.generation.engine import Engine
     from mypt.tokenization.load import load_tokenizer
 
     model = load_model(args.model, trust_remote_code=args.trust_remote_code)
     require_causal(model, args.model)
-    tokenizer = load_tokenizer(args.model)
+    engine = Engine(model, load_tokenizer(args.model), say=_say, int8=args.int8, speculate=args.speculate)
     if args.chat:
-        _chat(model, tokenizer, settings, template)
+        _chat(engine, settings, template)
     elif args.json or args.out:
-        _batches(args, model, tokenizer, settings, template, jobs, results)
+        _batches(args, engine, settings, template, jobs, results)
     else:
-        _stream(args, model, tokenizer, template, jobs)
+        _stream(args, engine, template, jobs)
 
 
 def _records(args: argparse.Namespace) -> list[dict]:
@@ -118,11 +121,10 @@ def _records(args: argparse.Namespace) -> list[dict]:
     return records or [{"prompt": ""}]
 
 
-def _stream(args, model, tokenizer, template, jobs) -> None:
+def _stream(args, engine, template, jobs) -> None:
     from mypt.generation.dialogue import QuestionTemplate
-    from mypt.generation.generate import generate
 
-    questions = QuestionTemplate(tokenizer, template) if args.qa else None
+    questions = QuestionTemplate(engine.tokenizer, template) if args.qa else None
     for index, (record, sample) in enumerate(jobs):
         prompt = record["prompt"]
         write("---\n" if index else "")
@@ -130,24 +132,25 @@ def _stream(args, model, tokenizer, template, jobs) -> None:
             prompt, sample = questions.prompt(prompt), questions.settings(sample)
         else:
             write(prompt)
-        completion = generate(model, tokenizer, prompt, sample, on_text=write, strip=args.qa, say=_say)
+        with engine.stream(prompt, sample, strip=args.qa) as pieces:
+            for piece in pieces:
+                write(piece)
         write("\n")
-        _report_end(completion)
+        _report_end(pieces.completion)
 
 
-def _batches(args, model, tokenizer, settings, template, jobs, results) -> None:
+def _batches(args, engine, settings, template, jobs, results) -> None:
     from dataclasses import asdict, replace
 
     from mypt.generation.dialogue import QuestionTemplate
-    from mypt.generation.generate import generate_batch
 
     prompts = [record["prompt"] for record, _ in jobs]
     if args.qa:
-        questions = QuestionTemplate(tokenizer, template)
+        questions = QuestionTemplate(engine.tokenizer, template)
         prompts, settings = [questions.prompt(prompt) for prompt in prompts], questions.settings(settings)
     first = results.done if results else 0
     options = {"seeds": [sample.seed for _, sample in jobs[first:]], "batch_size": args.batch_size, "strip": args.qa}
-    completions = generate_batch(model, tokenizer, prompts[first:], settings, say=_say, **options)
+    completions = engine.complete_batch(prompts[first:], settings, **options)
     bar = progress_bar(total=len(jobs), initial=first, unit="text")
     texts = []
     for (record, _), completion in zip(jobs[first:], completions, strict=True):
@@ -162,13 +165,13 @@ def _batches(args, model, tokenizer, settings, template, jobs, results) -> None:
         say_json({"model": args.model, "settings": asdict(settings), "texts": texts})
 
 
-def _chat(model, tokenizer, settings, template) -> None:
+def _chat(engine, settings, template) -> None:
     from mypt.errors import MyPTError
     from mypt.generation.dialogue import Chat
 
     if sys.stdin is None:
         raise MyPTError("--chat reads questions from standard input, and there is none; give --qa and --prompt")
-    chat = Chat(model, tokenizer, settings, template, say=_say)
+    chat = Chat(engine, settings, template)
     terminal = is_terminal(sys.stdin)
     if terminal:
         say("Each line is a question; Ctrl-D ends the chat.", error=True)
@@ -180,9 +183,10 @@ def _chat(model, tokenizer, settings, template) -> None:
         if not question:
             continue
         forgotten = chat.forgotten
-        completion = chat.ask(question, write)
+        for piece in chat.ask(question):
+            write(piece)
         write("\n")
-        _report_end(completion)
+        _report_end(chat.completion)
         if chat.forgotten > forgotten:
             _say(f"the context is full: the model no longer reads the first {chat.forgotten} turns")
 

@@ -16,7 +16,7 @@ GROUPS = {
     "data": ("prepare", "verify", "append", "subset", "tokenizer"),
     "model": ("presets", "estimate", "convert", "merge", "interpolate"),
     "train": ("plan", "train", "sweep", "ladder"),
-    "use": ("evaluate", "generate", "inspect", "report", "export", "upload", "download"),
+    "use": ("evaluate", "generate", "demo", "inspect", "report", "export", "upload", "download"),
 }
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 

@@ -85,13 +85,12 @@ def score_references(
     Returns:
         BLEU and chrF2 of the corpus, and the texts.
     """
-    from mypt.generation.generate import generate_batch
+    from mypt.generation.engine import Engine
 
+    engine = Engine(model, tokenizer, say=lambda line: None)
     settings = GenerationSettings(greedy=True, max_new_tokens=max_new_tokens, stop=references.stop, seed=0)
     texts = []
-    for completion in generate_batch(
-        model, tokenizer, references.prompts, settings, batch_size=batch_size, strip=True, say=lambda line: None
-    ):
+    for completion in engine.complete_batch(references.prompts, settings, batch_size=batch_size, strip=True):
         texts.append(completion.text)
         progress(1)
     return [

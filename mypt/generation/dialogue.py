@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mypt.errors import MyPTError
-from mypt.generation.generate import Completion, context_of, generate, prompt_ids
+from mypt.generation.engine import TOKENIZING, Engine, ShouldStop, never
+from mypt.generation.sequence import Completion
 from mypt.generation.settings import GenerationSettings
-from mypt.generation.trials import Say
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 DEFAULT_TEMPLATE = "Question: {question}\nAnswer:"
 
@@ -46,7 +45,8 @@ class QuestionTemplate:
         for asked, answer in turns:
             messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
         messages.append({"role": "user", "content": question})
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        with TOKENIZING:
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
     def settings(self, settings: GenerationSettings) -> GenerationSettings:
         """The same settings with the template's stop strings if they have none."""
@@ -57,38 +57,41 @@ class QuestionTemplate:
 
 
 class Chat:
-    """A dialogue that remembers its turns, the last of them when not all fit into the model's context."""
+    """A dialogue that remembers its turns, the last of them when not all fit into the model's context.
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerFast,
-        settings: GenerationSettings,
-        template: str | None = None,
-        say: Say = warnings.warn,
-    ):
-        self.model, self.tokenizer = model, tokenizer
-        self.template = QuestionTemplate(tokenizer, template)
+    Attributes:
+        turns: Questions and answers so far.
+        forgotten: Turns at the start that the model no longer reads.
+        completion: Of the last answer, `prompt` being the question.
+    """
+
+    def __init__(self, engine: Engine, settings: GenerationSettings, template: str | None = None):
+        self.engine = engine
+        self.template = QuestionTemplate(engine.tokenizer, template)
         self.settings = self.template.settings(settings)
-        self.say = say
         self.turns: list[tuple[str, str]] = []
-        self.forgotten = 0  # turns at the start that the model no longer reads
+        self.forgotten = 0
+        self.completion: Completion | None = None
 
-    def ask(self, question: str, on_text: Callable[[str], object] | None = None) -> Completion:
-        """The answer, without white space around it; each turn draws with the next seed. Raises as `generate`."""
+    def ask(self, question: str, should_stop: ShouldStop = never) -> Iterator[str]:
+        """The answer in pieces, without white space around it; each turn draws with the next seed.
+
+        The turn counts when all of it has been read. Raises as `Engine.complete`.
+        """
         prompt = self.template.prompt(question, self.turns[self.forgotten :])
         while self.forgotten < len(self.turns) and not self._fits(prompt):
             self.forgotten += 1
             prompt = self.template.prompt(question, self.turns[self.forgotten :])
         settings = replace(self.settings, seed=self.settings.seed + len(self.turns))
-        completion = generate(self.model, self.tokenizer, prompt, settings, on_text, strip=True, say=self.say)
-        self.turns.append((question, completion.text))
-        return replace(completion, prompt=question)
+        with self.engine.stream(prompt, settings, should_stop, strip=True) as pieces:
+            yield from pieces
+            self.completion = replace(pieces.completion, prompt=question)
+        self.turns.append((question, self.completion.text))
 
     def _fits(self, prompt: str | list[int]) -> bool:
         """Whether half of the context, or all of max_new_tokens if that is less, is left for the answer."""
-        context = context_of(self.model)
+        context = self.engine.context
         if context is None:
             return True
-        length = len(prompt_ids(self.tokenizer, prompt) if isinstance(prompt, str) else prompt)
-        return length + min(self.settings.max_new_tokens, context // 2) <= context
+        [ids] = self.engine.encode([prompt])
+        return len(ids) + min(self.settings.max_new_tokens, context // 2) <= context

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import GenerationConfig
@@ -78,14 +80,14 @@ def beam_search(
     banned: Iterable[int] = (),
     ends: Iterable[int] = (),
     pad: int = 0,
-    holds_stop: Callable[[list[int]], bool] | None = None,
+    ended: Callable[[list[int]], bool] | None = None,
     *,
     use_cache: bool = True,
     all_beams: bool = False,
 ) -> list[list[int]]:
     """The new ids of the best beam, or of all beams, the best first.
 
-    holds_stop: whether generated ids hold a stop string, if there are any. use_cache: as `trials.caches_beams` found.
+    ended: whether a beam of these new ids ends here. use_cache: as `trials.caches_beams` found.
     Raises MyPTError for logits that are NaN or infinite, and for more beams than there are tokens.
     """
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
@@ -95,7 +97,7 @@ def beam_search(
             "this model can begin"
         )
     start = len(window)
-    criteria = [_Ended(lambda rows: [holds_stop(row[start:].tolist()) for row in rows])] if settings.stop else []
+    criteria = [_Ended(lambda rows: [ended(row[start:].tolist()) for row in rows])] if ended else []
     with _without_saved_defaults(model):
         output = model.generate(
             **_padded([window], pad, model.device),
@@ -124,24 +126,53 @@ def _padded(windows: Sequence[Sequence[int]], pad: int, device: torch.device) ->
     return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
+# {model: (calls of `generate` that run now, its own generation_config, what puts everything back)}
+_BLANK: WeakKeyDictionary[PreTrainedModel, tuple[int, GenerationConfig, Callable[[], None]]] = WeakKeyDictionary()
+_LOCK = Lock()
+
+
+def saved_generation_config(model: PreTrainedModel) -> GenerationConfig:
+    """The model's own, also while a thread generates with the model."""
+    with _LOCK:
+        return _BLANK[model][1] if model in _BLANK else model.generation_config
+
+
 @contextmanager
 def _without_saved_defaults(model: PreTrainedModel) -> Iterator[None]:
     """Only what is given counts: transformers fills the rest from the model's generation_config and config.
 
     Router logits, attentions and hidden states that a config asks for are of no use here; the router's loss even fails,
-    because its mask is that of the whole text and a step has the logits of one token.
+    because its mask is that of the whole text and a step has the logits of one token. The last of several threads that
+    generate with one model puts all of it back.
     """
+    with _LOCK:
+        users, saved, restore = _BLANK.get(model) or (0, model.generation_config, _blank(model))
+        _BLANK[model] = users + 1, saved, restore
+    try:
+        yield
+    finally:
+        with _LOCK:
+            users, saved, restore = _BLANK.pop(model)
+            if users > 1:
+                _BLANK[model] = users - 1, saved, restore
+            else:
+                restore()
+
+
+def _blank(model: PreTrainedModel) -> Callable[[], None]:
+    """Take the defaults away; returns what puts them back."""
     saved, model.generation_config = model.generation_config, GenerationConfig()
     configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
     asked = [(config, name) for config in configs for name in _OUTPUTS if getattr(config, name, False) is True]
     for config, name in asked:
         setattr(config, name, False)
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         model.generation_config = saved
         for config, name in asked:
             setattr(config, name, True)
+
+    return restore
 
 
 class _Finite(LogitsProcessor):

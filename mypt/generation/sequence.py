@@ -117,11 +117,11 @@ class Completion:
     text: str
     prompt_tokens: int
     tokens: int
-    # End of text; a stop string; max_new_tokens reached; the model's context is full.
-    finish: Literal["eos", "stop", "length", "context"]
+    # End of text; a stop string; max_new_tokens reached; the model's context is full; the caller stopped it.
+    finish: Literal["eos", "stop", "length", "context", "stopped"]
     dropped_tokens: int  # at the start of prompt and text, no longer seen by the model when it ended
     seed: int
-    path: Literal["fast", "transformers", "forward"]  # what computed it
+    path: Literal["fast", "int8", "transformers", "forward"]  # what computed it
 
 
 class TokenSequence:

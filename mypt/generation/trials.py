@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from threading import RLock
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -28,6 +29,7 @@ Say = Callable[[str], object]
 
 # {model: {name of a trial: its result}}
 _RESULTS: WeakKeyDictionary[PreTrainedModel, dict] = WeakKeyDictionary()
+_TRYING = RLock()  # one trial at a time, whichever thread asks first
 
 
 def generates_alone(model: PreTrainedModel, say: Say = warnings.warn) -> bool:
@@ -56,8 +58,6 @@ def generates_batches(model: PreTrainedModel, longest: int, say: Say = warnings.
     if longest <= SHORT + STEPS:  # no room for two lengths
         return False
     tried = _RESULTS.get(model, {}).get("longest", 0)
-    if longest > tried and _RESULTS.get(model, {}).get("batches"):
-        del _RESULTS[model]["batches"]
 
     def trial() -> bool:
         ids = _ids(model, longest)
@@ -67,8 +67,11 @@ def generates_batches(model: PreTrainedModel, longest: int, say: Say = warnings.
         return _agree(model, lambda: _logits(model, rows, forced), alone)
 
     words = "rows of a padded batch get other logits than alone: texts are generated one at a time"
-    result = _once(model, "batches", trial, say, words)
-    _RESULTS[model]["longest"] = max(longest, tried)
+    with _TRYING:
+        if longest > tried and _RESULTS.get(model, {}).get("batches"):
+            del _RESULTS[model]["batches"]
+        result = _once(model, "batches", trial, say, words)
+        _RESULTS[model]["longest"] = max(longest, tried)
     return result
 
 
@@ -93,13 +96,14 @@ def caches_beams(model: PreTrainedModel, say: Say = warnings.warn) -> bool:
 
 
 def _once(model: PreTrainedModel, name: str, trial: Callable[[], bool], say: Say, words: str) -> bool:
-    results = _RESULTS.setdefault(model, {})
-    if name not in results:
-        with torch.inference_mode():
-            results[name] = trial()
-        if not results[name]:
-            say(f"{type(model).__name__}: {words}")
-    return results[name]
+    with _TRYING:
+        results = _RESULTS.setdefault(model, {})
+        if name not in results:
+            with torch.inference_mode():
+                results[name] = trial()
+            if not results[name]:
+                say(f"{type(model).__name__}: {words}")
+        return results[name]
 
 
 def _agree(model: PreTrainedModel, compute: Callable[[], torch.Tensor], expected: torch.Tensor) -> bool:

@@ -147,7 +147,8 @@ def test_a_preset_gives_way_to_options(model, capsys):
 def test_the_path_is_told(model, capsys):
     (fast,) = texts(capsys, model, "--greedy", "--max-new-tokens", "5")
     (beams,) = texts(capsys, model, "--num-beams", "2", "--max-new-tokens", "5")
-    assert (fast["path"], beams["path"]) == ("fast", "transformers")
+    (int8,) = texts(capsys, model, "--int8", "--max-new-tokens", "5")
+    assert (fast["path"], beams["path"], int8["path"]) == ("fast", "transformers", "int8")
 
 
 def test_nothing_from_the_stop_string_on_is_printed(model, capsys):

@@ -10,7 +10,7 @@ from mypt.checkpoints.load import load_model
 from mypt.cli.main import main
 from mypt.errors import MyPTError
 from mypt.evaluation.references import corpus_scores, read_references
-from mypt.generation.generate import generate_batch
+from mypt.generation.engine import Engine
 from mypt.generation.settings import GenerationSettings
 from mypt.tokenization.load import load_tokenizer
 
@@ -25,7 +25,7 @@ def pairs(tmp_path, untrained_models):
     """A file of prompts and references: for every second prompt what `first` writes, else its beginning."""
     model, tokenizer = load_model(untrained_models / "first"), load_tokenizer(untrained_models / "first")
     settings = GenerationSettings(greedy=True, max_new_tokens=12, stop=("\n",))
-    texts = [found.text.strip() for found in generate_batch(model, tokenizer, PROMPTS, settings)]
+    texts = [found.text.strip() for found in Engine(model, tokenizer).complete_batch(PROMPTS, settings)]
     references = [text if number % 2 else text[: len(text) // 2] + " other" for number, text in enumerate(texts)]
     records = [{"prompt": one, "reference": other} for one, other in zip(PROMPTS, references, strict=True)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -6,7 +6,7 @@ import torch
 from mypt import MyPTConfig, MyPTForCausalLM
 from mypt.errors import MyPTError
 from mypt.generation.dialogue import DEFAULT_TEMPLATE, Chat, QuestionTemplate
-from mypt.generation.generate import generate
+from mypt.generation.engine import Engine
 from mypt.generation.settings import GenerationSettings
 from mypt.tokenization.train import build_char_tokenizer
 
@@ -70,30 +70,25 @@ def test_stops_that_are_asked_for_replace_the_templates(tokenizer):
 @pytest.mark.parametrize("chat_template", [None, CHAT_TEMPLATE])
 def test_a_chat_continues_its_history(model, tokenizer, chat_template):
     tokenizer.chat_template = chat_template
-    chat = Chat(model, tokenizer, settings_of(), "Q: {question}\n" if chat_template is None else None)
+    engine = Engine(model, tokenizer)
+    chat = Chat(engine, settings_of(), "Q: {question}\n" if chat_template is None else None)
     template, turns = chat.template, []
     for number, question in enumerate(["a", "b"]):
-        pieces: list[str] = []
-        completion = chat.ask(question, pieces.append)
-        expected = generate(
-            model,
-            tokenizer,
-            template.prompt(question, turns),
-            template.settings(settings_of(seed=3 + number)),
-            strip=True,
-        )
-        assert completion.text == expected.text == "".join(pieces)
-        assert completion.prompt == question
-        turns.append((question, completion.text))
+        text = "".join(chat.ask(question))
+        settings = template.settings(settings_of(seed=3 + number))
+        expected = engine.complete(template.prompt(question, turns), settings, strip=True)
+        assert chat.completion.text == expected.text == text
+        assert chat.completion.prompt == question
+        turns.append((question, text))
     assert chat.turns == turns and chat.forgotten == 0
 
 
 def test_a_chat_forgets_its_first_turns_when_the_context_is_full(model, tokenizer):
-    chat = Chat(model, tokenizer, settings_of(max_new_tokens=200), "Q {question}:")
+    chat = Chat(Engine(model, tokenizer), settings_of(max_new_tokens=200), "Q {question}:")
     forgotten = []
     for number in range(6):
-        completion = chat.ask("abcdefgh"[: number + 2] * 3)
-        assert completion.prompt_tokens <= CONTEXT - CONTEXT // 2  # half is left for the answer
+        assert "".join(chat.ask("abcdefgh"[: number + 2] * 3)) == chat.turns[-1][1]
+        assert chat.completion.prompt_tokens <= CONTEXT - CONTEXT // 2  # half is left for the answer
         forgotten.append(chat.forgotten)
     assert forgotten == sorted(forgotten) and forgotten[0] == 0 < forgotten[-1]
     assert len(chat.turns) == 6
@@ -101,4 +96,4 @@ def test_a_chat_forgets_its_first_turns_when_the_context_is_full(model, tokenize
 
 def test_a_question_beyond_the_context_is_refused(model, tokenizer):
     with pytest.raises(MyPTError, match="leaves no room"):
-        Chat(model, tokenizer, settings_of()).ask("a" * CONTEXT)
+        next(Chat(Engine(model, tokenizer), settings_of()).ask("a" * CONTEXT))

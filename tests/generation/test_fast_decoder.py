@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mypt import MyPTConfig, MyPTForCausalLM
+from mypt.errors import MyPTError
 from mypt.generation.fast_decoder import FastDecoder, is_covered
-from mypt.generation.layers import FusedLayers, PlainLayers, prepare_layers
+from mypt.generation.layers import FusedLayers, Int8Product, PlainLayers, Product, prepare
 
 VOCABULARY = 61
 ROPE = {"rope_theta": 10000.0}
@@ -50,6 +51,7 @@ def make_model(dtype=torch.float32, **changes) -> MyPTForCausalLM:
 def decoder_with(model, kind) -> FastDecoder:
     decoder = FastDecoder(model)
     decoder.layers = kind(model.model)
+    decoder.head = model.lm_head if kind is PlainLayers else Product(model.lm_head.weight.t(), model.lm_head.bias)
     return decoder
 
 
@@ -129,26 +131,83 @@ def test_a_decoder_is_used_again_and_the_model_stays_as_it_was():
 
 def test_it_ends_when_nothing_is_chosen_and_computes_no_step_too_many():
     decoder = FastDecoder(make_model())
-    calls = []
+    layers, calls, steps = decoder.layers, [], []
+    decoder.layers = lambda states, cache, index, *rest: steps.append(index) or layers(states, cache, index, *rest)
 
     def choose(logits):
-        calls.append(decoder.length)
+        calls.append(len(steps))
         return None if len(calls) == 3 else logits.argmax(-1)
 
     decoder.extend([[1, 2]], 10, choose)
-    assert calls == [2, 3, 4]
-    calls.clear()
+    assert calls == [0, 1, 2] and steps == [2, 3]
+    calls.clear(), steps.clear()
     decoder.extend([[1, 2]], 2, choose)
-    assert calls == [2, 3] and decoder.length == 3
+    assert calls == [0, 1] and steps == [2]
 
 
-def test_only_small_float32_models_are_copied():
+def test_only_float32_models_that_fit_are_copied(monkeypatch):
     model = make_model()
-    assert isinstance(prepare_layers(model.model), FusedLayers)
-    assert isinstance(prepare_layers(make_model(torch.bfloat16).model), PlainLayers)
-    size = sum(weight.nbytes for weight in model.model.layers.parameters())
-    assert isinstance(prepare_layers(model.model, size), FusedLayers)
-    assert isinstance(prepare_layers(model.model, size - 1), PlainLayers)
+    assert isinstance(prepare(model)[0], FusedLayers)
+    assert isinstance(prepare(make_model(torch.bfloat16))[0], PlainLayers)
+    size = sum(weight.nbytes for weight in [*model.model.layers.parameters(), *model.lm_head.parameters()])
+    assert isinstance(prepare(model, size)[0], FusedLayers)
+    assert isinstance(prepare(model, size - 1)[0], PlainLayers) and prepare(model, size - 1)[1] is model.lm_head
+    monkeypatch.setattr("mypt.generation.layers.main_memory", lambda: (None, 4 * size - 1))
+    assert isinstance(prepare(model)[0], PlainLayers)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_in_8_bits_logits_are_near_those_of_forward(variant):
+    """Rounding weights and inputs to 8 bits moves a product by about 1 / 127 of its terms."""
+    model = make_model(**VARIANTS[variant])
+    decoder = FastDecoder(model, int8=True)
+    assert isinstance(decoder.head, Int8Product) and decoder.path == "int8"
+    prompt, seen = [5, 9, 2], []
+    taken = torch.randint(VOCABULARY, (30,), generator=torch.Generator().manual_seed(1))
+
+    def choose(logits):
+        seen.append(logits[0])
+        return taken[None, len(seen) - 1]
+
+    decoder.extend([prompt], 30, choose)
+    with torch.no_grad():
+        expected = model(torch.tensor([prompt + taken.tolist()]), use_cache=False).logits[0, 2:-1]
+    assert torch.equal(seen[0], expected[0]) or (seen[0] - expected[0]).abs().max() < 1e-4, "prompts are read in full"
+    correlation = torch.corrcoef(torch.stack([torch.stack(seen).flatten(), expected.flatten()]))[0, 1]
+    assert 0.97 < correlation < 1
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_speculation_gives_the_ids_of_transformers(variant):
+    """Whether the guesses are mostly right, or a third of them wrong."""
+    model = make_model(**VARIANTS[variant])
+    decoder = FastDecoder(model, speculate=True)
+    (layers, head), read, reads, columns = decoder.draft, decoder.layers.read, [], []
+    decoder.layers.read = lambda states, *rest: reads.append(len(states)) or read(states, *rest)
+    guesses = torch.Generator().manual_seed(0)
+
+    def guess_badly(states):
+        right = torch.rand(1, generator=guesses) < 0.67
+        return head(states) if right else -head(states)
+
+    def choose(logits):
+        columns.append(logits.argmax(-1))
+        return columns[-1]
+
+    passes = {}
+    for draft in (head, guess_badly):
+        decoder.draft = layers, draft
+        for steps in (1, 2, 60):
+            columns.clear(), reads.clear()
+            decoder.speculate([[5, 9, 2]], steps, choose)
+            assert [torch.stack(columns, 1)[0].tolist()] == by_transformers(model, [[5, 9, 2]], steps)
+        passes[draft] = len(reads)
+    assert max(reads) <= 5 and 12 <= passes[head] < passes[guess_badly] < 59
+
+
+def test_8_bits_of_other_dtypes_are_refused():
+    with pytest.raises(MyPTError, match="float32 weights on a CPU; these are"):
+        FastDecoder(make_model(torch.bfloat16), int8=True)
 
 
 def test_what_is_not_covered():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
-from mypt.generation import generate as module
-from mypt.generation.generate import generate, generate_batch
+from mypt.generation import engine as module
+from mypt.generation.engine import Engine
 from mypt.generation.settings import GenerationSettings
 from mypt.tokenization.train import build_char_tokenizer
 
@@ -50,9 +50,9 @@ def settings_of(**settings) -> GenerationSettings:
     ],
 )
 def test_both_paths_give_the_same_texts(mypt, tokenizer, settings, monkeypatch):
-    fast = list(generate_batch(mypt, tokenizer, PROMPTS, settings_of(**settings)))
+    fast = list(Engine(mypt, tokenizer).complete_batch(PROMPTS, settings_of(**settings)))
     monkeypatch.setattr(module, "is_covered", lambda model: False)
-    general = list(generate_batch(mypt, tokenizer, PROMPTS, settings_of(**settings)))
+    general = list(Engine(mypt, tokenizer).complete_batch(PROMPTS, settings_of(**settings)))
     assert {completion.path for completion in fast} == {"fast"}
     assert {completion.path for completion in general} == {"transformers"}
     told = [[(c.text, c.tokens, c.finish, c.dropped_tokens) for c in completions] for completions in (fast, general)]
@@ -60,22 +60,23 @@ def test_both_paths_give_the_same_texts(mypt, tokenizer, settings, monkeypatch):
 
 
 def test_what_a_model_was_saved_with_does_not_count(gpt2, tokenizer):
-    expected = generate(gpt2, tokenizer, "abc", settings_of())
+    expected = Engine(gpt2, tokenizer).complete("abc", settings_of())
     saved = gpt2.generation_config
     odd = GenerationConfig(
         top_k=1, temperature=0.1, no_repeat_ngram_size=1, repetition_penalty=9.0, max_length=5, use_cache=False
     )
     try:
         gpt2.generation_config = odd
-        assert generate(gpt2, tokenizer, "abc", settings_of()) == expected
+        assert Engine(gpt2, tokenizer).complete("abc", settings_of()) == expected
         assert gpt2.generation_config is odd
     finally:
         gpt2.generation_config = saved
 
 
 def test_a_row_of_a_batch_is_what_it_is_alone(gpt2, tokenizer):
-    alone = [generate(gpt2, tokenizer, prompt, settings_of(repetition_penalty=1.2)) for prompt in PROMPTS]
-    assert list(generate_batch(gpt2, tokenizer, PROMPTS, settings_of(repetition_penalty=1.2))) == alone
+    engine, settings = Engine(gpt2, tokenizer), settings_of(repetition_penalty=1.2)
+    alone = [engine.complete(prompt, settings) for prompt in PROMPTS]
+    assert list(engine.complete_batch(PROMPTS, settings)) == alone
     assert alone[0].path == "transformers"
 
 
@@ -87,7 +88,7 @@ def test_beams_are_those_of_transformers(mypt, tokenizer, options):
             torch.tensor([ids]), do_sample=False, num_beams=4, max_new_tokens=20, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id, suppress_tokens=list(range(len(tokenizer), 320)), **options,
         )  # fmt: skip
-    completion = generate(mypt, tokenizer, "abc", settings_of(num_beams=4, **options))
+    completion = Engine(mypt, tokenizer).complete("abc", settings_of(num_beams=4, **options))
     assert "abc" + completion.text == tokenizer.decode(output[0], skip_special_tokens=True)
     assert completion.path == "transformers"
 
@@ -102,7 +103,7 @@ def test_the_best_beam_is_likelier_than_the_greedy_text(mypt, tokenizer):
 
     common = {"max_new_tokens": 6, "min_new_tokens": 6}
     texts = [
-        generate(mypt, tokenizer, "abc", settings_of(**common, **how)).text
+        Engine(mypt, tokenizer).complete("abc", settings_of(**common, **how)).text
         for how in ({"greedy": True}, {"num_beams": 8})
     ]
     greedy, beam = (log_probability("abc" + text) for text in texts)
@@ -110,9 +111,10 @@ def test_the_best_beam_is_likelier_than_the_greedy_text(mypt, tokenizer):
 
 
 def test_beams_end_at_a_stop_string_and_at_the_context(mypt, tokenizer):
-    free = generate(mypt, tokenizer, "abc", settings_of(num_beams=3, min_new_tokens=20))
+    engine = Engine(mypt, tokenizer)
+    free = engine.complete("abc", settings_of(num_beams=3, min_new_tokens=20))
     stop = free.text[4:6]
-    stopped = generate(mypt, tokenizer, "abc", settings_of(num_beams=3, min_new_tokens=20, stop=(stop,)))
+    stopped = engine.complete("abc", settings_of(num_beams=3, min_new_tokens=20, stop=(stop,)))
     assert stop not in stopped.text
-    full = generate(mypt, tokenizer, "a" * 40, settings_of(num_beams=3, max_new_tokens=30, min_new_tokens=30))
+    full = engine.complete("a" * 40, settings_of(num_beams=3, max_new_tokens=30, min_new_tokens=30))
     assert (full.finish, full.tokens) == ("context", CONTEXT - 40)

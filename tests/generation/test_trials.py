@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from mypt.errors import MyPTError
-from mypt.generation.generate import generate, generate_batch
+from mypt.generation.engine import Engine
 from mypt.generation.settings import GenerationSettings
 from mypt.tokenization.train import build_char_tokenizer
 
@@ -80,8 +80,9 @@ def greedy_by_hand(model, tokenizer, prompt: str) -> str:
 def test_a_batch_is_the_same_as_its_rows(kind, tokenizer):
     model, lines = make_model(kind), []
     for options in ({"greedy": True}, {"top_p": 0.9}):
-        batch = list(generate_batch(model, tokenizer, PROMPTS, settings_of(**options), say=lines.append))
-        assert batch == [generate(model, tokenizer, prompt, settings_of(**options)) for prompt in PROMPTS]
+        engine = Engine(model, tokenizer, say=lines.append)
+        batch = list(engine.complete_batch(PROMPTS, settings_of(**options)))
+        assert batch == [engine.complete(prompt, settings_of(**options)) for prompt in PROMPTS]
         if "greedy" in options:
             for completion in batch:
                 assert completion.prompt + completion.text == greedy_by_hand(model, tokenizer, completion.prompt)
@@ -97,16 +98,15 @@ def test_beams_of_caches_that_cannot_be_reordered_are_those_without_a_cache(kind
         torch.tensor([ids]), attention_mask=torch.ones(1, 3, dtype=torch.long), num_beams=4, do_sample=False,
         max_new_tokens=10, use_cache=False,
     )  # fmt: skip
-    completion = generate(model, tokenizer, "abc", settings_of(num_beams=4), say=lines.append)
+    completion = Engine(model, tokenizer, say=lines.append).complete("abc", settings_of(num_beams=4))
     assert "abc" + completion.text == tokenizer.decode(expected[0])
     assert any("beams" in line for line in lines)
 
 
 def test_beams_are_refused_where_generate_is_not_the_model(tokenizer):
     with pytest.raises(MyPTError, match="RobertaForCausalLM; leave out num_beams"):
-        generate(
-            make_model("positions counted from the padding id"), tokenizer, "abc", settings_of(num_beams=2), say=str
-        )
+        engine = Engine(make_model("positions counted from the padding id"), tokenizer, say=str)
+        engine.complete("abc", settings_of(num_beams=2))
 
 
 @pytest.mark.parametrize("options", [{"greedy": True}, {}, {"num_beams": 2}])
@@ -115,10 +115,10 @@ def test_weights_that_are_no_numbers_are_one_error(options, value, tokenizer):
     model = make_model("transformer")
     model.lm_head.weight.data[5] = value
     with pytest.raises(MyPTError, match="logits are NaN or infinite"):
-        list(generate_batch(model, tokenizer, PROMPTS, settings_of(**options)))
+        list(Engine(model, tokenizer).complete_batch(PROMPTS, settings_of(**options)))
 
 
 def test_router_logits_stay_as_they_were(tokenizer):
     model = make_model("router logits")
-    generate(model, tokenizer, "abc", settings_of())
+    Engine(model, tokenizer).complete("abc", settings_of())
     assert model.config.output_router_logits is True

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mypt import MyPTForCausalLM, load_tokenizer, preset_config
-from mypt.generation.generate import generate, generate_batch
+from mypt.generation.engine import Engine
 from mypt.generation.settings import GenerationSettings
 
 pytestmark = pytest.mark.gpu
@@ -49,17 +49,18 @@ def on_device(on_cpu, device):
 def test_a_text_is_the_same_as_on_a_cpu(on_cpu, on_device, tokenizer, settings):
     settings = GenerationSettings(max_new_tokens=NEW, min_new_tokens=NEW, **settings)
     for prompt in PROMPTS:
-        expected, found = (generate(model, tokenizer, prompt, settings) for model in (on_cpu, on_device))
+        expected, found = (Engine(model, tokenizer).complete(prompt, settings) for model in (on_cpu, on_device))
         assert found.text == expected.text
     if settings.num_beams == 1:
-        batch = [completion.text for completion in generate_batch(on_device, tokenizer, PROMPTS, settings)]
-        assert batch == [generate(on_cpu, tokenizer, prompt, settings).text for prompt in PROMPTS]
+        batch = Engine(on_device, tokenizer).complete_batch(PROMPTS, settings)
+        alone = Engine(on_cpu, tokenizer)
+        assert [found.text for found in batch] == [alone.complete(prompt, settings).text for prompt in PROMPTS]
 
 
 def test_a_text_in_bfloat16_is_generated_and_finite(on_device, tokenizer):
     model = copy.deepcopy(on_device).to(torch.bfloat16)
     settings = GenerationSettings(max_new_tokens=NEW, min_new_tokens=NEW, greedy=True)
-    assert len(generate(model, tokenizer, PROMPTS[0], settings).text) > 0
+    assert len(Engine(model, tokenizer).complete(PROMPTS[0], settings).text) > 0
 
 
 @pytest.mark.parametrize("compiled", ["never", "asked for", "as transformers does"])

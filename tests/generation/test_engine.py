@@ -1,4 +1,4 @@
-"""What `generate` promises: exact continuation, reproducible drawing, honest ends."""
+"""What an engine promises: exact continuation, reproducible drawing, honest ends, any number of callers."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from mypt import MyPTConfig, MyPTForCausalLM
 from mypt.errors import MyPTError, TokenizerError
-from mypt.generation.generate import generate, generate_batch, prompt_ids
+from mypt.generation.engine import Engine
 from mypt.generation.settings import GenerationSettings
 from mypt.tokenization.train import build_char_tokenizer
 
@@ -60,9 +60,15 @@ def speller(tokenizer):
 
 
 def run(model, tokenizer, prompt="abc", on_text=None, **settings):
-    return generate(
-        model, tokenizer, prompt, GenerationSettings(**{"max_new_tokens": 20, "seed": 3} | settings), on_text
-    )
+    return Engine(model, tokenizer).complete(prompt, settings_of(**settings), on_text)
+
+
+def settings_of(**settings) -> GenerationSettings:
+    return GenerationSettings(**{"max_new_tokens": 20, "seed": 3} | settings)
+
+
+def prompt_ids(tokenizer, prompt):
+    return Engine(make_model(tokenizer), tokenizer).encode([prompt])[0]
 
 
 @torch.no_grad()
@@ -237,8 +243,9 @@ def test_ends_and_padding_beyond_the_vocabulary_do_no_harm_in_stock_models(witho
     assert gpt2.generation_config.eos_token_id == 50256
     settings = GenerationSettings(max_new_tokens=9, min_new_tokens=3, seed=1)
     prompts = ["abc", "", "abcdefgh"]
-    alone = [generate(gpt2, tokenizer, prompt, settings) for prompt in prompts]
-    assert list(generate_batch(gpt2, tokenizer, prompts, settings)) == alone
+    engine = Engine(gpt2, tokenizer)
+    alone = [engine.complete(prompt, settings) for prompt in prompts]
+    assert list(engine.complete_batch(prompts, settings)) == alone
 
 
 def test_a_prompt_of_which_nothing_is_known_is_refused(without_eos):
@@ -328,27 +335,26 @@ def test_batches_give_what_each_prompt_gives_alone(tokenizer, settings, overflow
     model.lm_head.bias.data[tokenizer.eos_token_id] = -1.0
     seeds = [5, 6, 5, 8, 9]
     common = GenerationSettings(seed=0, max_new_tokens=40, overflow=overflow, **settings)
-    alone = [
-        generate(model, tokenizer, prompt, replace(common, seed=seed))
-        for prompt, seed in zip(PROMPTS, seeds, strict=True)
-    ]
+    engine = Engine(model, tokenizer)
+    alone = [engine.complete(prompt, replace(common, seed=seed)) for prompt, seed in zip(PROMPTS, seeds, strict=True)]
     for batch_size in (2, 5):
-        found = generate_batch(model, tokenizer, PROMPTS, common, seeds=seeds, batch_size=batch_size)
+        found = engine.complete_batch(PROMPTS, common, seeds=seeds, batch_size=batch_size)
         assert list(found) == alone
     assert len({completion.finish for completion in alone}) > 1 or overflow == "slide"
 
 
 def test_batches_are_checked_before_the_first_is_computed(speller, tokenizer):
     with pytest.raises(MyPTError, match="prompt has 60 tokens"):
-        generate_batch(speller, tokenizer, ["a", "a" * 60], GenerationSettings(), batch_size=1)
+        Engine(speller, tokenizer).complete_batch(["a", "a" * 60], GenerationSettings(), batch_size=1)
     with pytest.raises(MyPTError, match="batch_size is 0"):
-        generate_batch(speller, tokenizer, ["a"], GenerationSettings(), batch_size=0)
+        Engine(speller, tokenizer).complete_batch(["a"], GenerationSettings(), batch_size=0)
 
 
 def test_batches_come_one_by_one(speller, tokenizer):
     from itertools import islice
 
-    completions = generate_batch(speller, tokenizer, ["a"] * 10**4, GenerationSettings(max_new_tokens=1), batch_size=2)
+    settings = GenerationSettings(max_new_tokens=1)
+    completions = Engine(speller, tokenizer).complete_batch(["a"] * 10**4, settings, batch_size=2)
     assert [completion.tokens for completion in islice(completions, 2)] == [1, 1]
 
 
@@ -362,8 +368,33 @@ def test_white_space_around_the_text_is_left_out_on_demand(tokenizer):
     model = make_model(spaced, tie_word_embeddings=False, lm_head_bias=True)
     torch.nn.init.zeros_(model.lm_head.weight)
     model.lm_head.bias.data[spaced.convert_tokens_to_ids(" ")] = 50.0
-    assert generate(model, spaced, "a", GenerationSettings(max_new_tokens=5), strip=True).text == ""
-    assert generate(model, spaced, "a", GenerationSettings(max_new_tokens=5)).text == " " * 5
+    engine = Engine(model, spaced)
+    assert engine.complete("a", GenerationSettings(max_new_tokens=5), strip=True).text == ""
+    assert engine.complete("a", GenerationSettings(max_new_tokens=5)).text == " " * 5
+
+
+def test_8_bits_are_for_models_of_ours_without_beams(speller, tokenizer):
+    engine = Engine(speller, tokenizer, int8=True)
+    assert engine.complete("abc", settings_of()).path == "int8"
+    for model, choice in ((speller, {"num_beams": 2}), (GPT2LMHeadModel(GPT2Config(vocab_size=320)).eval(), {})):
+        for ways in ({"int8": True}, {"speculate": True}):
+            with pytest.raises(MyPTError, match="leave out --int8 and --speculate"):
+                Engine(model, tokenizer, **ways).complete("abc", settings_of(**choice))
+    with pytest.raises(MyPTError, match="leave out one of them"):
+        Engine(speller, tokenizer, int8=True, speculate=True)
+
+
+@pytest.mark.parametrize("choice", [{"greedy": True}, {}, {"greedy": True, "repetition_penalty": 1.3}])
+@pytest.mark.parametrize("overflow", ["stop", "slide"])
+def test_speculation_changes_no_text(speller, tokenizer, choice, overflow):
+    engines = Engine(speller, tokenizer), Engine(speller, tokenizer, speculate=True)
+    for stop in ((), ("hh", "ab")):
+        settings = settings_of(max_new_tokens=70, overflow=overflow, stop=stop, **choice)
+        for prompt in ("abc", "", "gfedcba" * 6):
+            found = [engine.complete(prompt, settings) for engine in engines]
+            assert found[0] == found[1]
+        batches = [list(engine.complete_batch(["a", "bcd"], settings)) for engine in engines]
+        assert batches[0] == batches[1]
 
 
 def test_more_beams_than_tokens_are_refused(tokenizer):
