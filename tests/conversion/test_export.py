@@ -7,16 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM, Qwen2Tokenizer
 
-from mypt import MyPTForCausalLM, preset_config
 from mypt.conversion import parity
 from mypt.conversion.export import export_model
 from mypt.errors import CheckFailed, CheckpointError
 from mypt.tokenization.load import largest_id, load_tokenizer, save_tokenizer, tokenizer_hash
-from mypt.tokenization.train import train_bpe_tokenizer
+from tests.conversion.models import TEXT, bpe_tokenizer, save_model
 from tests.processes import bare_python
 
-SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "max_position_embeddings": 96}
-TEXT = "The notice was served on the clerk, and the clerk was told: costs of the appeal are costs."
 # What a machine without mypt does with a folder.
 PLAIN = """
 import sys
@@ -31,27 +28,13 @@ for folder in sys.argv[2:]:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_bpe_tokenizer([TEXT, parity.TEXT] * 3, 320)
+    return bpe_tokenizer()
 
 
 @pytest.fixture
 def saved(tmp_path, tokenizer):
-    """saved(preset, **changes): the folder of a model with its tokenizer, whose padded ids would win if they could."""
-
-    def save(preset, **changes):
-        torch.manual_seed(0)
-        size, eos = largest_id(tokenizer) + 1, tokenizer.eos_token_id
-        sizes = SIZES | {"vocab_size": size + 20, "unpadded_vocab_size": size, "eos_token_id": eos, "pad_token_id": eos}
-        model = MyPTForCausalLM(preset_config(preset, **sizes | changes))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.2 * torch.randn_like(parameter))
-        folder = tmp_path / "model"
-        model.save_pretrained(folder)
-        save_tokenizer(tokenizer, folder)
-        return folder
-
-    return save
+    """saved(preset, **changes): the folder of a model with its tokenizer."""
+    return lambda preset, **changes: save_model(tmp_path / "model", tokenizer, preset, **changes)
 
 
 def test_plain_transformers_generates_the_same_text(saved, tmp_path, tokenizer):
