@@ -6,11 +6,13 @@ config and tokenizer.
 
 from __future__ import annotations
 
+import json
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,56 +25,108 @@ if TYPE_CHECKING:
     from mypt.conversion.formats import Options
     from mypt.conversion.parity import Runner
 
-FILE, WEIGHTS = "onnx/model.onnx", "model.onnx_data"
+FILE, WEIGHTS, GENAI = "onnx/model.onnx", "model.onnx_data", "genai_config.json"
 DTYPES = ("float32",)
 
 
 def write(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, folder: Path, options: Options
 ) -> list[str]:
-    """Write the folder; `model` is cast to float32. Returns notes."""
+    """Write the folder; `model` is cast to float32, and loses the rows of ids that the tokenizer does not have.
+
+    Such ids are kept from a text by generation_config.json in transformers alone. Returns notes.
+    """
+    import onnx_ir
     import torch
 
     from mypt.conversion.weights import cast
-    from mypt.tokenization.load import save_tokenizer
+    from mypt.tokenization.load import largest_id, save_tokenizer
 
     cast(model, options.dtype)
+    padding = model.config.vocab_size - (largest_id(tokenizer) + 1) if tokenizer is not None else 0
+    if padding > 0:
+        model.resize_token_embeddings(largest_id(tokenizer) + 1, mean_resizing=False)
+        kept = [id for id in model.generation_config.suppress_tokens or () if id < model.config.vocab_size]
+        model.generation_config.suppress_tokens = kept or None
     layers = model.config.num_hidden_layers
     heads, width = _cache_shape(model.config)
     # Sizes that differ from each other and from 1, so that the graph takes none of them for a constant.
     batch, length, seen = 2, 3, 5
     past = [torch.zeros(batch, heads, seen, width) for _ in range(2 * layers)]
+    # The ids come last: the graph then takes the size of the batch from them. transformers.js begins with an empty
+    # cache whose batch is 0.
     inputs = (
-        torch.zeros(batch, length, dtype=torch.long),
+        past,
         torch.ones(batch, seen + length, dtype=torch.long),
         torch.arange(seen, seen + length).expand(batch, length).contiguous(),
-        past,
+        torch.zeros(batch, length, dtype=torch.long),
     )
     dynamic = torch.export.Dim.AUTO
     rows = {0: dynamic, 1: dynamic}
     names = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
     (folder / "onnx").mkdir()
-    program = torch.onnx.export(
-        _decoder(model),
-        inputs,
-        dynamo=True,
-        input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in names)],
-        output_names=["logits", *(f"present.{name}" for name in names)],
-        dynamic_shapes=(rows, rows, rows, [{0: dynamic, 2: dynamic}] * len(past)),
-        verbose=False,
-    )
-    program.save(folder / FILE, external_data=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself
+        program = torch.onnx.export(
+            _decoder(model),
+            inputs,
+            dynamo=True,
+            input_names=[*(f"past_key_values.{name}" for name in names), "attention_mask", "position_ids", "input_ids"],
+            output_names=["logits", *(f"present.{name}" for name in names)],
+            dynamic_shapes=([{0: dynamic, 2: dynamic}] * len(past), rows, rows, rows),
+            verbose=False,
+        )
+    onnx_ir.save(program.model, folder / FILE, external_data=WEIGHTS)
+    (folder / GENAI).write_text(json.dumps(_genai(model, tokenizer), indent=1) + "\n")
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     if tokenizer is not None:
         save_tokenizer(tokenizer, folder)
-    return []
+    return [f"{padding} rows of ids that the tokenizer does not have are left out"] if padding > 0 else []
 
 
 def _cache_shape(config) -> tuple[int, int]:
     """Heads of keys and values, and their width."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _genai(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None) -> dict[str, Any]:
+    """What onnxruntime-genai reads: the names of the graph's inputs and outputs, and its sizes."""
+    config, (heads, width) = model.config, _cache_shape(model.config)
+    ends = model.generation_config.eos_token_id
+    ends = (tokenizer and tokenizer.eos_token_id) if ends is None else ends
+    decoder = {
+        "session_options": {"provider_options": []},
+        "filename": FILE,
+        "head_size": width,
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_key_value_heads": heads,
+        "inputs": {
+            **{name: name for name in ("input_ids", "attention_mask", "position_ids")},
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+    length = config.max_position_embeddings
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": ends, "pad_token_id": config.pad_token_id}
+    return {
+        "model": {
+            "type": "llama" if config.model_type == "gpt2" else config.model_type,  # its gpt2 has a cache of one tensor
+            "decoder": decoder,
+            "context_length": length,
+            "vocab_size": config.vocab_size,
+            **{name: value for name, value in ids.items() if value is not None},
+        },
+        "search": {"do_sample": False, "max_length": length, "past_present_share_buffer": False},
+    }
 
 
 def _decoder(model: PreTrainedModel):
@@ -86,7 +140,7 @@ def _decoder(model: PreTrainedModel):
             super().__init__()
             self.model = model
 
-        def forward(self, input_ids, attention_mask, position_ids, past):
+        def forward(self, past, attention_mask, position_ids, input_ids):
             cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
             out = self.model(
                 input_ids,
@@ -133,8 +187,12 @@ class OnnxRunner:
     def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
         import torch
 
-        logits, _ = self._run(ids.numpy(), mask.numpy(), self._empty(len(ids)))
-        return torch.from_numpy(logits)
+        # In two parts, so that the second reads the cache.
+        half, past = max(1, ids.shape[1] // 2), self._empty(len(ids))
+        first, past = self._run(ids[:, :half].numpy(), mask[:, :half].numpy(), past)
+        rest = ids[:, half:]
+        second = [self._run(rest.numpy(), mask.numpy(), past)[0]] if rest.shape[1] else []
+        return torch.from_numpy(np.concatenate([first, *second], 1))
 
     def losses(self, ids: Tensor) -> Tensor:
         import torch

@@ -1,6 +1,7 @@
 """An exported folder is a stock checkpoint: plain transformers loads it and says the same."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,30 @@ def test_auto_is_written_in_the_dtype_that_is_asked_for(saved, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert loaded.dtype == torch.bfloat16
     assert export_model(tmp_path / "out", tmp_path / "again")["rounding"] is None
+
+
+def test_weights_are_cut_into_shards(saved, tmp_path):
+    folder = saved("modern-nano", hidden_size=64, head_dim=32)
+    report = export_model(folder, tmp_path / "out", dtype="bf16", max_shard_size=30_000)
+    shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(shards) > 2 and max(path.stat().st_size for path in shards[1:]) < 40_000
+    assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
+    assert max(report["differences"].values()) == 0 and report["dtype"] == "bfloat16"
+    saved_report = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert saved_report == report and saved_report["result"]["bytes"] < saved_report["source"]["bytes"]
+    assert saved_report["source"]["bits_per_byte"] == pytest.approx(saved_report["result"]["bits_per_byte"], abs=0.1)
+
+
+def test_bits_per_byte_are_those_of_the_text_that_is_given(saved, tmp_path, tokenizer):
+    folder, text = saved("modern-nano"), tmp_path / "own.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    report = export_model(folder, tmp_path / "out", text=text)
+    ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
+    loss = AutoModelForCausalLM.from_pretrained(folder)(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+    size = len(tokenizer.decode(ids[0, 1:]).encode())
+    assert report["text"] == {"tokens": ids.shape[1], "bytes": size}
+    for side in ("source", "result"):
+        assert report[side]["bits_per_byte"] == pytest.approx(loss / math.log(2) / size, rel=1e-5)
 
 
 def test_a_folder_whose_tokenizer_would_be_read_as_another_is_not_made(saved, tmp_path, tokenizer):
