@@ -71,7 +71,7 @@ class LlamaCppRunner:
 
     def __init__(self, address: str, process: subprocess.Popen, log: Any, size: int):
         self.name = f"llama.cpp of xllamacpp {version_of('xllamacpp')}"
-        self._address, self._process, self._log, self._size = address, process, log, size
+        self.address, self._process, self._log, self._size = address, process, log, size
         self._letter = self.tokenize("a", special=False)[-1]  # a whole character
 
     def tokenize(self, text: str, special: bool = True) -> list[int]:
@@ -135,7 +135,7 @@ class LlamaCppRunner:
 
     def _ask(self, path: str, **content) -> dict[str, Any]:
         request = urllib.request.Request(
-            self._address + path, json.dumps(content).encode(), {"Content-Type": "application/json"}
+            self.address + path, json.dumps(content).encode(), {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request, timeout=_SECONDS) as answer:

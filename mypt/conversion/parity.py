@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mypt.conversion.weights import cast
 from mypt.errors import CheckFailed
+from mypt.tokenization.load import largest_id
 from mypt.versions import version_of
 
 if TYPE_CHECKING:
@@ -89,6 +90,8 @@ def make_probes(config: dict, tokenizer: PreTrainedTokenizerFast | None) -> Prob
     import torch
 
     size, length = config["unpadded_vocab_size"] or config["vocab_size"], config["max_position_embeddings"]
+    if tokenizer is not None:
+        size = min(size, largest_id(tokenizer) + 1)  # a file may hold these alone
     ids = random_ids(size, length)
     padded = torch.ones_like(ids)
     padded[1, : ids.shape[1] // 3] = 0
