@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from mypt.checkpoints.lineage import find_lineage, write_lineage
 from mypt.checkpoints.load import load_model, require_model
+from mypt.conversion import gguf, int8, onnx, safetensors
 from mypt.conversion.families import TARGETS, added_biases, choose_target
-from mypt.conversion.formats import FORMATS, Options, choose_dtype, require_format
+from mypt.conversion.formats import choose_dtype, require_format
 from mypt.conversion.parity import (
     TransformersRunner,
     compare,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 REPORT_NAME = "export.json"
+WRITERS = {"safetensors": safetensors, "onnx": onnx, "gguf": gguf, "int8": int8}  # what they have: formats.py
 
 
 def export_model(
@@ -78,10 +80,10 @@ def export_model(
     ours = model if model.config.model_type == "mypt" else to_mypt(model)
     fields = ours.config.to_dict()
     target = _choose(target, fields, tokenizer)
-    stock, form = from_mypt(ours, target), FORMATS[format]
+    stock, form = from_mypt(ours, target), WRITERS[format]
     form.check(stock.config.to_dict(), tokenizer)
     context, saved_as = fields["max_position_embeddings"], str(model.dtype).removeprefix("torch.")
-    options = Options(choose_dtype(format, dtype, saved_as), max_shard_size)
+    dtype = choose_dtype(format, dtype, saved_as)
     probes = make_probes(fields, tokenizer)
     sample = None
     if tokenizer is not None:
@@ -89,7 +91,7 @@ def export_model(
         sample = make_text(tokenizer, content, context)
     report = {"model": str(name), "from": type(model).__name__, "to": type(stock).__name__, "out": str(out)}
     report |= {"format": format, "target": target, "added_biases": added_biases(fields, target)}
-    report |= {"dtype": options.dtype, "parameters": stock.num_parameters()}
+    report |= {"dtype": dtype, "parameters": stock.num_parameters()}
 
     source = TransformersRunner(model)
     exact = evaluate(source, probes, context)
@@ -97,16 +99,16 @@ def export_model(
     del source, model, ours
     report["architecture"] = compare(exact, evaluate(TransformersRunner(stock), probes, context), probes)["differences"]
     with new_folder(out) as folder:
-        report["notes"] = form.write(stock, tokenizer, folder, options)
+        report["notes"] = form.write(stock, tokenizer, folder, dtype, max_shard_size)
         if lineage:
             write_lineage(folder, lineage)
         expected = evaluate(TransformersRunner(stock), probes, context)
         del stock
         rounding = max(differences(exact, expected, probes).values())
-        report["rounding"] = rounding if options.dtype != saved_as else None
-        with form.open(folder, tokenizer) as runner:
+        report["rounding"] = rounding if dtype != saved_as else None
+        with form.open_folder(folder, tokenizer) as runner:
             found = evaluate(runner, probes, context)
-            report |= compare(expected, found, probes, runner, form.factor(target, options.dtype, saved_as))
+            report |= compare(expected, found, probes, runner, form.tolerance_factor(target, dtype, saved_as))
             report["result"] = measure(runner, sample, probes, context)
         report["greedy_as_source"] = _common(exact.greedy, found.greedy)
         report["text"] = {"tokens": sum(w.shape[1] for w in sample.windows), "bytes": sample.bytes} if sample else None

@@ -1,98 +1,47 @@
-"""The file formats of an export: what each can hold, its writer, and what runs it for the comparison."""
+"""The file formats of an export: which dtypes each holds, and what it needs. A module of its name writes and runs it.
+
+Such a module of `mypt/conversion` is named in WRITERS of `export.py` and has four functions:
+
+- `check(config, tokenizer)` raises CheckpointError that names what the format cannot express of a stock model's config
+  and tokenizer (None: there is none).
+- `write(model, tokenizer, folder, dtype, max_shard_size)` writes a stock model, no file of weights larger than the last
+  argument (bytes; None: 50 GB, as transformers does). It leaves in the model the weights that the files hold, in
+  float32 if they are quantized, and returns notes for the user.
+- `open_folder(folder, tokenizer)`, a context, loads the folder in the library that users of the format run, a `Runner`
+  of `parity.py`. Raises CheckFailed if it cannot be loaded, or gives other ids for a text than the tokenizer.
+- `tolerance_factor(target, dtype, saved_as)` is what the tolerance of the comparison is multiplied with.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-from mypt.conversion import gguf, int8, onnx
-from mypt.conversion.weights import cast
 from mypt.errors import CheckpointError, MyPTError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-    from mypt.conversion.parity import Runner
 
 FLOATS = ("float32", "bfloat16", "float16")
 SHORT = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # names that llama.cpp's users know
-
-
-class Options(NamedTuple):
-    """How to write.
-
-    Attributes:
-        dtype: One of the format's.
-        max_shard_size: Largest file of weights in bytes; None: that of transformers (50 GB).
-    """
-
-    dtype: str
-    max_shard_size: int | None = None
 
 
 class Format(NamedTuple):
     """A new format is an entry of FORMATS.
 
     Attributes:
-        write: Writes a stock model and its tokenizer (None: there is none) to a folder, and leaves in the model the
-            weights that the files hold, in float32 if they are quantized. Returns notes for the user.
-        open: Loads the folder in the library that users of the format run, and compares how it splits text.
         dtypes: Those that it can hold.
-        check: Raises CheckpointError that names what the format cannot express of a stock model's config and tokenizer.
-        factor: What the tolerance of the comparison is multiplied with, for a target, a dtype and
-            the source's dtype.
         packages: Modules that it needs, all of the extra of its name.
         sharded: It can be cut into several files.
     """
 
-    write: Callable[[PreTrainedModel, PreTrainedTokenizerFast | None, Path, Options], list[str]]
-    open: Callable[[Path, PreTrainedTokenizerFast | None], AbstractContextManager[Runner]]
     dtypes: tuple[str, ...]
-    check: Callable[[dict[str, Any], PreTrainedTokenizerFast | None], None] = lambda config, tokenizer: None
-    factor: Callable[[str, str, str], float] = lambda target, dtype, saved_as: 1.0
     packages: tuple[str, ...] = ()
     sharded: bool = False
 
 
-def _write_safetensors(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, folder: Path, options: Options
-) -> list[str]:
-    from mypt.tokenization.load import save_tokenizer
-
-    cast(model, options.dtype)
-    sharding = {"max_shard_size": options.max_shard_size} if options.max_shard_size else {}
-    model.save_pretrained(folder, **sharding)
-    if tokenizer is not None:
-        save_tokenizer(tokenizer, folder)
-    return []
-
-
-@contextmanager
-def _open_safetensors(folder: Path, tokenizer: PreTrainedTokenizerFast | None) -> Iterator[Runner]:
-    from mypt.checkpoints.load import load_model
-    from mypt.conversion.parity import TransformersRunner
-
-    yield TransformersRunner(load_model(folder, device="cpu"))
-
-
 FORMATS = {
-    "safetensors": Format(_write_safetensors, _open_safetensors, FLOATS, sharded=True),
-    "onnx": Format(onnx.write, onnx.open_folder, onnx.DTYPES, packages=("onnx", "onnxscript", "onnxruntime")),
-    "gguf": Format(
-        gguf.write, gguf.open_folder, gguf.DTYPES, gguf.check, gguf.tolerance_factor, packages=("gguf", "xllamacpp")
-    ),
-    "int8": Format(
-        int8.write,
-        int8.open_folder,
-        int8.DTYPES,
-        int8.check,
-        int8.tolerance_factor,
-        packages=("torchao",),
-        sharded=True,
-    ),
+    "safetensors": Format(FLOATS, sharded=True),
+    "onnx": Format(("float32",), ("onnx", "onnxscript", "onnxruntime")),
+    "gguf": Format((*FLOATS, "q8_0", "q6_k", "q5_k_m", "q4_k_m"), ("gguf", "xllamacpp")),
+    "int8": Format(("int8",), ("torchao",), sharded=True),
 }
 DTYPES = tuple(dict.fromkeys(dtype for format in FORMATS.values() for dtype in format.dtypes))
 

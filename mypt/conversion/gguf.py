@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mypt.conversion.gguf_tokenizer import BLANK, Vocabulary, vocabulary
 from mypt.conversion.llama_cpp import LlamaCppRunner, quantize, serve
 from mypt.conversion.parity import MEASURED, TEXT
@@ -17,10 +15,10 @@ from mypt.errors import CheckFailed, CheckpointError
 from mypt.tokenization.hf_tokenizer import PROBES
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-    from mypt.conversion.formats import Options
 
 FILE, MODELFILE = "model.gguf", "Modelfile"
 CONTEXT = MEASURED  # tokens that the comparison needs
@@ -34,7 +32,6 @@ _TYPES = {
     "q5_k_m": ("Q5_K", "MOSTLY_Q5_K_M"),
     "q4_k_m": ("Q4_K", "MOSTLY_Q4_K_M"),
 }
-DTYPES = tuple(_TYPES)
 # Rows of the k-quants are blocks of 256; llama.cpp's own choice where they do not fit.
 _SMALLER_BLOCKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 # llama.cpp rounds the inputs of each matrix product, too, to the type of the matrix (8 bits for the quantized ones).
@@ -84,7 +81,13 @@ def unexpressed(config: dict[str, Any]) -> list[str]:
 # ---- writing ----
 
 
-def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, options: Options) -> list[str]:
+def write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    dtype: str,
+    max_shard_size: int | None = None,
+) -> list[str]:
     """Write `folder`/model.gguf; `model` then has the weights that the file holds, in float32. Returns notes.
 
     Rows of ids that the tokenizer does not have are left out: nothing in the file could keep llama.cpp from choosing
@@ -93,7 +96,7 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pa
     import gguf
 
     words, path = vocabulary(tokenizer), folder / FILE
-    tensor_type, file_type = _TYPES[options.dtype]
+    tensor_type, file_type = _TYPES[dtype]
     writer = gguf.GGUFWriter(path, model.config.model_type)
     if name := Path(model.name_or_path or "").name:
         writer.add_name(name)
@@ -103,7 +106,7 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pa
     _add_tokenizer(writer, words, tokenizer, model)
     for name, tensor in _tensors(model, len(words.tokens)):
         data = tensor.numpy()
-        wanted = _wanted_type(name, tensor_type, options.dtype, model.config)
+        wanted = _wanted_type(name, tensor_type, dtype, model.config)
         kind = gguf.GGMLQuantizationType[_fitting_type(name, data, wanted)]
         writer.add_tensor(name, _quantize(data, kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -203,6 +206,7 @@ def _fitting_type(name: str, data: np.ndarray, wanted: str) -> str:
 
 def _quantize(data: np.ndarray, kind: Any) -> np.ndarray:
     import gguf
+    import numpy as np
 
     with np.errstate(over="ignore"):  # found by `_read_back`
         try:
@@ -257,6 +261,7 @@ def _slower(model: PreTrainedModel) -> Tensor:
 def _read_back(model: PreTrainedModel, path: Path) -> None:
     """Give `model` the weights of the file, in float32. Raises CheckpointError if one is NaN or infinite."""
     import gguf
+    import numpy as np
     import torch
 
     held = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}

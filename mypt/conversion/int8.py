@@ -8,15 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from mypt.checkpoints.load import load_model
+from mypt.conversion.parity import TransformersRunner
+from mypt.conversion.safetensors import save
 from mypt.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-    from mypt.conversion.formats import Options
-    from mypt.conversion.parity import Runner
-
-DTYPES = ("int8",)
 
 
 def tolerance_factor(target: str, dtype: str, saved_as: str) -> float:
@@ -34,23 +32,21 @@ def check(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None) -> 
 
 
 def write(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, folder: Path, options: Options
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast | None,
+    folder: Path,
+    dtype: str,
+    max_shard_size: int | None = None,
 ) -> list[str]:
     """Write the folder; `model` then has the weights that it holds, each an integer times a scale. Returns notes."""
     from torch import nn
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    from mypt.checkpoints.load import load_model
-    from mypt.tokenization.load import save_tokenizer
-
     with TemporaryDirectory(dir=folder.parent) as plain:
         model.save_pretrained(plain)
         quantized = load_model(plain, device="cpu", quantization=TorchAoConfig(Int8WeightOnlyConfig()))
-    sharding = {"max_shard_size": options.max_shard_size} if options.max_shard_size else {}
-    quantized.save_pretrained(folder, **sharding)
-    if tokenizer is not None:
-        save_tokenizer(tokenizer, folder)
+    save(quantized, tokenizer, folder, max_shard_size)
     count = 0
     for name, module in quantized.named_modules():
         if isinstance(module, nn.Linear) and hasattr(module.weight, "dequantize"):
@@ -60,9 +56,6 @@ def write(
 
 
 @contextmanager
-def open_folder(folder: Path, tokenizer: PreTrainedTokenizerFast | None) -> Iterator[Runner]:
+def open_folder(folder: Path, tokenizer: PreTrainedTokenizerFast | None) -> Iterator[TransformersRunner]:
     """Load the folder as anyone would."""
-    from mypt.checkpoints.load import load_model
-    from mypt.conversion.parity import TransformersRunner
-
     yield TransformersRunner(load_model(folder, device="cpu"), exact=False)

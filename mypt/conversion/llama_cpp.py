@@ -13,12 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mypt.errors import CheckFailed, MyPTError
 from mypt.versions import version_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 _SECONDS = 600  # for one answer
@@ -46,6 +45,7 @@ def quantize(data: np.ndarray, kind: int, shape: tuple[int, ...]) -> np.ndarray:
     """
     import ctypes
 
+    import numpy as np
     import xllamacpp
 
     try:

@@ -14,23 +14,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mypt.versions import version_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from mypt.conversion.formats import Options
     from mypt.conversion.parity import Runner
 
 FILE, WEIGHTS, GENAI = "onnx/model.onnx", "model.onnx_data", "genai_config.json"
-DTYPES = ("float32",)
+
+
+def check(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None) -> None:
+    """Refuse nothing."""
+
+
+def tolerance_factor(target: str, dtype: str, saved_as: str) -> float:
+    """What the comparison's tolerance is multiplied with."""
+    return 1.0
 
 
 def write(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, folder: Path, options: Options
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast | None,
+    folder: Path,
+    dtype: str,
+    max_shard_size: int | None = None,
 ) -> list[str]:
     """Write the folder; `model` is cast to float32, and loses the rows of ids that the tokenizer does not have.
 
@@ -42,7 +52,7 @@ def write(
     from mypt.conversion.weights import cast
     from mypt.tokenization.load import largest_id, save_tokenizer
 
-    cast(model, options.dtype)
+    cast(model, dtype)
     padding = model.config.vocab_size - (largest_id(tokenizer) + 1) if tokenizer is not None else 0
     if padding > 0:
         model.resize_token_embeddings(largest_id(tokenizer) + 1, mean_resizing=False)
@@ -185,6 +195,7 @@ class OnnxRunner:
         self._ends = set(ends if isinstance(ends, list) else [ends])
 
     def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        import numpy as np
         import torch
 
         # In two parts, so that the second reads the cache.
@@ -210,6 +221,8 @@ class OnnxRunner:
         return new / (time.perf_counter() - start)
 
     def _continue(self, ids: np.ndarray, new: int, ends: set[int]) -> list[int]:
+        import numpy as np
+
         past, mask, found = self._empty(1), np.ones_like(ids), []
         while len(found) < new and not (found and found[-1] in ends):
             logits, past = self._run(ids, mask, past)
@@ -220,6 +233,8 @@ class OnnxRunner:
         return found
 
     def _empty(self, rows: int) -> list[np.ndarray]:
+        import numpy as np
+
         return [np.zeros((rows, self._heads, 0, self._width), np.float32) for _ in self._names]
 
     def _run(self, ids: np.ndarray, mask: np.ndarray, past: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
