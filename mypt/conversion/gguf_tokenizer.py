@@ -91,8 +91,8 @@ def _tokens(tokenizer: PreTrainedTokenizerFast, content: dict, by_character: boo
     tokens, types = [f"[UNUSED_{id}]" for id in range(size)], [UNUSED] * size
     special = {token["id"]: token["special"] for token in content["added_tokens"]}
     known = tokenizer.get_vocab()
-    if by_character and BLANK in known:
-        raise _refused(f"a character {BLANK} (U+2581) beside the blank")
+    if by_character and (BLANK in known or " " not in known):
+        raise _refused(f"characters with {BLANK} (U+2581), or without the blank, for which it writes that")
     for token, id in known.items():
         tokens[id] = token.replace(" ", BLANK) if by_character and id not in special else token
         if id in special:

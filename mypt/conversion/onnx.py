@@ -31,8 +31,8 @@ def check(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None) -> 
 
 
 def tolerance_factor(target: str, dtype: str, saved_as: str) -> float:
-    """What the comparison's tolerance is multiplied with."""
-    return 1.0
+    """What the comparison's tolerance is multiplied with: sums are in another order, layer after layer."""
+    return 10.0
 
 
 def write(

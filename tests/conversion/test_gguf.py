@@ -152,7 +152,8 @@ TOKENIZERS = {
     "this pre-tokenizer .Metaspace": lambda: with_parts(pre_tokenizer=pre_tokenizers.Metaspace()),
     "this pre-tokenizer .ByteLevel": lambda: with_parts(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)),
     "this pre-tokenizer .none": lambda: state_tokenizer(TokenizerState(("a", "b")), exact=True),
-    "a character \u2581": lambda: build_char_tokenizer("a\u2581"),
+    "characters with \u2581": lambda: build_char_tokenizer("a \u2581"),
+    "characters with .*or without the blank": lambda: build_char_tokenizer("a"),
 }
 
 
