@@ -43,7 +43,7 @@ def write(
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    with TemporaryDirectory(dir=folder.parent) as plain:
+    with TemporaryDirectory(dir=folder) as plain:
         model.save_pretrained(plain)
         quantized = load_model(plain, device="cpu", quantization=TorchAoConfig(Int8WeightOnlyConfig()))
     save(quantized, tokenizer, folder, max_shard_size)

@@ -67,11 +67,12 @@ def quantize(data: np.ndarray, kind: int, shape: tuple[int, ...]) -> np.ndarray:
 class LlamaCppRunner:
     """A model in a running server. Raises MyPTError when the server dies."""
 
-    every, normalized = 8, True  # the server gives the probabilities of one position a request
+    normalized = True
 
-    def __init__(self, address: str, process: subprocess.Popen, log: Any, size: int):
+    def __init__(self, address: str, process: subprocess.Popen, log: Any, size: int, context: int):
         self.name = f"llama.cpp of xllamacpp {version_of('xllamacpp')}"
         self.address, self._process, self._log, self._size = address, process, log, size
+        self.every = min(8, context)  # the server gives the probabilities of one position a request
         self._letter = self.tokenize("a", special=False)[-1]  # a whole character
 
     def tokenize(self, text: str, special: bool = True) -> list[int]:
@@ -158,7 +159,7 @@ def serve(file: Path, size: int, context: int) -> Iterator[LlamaCppRunner]:
             words = process.stdout.readline().split()
             if words[:1] != ["listening"]:
                 raise CheckFailed(f"llama.cpp does not load the file{_last_words(log)}; nothing is kept")
-            yield LlamaCppRunner(words[1], process, log, size)
+            yield LlamaCppRunner(words[1], process, log, size, context)
         finally:
             process.stdin.close()
             try:
