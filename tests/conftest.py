@@ -86,6 +86,13 @@ def freeze() -> None:
     _frozen["modules"] = len(sys.modules)
 
 
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch):
+    """Every export measures bits per byte and speed, here on little."""
+    for name, value in {"MEASURED": 64, "DECODED": 4, "REPEATS": 1}.items():
+        monkeypatch.setattr(f"mypt.conversion.parity.{name}", value)
+
+
 @pytest.fixture
 def make_shards(tmp_path):
     """Write token arrays as a dataset directory: make_shards("name", train=ids, val=ids, per_shard=1000)."""

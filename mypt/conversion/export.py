@@ -1,4 +1,4 @@
-"""Export a model to a stock architecture, which loads without mypt and without remote code.
+"""Export a model to a stock architecture in one of several file formats, none of which needs mypt or remote code.
 
 The architecture (`families`, `weights`) is apart from the file format (`formats`); `parity` compares the result.
 """
@@ -12,72 +12,136 @@ from typing import TYPE_CHECKING, Any
 
 from mypt.checkpoints.lineage import find_lineage, write_lineage
 from mypt.checkpoints.load import load_model, require_model
+from mypt.conversion import gguf, int8, onnx, safetensors
 from mypt.conversion.families import TARGETS, added_biases, choose_target
-from mypt.conversion.formats import FORMATS
-from mypt.conversion.parity import compare, differences, evaluate, make_probes
-from mypt.conversion.weights import cast, from_mypt, to_mypt
+from mypt.conversion.formats import choose_dtype, require_format
+from mypt.conversion.parity import (
+    TransformersRunner,
+    compare,
+    differences,
+    evaluate,
+    make_probes,
+    make_text,
+    measure,
+    sample_text,
+)
+from mypt.conversion.weights import from_mypt, to_mypt
 from mypt.errors import CheckpointError
+from mypt.files import replace_text, require_file
 from mypt.folders import new_folder, require_free
 from mypt.tokenization.load import model_tokenizer, save_tokenizer, tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+REPORT_NAME = "export.json"
+WRITERS = {"safetensors": safetensors, "onnx": onnx, "gguf": gguf, "int8": int8}  # what they have: formats.py
+
 
 def export_model(
-    name: str | Path, out: str | Path, target: str = "auto", dtype: str | None = None, format: str = "safetensors"
+    name: str | Path,
+    out: str | Path,
+    target: str = "auto",
+    dtype: str | None = None,
+    format: str = "safetensors",
+    *,
+    max_shard_size: int | None = None,
+    text: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Write a model in a stock architecture, read it again and compare its logits with the original's in float32.
+    """Write a model in a stock architecture, run the result, and compare it with the original.
+
+    Two comparisons of logits: the stock architecture with the original, in float32; and the written files, run by the
+    library that is made for them, with the stock architecture that has the weights of the files.
 
     Args:
         name: Folder or hub id; an adapter is merged into its base.
         out: Folder to make.
         target: One of families.TARGETS; `auto`: the one that computes the same with the fewest parameters added.
-        dtype: Of the weights. None: as they are.
+        dtype: Of the weights, one of the format's. None: as they are.
         format: One of formats.FORMATS.
+        max_shard_size: Largest file of weights in bytes, for formats of several files.
+        text: File whose first 512 tokens are measured; None: a part of Python's documentation.
 
     Returns:
-        JSON-ready: `differences`, the largest of any logit by kind of input; `largest_logit`; `tolerance`, the largest
-        difference that passes; `greedy_equal`, of a continuation of `greedy_tokens` tokens; `rounding`, what `dtype`
-        costs, or None.
+        JSON-ready, and saved as export.json in `out`: `architecture` and `differences`, the largest of any logit by
+        kind of input, of the two comparisons; `largest_logit`; `tolerance`, the largest difference that passes;
+        `greedy_equal`, of a continuation of `greedy_tokens` tokens; `rounding`, what the file's dtype costs, or None;
+        `source` and `result`, with `bits_per_byte` (None without a tokenizer), `tokens_per_second` of one thread,
+        `bytes` and `runtime`; `text`, tokens and bytes that were measured; `notes`.
 
     Raises:
-        CheckpointError: `out` is not empty, the target lacks a named part, or cannot hold this tokenizer.
+        CheckpointError: `out` is not empty; the target or the format lacks a named part, or cannot hold this tokenizer.
         CheckFailed: A difference is above the tolerance; nothing is left in `out`.
     """
-    require_export(name, out)
+    require_export(name, out, dtype, format, max_shard_size, text)
     lineage = find_lineage(name)
-    import torch
-
     model = load_model(name, device="cpu")
     tokenizer = model_tokenizer(name)
     ours = model if model.config.model_type == "mypt" else to_mypt(model)
     fields = ours.config.to_dict()
     target = _choose(target, fields, tokenizer)
-    stock = from_mypt(ours, target)
+    stock, form = from_mypt(ours, target), WRITERS[format]
+    form.check(stock.config.to_dict(), tokenizer)
+    context, saved_as = fields["max_position_embeddings"], str(model.dtype).removeprefix("torch.")
+    dtype = choose_dtype(format, dtype, saved_as)
     probes = make_probes(fields, tokenizer)
+    sample = None
+    if tokenizer is not None:
+        content = Path(text).read_text(encoding="utf-8", errors="replace") if text else sample_text()
+        sample = make_text(tokenizer, content, context)
     report = {"model": str(name), "from": type(model).__name__, "to": type(stock).__name__, "out": str(out)}
-    report |= {"target": target, "added_biases": added_biases(fields, target), "rounding": None}
-    if dtype and getattr(torch, dtype) != model.dtype:
-        exact, _ = evaluate(model, probes)
-        model, stock = cast(model, dtype), cast(stock, dtype)
-        report["rounding"] = max(differences(exact, evaluate(model, probes)[0], probes).values())
-    report |= {"dtype": str(model.dtype).removeprefix("torch."), "parameters": stock.num_parameters()}
+    report |= {"format": format, "target": target, "added_biases": added_biases(fields, target)}
+    report |= {"dtype": dtype, "parameters": stock.num_parameters()}
+
+    source = TransformersRunner(model)
+    exact = evaluate(source, probes, context)
+    report["source"] = measure(source, sample, probes, context) | {"bytes": _parameter_bytes(model)}
+    del source, model, ours
+    report["architecture"] = compare(exact, evaluate(TransformersRunner(stock), probes, context), probes)["differences"]
     with new_folder(out) as folder:
-        FORMATS[format].write(stock, tokenizer, folder)
+        report["notes"] = form.write(stock, tokenizer, folder, dtype, max_shard_size)
         if lineage:
             write_lineage(folder, lineage)
-        del stock, ours
-        expected = evaluate(model, probes)
-        del model
-        report |= compare(expected, FORMATS[format].run(folder, probes), probes)
+        expected = evaluate(TransformersRunner(stock), probes, context)
+        del stock
+        rounding = max(differences(exact, expected, probes).values())
+        report["rounding"] = rounding if dtype != saved_as else None
+        with form.open_folder(folder, tokenizer) as runner:
+            found = evaluate(runner, probes, context)
+            report |= compare(expected, found, probes, runner, form.tolerance_factor(target, dtype, saved_as))
+            report["result"] = measure(runner, sample, probes, context)
+        report["greedy_as_source"] = _common(exact.greedy, found.greedy)
+        report["text"] = {"tokens": sum(w.shape[1] for w in sample.windows), "bytes": sample.bytes} if sample else None
+        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*"))}
+        report["result"]["bytes"] = sum(size for file, size in sizes.items() if not file.startswith("."))
+        replace_text(folder / REPORT_NAME, json.dumps(report, indent=1) + "\n")
     return report
 
 
-def require_export(name: str | Path, out: str | Path) -> None:
+def require_export(
+    name: str | Path,
+    out: str | Path,
+    dtype: str | None = None,
+    format: str = "safetensors",
+    max_shard_size: int | None = None,
+    text: str | Path | None = None,
+) -> None:
     """Raise what `export_model` raises before it imports torch."""
+    require_format(format, dtype, max_shard_size)
     require_free(out, CheckpointError)
+    if text:
+        require_file(text)
     require_model(name)
+
+
+def _parameter_bytes(model) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    """Tokens at the beginning that are equal."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _choose(asked: str, config: dict, tokenizer: PreTrainedTokenizerFast | None) -> str:

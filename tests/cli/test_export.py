@@ -6,6 +6,7 @@ import pytest
 
 from mypt.cli.main import main
 from mypt.conversion import parity
+from mypt.conversion.formats import FORMATS, Format
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def model(tmp_path_factory):
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = MyPTConfig(vocab_size=320, max_position_embeddings=64, qk_norm=False, attention_bias=True, **sizes)
     MyPTForCausalLM(config).save_pretrained(folder)
-    save_tokenizer(build_char_tokenizer("abcdefgh"), folder)
+    save_tokenizer(build_char_tokenizer("abcdefgh "), folder)
     return str(folder)
 
 
@@ -55,3 +56,20 @@ def test_a_difference_above_the_tolerance_exits_with_1(model, tmp_path, capsys, 
     assert main(["export", model, "--out", str(tmp_path / "out")]) == 1
     assert "nothing is kept" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_package_that_is_missing_is_named(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(FORMATS, "onnx", Format(("float32",), ("onnx_of_tomorrow",)))
+    assert main(["export", model, "--format", "onnx", "--out", str(tmp_path / "out")]) == 2
+    assert "--format onnx needs onnx_of_tomorrow: pip install 'mypt[onnx]'" in capsys.readouterr().err
+
+
+def test_a_gguf_prints_both_sides_and_the_next_command(model, tmp_path, capsys):
+    pytest.importorskip("gguf", reason="pip install 'mypt[gguf]'")
+    pytest.importorskip("xllamacpp", reason="pip install 'mypt[gguf]'")
+    line = ["export", model, "--format", "gguf", "--dtype", "f32", "--out", str(tmp_path / "out")]
+    assert main(line) == 0
+    printed = capsys.readouterr().out
+    assert "gguf float32" in printed and "bits/byte" in printed and "(llama.cpp of xllamacpp" in printed
+    assert "note: llama.cpp reads the character \u2581 (U+2581) in a text as a blank" in printed
+    assert f"ollama: cd {tmp_path / 'out'} && ollama create NAME -f Modelfile" in printed

@@ -1,22 +1,20 @@
 """An exported folder is a stock checkpoint: plain transformers loads it and says the same."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM, Qwen2Tokenizer
 
-from mypt import MyPTForCausalLM, preset_config
 from mypt.conversion import parity
 from mypt.conversion.export import export_model
 from mypt.errors import CheckFailed, CheckpointError
 from mypt.tokenization.load import largest_id, load_tokenizer, save_tokenizer, tokenizer_hash
-from mypt.tokenization.train import train_bpe_tokenizer
+from tests.conversion.models import TEXT, bpe_tokenizer, save_model
 from tests.processes import bare_python
 
-SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "max_position_embeddings": 96}
-TEXT = "The notice was served on the clerk, and the clerk was told: costs of the appeal are costs."
 # What a machine without mypt does with a folder.
 PLAIN = """
 import sys
@@ -31,27 +29,13 @@ for folder in sys.argv[2:]:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_bpe_tokenizer([TEXT, parity.TEXT] * 3, 320)
+    return bpe_tokenizer()
 
 
 @pytest.fixture
 def saved(tmp_path, tokenizer):
-    """saved(preset, **changes): the folder of a model with its tokenizer, whose padded ids would win if they could."""
-
-    def save(preset, **changes):
-        torch.manual_seed(0)
-        size, eos = largest_id(tokenizer) + 1, tokenizer.eos_token_id
-        sizes = SIZES | {"vocab_size": size + 20, "unpadded_vocab_size": size, "eos_token_id": eos, "pad_token_id": eos}
-        model = MyPTForCausalLM(preset_config(preset, **sizes | changes))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.2 * torch.randn_like(parameter))
-        folder = tmp_path / "model"
-        model.save_pretrained(folder)
-        save_tokenizer(tokenizer, folder)
-        return folder
-
-    return save
+    """saved(preset, **changes): the folder of a model with its tokenizer."""
+    return lambda preset, **changes: save_model(tmp_path / "model", tokenizer, preset, **changes)
 
 
 def test_plain_transformers_generates_the_same_text(saved, tmp_path, tokenizer):
@@ -86,6 +70,30 @@ def test_auto_is_written_in_the_dtype_that_is_asked_for(saved, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert loaded.dtype == torch.bfloat16
     assert export_model(tmp_path / "out", tmp_path / "again")["rounding"] is None
+
+
+def test_weights_are_cut_into_shards(saved, tmp_path):
+    folder = saved("modern-nano", hidden_size=64, head_dim=32)
+    report = export_model(folder, tmp_path / "out", dtype="bf16", max_shard_size=30_000)
+    shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(shards) > 2 and max(path.stat().st_size for path in shards[1:]) < 40_000
+    assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
+    assert max(report["differences"].values()) == 0 and report["dtype"] == "bfloat16"
+    saved_report = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert saved_report == report and saved_report["result"]["bytes"] < saved_report["source"]["bytes"]
+    assert saved_report["source"]["bits_per_byte"] == pytest.approx(saved_report["result"]["bits_per_byte"], abs=0.1)
+
+
+def test_bits_per_byte_are_those_of_the_text_that_is_given(saved, tmp_path, tokenizer):
+    folder, text = saved("modern-nano"), tmp_path / "own.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    report = export_model(folder, tmp_path / "out", text=text)
+    ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
+    loss = AutoModelForCausalLM.from_pretrained(folder)(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+    size = len(tokenizer.decode(ids[0, 1:]).encode())
+    assert report["text"] == {"tokens": ids.shape[1], "bytes": size}
+    for side in ("source", "result"):
+        assert report[side]["bits_per_byte"] == pytest.approx(loss / math.log(2) / size, rel=1e-5)
 
 
 def test_a_folder_whose_tokenizer_would_be_read_as_another_is_not_made(saved, tmp_path, tokenizer):
