@@ -21,6 +21,7 @@ from mypt.errors import CheckpointError, MyPTError
 from mypt.inspection.dataset_commands import find_manifest, recorded_datasets
 from mypt.inspection.training_history import read_training_history
 from mypt.recipe import RESOLVED_NAME
+from mypt.remote.place import is_remote
 from mypt.text.sources import find_units, is_same_text
 
 _LAUNCHERS = {"cpu": "recipes/accelerate/cpu_2.yaml", "gpu": "recipes/accelerate/ddp.yaml"}
@@ -193,6 +194,10 @@ class _Repeat:
         if own and Path(name).is_relative_to(own):  # `mypt train` prepares it again
             for text in dataset["texts"] if self.compare else ():
                 self._text(text["name"], text["xxh3_128"], dataset["reading"])
+            return
+        if is_remote(name):
+            data = ", ".join(f"{split} {part['fingerprint']}" for split, part in dataset["splits"].items())
+            self.result["notes"].append(f"{name} is read from its store and was not compared; it was {data}")
             return
         here = find_manifest(name) if self.compare else None
         words = {split: f"{p['fingerprint']} ({p['tokens']:,} tokens)" for split, p in dataset["splits"].items()}

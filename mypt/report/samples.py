@@ -108,14 +108,15 @@ def make_samples(run: Path, each: int = EACH) -> Samples:
     from transformers import logging
 
     from mypt.checkpoints.load import load_model
-    from mypt.generation.generate import context_of, generate_batch
+    from mypt.generation.engine import Engine
     from mypt.generation.settings import GenerationSettings
     from mypt.tokenization.load import load_tokenizer
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    tokenizer, model = load_tokenizer(folder), load_model(folder)
-    room = min(context_of(model) or PROMPT + NEW, PROMPT + NEW)
+    tokenizer = load_tokenizer(folder)
+    engine = Engine(load_model(folder), tokenizer, say=lambda line: None)
+    room = min(engine.context or PROMPT + NEW, PROMPT + NEW)
     length = min(PROMPT, room // 3)
     beginnings, samples = [], []
     for name, (directory, split) in sets.items():
@@ -124,8 +125,7 @@ def make_samples(run: Path, each: int = EACH) -> Samples:
             words = [tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:length], ids[length:])]
             samples.append(Sample(set=name, prompt=words[0], text="", original=words[1]))
     settings = GenerationSettings(max_new_tokens=room - length, temperature=TEMPERATURE, top_p=TOP_P, seed=0)
-    seeds = range(len(beginnings))
-    written = generate_batch(model, tokenizer, beginnings, settings, seeds=seeds, say=lambda line: None)
+    written = engine.complete_batch(beginnings, settings, seeds=range(len(beginnings)))
     for sample, completion in zip(samples, written, strict=True):
         sample["text"] = completion.text
     found = Samples(

@@ -86,7 +86,9 @@ def served(models):
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """new(size): a page in a window of its own; pages may load nothing but what the server of the test sends."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the dev extra has it)")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+    )
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("chromium is not installed (apt-get install chromium)")

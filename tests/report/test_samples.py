@@ -23,13 +23,13 @@ def test_prompt_and_original_stand_together_in_the_held_out_text(whole_copy, cor
 def test_the_model_of_the_run_wrote_them(whole_copy):
     """The first token is the one that the model's own generate draws under the same settings."""
     from mypt.checkpoints.load import load_model
-    from mypt.generation.generate import generate
+    from mypt.generation.engine import Engine
     from mypt.generation.settings import GenerationSettings
 
     sample = make_samples(whole_copy, each=1)["samples"][0]
-    tokenizer, model = load_tokenizer(whole_copy), load_model(whole_copy)
+    engine = Engine(load_model(whole_copy), load_tokenizer(whole_copy))
     settings = GenerationSettings(max_new_tokens=43, temperature=0.8, top_p=0.95, seed=0)
-    assert generate(model, tokenizer, sample["prompt"], settings).text == sample["text"]
+    assert engine.complete(sample["prompt"], settings).text == sample["text"]
 
 
 def test_samples_of_other_weights_are_not_used(whole_copy):
