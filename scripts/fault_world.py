@@ -25,9 +25,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 LIMIT = 60  # seconds after which a command counts as hanging
 MEMORY = 8 << 30  # bytes a command may allocate
 TIMES = re.compile(r"time|seconds|MB/s|memory|tokens/s|docs/s")  # lines of a report that differ from run to run
-# Files of a result that hold times or pictures, or are copied from what the user gave.
+# Files of a result that hold times, pictures or what other files say, or are copied from what the user gave.
 UNCOMPARED = re.compile(
-    r"/((incomplete-)?checkpoint-.*|environment\.json|result\.json|metrics\.jsonl|[^/]*\.png|diagnosis\.json|recipe\.yaml"
+    r"/((incomplete-)?checkpoint-.*|environment\.json|result\.json|metrics\.jsonl|[^/]*\.png|report\.html|diagnosis\.json|recipe\.yaml"
     r"|speed\.json|prepare_report\.json|tokenizer_config\.json|generation_config\.json)$"
 )
 READ_KEYS = ("dtype", "eos_token_id", "tokenizer_hash", "splits")  # of a manifest: how tokens are read

@@ -8,7 +8,7 @@ from mypt.conversion.families import TARGETS
 from mypt.conversion.formats import DTYPES, FORMATS, SHORT
 from mypt.terminal import print_table, say, say_json
 
-HELP = "write a stock GPT-2, Llama or Qwen model: safetensors, ONNX, GGUF, int8"
+HELP = "write a model for other programs: safetensors, ONNX, GGUF, int8"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,8 +3,11 @@
 import argparse
 import math
 import re
+from typing import TypeVar
 
 from mypt.errors import shown
+
+Number = TypeVar("Number", int, float)
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 _BYTE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -63,14 +66,14 @@ def finite(text: str) -> float:
 
 
 def positive(text: str) -> float:
-    """Parse a finite number above 0."""
+    """Parse a number above 0 that 64 bits can count."""
     number = finite(text)
     if number <= 0:
         raise argparse.ArgumentTypeError(f"{shown(text)} is not above 0")
-    return number
+    return _of_64_bits(number, text)
 
 
-def _of_64_bits(number: int, text: str) -> int:
+def _of_64_bits(number: Number, text: str) -> Number:
     if not -(2**63) <= number < 2**63:
         raise argparse.ArgumentTypeError(f"{shown(text)} is beyond 64 bits, which no size is")
     return number

@@ -37,8 +37,8 @@ def test_an_emptied_folder_continues_from_the_store(recipe_for, whole_run, weigh
     content["training"]["max_steps"] = 8
     run = train(parse_recipe(content))
     printed = capsys.readouterr().out
-    assert f"uploaded checkpoint-8 to {uri} (manifest " in printed and f"uploaded {run} to {uri}" in printed
-    assert whole_checkpoints(uri) == ["checkpoint-4", "checkpoint-8"]
+    assert f"uploaded {run} to {uri} (manifest " in printed
+    assert whole_checkpoints(uri)[-1] == "checkpoint-8"  # an earlier one may have been passed over
     assert {"model.safetensors", "best/model.safetensors", "README.md"} <= {*Place.parse(uri).files()}
     shutil.rmtree(run)  # another machine
     content["training"]["max_steps"] = 12
@@ -50,7 +50,7 @@ def test_an_emptied_folder_continues_from_the_store(recipe_for, whole_run, weigh
     assert all(
         (run / "checkpoint-12" / n).read_bytes() == (whole_run / "checkpoint-12" / n).read_bytes() for n in names
     )
-    assert whole_checkpoints(uri)[-2:] == ["checkpoint-4", "checkpoint-8"] or "checkpoint-12" in whole_checkpoints(uri)
+    assert "checkpoint-12" in whole_checkpoints(uri)
     kept = [path.read_bytes() for path in run.rglob("*") if path.is_file()]
     place = Place.parse(uri)
     sent = [place.read(name) for name in place.files()]
