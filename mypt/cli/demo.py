@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
             model = load_model(name, trust_remote_code=args.trust_remote_code)
             require_causal(model, name)
             models.append(DemoModel(name, short, Engine(model, load_tokenizer(name), say=_say), view_run(name)))
-        server = make_server(build_page(models))
+        server = make_server(build_page(models), local=is_local(listening))
         say(f"{address(listening)} shows the page; Ctrl-C ends it")
         if not is_local(listening):
             _say("whoever reaches this machine in the network can use the page, without a password")

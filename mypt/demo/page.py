@@ -55,7 +55,7 @@ class DemoModel:
 
 @dataclass
 class _Stops:
-    """What ends the texts of each visitor."""
+    """What ends the texts of each visitor in one tab."""
 
     events: dict[str, Event] = field(default_factory=dict)
 
@@ -87,21 +87,22 @@ def short_names(paths: list[str]) -> list[str]:
 
 def build_page(models: list[DemoModel]) -> gr.Blocks:
     """The page for one model or two."""
-    stops = _Stops()
+    stops = _Stops(), _Stops()
     with gr.Blocks(title=f"{TITLE}: {', '.join(model.name for model in models)}", analytics_enabled=False) as page:
         gr.HTML(markup.header(TITLE, [model.path for model in models]))
         with gr.Tabs():
             with gr.Tab("Generate", id="generate"):
-                _generate_tab(models, stops)
+                _generate_tab(models, stops[0])
             if chatting := [model for model in models if model.engine.tokenizer.chat_template]:
                 with gr.Tab("Chat", id="chat"):
-                    _chat_tab(chatting, stops)
+                    _chat_tab(chatting, stops[1])
             with gr.Tab("Learned and forgotten" if len(models) > 1 else "Losses", id="losses"):
                 _losses_tab(models)
             if shown := [model for model in models if model.run]:
                 with gr.Tab("Runs" if len(shown) > 1 else "Run", id="run"):
                     _run_tab(shown)
-        page.unload(stops.leave)
+        for one in stops:
+            page.unload(one.leave)
     return page
 
 

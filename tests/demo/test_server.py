@@ -1,8 +1,10 @@
 """The server: addresses, refusals, texts that stream over HTTP, visitors that wait."""
 
+import json
 import socket
 import threading
 import time
+import urllib.error
 import urllib.request
 from html import unescape
 
@@ -65,9 +67,8 @@ def engines(corpora):
 def url(engines):
     from mypt.demo.page import DemoModel, build_page
 
-    server = make_server(
-        build_page([DemoModel(name, name, engine) for name, engine in zip("ab", engines, strict=True)])
-    )
+    page = build_page([DemoModel(name, name, engine) for name, engine in zip("ab", engines, strict=True)])
+    server = make_server(page, local=True)
     with bind("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -150,3 +151,33 @@ def test_nothing_comes_from_elsewhere_and_nothing_is_told_elsewhere(url, engines
     page = build_page([DemoModel("a", "a", engines[0])])
     assert not page.analytics_enabled
     assert isinstance(page, gr.Blocks) and not page.share
+
+
+def answered(url: str, path: str, body: object = None, **headers: str) -> tuple[int, bytes]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"} | headers)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_a_visitor_reads_no_file_and_has_the_server_fetch_nothing(url, tmp_path):
+    """gradio copies a file for any argument that says that it is one, and serves the copy."""
+    (tmp_path / "key").write_text("secret")
+    for place in (str(tmp_path / "key"), "http://127.0.0.1:9/x"):
+        for inside in (lambda file: file, lambda file: [{"a": file}]):
+            prompt = inside({"path": place, "meta": {"_type": "gradio.FileData"}})
+            body = {"data": [prompt, *values(new=1)]}
+            assert answered(url, "gradio_api/call/generate", body) == (403, b"the page has no files")
+    assert answered(url, f"gradio_api/file={tmp_path / 'key'}")[0] == 404
+    assert answered(url, "gradio_api/upload", {})[0] == 404
+    assert answered(url, "gradio_api/call/generate", {"data": ["a" * 2**20]}) == (413, b"too long")
+    assert answered(url, "gradio_api/call/generate", {"data": ["a", *values(new=1)]})[0] == 200
+
+
+def test_a_name_of_another_site_does_not_reach_this_machine(url):
+    for host, status in (("evil.example", 403), ("evil.example:80", 403), ("127.0.0.1.evil", 403), ("", 403),
+                         ("localhost:7860", 200), ("127.0.0.1", 200), ("[::1]:7860", 200), ("[::1]", 200)):  # fmt: skip
+        assert answered(url, "", Host=host)[0] == status, host
