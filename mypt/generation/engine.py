@@ -39,7 +39,8 @@ class Engine:
     """A model and its tokenizer, ready to continue prompts; threads may share it.
 
     The same model, prompt and settings give the same text, whatever else is generated meanwhile; global random states
-    stay as they were. The weights may change between two texts, not during one.
+    stay as they were. The weights may change between two texts, not during one; values that are written through
+    `.data` are not noticed: make a new engine then.
 
     Args:
         model: Any causal language model, in eval mode.
@@ -204,9 +205,12 @@ class Engine:
 
     def _prepared(self) -> FastDecoder:
         """The decoder of before, unless a weight has changed since: it holds copies of small models' weights."""
-        versions = [(id(w), 0 if w.is_inference() else w._version) for w in self.model.parameters()]
+        versions = [
+            (id(w), w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in self.model.parameters()
+        ]
         with self._preparing:
             if self._fast is None or self._fast[0] != versions:
+                self._fast = None  # its copies go before others are made
                 self._fast = versions, FastDecoder(self.model, self.int8, self.speculate)
             return self._fast[1]
 

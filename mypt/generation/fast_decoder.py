@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mypt.errors import MyPTError
-from mypt.generation.layers import FusedLayers, Head, PlainLayers, prepare, prepare_int8
+from mypt.generation.layers import LARGEST, FusedLayers, Head, PlainLayers, prepare, prepare_int8
 from mypt.models.modeling_mypt import MyPTForCausalLM
 
 if TYPE_CHECKING:
@@ -79,7 +79,10 @@ class FastDecoder:
         self.layers, self.head = prepare_int8(model) if int8 else prepare(model)
         self.draft = prepare_int8(model) if speculate else None
         if speculate and not isinstance(self.layers, FusedLayers):
-            raise MyPTError("speculation needs copies of the weights, for which the memory is short; leave it out")
+            raise MyPTError(
+                f"speculation needs copies of the weights, which are made up to {LARGEST / 2**30:g} GiB and where four "
+                "times as much memory is free; leave it out"
+            )
 
     @torch.inference_mode()
     def extend(

@@ -13,6 +13,7 @@ B rows, S = index + 1, C hidden_size, H query heads, K key-value heads, G = H / 
 from __future__ import annotations
 
 import math
+import platform
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from mypt.models.modeling_mypt import MyPTDecoderLayer, MyPTForCausalLM, MyPTMod
 LARGEST, SHARE = 2**30, 0.25
 # On a GPU calling operations is all that copies save.
 LARGEST_GPU = 64 * 2**20
+# x86 without VNNI adds pairs of 8-bit products in 16 bits: inputs of 7 bits keep the sums in range.
+REDUCED = platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_vnni_supported()
 
 Head = Callable[[Tensor], Tensor]  # states (B, C) -> logits (B, V)
 
@@ -132,7 +135,7 @@ class Int8Product:
         self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
 
     def __call__(self, states: Tensor) -> Tensor:
-        return torch.ops.quantized.linear_dynamic(states, self.packed, False)
+        return torch.ops.quantized.linear_dynamic(states, self.packed, REDUCED)
 
     def add(self, states: Tensor, inputs: Tensor) -> Tensor:
         """As `Product.add`."""
