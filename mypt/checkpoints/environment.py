@@ -21,10 +21,11 @@ _MISSING = "not installed"
 _PATIENCE = 10  # seconds for an answer of git
 # What of a text is secret: user and password, or the query, of a URL (a signature, a token); tokens by their form.
 _SECRETS = (
-    (re.compile(r"(?<=://)[^/?#\s@]+@"), "***@"),
+    (re.compile(r"(?<!hf)(?<!abfs)(://)([^?#\s@]*:[^?#\s]*|[^/?#\s@]+)@"), r"\1***@"),
     (re.compile(r"(?<=://)([^?\s]*)\?[^\s#'\"]+"), r"\1?***"),
+    (re.compile(r"\b((AccountKey|SharedAccessSignature|sig|access_token)=)[^;&\s'\"]+"), r"\1***"),
     (re.compile(r"\b(hf_|gh[pousr]_|github_pat_|glpat-|xox[abp]-)[A-Za-z0-9_-]{16,}"), "***"),
-    (re.compile(r"\b(sk-[A-Za-z0-9]{32,}|AKIA[A-Z0-9]{16})\b"), "***"),
+    (re.compile(r"\b(sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}\b)"), "***"),
 )
 
 

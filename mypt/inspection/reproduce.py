@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypedDict
 
 from mypt.checkpoints.adapter import weights_fingerprint
 from mypt.checkpoints.environment import (
+    ENVIRONMENT_NAME,
     Environment,
     RecordedDataset,
     Session,
@@ -23,6 +25,7 @@ from mypt.inspection.training_history import read_training_history
 from mypt.recipe import RESOLVED_NAME
 from mypt.remote.place import is_remote
 from mypt.text.sources import find_units, is_same_text
+from mypt.tokenization.load import load_tokenizer, tokenizer_hash
 
 _LAUNCHERS = {"cpu": "recipes/accelerate/cpu_2.yaml", "gpu": "recipes/accelerate/ddp.yaml"}
 
@@ -85,9 +88,12 @@ class _Repeat:
     def _add(self, *commands: list[str], done: bool = False) -> None:
         for command in commands:
             line = shlex.join(without_secrets(command))
-            for part in ("commands", "done") if done else ("commands",):
-                if line not in self.result[part]:
-                    self.result[part].append(line)
+            if line not in self.result["commands"]:
+                self.result["commands"].append(line)
+            if done and line not in self.result["done"]:
+                self.result["done"].append(line)
+            elif not done and line in self.result["done"]:  # of a base that is here, and needed again
+                self.result["done"].remove(line)
 
     def _differs(self, what: str, recorded: object, here: object) -> None:
         found = Difference(what=what, recorded=recorded, here=here)
@@ -183,8 +189,16 @@ class _Repeat:
             roots.append(place.parents[len(own.parts) - 1])
         for folder in (root / start for root in roots):
             for run, inside in ((folder, False), (folder.parent, True)):
-                if (run / RESOLVED_NAME).is_file() and run.resolve() not in self.runs:
+                if run.resolve() in self.runs or not (run / RESOLVED_NAME).is_file():
+                    continue
+                try:
+                    recorded = read_environment(run) and read_training_history(run)["recipe"]
+                except CheckpointError as error:
+                    self._note(f"how {start} was trained cannot be read: {error}")
+                    continue
+                if recorded:
                     return run, inside
+                self._note(f"{run} does not record how it was trained (it has no {ENVIRONMENT_NAME})")
         return None
 
     # ---- the data ----
@@ -197,7 +211,7 @@ class _Repeat:
             return
         if is_remote(name):
             data = ", ".join(f"{split} {part['fingerprint']}" for split, part in dataset["splits"].items())
-            self.result["notes"].append(f"{name} is read from its store and was not compared; it was {data}")
+            self._note(f"{name} is read from its store and was not compared; it was {data}")
             return
         here = find_manifest(name) if self.compare else None
         words = {split: f"{p['fingerprint']} ({p['tokens']:,} tokens)" for split, p in dataset["splits"].items()}
@@ -223,8 +237,25 @@ class _Repeat:
             other = command[2] if command[1] != "append" else command[-2] if "--from" in command else name
             if command[1] != "prepare" and other not in recorded_names and not Path(other).exists():
                 self._problem(f"{other} is missing here, and how it was made was not recorded")
+            tokenizer = dict(pairwise(command)).get("--tokenizer", "")
+            if tokenizer and tokenizer not in recorded_names and ("/" in tokenizer or Path(tokenizer).exists()):
+                self._tokenizer(tokenizer, dataset["tokenizer"])
         for text in dataset["texts"]:
             self._text(text["name"], text["xxh3_128"], dataset["reading"])
+
+    def _tokenizer(self, name: str, recorded: str) -> None:
+        """Compare a tokenizer here with the one of a dataset that is to be made; one of the hub only if it is here."""
+        if not Path(name).exists() and not Path(name).is_absolute() and name.count("/") == 1:
+            self._note(f"the tokenizer {name} is not here, or an id of the hub; its hash was {recorded}")
+            return
+        try:
+            here = tokenizer_hash(load_tokenizer(name))
+        except MyPTError as error:
+            self._problem(f"the tokenizer {name} cannot be read here, copy it to this place: {error}")
+            return
+        if here != recorded:
+            self._differs(f"tokenizer {name}", recorded, here)
+            self._problem(f"the tokenizer {name} is not the one that the data was made with; restore it")
 
     def _text(self, name: str, recorded: str | None, reading: dict) -> None:
         """Compare a text here with the recorded one."""

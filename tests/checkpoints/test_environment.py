@@ -71,6 +71,11 @@ def test_only_a_session_that_differs_is_added(tmp_path):
         ("hf://org/name:config@main#train", "hf://org/name:config@main#train"),
         ("data/mail@home/what?.txt", "data/mail@home/what?.txt"),
         ("github_pat_" + "A1" * 20, "***"),
+        ("https://u:pa/ss@host/x and https://u:p@ss@host/x", "https://***@host/x and https://***@host/x"),
+        ("abfs://box@account.dfs.core.windows.net/a", "abfs://box@account.dfs.core.windows.net/a"),
+        ("sk-ant-api03-" + "a_1-" * 8, "***"),
+        ("AccountName=me;AccountKey=abc==;x=1", "AccountName=me;AccountKey=***;x=1"),
+        ("https://h/a#access_token=abc", "https://h/a#access_token=***"),
     ],
 )
 def test_what_is_secret_is_masked(text, shown):

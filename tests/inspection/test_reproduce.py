@@ -240,3 +240,41 @@ def test_what_a_run_records_holds_no_variable_and_no_place_of_the_environment(wo
     assert main(["report", "runs/other", "--samples", "0"]) == 0
     for path in (root / "runs" / "other").glob("*.*"):
         assert b"very-secret-value" not in path.read_bytes(), path
+
+
+def test_data_that_a_run_needs_again_is_made_again_though_its_base_is_here(world, tmp_path, monkeypatch):
+    shutil.copytree(world, tmp_path / "w")
+    monkeypatch.chdir(tmp_path / "w")
+    shutil.rmtree("data/part")
+    found = reproduce(Path("runs/adapted"))
+    part = [line for line in found["commands"] if "--out data/part" in line]
+    assert part and not {*part} & {*found["done"]} and not found["problems"]
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_base_without_a_record_of_its_training_is_a_note(world, tmp_path, monkeypatch, content):
+    shutil.copytree(world, tmp_path / "w")
+    monkeypatch.chdir(tmp_path / "w")
+    Path("runs/base/environment.json").unlink()
+    if content:
+        Path("runs/base/environment.json").write_text(content)
+    found = reproduce(Path("runs/adapted"))
+    assert any("runs/base" in note for note in found["notes"]) and not found["problems"]
+    assert not any("runs/base" in line for line in found["commands"] if line.startswith("mypt train"))
+
+
+def test_another_or_a_missing_tokenizer_is_a_problem(world, tmp_path, monkeypatch):
+    shutil.copytree(world, tmp_path / "w")
+    monkeypatch.chdir(tmp_path / "w")
+    path = Path("runs/adapted/environment.json")
+    record = json.loads(path.read_text())
+    [code] = [dataset for dataset in record["datasets"] if dataset["name"] == "data/code"]
+    [first] = [command for command in code["commands"] if command[1] == "prepare"]
+    first[first.index("--tokenizer") + 1] = "tokenizers/here/mine"
+    path.write_text(json.dumps(record))
+    shutil.rmtree("data/code")
+    assert any("tokenizers/here/mine cannot be read" in one for one in reproduce(Path("runs/adapted"))["problems"])
+    shutil.copytree("runs/raw", "tokenizers/here/mine")  # of characters
+    assert any(
+        "is not the one that the data was made with" in one for one in reproduce(Path("runs/adapted"))["problems"]
+    )
