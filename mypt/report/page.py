@@ -12,10 +12,12 @@ from pathlib import Path
 
 from mypt.checkpoints.evaluations import DEFINITIONS
 from mypt.checkpoints.lineage import describe_runs
+from mypt.errors import MyPTError
 from mypt.evaluation.forgetting import TOLERANCE
 from mypt.inspection.reproduce import reproduce
 from mypt.inspection.training_history import describe_action
 from mypt.recipe import RESOLVED_NAME
+from mypt.report.charts import is_finite
 from mypt.report.content import RunContent
 from mypt.report.curves import draw_curves, evaluation_curves, points_of
 from mypt.report.html import block, details, list_of, pairs_of, table_of, text_of
@@ -111,7 +113,7 @@ def _tiles(content: RunContent) -> str:
     if content.step is not None:
         tiles.append(("optimizer steps", f"{content.step:,}", f"of {content.max_steps:,}" if content.max_steps else ""))
     target, guard = info.forgetting.get("target"), info.forgetting.get("guard", [])
-    if info.last and target in info.last["sets"]:
+    if info.last and target in info.last["sets"] and target in info.first["sets"]:
         before, now = (entry["sets"][target]["loss"] for entry in (info.first, info.last))
         tiles.append((f"loss of {target}", f"{now:.4f}", f"{before:.4f} before, nats per token"))
     kept = {name: info.last["sets"][name]["delta"] for name in guard if info.last and name in info.last["sets"]}
@@ -124,9 +126,10 @@ def _tiles(content: RunContent) -> str:
                 f"tolerance {info.forgetting.get('tolerance', TOLERANCE):g} nats",
             )
         )
-    losses = [entry["loss"] for entry in content.log if isinstance(entry.get("loss"), int | float)]
+    losses = [loss for _, loss in points_of(content.log, "loss")]
     if not info.last and losses:
-        tiles.append(("training loss", f"{losses[-1]:.4f}", f"{losses[0]:.4f} at first, nats per token"))
+        first, last = (f"{loss:.4f}" if is_finite(loss) else "NaN or infinite" for loss in (losses[0], losses[-1]))
+        tiles.append(("training loss", last, f"{first} at first, nats per token"))
     if seen := sum(entry.get("tokens", 0) for _, entry in seen_by_source(info)):
         tiles.append(("tokens seen", f"{seen:,}", ""))
     speeds = [speed for _, speed in points_of(content.log, "throughput/tokens_per_second") if speed]
@@ -292,7 +295,11 @@ def _session_rows(session: dict) -> Iterable[tuple[str, str]]:
 def _repeat(content: RunContent) -> Iterable[str]:
     if not content.info.environment or not content.info.recipe:
         return
-    lines = [_without_places(line) for line in reproduce(content.run, compare=False)["commands"]]
+    try:
+        lines = [_without_places(line) for line in reproduce(content.run, compare=False)["commands"]]
+    except MyPTError as error:  # the files of the run that it started from are damaged
+        yield f"<p>{text_of(error)}</p>"
+        return
     yield block("\n".join(lines))
     yield (
         '<p class="soft">With the run folder at hand, <code>mypt inspect RUN --reproduce</code> prints these commands '

@@ -9,7 +9,7 @@ from typing import TypedDict
 import numpy as np
 
 from mypt.checkpoints.adapter import is_adapter, read_adapter_config, weights_fingerprint
-from mypt.checkpoints.complete import last_complete_checkpoint
+from mypt.checkpoints.complete import last_complete_checkpoint, step_of
 from mypt.checkpoints.config import CONFIG_NAME, cached_model
 from mypt.checkpoints.environment import read_environment
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, weight_files
@@ -19,6 +19,7 @@ from mypt.inspection.training_history import read_training_history
 from mypt.json_files import read_json
 from mypt.shards.format import METADATA_NAME, read_manifest
 from mypt.shards.reader import ShardReader
+from mypt.training.result import read_result
 
 SAMPLES_NAME = "samples.json"
 EACH = 2  # of an evaluation set
@@ -58,7 +59,11 @@ def read_samples(run: Path) -> Samples | None:
 
 def model_folder(run: Path) -> Path | None:
     """The folder of a run's model: the final one, or its last complete checkpoint; None before the first save."""
-    return run if (run / CONFIG_NAME).is_file() or is_adapter(run) else last_complete_checkpoint(run)[0]
+    saved, result = last_complete_checkpoint(run)[0], read_result(run)
+    if not ((run / CONFIG_NAME).is_file() or is_adapter(run)):
+        return saved
+    ended = result is None or (result.state in ("completed", "stopped") and saved and step_of(saved) == result.step)
+    return run if saved is None or ended else saved  # a run that went on still holds its former model
 
 
 def weights_bytes(folder: Path) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mypt.errors import MyPTError
+from mypt.errors import CheckFailed, MyPTError
 from mypt.files import replace_text
 from mypt.report.content import METRICS_NAME, read_content
 from mypt.report.page import GENERATOR, page
@@ -71,13 +71,16 @@ def report_at_end(run: Path) -> Iterator[None]:
     try:
         yield
         ended = True
+    except CheckFailed:  # of a finished run: a guard that no step kept, or an upload
+        ended = True
+        raise
     finally:
-        after = _times(run)
-        if rank() == 0 and any(after) and (after != before or not (run / REPORT_NAME).exists()):
-            try:
+        try:
+            after = _times(run)
+            if rank() == 0 and any(after) and (after != before or not (run / REPORT_NAME).exists()):
                 write_report(run, samples=EACH if ended else 0, most_bytes=MOST_BYTES)
-            except Exception as error:  # whatever it is: the run itself is done
-                say(f"no {REPORT_NAME}: {error or type(error).__name__}", error=True)
+        except (Exception, KeyboardInterrupt) as error:  # whatever it is: the run itself has ended as it has
+            say(f"no {REPORT_NAME}: {str(error) or type(error).__name__}", error=True)
 
 
 def _times(run: Path) -> list[int]:

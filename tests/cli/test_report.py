@@ -1,11 +1,14 @@
 """`mypt report`, and the report that every `mypt train` leaves."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from mypt.cli.main import main
+from mypt.errors import Diverged
+from mypt.report.write import report_at_end
 from mypt.yaml12 import dump_yaml
 
 
@@ -71,3 +74,16 @@ def test_a_run_that_diverges_leaves_a_report(recipe, tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert json.loads((tmp_path / "run" / "result.json").read_text())["reason"] == "diverged"
     assert "Diverged after step" in page and not (tmp_path / "run" / "samples.json").exists()
+
+
+@pytest.mark.parametrize("ended", [None, Diverged("the loss is NaN")])
+def test_ctrl_c_during_the_report_changes_nothing_of_how_the_run_ended(whole_copy, monkeypatch, capsys, ended):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mypt.report.write.write_report", interrupted)
+    (whole_copy / "report.html").unlink(missing_ok=True)
+    with pytest.raises(Diverged) if ended else nullcontext(), report_at_end(whole_copy):
+        if ended:
+            raise ended
+    assert "no report.html: KeyboardInterrupt" in capsys.readouterr().err

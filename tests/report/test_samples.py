@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mypt.errors import MyPTError
-from mypt.report.samples import make_samples, read_samples, weights_bytes
+from mypt.report.samples import make_samples, model_folder, read_samples, weights_bytes
 from mypt.report.write import write_report
 from mypt.tokenization.load import load_tokenizer
 
@@ -53,3 +53,13 @@ def test_without_data_or_model_there_are_none(whole_copy):
     (whole_copy / "environment.json").write_text(json.dumps(environment | {"datasets": []}))
     with pytest.raises(MyPTError, match="no held-out text"):
         make_samples(whole_copy)
+
+
+def test_a_run_that_went_on_is_shown_by_its_last_checkpoint(whole_copy):
+    """Its folder still holds the model of its former end."""
+    assert model_folder(whole_copy) == whole_copy
+    result = json.loads((whole_copy / "result.json").read_text())
+    (whole_copy / "result.json").write_text(json.dumps(result | {"state": "interrupted", "step": 8}))
+    assert model_folder(whole_copy) == whole_copy / "checkpoint-12"
+    (whole_copy / "result.json").write_text(json.dumps(result | {"step": 8}))
+    assert model_folder(whole_copy) == whole_copy / "checkpoint-12"
