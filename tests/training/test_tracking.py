@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sqlite3
+import sys
 
 import pytest
 
@@ -65,7 +66,9 @@ def test_tensorboard_and_trackio_get_every_number_and_no_secret(recipe_for, monk
         pytest.skip("needs the extra mypt[tracking]")
     secret = "hf_" + "secret" * 6
     for name, value in (("TRACKIO_DIR", str(tmp_path / "db")), ("HF_HUB_OFFLINE", "1"), ("HF_TOKEN", secret)):
-        monkeypatch.setenv(name, value)  # trackio reads its folder when it is first imported
+        monkeypatch.setenv(name, value)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "trackio"]:
+        monkeypatch.delitem(sys.modules, name)  # it reads its folder when it is first imported
     reported = {"report_to": ["tensorboard", "trackio"], "project": "mypt", "run_name": "first"}
     run = train(parse_recipe(recipe_for(training=reported)))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
