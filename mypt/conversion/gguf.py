@@ -298,7 +298,8 @@ def require_same_ids(runner: LlamaCppRunner, tokenizer: PreTrainedTokenizerFast)
     """Raise CheckFailed for a text that llama.cpp splits otherwise, but for what the notes of `vocabulary` say."""
     words = vocabulary(tokenizer)
     composed = any("NFC" in note for note in words.notes)
-    for text in (TEXT, *PROBES):
+    around = (f"a {token} b{token}c" for token in tokenizer.get_added_vocab())
+    for text in (TEXT, *PROBES, *around):
         text = unicodedata.normalize("NFC", text) if composed else text
         if words.model == "llama" and BLANK in text:
             continue

@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from mypt.conversion import gguf as gguf_format
+from mypt.conversion import gguf_tokenizer
 from mypt.conversion.export import export_model
 from mypt.conversion.gguf_tokenizer import PRE_TOKENIZERS, vocabulary
 from mypt.errors import CheckFailed, CheckpointError, TokenizerError
@@ -82,6 +83,16 @@ def test_a_wrong_file_is_not_kept(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
+def test_added_tokens_are_compared(tmp_path, monkeypatch):
+    """One that is in none of the usual texts, and that the file does not mark as added."""
+    tokenizer = bpe_tokenizer()
+    tokenizer.add_tokens(["zebra"])
+    folder = save_model(tmp_path / "model", tokenizer, "modern-nano")
+    monkeypatch.setattr(gguf_tokenizer, "USER_DEFINED", gguf_tokenizer.NORMAL)
+    with pytest.raises(CheckFailed, match="other ids than the tokenizer for 'a zebra bzebrac'"):
+        export_model(folder, tmp_path / "out", format="gguf")
+
+
 def test_special_tokens_and_the_chat_template_are_carried(tmp_path):
     tokenizer = bpe_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<|start|>", "eos_token": "<|stop|>"})
@@ -146,6 +157,12 @@ def with_parts(**parts):
     return tokenizer
 
 
+def with_token(text, **flags):
+    tokenizer = bpe_tokenizer()
+    tokenizer.add_tokens([AddedToken(text, normalized=False, **flags)])
+    return tokenizer
+
+
 TOKENIZERS = {
     "a WordLevel model": lambda: wrap(Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))),
     "the normalizer Lowercase": lambda: with_parts(normalizer=normalizers.Lowercase()),
@@ -154,6 +171,9 @@ TOKENIZERS = {
     "this pre-tokenizer .none": lambda: state_tokenizer(TokenizerState(("a", "b")), exact=True),
     "characters with \u2581": lambda: build_char_tokenizer("a \u2581"),
     "characters with .*or without the blank": lambda: build_char_tokenizer("a"),
+    "lstrip of the added token '<sep>'": lambda: with_token("<sep>", lstrip=True),
+    "rstrip of the added token '<sep>'": lambda: with_token("<sep>", rstrip=True),
+    "single_word of the added token 'clerk'": lambda: with_token("clerk", single_word=True),
 }
 
 
