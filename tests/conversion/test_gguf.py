@@ -3,12 +3,15 @@
 import json
 
 import pytest
+import torch
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
+from mypt import MyPTForCausalLM
 from mypt.conversion import gguf as gguf_format
 from mypt.conversion import gguf_tokenizer
 from mypt.conversion.export import export_model
 from mypt.conversion.gguf_tokenizer import PRE_TOKENIZERS, vocabulary
+from mypt.conversion.llama_cpp import LlamaCppRunner
 from mypt.errors import CheckFailed, CheckpointError, TokenizerError
 from mypt.legacy.tokenizer import TokenizerState
 from mypt.tokenization.load import load_tokenizer, state_tokenizer, wrap
@@ -81,6 +84,35 @@ def test_a_wrong_file_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(CheckFailed, match=r"llama.cpp does not load the file: .*klingon"):
         export_model(folder, tmp_path / "out", format="gguf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_an_overflow_of_float16_is_named(tmp_path):
+    """Weights that float16 holds, and products that it does not: llama.cpp's logits are NaN, transformers' are not."""
+    folder = save_model(tmp_path / "model", bpe_tokenizer(), "modern-nano", **LLAMA)
+    model = MyPTForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.up_proj.weight.mul_(3e4)
+    model.save_pretrained(folder)
+    with pytest.raises(CheckFailed, match=r"logits are NaN or infinite .*choose another --dtype.*nothing is kept"):
+        export_model(folder, tmp_path / "out", format="gguf", dtype="f16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_null_of_the_server_is_nan():
+    """JSON has no NaN; NaN fails every comparison."""
+
+    class Answering(LlamaCppRunner):
+        def __init__(self):
+            self._size, self._letter = 2, 1
+
+        def _complete(self, known, new, **options):
+            top = [{"id": 0, "logprob": -0.5}, {"id": 1, "logprob": None}]
+            return {"tokens": [1], "completion_probabilities": [{"logprob": None, "top_logprobs": top}]}
+
+    ids = torch.tensor([[0, 1]])
+    assert Answering().losses(ids).isnan().all()
+    assert Answering()._log_probabilities([0]).isnan().tolist() == [False, True]
 
 
 def test_added_tokens_are_compared(tmp_path, monkeypatch):
