@@ -86,6 +86,19 @@ def test_a_wrong_file_is_not_kept(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "q8_0"])
+def test_a_wrong_layout_shows_in_small_logits(dtype, tmp_path, monkeypatch):
+    """A model that was not trained: rounded inputs alone change its logits as much as rotary pairs do."""
+    folder = save_model(tmp_path / "model", bpe_tokenizer(), "modern-nano", **LLAMA)
+    model = MyPTForCausalLM(MyPTForCausalLM.from_pretrained(folder).config)
+    model.save_pretrained(folder)
+    export_model(folder, tmp_path / "right", format="gguf", dtype=dtype)
+    assert sorted(path.name for path in (tmp_path / "right").iterdir()) == ["Modelfile", "export.json", "model.gguf"]
+    monkeypatch.setattr(gguf_format, "_turned", lambda name, tensor, config, back=False: tensor)
+    with pytest.raises(CheckFailed, match=r"differ by .* \(the same layout in float32\)"):
+        export_model(folder, tmp_path / "wrong", format="gguf", dtype=dtype)
+
+
 def test_an_overflow_of_float16_is_named(tmp_path):
     """Weights that float16 holds, and products that it does not: llama.cpp's logits are NaN, transformers' are not."""
     folder = save_model(tmp_path / "model", bpe_tokenizer(), "modern-nano", **LLAMA)
