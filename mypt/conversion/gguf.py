@@ -6,11 +6,12 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mypt.conversion.gguf_tokenizer import BLANK, Vocabulary, vocabulary
 from mypt.conversion.llama_cpp import LlamaCppRunner, quantize, serve
-from mypt.conversion.parity import MEASURED, TEXT
+from mypt.conversion.parity import MEASURED, TEXT, Outputs, TransformersRunner, compare, random_ids
 from mypt.errors import CheckFailed, CheckpointError
 from mypt.tokenization.hf_tokenizer import PROBES
 
@@ -93,9 +94,48 @@ def write(
     Rows of ids that the tokenizer does not have are left out: nothing in the file could keep llama.cpp from choosing
     them.
     """
+    words = vocabulary(tokenizer)
+    if dtype != "float32":
+        _require_layout(model, tokenizer, words, folder)
+    _write_file(model, tokenizer, words, folder / FILE, dtype)
+    _read_back(model, folder / FILE)
+    (folder / MODELFILE).write_text(f"FROM ./{FILE}\n")
+    padding = model.config.vocab_size - len(words.tokens)
+    notes = [f"{padding} rows of ids that the tokenizer does not have are left out"] if padding > 0 else []
+    return [*notes, *words.notes]
+
+
+def _require_layout(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, words: Vocabulary, folder: Path
+) -> None:
+    """Raise CheckFailed if llama.cpp gives other logits for the float32 weights, by the tolerance of float32.
+
+    That of the narrow dtypes is wider than what a wrong layout changes in a model whose logits are small. A few
+    positions are enough; the file is removed.
+    """
+    import torch
+
+    context = model.config.max_position_embeddings
+    ids = random_ids(len(words.tokens), context)[:1]
+    probes = {"the same layout in float32": (ids, torch.ones_like(ids))}
+    with TemporaryDirectory(dir=folder) as place:
+        path = Path(place, FILE)
+        _write_file(model, tokenizer, words, path, "float32")
+        with serve(path, len(words.tokens), min(context, CONTEXT)) as runner:
+            runner.every = min(32, ids.shape[1])
+            expected, found = (
+                Outputs({name: one.logits(*probe) for name, probe in probes.items()}, [])
+                for one in (TransformersRunner(model), runner)
+            )
+            factor = tolerance_factor(model.config.model_type, "float32", "float32")
+            compare(expected, found, probes, runner, factor)
+
+
+def _write_file(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, words: Vocabulary, path: Path, dtype: str
+) -> None:
     import gguf
 
-    words, path = vocabulary(tokenizer), folder / FILE
     tensor_type, file_type = _TYPES[dtype]
     writer = gguf.GGUFWriter(path, model.config.model_type)
     if name := Path(model.name_or_path or "").name:
@@ -113,11 +153,6 @@ def write(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    _read_back(model, path)
-    (folder / MODELFILE).write_text(f"FROM ./{FILE}\n")
-    padding = model.config.vocab_size - len(words.tokens)
-    notes = [f"{padding} rows of ids that the tokenizer does not have are left out"] if padding > 0 else []
-    return [*notes, *words.notes]
 
 
 def _add_sizes(writer, config: PreTrainedConfig, size: int) -> None:
@@ -298,7 +333,8 @@ def require_same_ids(runner: LlamaCppRunner, tokenizer: PreTrainedTokenizerFast)
     """Raise CheckFailed for a text that llama.cpp splits otherwise, but for what the notes of `vocabulary` say."""
     words = vocabulary(tokenizer)
     composed = any("NFC" in note for note in words.notes)
-    for text in (TEXT, *PROBES):
+    around = (f"a {token} b{token}c" for token in tokenizer.get_added_vocab())
+    for text in (TEXT, *PROBES, *around):
         text = unicodedata.normalize("NFC", text) if composed else text
         if words.model == "llama" and BLANK in text:
             continue

@@ -78,6 +78,9 @@ def vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     if not (by_character or pre):
         names = " and ".join(str(step[0]) for step in steps) or "none"
         raise _refused(f"this pre-tokenizer ({names}); it knows those of gpt2, qwen2, llama3 and smollm")
+    for token in content["added_tokens"]:
+        if found := [name for name in ("lstrip", "rstrip", "single_word") if token[name]]:
+            raise _refused(f"{found[0]} of the added token {token['content']!r}")
     tokens, types = _tokens(tokenizer, content, by_character)
     if by_character:
         notes.append(f"llama.cpp reads the character {BLANK} (U+2581) in a text as a blank")

@@ -1,4 +1,4 @@
-"""Write a stock model with weights of 8 or 4 bits by torchao, as a folder that `from_pretrained` loads."""
+"""Write a stock model with weights of 8 bits by torchao, as a folder that `from_pretrained` loads."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import urllib.error
@@ -113,21 +114,26 @@ class LlamaCppRunner:
         found = torch.full((self._size,), float("nan"))
         step = self._choose(known, self._letter, self._size)
         ids, values = zip(*((entry["id"], entry["logprob"]) for entry in step["top_logprobs"]), strict=True)
-        found[list(ids)] = torch.tensor(values)
+        found[list(ids)] = torch.tensor([_number(value) for value in values])
         return found
 
     def _loss(self, known: list[int], token: int) -> float:
         step = self._choose(known, token, 1)
-        return -step["logprob"] if step else -self._log_probabilities(known)[token].item()
+        return -_number(step["logprob"]) if step else -self._log_probabilities(known)[token].item()
 
     def _choose(self, known: list[int], token: int, count: int) -> dict[str, Any] | None:
         """Make the server choose `token`; returns its log-probability and the `count` largest, before that.
 
-        None for a token that is no whole character, of which the server says nothing.
+        None for a token that is no whole character, of which the server says nothing. Raises CheckFailed if the
+        server chooses another, as it does where logits are NaN.
         """
         answer = self._complete(known, 1, n_probs=count, logit_bias=[[token, 1e9]])
         if answer["tokens"] != [token]:
-            raise MyPTError(f"{self.name} chose {answer['tokens']} where {token} was asked for; update xllamacpp")
+            raise CheckFailed(
+                f"{self.name} chose {answer['tokens']} where {token} was asked for: its logits are NaN or infinite "
+                "(float16 overflows where float32 does not), or it ignores logit_bias; choose another --dtype, or "
+                "update xllamacpp; nothing is kept"
+            )
         return next(iter(answer.get("completion_probabilities", [])), None)
 
     def _complete(self, known: list[int], new: int, **options) -> dict[str, Any]:
@@ -168,6 +174,11 @@ def serve(file: Path, size: int, context: int) -> Iterator[LlamaCppRunner]:
                 process.kill()
                 process.wait()
             process.stdout.close()
+
+
+def _number(value: float | None) -> float:
+    """A number of the server's JSON, which writes NaN as null."""
+    return math.nan if value is None else value
 
 
 def _last_words(log: Any) -> str:

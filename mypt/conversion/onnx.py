@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mypt.errors import CheckpointError
 from mypt.versions import version_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,11 @@ FILE, WEIGHTS, GENAI = "onnx/model.onnx", "model.onnx_data", "genai_config.json"
 
 
 def check(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None) -> None:
-    """Refuse nothing."""
+    """Raise CheckpointError for rotary frequencies that torch cannot trace."""
+    if (config.get("rope_parameters") or {}).get("rope_type") == "dynamic":
+        raise CheckpointError(
+            "onnx cannot express rope_type dynamic, whose frequencies change with the length; --format safetensors can"
+        )
 
 
 def tolerance_factor(target: str, dtype: str, saved_as: str) -> float:

@@ -3,11 +3,15 @@
 import json
 
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+import torch
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
+from mypt import MyPTForCausalLM
 from mypt.conversion import gguf as gguf_format
+from mypt.conversion import gguf_tokenizer
 from mypt.conversion.export import export_model
 from mypt.conversion.gguf_tokenizer import PRE_TOKENIZERS, vocabulary
+from mypt.conversion.llama_cpp import LlamaCppRunner
 from mypt.errors import CheckFailed, CheckpointError, TokenizerError
 from mypt.legacy.tokenizer import TokenizerState
 from mypt.tokenization.load import load_tokenizer, state_tokenizer, wrap
@@ -82,6 +86,58 @@ def test_a_wrong_file_is_not_kept(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "q8_0"])
+def test_a_wrong_layout_shows_in_small_logits(dtype, tmp_path, monkeypatch):
+    """A model that was not trained: rounded inputs alone change its logits as much as rotary pairs do."""
+    folder = save_model(tmp_path / "model", bpe_tokenizer(), "modern-nano", **LLAMA)
+    model = MyPTForCausalLM(MyPTForCausalLM.from_pretrained(folder).config)
+    model.save_pretrained(folder)
+    export_model(folder, tmp_path / "right", format="gguf", dtype=dtype)
+    assert sorted(path.name for path in (tmp_path / "right").iterdir()) == ["Modelfile", "export.json", "model.gguf"]
+    monkeypatch.setattr(gguf_format, "_turned", lambda name, tensor, config, back=False: tensor)
+    with pytest.raises(CheckFailed, match=r"differ by .* \(the same layout in float32\)"):
+        export_model(folder, tmp_path / "wrong", format="gguf", dtype=dtype)
+
+
+def test_an_overflow_of_float16_is_named(tmp_path):
+    """Weights that float16 holds, and products that it does not: llama.cpp's logits are NaN, transformers' are not."""
+    folder = save_model(tmp_path / "model", bpe_tokenizer(), "modern-nano", **LLAMA)
+    model = MyPTForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.up_proj.weight.mul_(3e4)
+    model.save_pretrained(folder)
+    with pytest.raises(CheckFailed, match=r"logits are NaN or infinite .*choose another --dtype.*nothing is kept"):
+        export_model(folder, tmp_path / "out", format="gguf", dtype="f16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_null_of_the_server_is_nan():
+    """JSON has no NaN; NaN fails every comparison."""
+
+    class Answering(LlamaCppRunner):
+        def __init__(self):
+            self._size, self._letter = 2, 1
+
+        def _complete(self, known, new, **options):
+            top = [{"id": 0, "logprob": -0.5}, {"id": 1, "logprob": None}]
+            return {"tokens": [1], "completion_probabilities": [{"logprob": None, "top_logprobs": top}]}
+
+    ids = torch.tensor([[0, 1]])
+    assert Answering().losses(ids).isnan().all()
+    assert Answering()._log_probabilities([0]).isnan().tolist() == [False, True]
+
+
+def test_added_tokens_are_compared(tmp_path, monkeypatch):
+    """One that is in none of the usual texts, and that the file does not mark as added."""
+    tokenizer = bpe_tokenizer()
+    tokenizer.add_tokens(["zebra"])
+    folder = save_model(tmp_path / "model", tokenizer, "modern-nano")
+    monkeypatch.setattr(gguf_tokenizer, "USER_DEFINED", gguf_tokenizer.NORMAL)
+    with pytest.raises(CheckFailed, match="other ids than the tokenizer for 'a zebra bzebrac'"):
+        export_model(folder, tmp_path / "out", format="gguf")
+
+
 def test_special_tokens_and_the_chat_template_are_carried(tmp_path):
     tokenizer = bpe_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<|start|>", "eos_token": "<|stop|>"})
@@ -146,6 +202,12 @@ def with_parts(**parts):
     return tokenizer
 
 
+def with_token(text, **flags):
+    tokenizer = bpe_tokenizer()
+    tokenizer.add_tokens([AddedToken(text, normalized=False, **flags)])
+    return tokenizer
+
+
 TOKENIZERS = {
     "a WordLevel model": lambda: wrap(Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))),
     "the normalizer Lowercase": lambda: with_parts(normalizer=normalizers.Lowercase()),
@@ -154,6 +216,9 @@ TOKENIZERS = {
     "this pre-tokenizer .none": lambda: state_tokenizer(TokenizerState(("a", "b")), exact=True),
     "characters with \u2581": lambda: build_char_tokenizer("a \u2581"),
     "characters with .*or without the blank": lambda: build_char_tokenizer("a"),
+    "lstrip of the added token '<sep>'": lambda: with_token("<sep>", lstrip=True),
+    "rstrip of the added token '<sep>'": lambda: with_token("<sep>", rstrip=True),
+    "single_word of the added token 'clerk'": lambda: with_token("clerk", single_word=True),
 }
 
 

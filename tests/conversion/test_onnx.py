@@ -103,6 +103,14 @@ def test_a_graph_that_differs_is_not_kept(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
+def test_a_rope_type_that_cannot_be_traced_is_named(tmp_path):
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    folder = save_model(tmp_path / "model", bpe_tokenizer(), "modern-nano", rope_parameters=rope)
+    with pytest.raises(CheckpointError, match=r"onnx cannot express rope_type dynamic, .*--format safetensors can"):
+        export_model(folder, tmp_path / "out", format="onnx")
+    assert not (tmp_path / "out").exists()
+
+
 def test_options_that_the_format_does_not_have_are_refused(tmp_path):
     folder = save_model(tmp_path / "model", bpe_tokenizer(), "tiny")
     with pytest.raises(CheckpointError, match="--format onnx has no --dtype q8_0; choose float32"):
