@@ -83,3 +83,21 @@ def test_a_fetch_that_fails_leaves_no_entry_and_its_files_for_the_next(root):
     seen = []
     cached_folder("s3://b/x", "data", "aa", 10, lambda folder: seen.extend(path.name for path in folder.iterdir()))
     assert seen == ["first"]
+
+
+def test_a_second_process_gets_what_the_first_has_fetched_and_still_uses(root):
+    body = (
+        "import sys, time; from pathlib import Path; from mypt.remote.cache import *; use_cache(sys.argv[1], 1e-5)\n"
+        "cached_folder('s3://b/x', 'data', 'aa', 1, lambda folder: (print('fetching', flush=True), time.sleep(1)))\n"
+        "print('has it', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", body, str(root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "fetching\n"
+        try:
+            second = subprocess.run(command, input="", capture_output=True, text=True, timeout=15)
+            assert second.stdout.splitlines()[-1] == "has it" and "fetching\n" not in second.stdout
+            assert first.poll() is None
+        finally:
+            first.kill()
