@@ -12,6 +12,7 @@ from pathlib import Path
 import xxhash
 
 from mypt.errors import DataError, MyPTError
+from mypt.json_files import is_inner_path
 from mypt.remote.cache import cached_folder
 from mypt.remote.place import Found, Place, is_remote
 from mypt.terminal import progress_bar
@@ -61,6 +62,12 @@ def _found(place: Place, pattern: str) -> tuple[dict[str, Found], str | None]:
         # Of a glob, `**/` also stands for nothing; what is copied too much is left out by the glob over the copies.
         match = re.compile(translate(pattern.replace("**/", "*"))).match
         files = {name: one for name, one in files.items() if match(name)}
+    for name in files:
+        if not is_inner_path(name):
+            raise DataError(
+                f"{place} holds an object named {name!r}, which is no path below it; rename it, or give a glob without "
+                "it"
+            )
     return files, pattern or None
 
 

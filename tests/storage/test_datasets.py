@@ -11,6 +11,7 @@ from mypt.errors import CheckpointError, DataError
 from mypt.recipe import load_recipe, parse_recipe
 from mypt.remote import cache, copies
 from mypt.remote.cache import use_cache
+from mypt.remote.copies import local_path
 from mypt.remote.place import Place
 from mypt.shards.format import read_manifest
 from mypt.storage.datasets import local_dataset
@@ -149,6 +150,20 @@ def test_text_is_prepared_from_a_store_as_from_here(bucket, source, tmp_path, ca
     start_again()
     assert main([*command[:4], str(tmp_path / "again"), *command[5:]]) == 2  # it has changed: nothing is there
     assert "matches no file in the store" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["{here}/evil.txt", "../../../evil.txt"])
+def test_names_of_objects_that_lead_out_of_the_cache_are_refused(s3, tmp_path, name):
+    from mypt.remote.clients import file_system
+
+    client, bucket = file_system(s3), s3.removeprefix("s3://")
+    Place.parse(f"{s3}/text").put("a.txt", b"text")
+    client.call_s3("put_object", Bucket=bucket, Key=f"text/{name.format(here=tmp_path)}", Body=b"evil")
+    client.invalidate_cache()
+    with pytest.raises(DataError, match=r"evil\.txt', which is no path below it"):
+        local_path(f"{s3}/text")
+    assert not list(tmp_path.rglob("evil.txt"))
+    assert local_path(f"{s3}/text/a*").endswith("/text/a*")
 
 
 def test_a_run_trains_on_text_in_a_store(recipe_for, s3, corpora, tmp_path):
