@@ -112,8 +112,11 @@ def _remove_oldest(root: Path, keep: Path) -> bool:
     for path in sorted(locks, key=lambda path: path.stat().st_mtime):
         with open(path, "a") as lock:
             if _lock(lock, wait=False):
-                shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-                return not path.with_suffix("").exists()
+                entry = path.with_suffix("")
+                for folder in [one for one in entry.iterdir() if one.suffix != ".part" and one.is_dir()]:
+                    folder.rename(folder.with_name(f"{folder.name}.part"))  # what a kill leaves is not whole
+                shutil.rmtree(entry, ignore_errors=True)
+                return not entry.exists()
     return False
 
 

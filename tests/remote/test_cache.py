@@ -72,6 +72,18 @@ def test_what_is_in_use_stays_and_too_much_is_refused(root):
     assert [path.parent.name for path in root.glob("*/data")] == ["bb"]
 
 
+def test_an_entry_whose_removal_was_killed_is_fetched_again(root, monkeypatch):
+    fetch("aa", 8_000)
+    let_go()
+    with monkeypatch.context() as patch:  # killed before the first file goes
+        patch.setattr(cache.shutil, "rmtree", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fetch("bb", 3_000)
+    let_go()
+    calls = []
+    assert (fetch("aa", 8_000, calls) / "shard").stat().st_size == 8_000 and calls == ["aa"]
+
+
 def test_a_fetch_that_fails_leaves_no_entry_and_its_files_for_the_next(root):
     def fails(folder: Path) -> None:
         (folder / "first").write_bytes(b"here")
