@@ -112,15 +112,20 @@ class ObjectStore(Store):
                 found.setdefault(int(match[1]), set()).add(match[2])
         return dict(sorted(found.items()))
 
-    def prune(self, keep: int, best: str | None = None) -> list[str]:
+    def prune(self, keep: int, *named: str | None) -> list[str]:
         there = self._checkpoints()
         whole = [step for step, names in there.items() if MANIFEST_NAME in names]
         kept = {*whole[-keep:]}
-        gone = [step for step in there if kept and step < max(kept) and step not in kept and _name(step) != best]
-        for step in gone:
-            names = there[step]
+        gone = [step for step in there if kept and step < max(kept) and step not in kept and _name(step) not in named]
+        return self._remove({step: there[step] for step in gone})
+
+    def give_up_after(self, step: int) -> list[str]:
+        return self._remove({later: names for later, names in self._checkpoints().items() if later > step})
+
+    def _remove(self, checkpoints: dict[int, set[str]]) -> list[str]:
+        for step, names in checkpoints.items():  # the manifest first: what is left after a kill counts as nothing
             self.below(_name(step)).place.remove([*({MANIFEST_NAME} & names), *sorted(names - {MANIFEST_NAME})])
-        return [_name(step) for step in gone]
+        return [_name(step) for step in checkpoints]
 
     def claim(self, run: str, *, resume: bool) -> None:
         there = self._checkpoints()

@@ -131,8 +131,12 @@ class Store(ABC):
         """The place of a folder of the run that is kept here."""
         return self
 
-    def prune(self, keep: int, best: str | None = None) -> list[str]:
-        """Remove all but the newest `keep` checkpoints and the one named `best`; returns the names of the removed."""
+    def prune(self, keep: int, *named: str | None) -> list[str]:
+        """Remove all but the newest `keep` checkpoints and those `named`; returns the names of the removed."""
+        return []
+
+    def give_up_after(self, step: int) -> list[str]:
+        """Remove the checkpoints of later steps, which are to be trained again; returns their names."""
         return []
 
     def claim(self, run: str, *, resume: bool) -> None:

@@ -153,7 +153,7 @@ def _build(
     stopping = None if patience is None else EarlyStoppingCallback(forgetting, patience)
     set_aside = None
     if checkpoint and PartialState().is_main_process:
-        set_aside = functools.partial(_set_aside, run, checkpoint, not isinstance(resume, bool))
+        set_aside = functools.partial(_set_aside, run, checkpoint, not isinstance(resume, bool), upload)
     with refused_values(recipe, "HF's Trainer"):
         trainer = MyPTTrainer(
             model=model,
@@ -311,11 +311,14 @@ def _claim(run: Path, identity: dict, resume: bool | str | Path, checkpoint: Pat
                 run_folder.set_aside_incomplete(run, None)
 
 
-def _set_aside(run: Path, checkpoint: Path, chosen: bool) -> None:
+def _set_aside(run: Path, checkpoint: Path, chosen: bool, upload: UploadCallback | None) -> None:
     """The checkpoints after the one that the run resumes from, which are damaged or, if it was `chosen`, given up."""
     if not chosen:
         run_folder.set_aside_incomplete(run, checkpoint)
-    elif aside := run_folder.set_aside_later(run, checkpoint):
+        return
+    if upload:  # its store may have later ones that are not here
+        upload.give_up_after(checkpoint.name)
+    if aside := run_folder.set_aside_later(run, checkpoint):
         names = ", ".join(sorted(path.name for path in aside.iterdir()))
         say(f"{names}: moved to {aside}, since the run resumes from {checkpoint.name}")
 

@@ -259,10 +259,11 @@ def test_only_the_newest_checkpoints_and_the_best_stay(finished_run, bucket):
         store.below(f"checkpoint-{step}").send(files, progress=False)
     (store.place / "checkpoint-7").put("optimizer.pt", b"half of an upload")
     (store.place / "checkpoint-12").put("optimizer.pt", b"under way elsewhere")
-    removed = store.prune(2, best="checkpoint-4")
+    removed = store.prune(2, "checkpoint-4")
     assert removed == ["checkpoint-2", "checkpoint-6", "checkpoint-7"]
     assert {name.split("/")[0] for name in store.place.files()} == {f"checkpoint-{n}" for n in (4, 8, 10, 12)}
-    assert store.prune(2, best="checkpoint-4") == []
+    assert store.prune(2, "checkpoint-4") == []
+    assert store.prune(1, "checkpoint-8") == ["checkpoint-4"]  # 8 was just sent, the other one is of other steps
 
 
 def test_visibility_and_compression_belong_to_one_kind_of_store(finished_run, bucket, logged_in, capsys):

@@ -129,6 +129,21 @@ def test_a_local_folder_that_is_ahead_of_the_store_is_not_set_back(recipe_for, w
     assert "checkpoint-12" in whole_checkpoints(f"{s3}/behind")
 
 
+def test_a_resume_from_an_earlier_checkpoint_gives_up_the_later_ones_in_the_store(
+    recipe_for, whole_copy, tmp_path, capsys
+):
+    uri = f"file://{tmp_path / 'store'}"
+    store = parse_uri(uri)
+    for step in (4, 8, 12):
+        store.below(f"checkpoint-{step}").send(store.outgoing(whole_copy / f"checkpoint-{step}"), progress=False)
+    shutil.rmtree(whole_copy / "checkpoint-12")  # the store alone has it
+    content = recipe_for(upload={"uri": uri})
+    content["training"]["max_steps"] = 8
+    train(parse_recipe(content), resume="checkpoint-4")
+    assert f"checkpoint-8, checkpoint-12: removed from {uri}" in capsys.readouterr().out
+    assert whole_checkpoints(uri) == ["checkpoint-4", "checkpoint-8"]
+
+
 @pytest.mark.slow
 def test_a_signal_waits_for_the_last_upload(recipe_for, s3, tmp_path):
     content = recipe_for(upload={"uri": f"{s3}/signal"})
