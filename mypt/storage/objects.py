@@ -139,7 +139,7 @@ class ObjectStore(Store):
                 f"{self} already holds checkpoints of this run; add --resume to continue, or choose another upload.uri"
             )
 
-    def restore(self, run: Path) -> str | None:
+    def restore(self, run: Path) -> list[Path]:
         """Fetch the newest checkpoint, the best one that its state names, and the run's files, unless it is older.
 
         A folder that holds another run is left as it is; `claim` refuses it.
@@ -147,20 +147,20 @@ class ObjectStore(Store):
         whole = [step for step, names in self._checkpoints().items() if MANIFEST_NAME in names]
         here, _ = last_complete_checkpoint(run)
         if not whole or (here and step_of(here) >= whole[-1]):
-            return None
+            return []
         newest = _name(whole[-1])
         own = recorded_run(run)
         if own and require_manifest(self.below(newest).place).get("run") != own:
-            return None
-        self._bring(newest, run)
+            return []
+        brought = self._bring(newest, run)
         best = best_of(run / newest)
         wanted = best and best != newest and not (run / best).is_dir()
         if wanted and self.below(best).place.read(MANIFEST_NAME) is not None:
-            self._bring(best, run)
-        return newest
+            brought += self._bring(best, run)
+        return brought
 
-    def _bring(self, name: str, run: Path) -> None:
-        """Fetch one checkpoint into a run folder; it gets its name when it is whole."""
+    def _bring(self, name: str, run: Path) -> list[Path]:
+        """Fetch one checkpoint into a run folder, which names it when it is whole; returns what is new there."""
         store = self.below(name)
         manifest: Manifest = require_manifest(store.place)
         if manifest["kind"] != "checkpoint":
@@ -171,11 +171,13 @@ class ObjectStore(Store):
         run.mkdir(parents=True, exist_ok=True)
         with beside(target.resolve(), "download", was_fetching) as aside:
             fetch_folder(store.place, aside, manifest)
+            brought = [target]
             for path in sorted((aside / RUN).glob("*")):
                 if not (run / path.name).exists():
-                    path.replace(run / path.name)
+                    brought.append(path.replace(run / path.name))
             shutil.rmtree(aside / RUN, ignore_errors=True)
             take_place(aside, target.resolve())
+        return brought
 
 
 def _name(step: int) -> str:

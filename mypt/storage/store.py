@@ -143,6 +143,6 @@ class Store(ABC):
         """Raise CheckpointError if another run than this (`run_hash`) is kept here, or this one without `resume`."""
         return None
 
-    def restore(self, run: Path) -> str | None:
-        """Fetch the newest checkpoint into a run folder that has no newer one; returns its name, None if none was."""
-        return None
+    def restore(self, run: Path) -> list[Path]:
+        """Fetch the newest checkpoint into a run folder that has no newer one; returns what was added, that first."""
+        return []

@@ -96,11 +96,11 @@ def test_half_an_upload_is_never_resumed_from(whole_run, bucket, tmp_path):
         folder = store.below(f"checkpoint-{step}")
         folder.send(folder.outgoing(whole_run / f"checkpoint-{step}"), progress=False)
     (store.place / "checkpoint-8").remove([MANIFEST_NAME])
-    assert store.restore(tmp_path / "run") == "checkpoint-4"
+    assert store.restore(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-4"
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         *("checkpoint-4", "environment.json", "recipe.yaml", "forgetting_baseline.safetensors")
     }
-    assert store.restore(tmp_path / "run") is None
+    assert store.restore(tmp_path / "run") == []
 
 
 def test_a_place_of_another_run_and_a_start_without_resume_are_refused(recipe_for, bucket, tmp_path):
@@ -115,9 +115,12 @@ def test_a_place_of_another_run_and_a_start_without_resume_are_refused(recipe_fo
     content["training"]["seed"] = 7
     for resume in (False, True):
         content["training"]["output_dir"] = str(tmp_path / f"other-{resume}")
-        with pytest.raises(CheckpointError, match="another run"):
+        with pytest.raises(CheckpointError, match=r"/taken holds another run .* choose another upload\.uri"):
             train(parse_recipe(content), resume=resume)
     assert Place.parse(f"{bucket}/taken").find() == before
+    content["upload"]["uri"] += "-own"  # corrected: nothing of the other run was left
+    train(parse_recipe(content), resume=True)
+    assert whole_checkpoints(f"{bucket}/taken-own") == ["checkpoint-4"]
 
 
 def test_a_local_folder_that_is_ahead_of_the_store_is_not_set_back(recipe_for, whole_copy, s3, capsys):

@@ -61,10 +61,12 @@ class UploadCallback(TrainerCallback):
         """Check access and name before any work is done. Raises MyPTError."""
         self.store.connect(private=self.private)
 
-    def restore(self, run: Path) -> None:
-        """Fetch what a resume needs and the run folder has not. Raises MyPTError."""
-        if name := self.store.restore(run):
-            say(f"fetched {name} from {self.uri}")
+    def restore(self, run: Path) -> list[Path]:
+        """Fetch what a resume needs and the run folder has not; returns what was added. Raises MyPTError."""
+        brought = self.store.restore(run)
+        if brought:
+            say(f"fetched {brought[0].name} from {self.uri}")
+        return brought
 
     def claim(self, run_hash: str, *, resume: bool) -> None:
         """Refuse a place that holds another run, or this one without `resume`. Raises CheckpointError."""
