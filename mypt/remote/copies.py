@@ -12,7 +12,7 @@ from pathlib import Path
 import xxhash
 
 from mypt.errors import DataError, MyPTError
-from mypt.json_files import is_inner_path
+from mypt.files import is_inner_path
 from mypt.remote.cache import cached_folder
 from mypt.remote.place import Found, Place, is_remote
 from mypt.terminal import progress_bar
