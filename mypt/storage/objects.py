@@ -26,6 +26,7 @@ from mypt.storage.run_files import (
 )
 from mypt.storage.store import Outgoing, Received, Sent, Store
 from mypt.storage.transfer import digest_of, fetch_folder, send_folder, was_fetching
+from mypt.terminal import say
 
 _PROBE = ".mypt-may-write"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)/(.+)")
@@ -133,7 +134,7 @@ class ObjectStore(Store):
         for place in [self.place, *(self.below(name).place for name in whole[-1:])]:
             manifest = read_manifest(place)
             if manifest and manifest.get("run") != run:
-                raise CheckpointError(f"{place} holds another run or another model; choose another upload.uri")
+                raise CheckpointError(f"{place} holds another run or another model; choose another URI (upload.uri)")
         if whole and not resume:
             raise CheckpointError(
                 f"{self} already holds checkpoints of this run; add --resume to continue, or choose another upload.uri"
@@ -150,13 +151,17 @@ class ObjectStore(Store):
             return []
         newest = _name(whole[-1])
         own = recorded_run(run)
-        if own and require_manifest(self.below(newest).place).get("run") != own:
+        there = require_manifest(self.below(newest).place).get("run")
+        if own and there != own:
             return []
         brought = self._bring(newest, run)
         best = best_of(run / newest)
-        wanted = best and best != newest and not (run / best).is_dir()
-        if wanted and self.below(best).place.read(MANIFEST_NAME) is not None:
-            brought += self._bring(best, run)
+        if best and best != newest and not (run / best).is_dir():
+            manifest = read_manifest(self.below(best).place)
+            if manifest and manifest.get("run") == there:
+                brought += self._bring(best, run)
+            elif manifest:
+                say(f"{self.below(best)} is not of the run of {newest}: the best checkpoint is not fetched")
         return brought
 
     def _bring(self, name: str, run: Path) -> list[Path]:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mypt.checkpoints.state import STATE_NAME
+from mypt.cli.main import main
 from mypt.errors import CheckFailed, CheckpointError, RecipeError
 from mypt.recipe import load_recipe, parse_recipe
 from mypt.remote.place import Place
@@ -115,12 +117,36 @@ def test_a_place_of_another_run_and_a_start_without_resume_are_refused(recipe_fo
     content["training"]["seed"] = 7
     for resume in (False, True):
         content["training"]["output_dir"] = str(tmp_path / f"other-{resume}")
-        with pytest.raises(CheckpointError, match=r"/taken holds another run .* choose another upload\.uri"):
+        with pytest.raises(CheckpointError, match=r"/taken holds another run .* choose another .*upload\.uri"):
             train(parse_recipe(content), resume=resume)
     assert Place.parse(f"{bucket}/taken").find() == before
     content["upload"]["uri"] += "-own"  # corrected: nothing of the other run was left
     train(parse_recipe(content), resume=True)
     assert whole_checkpoints(f"{bucket}/taken-own") == ["checkpoint-4"]
+
+
+def test_a_best_checkpoint_of_another_run_is_not_fetched(whole_run, finished_run, tmp_path, capsys):
+    uri = f"file://{tmp_path / 'store'}"
+    store = parse_uri(uri)
+    newest = shutil.copytree(whole_run, tmp_path / "whole") / "checkpoint-12"
+    state = json.loads((newest / STATE_NAME).read_text())
+    state["best_model_checkpoint"] = "run/checkpoint-4"
+    (newest / STATE_NAME).write_text(json.dumps(state))
+    for folder in (newest, finished_run / "checkpoint-4"):
+        store.below(folder.name).send(store.outgoing(folder), progress=False)
+    assert tmp_path / "run" / "checkpoint-4" not in store.restore(tmp_path / "run")
+    assert "checkpoint-4 is not of the run of checkpoint-12" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "checkpoint-4").exists()
+
+
+def test_an_upload_of_a_run_does_not_mix_with_another_one(whole_run, finished_run, tmp_path, capsys):
+    uri = f"file://{tmp_path / 'store'}"
+    assert main(["upload", str(finished_run), uri]) == 0
+    before = Place.parse(uri).find()
+    assert main(["upload", str(whole_run), uri]) == 2
+    assert f"{uri} holds another run or another model; choose another URI" in capsys.readouterr().err
+    assert Place.parse(uri).find() == before
+    assert main(["upload", str(finished_run), uri]) == 0
 
 
 def test_a_local_folder_that_is_ahead_of_the_store_is_not_set_back(recipe_for, whole_copy, s3, capsys):
