@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -137,15 +138,19 @@ class Place:
             raise Absent(f"{self / name if name else self} is not in the store") from None
 
     def put(self, name: str, content: Path | bytes, advance: Callable[[int], object] | None = None) -> None:
-        """Write a file there, in place of one that is there."""
+        """Write a file there, whole or not at all, in place of one that is there."""
         there = f"{self._path}/{name}"
+        in_folder = self.uri.startswith("file:")  # where half of a file would be seen
+        target = f"{there}.part" if in_folder else there
         try:
             if isinstance(content, bytes):
-                self._do(lambda: self._client.pipe_file(there, content))
+                self._do(lambda: self._client.pipe_file(target, content))
                 if advance:
                     advance(len(content))
             else:
-                self._do(lambda: self._client.put_file(str(content), there, callback=_progress(advance)))
+                self._do(lambda: self._client.put_file(str(content), target, callback=_progress(advance)))
+            if in_folder:
+                self._do(lambda: os.replace(target, there))
         except Absent:
             raise self._no_bucket() from None
 

@@ -12,7 +12,14 @@ from mypt.checkpoints.complete import last_complete_checkpoint, step_of
 from mypt.errors import CheckpointError, MyPTError
 from mypt.folders import beside, require_free, take_place
 from mypt.remote.place import FORMS, Place
-from mypt.storage.manifest import MANIFEST_NAME, Manifest, read_manifest, require_manifest, stored_name
+from mypt.storage.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    read_manifest,
+    replaceable_manifest,
+    require_manifest,
+    stored_name,
+)
 from mypt.storage.run_files import (
     ENVIRONMENT,
     RUN,
@@ -132,7 +139,7 @@ class ObjectStore(Store):
         there = self._checkpoints()
         whole = [_name(step) for step, names in there.items() if MANIFEST_NAME in names]
         for place in [self.place, *(self.below(name).place for name in whole[-1:])]:
-            manifest = read_manifest(place)
+            manifest = replaceable_manifest(place)
             if manifest and manifest.get("run") != run:
                 raise CheckpointError(f"{place} holds another run or another model; choose another URI (upload.uri)")
         if whole and not resume:

@@ -152,6 +152,32 @@ def test_a_file_that_is_not_what_was_sent_is_refused_by_name(finished_run, bucke
     assert not (tmp_path / "copy").exists()
 
 
+def test_an_upload_replaces_a_damaged_manifest(run_copy, bucket, tmp_path):
+    uri = f"{bucket}/model"
+    upload(run_copy, uri)
+    place = Place.parse(uri)
+    place.put(MANIFEST_NAME, place.read(MANIFEST_NAME)[:40])
+    assert main(["upload", str(run_copy), uri]) == 0
+    assert parse_uri(uri).download(tmp_path / "copy").files["model.safetensors"]
+
+
+def test_a_file_of_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    from mypt.remote.clients import file_system
+
+    place = Place.parse(f"file://{tmp_path}/store")
+    place.put("a.json", b"before")
+    client = type(file_system(place.uri))
+
+    def killed(self, path, value, **options):
+        Path(path).write_bytes(value[:3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "pipe_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        place.put("a.json", b"after it")
+    assert place.read("a.json") == b"before"
+
+
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "C:evil", "a\\evil"])
 def test_a_manifest_that_leads_out_of_the_folder_is_refused(finished_run, tmp_path, name):
     uri = f"file://{tmp_path / 'store'}"
