@@ -14,7 +14,7 @@ import xxhash
 from mypt.errors import DataError, MyPTError
 from mypt.files import is_inner_path
 from mypt.remote.cache import cached_folder
-from mypt.remote.place import Found, Place, is_remote
+from mypt.remote.place import Found, Place, is_remote, require_no_secret
 from mypt.terminal import progress_bar
 
 
@@ -29,6 +29,7 @@ def local_path(source: str) -> str:
 
 @cache  # the files of a run stay the same
 def _copy(uri: str) -> str:
+    require_no_secret(uri)  # before a `?` is taken for a part of a glob
     scheme, _, path = uri.partition("://")
     parts = path.rstrip("/").split("/")
     fixed = next((index for index, part in enumerate(parts) if has_magic(part)), len(parts))

@@ -28,6 +28,15 @@ def is_remote(source: str) -> bool:
     return source.partition("://")[0] in INSTALL and "://" in source
 
 
+def require_no_secret(uri: str) -> None:
+    """Raise MyPTError, without the secret, for a URI with a password or a signature."""
+    if re.search(r"[?&](sig|X-Amz-Signature|X-Goog-Signature)=", uri) or re.search(r"://[^/@]*:[^/@]*@", uri):
+        raise MyPTError(
+            f"{without_secrets(uri)} holds a secret, which recipes and logs would keep; give it by the environment "
+            "(docs/stores.md)"
+        )
+
+
 class Found(NamedTuple):
     """A file of a store: bytes, what changes with its content, and the time of its last change in ns."""
 
@@ -57,13 +66,9 @@ class Place:
     @classmethod
     def parse(cls, uri: str) -> Place:
         """Raises MyPTError for another form, and for a URI that holds a secret: none is repeated."""
+        require_no_secret(uri)
         match = _URI.fullmatch(uri)
         scheme, path = match.groups() if match else ("", "")
-        if re.search(r"[?&](sig|X-Amz-Signature|X-Goog-Signature)=", uri) or re.search(r"://[^/@]*:[^/@]*@", uri):
-            raise MyPTError(
-                f"{without_secrets(uri)} holds a secret, which recipes and logs would keep; give it by the environment "
-                "(docs/upload.md, section Object stores)"
-            )
         parts = path.strip("/").split("/")
         absolute = path.startswith("/") if scheme == "file" else bool(parts[0])
         if not match or not absolute or any(part in ("", ".", "..") for part in parts):
