@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> None:
     from mypt.storage.uri import parse_uri
 
     store = parse_uri(args.uri)
+    if args.compress:
+        store.require_packing()
     folder = Path(args.directory)
     if not folder.is_dir():
         raise MyPTError(f"{folder} holds no model: there is no such folder")

@@ -92,6 +92,10 @@ class Store(ABC):
             Whether the place is private; None where the store decides that by rules of its own.
         """
 
+    def require_packing(self) -> None:
+        """Raise MyPTError if files cannot be stored packed here."""
+        return None
+
     @abstractmethod
     def send(
         self,

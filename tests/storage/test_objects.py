@@ -298,6 +298,7 @@ def test_visibility_and_compression_belong_to_one_kind_of_store(finished_run, bu
     assert main(["upload", str(finished_run), "hf://me/packed", "--compress", "zstd"]) == 2
     error = capsys.readouterr().err
     assert "leave out --compress" in error and TOKEN not in error
+    assert "me/packed" not in logged_in.models  # no repository was made
 
 
 def test_a_dataset_travels_packed_and_is_verified(corpora, bucket, tmp_path, capsys):

@@ -6,9 +6,11 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import TrainerState
 
 from mypt.checkpoints.state import STATE_NAME
 from mypt.cli.main import main
@@ -17,6 +19,7 @@ from mypt.recipe import load_recipe, parse_recipe
 from mypt.remote.place import Place
 from mypt.storage.manifest import MANIFEST_NAME
 from mypt.storage.uri import parse_uri
+from mypt.training.callbacks.upload import UploadCallback
 from mypt.training.run import train
 from mypt.yaml12 import dump_yaml
 from tests.processes import Command
@@ -171,6 +174,20 @@ def test_a_resume_from_an_earlier_checkpoint_gives_up_the_later_ones_in_the_stor
     train(parse_recipe(content), resume="checkpoint-4")
     assert f"checkpoint-8, checkpoint-12: removed from {uri}" in capsys.readouterr().out
     assert whole_checkpoints(uri) == ["checkpoint-4", "checkpoint-8"]
+
+
+def test_a_best_checkpoint_that_cannot_be_sent_is_named_and_older_ones_still_go(whole_copy, tmp_path, capsys):
+    callback = UploadCallback(f"file://{tmp_path / 'store'}", keep=1)
+    store = callback.store
+    store.below("checkpoint-8").send(store.outgoing(whole_copy / "checkpoint-8"), progress=False)
+    (whole_copy / "checkpoint-4" / "optimizer.pt").unlink()
+    state = TrainerState(global_step=12, best_model_checkpoint=str(whole_copy / "checkpoint-4"))
+    callback.on_save(SimpleNamespace(output_dir=str(whole_copy)), state, None)
+    callback.wait(whole_copy / "checkpoint-12")
+    printed = capsys.readouterr().out
+    assert "uploaded checkpoint-12 to" in printed and "checkpoint-4 was not uploaded" in printed
+    assert "checkpoint-12 was not uploaded" not in printed
+    assert whole_checkpoints(callback.uri) == ["checkpoint-12"]
 
 
 @pytest.mark.slow

@@ -131,8 +131,11 @@ class UploadCallback(TrainerCallback):
         say(f"uploaded {save.name} to {self.uri} ({self.store.receipt} {done.commit[:8]})")
         best = save.best and save.held.parents[1] / save.best
         if self.store.keeps_runs and best and best.is_dir() and save.best not in self._sent:
-            self._send(self.store.below(save.best), self.store.outgoing(best), "Best step")  # it was passed over
-            self._sent.add(save.best)
+            try:
+                self._send(self.store.below(save.best), self.store.outgoing(best), "Best step")  # it was passed over
+                self._sent.add(save.best)
+            except Exception as error:  # of the best one alone
+                self._say_failed(save.best, error)
         self.store.prune(self.keep, save.best, save.name)
 
     def _send(self, store: Store, files: list[Outgoing], message: str) -> Sent:
