@@ -8,7 +8,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 _NETWORK = {
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "lustre", "ceph", "gpfs", "beegfs", "9p", "afs", "glusterfs",
@@ -66,6 +66,13 @@ def require_file(path: str | Path) -> None:
     opened = str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")) or str(path) == os.devnull
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or opened):
         raise OSError(errno.EINVAL, "it is a FIFO, a socket or a device, not a file", str(path))
+
+
+def is_inner_path(name: str) -> bool:
+    """Whether a path leads to a file inside the folder that it is relative to, and nowhere else."""
+    place = PurePosixPath(name)
+    inside = bool(place.parts) and not place.is_absolute() and ".." not in place.parts
+    return inside and name.isprintable() and not PureWindowsPath(name).drive and "\\" not in name
 
 
 def what_to_do_with_gguf(path: str | Path) -> str:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from itertools import repeat
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import (
     Annotated,
     Any,
@@ -41,6 +41,7 @@ from typing import (
 )
 
 from mypt.errors import MyPTError
+from mypt.files import is_inner_path
 
 LARGEST = 64 << 20  # bytes of a file
 LARGER = 512 << 20  # where a format allows more: of a tokenizer, or a million entries of a training log
@@ -80,13 +81,6 @@ class PartOf(NamedTuple):
 def is_file_name(name: str) -> bool:
     """Whether a name stands for a file in the folder itself: no separator, and nothing unprintable."""
     return name not in ("", ".", "..") and "/" not in name and name.isprintable() and len(name.encode()) <= 255
-
-
-def is_inner_path(name: str) -> bool:
-    """Whether a path leads to a file inside the folder that it is relative to, and nowhere else."""
-    place = PurePosixPath(name)
-    inside = bool(place.parts) and not place.is_absolute() and ".." not in place.parts
-    return inside and name.isprintable() and not PureWindowsPath(name).drive and "\\" not in name
 
 
 # No half of a surrogate pair, which JSON can spell.

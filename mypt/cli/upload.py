@@ -31,9 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from mypt.storage.run_files import recorded_run
     from mypt.storage.uri import parse_uri
 
     store = parse_uri(args.uri)
+    if args.compress:
+        store.require_packing()
     folder = Path(args.directory)
     if not folder.is_dir():
         raise MyPTError(f"{folder} holds no model: there is no such folder")
@@ -53,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
             say(*card.removesuffix("\n").split("\n"))
         return
     is_private = store.connect(private=args.private)
+    if store.keeps_runs and (own := recorded_run(folder)):
+        store.claim(own, resume=True)
     done = {
         name: store.below(name).send(files, message=args.message, compress=bool(args.compress))
         for name, files in parts.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -55,15 +56,23 @@ def cached_folder(uri: str, name: str, digest: str, size: int, fill: Callable[[P
     root.mkdir(parents=True, exist_ok=True)
     lock = open(root / f"{digest}.lock", "a")  # noqa: SIM115 - held until the process ends
     try:
-        if not _lock(lock, wait=False):
-            if not folder.is_dir():
-                say(f"waiting for another process that fetches {uri}")
-            _lock(lock, shared=folder.is_dir())
-        if not folder.is_dir():
-            with system_errors(folder):
-                _fetch(root, folder, uri, size, limit, fill)
+        told = False
+        while True:
+            if folder.is_dir():
+                _lock(lock, shared=True)
+                if folder.is_dir():  # not removed meanwhile
+                    break
+                _unlock(lock)
+            elif _lock(lock, wait=False):
+                if not folder.is_dir():
+                    with system_errors(folder):
+                        _fetch(root, folder, uri, size, limit, fill)
+            else:  # which keeps its lock until it ends, shared as soon as the folder is there
+                if not told:
+                    say(f"waiting for another process that fetches {uri}")
+                told = True
+                time.sleep(0.2)
         os.utime(lock.name)
-        _lock(lock, shared=True)
     except BaseException:
         lock.close()
         raise
@@ -103,8 +112,11 @@ def _remove_oldest(root: Path, keep: Path) -> bool:
     for path in sorted(locks, key=lambda path: path.stat().st_mtime):
         with open(path, "a") as lock:
             if _lock(lock, wait=False):
-                shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-                return not path.with_suffix("").exists()
+                entry = path.with_suffix("")
+                for folder in [one for one in entry.iterdir() if one.suffix != ".part" and one.is_dir()]:
+                    folder.rename(folder.with_name(f"{folder.name}.part"))  # what a kill leaves is not whole
+                shutil.rmtree(entry, ignore_errors=True)
+                return not entry.exists()
     return False
 
 
@@ -129,3 +141,8 @@ def _lock(file: IO, *, shared: bool = False, wait: bool = True) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _unlock(file: IO) -> None:
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_UN)

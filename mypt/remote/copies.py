@@ -12,8 +12,9 @@ from pathlib import Path
 import xxhash
 
 from mypt.errors import DataError, MyPTError
+from mypt.files import is_inner_path
 from mypt.remote.cache import cached_folder
-from mypt.remote.place import Found, Place, is_remote
+from mypt.remote.place import Found, Place, is_remote, require_no_secret
 from mypt.terminal import progress_bar
 
 
@@ -28,6 +29,7 @@ def local_path(source: str) -> str:
 
 @cache  # the files of a run stay the same
 def _copy(uri: str) -> str:
+    require_no_secret(uri)  # before a `?` is taken for a part of a glob
     scheme, _, path = uri.partition("://")
     parts = path.rstrip("/").split("/")
     fixed = next((index for index, part in enumerate(parts) if has_magic(part)), len(parts))
@@ -61,6 +63,12 @@ def _found(place: Place, pattern: str) -> tuple[dict[str, Found], str | None]:
         # Of a glob, `**/` also stands for nothing; what is copied too much is left out by the glob over the copies.
         match = re.compile(translate(pattern.replace("**/", "*"))).match
         files = {name: one for name, one in files.items() if match(name)}
+    for name in files:
+        if not is_inner_path(name):
+            raise DataError(
+                f"{place} holds an object named {name!r}, which is no path below it; rename it, or give a glob without "
+                "it"
+            )
     return files, pattern or None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -25,6 +26,15 @@ T = TypeVar("T")
 def is_remote(source: str) -> bool:
     """Whether a source names an object store, by its scheme alone."""
     return source.partition("://")[0] in INSTALL and "://" in source
+
+
+def require_no_secret(uri: str) -> None:
+    """Raise MyPTError, without the secret, for a URI with a password or a signature."""
+    if re.search(r"[?&](sig|X-Amz-Signature|X-Goog-Signature)=", uri) or re.search(r"://[^/@]*:[^/@]*@", uri):
+        raise MyPTError(
+            f"{without_secrets(uri)} holds a secret, which recipes and logs would keep; give it by the environment "
+            "(docs/stores.md)"
+        )
 
 
 class Found(NamedTuple):
@@ -56,13 +66,9 @@ class Place:
     @classmethod
     def parse(cls, uri: str) -> Place:
         """Raises MyPTError for another form, and for a URI that holds a secret: none is repeated."""
+        require_no_secret(uri)
         match = _URI.fullmatch(uri)
         scheme, path = match.groups() if match else ("", "")
-        if re.search(r"[?&](sig|X-Amz-Signature|X-Goog-Signature)=", uri) or re.search(r"://[^/@]*:[^/@]*@", uri):
-            raise MyPTError(
-                f"{without_secrets(uri)} holds a secret, which recipes and logs would keep; give it by the environment "
-                "(docs/upload.md, section Object stores)"
-            )
         parts = path.strip("/").split("/")
         absolute = path.startswith("/") if scheme == "file" else bool(parts[0])
         if not match or not absolute or any(part in ("", ".", "..") for part in parts):
@@ -137,15 +143,19 @@ class Place:
             raise Absent(f"{self / name if name else self} is not in the store") from None
 
     def put(self, name: str, content: Path | bytes, advance: Callable[[int], object] | None = None) -> None:
-        """Write a file there, in place of one that is there."""
+        """Write a file there, whole or not at all, in place of one that is there."""
         there = f"{self._path}/{name}"
+        in_folder = self.uri.startswith("file:")  # where half of a file would be seen
+        target = f"{there}.part" if in_folder else there
         try:
             if isinstance(content, bytes):
-                self._do(lambda: self._client.pipe_file(there, content))
+                self._do(lambda: self._client.pipe_file(target, content))
                 if advance:
                     advance(len(content))
             else:
-                self._do(lambda: self._client.put_file(str(content), there, callback=_progress(advance)))
+                self._do(lambda: self._client.put_file(str(content), target, callback=_progress(advance)))
+            if in_folder:
+                self._do(lambda: os.replace(target, there))
         except Absent:
             raise self._no_bucket() from None
 

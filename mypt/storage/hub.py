@@ -72,6 +72,9 @@ class HubStore(Store):
                 _again(lambda: api.create_branch(self.name, branch=self.revision, exist_ok=True))
         return is_private
 
+    def require_packing(self) -> None:
+        raise MyPTError(f"{self}: models on the hub are loaded as they are stored; leave out --compress")
+
     def send(
         self,
         files: list[Outgoing],
@@ -83,8 +86,7 @@ class HubStore(Store):
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         if compress:
-            raise MyPTError(f"{self}: models on the hub are loaded as they are stored; leave out --compress")
-
+            self.require_packing()
         api, names = _api(progress), {file.name for file in files}
         with hub_errors.explained(str(self)):
             before = self._tree(api, self.revision)

@@ -36,6 +36,14 @@ def read_manifest(place: Place) -> Manifest | None:
     return parse_json(content, Manifest, place / MANIFEST_NAME, CheckpointError, "upload the folder again")
 
 
+def replaceable_manifest(place: Place) -> Manifest | None:
+    """As `read_manifest` before an upload, which replaces a damaged one: None for it, too."""
+    try:
+        return read_manifest(place)
+    except CheckpointError:
+        return None
+
+
 def dump_manifest(manifest: Manifest) -> str:
     return json.dumps(manifest, indent=1)
 

@@ -12,7 +12,14 @@ from mypt.checkpoints.complete import last_complete_checkpoint, step_of
 from mypt.errors import CheckpointError, MyPTError
 from mypt.folders import beside, require_free, take_place
 from mypt.remote.place import FORMS, Place
-from mypt.storage.manifest import MANIFEST_NAME, Manifest, read_manifest, require_manifest, stored_name
+from mypt.storage.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    read_manifest,
+    replaceable_manifest,
+    require_manifest,
+    stored_name,
+)
 from mypt.storage.run_files import (
     ENVIRONMENT,
     RUN,
@@ -26,6 +33,7 @@ from mypt.storage.run_files import (
 )
 from mypt.storage.store import Outgoing, Received, Sent, Store
 from mypt.storage.transfer import digest_of, fetch_folder, send_folder, was_fetching
+from mypt.terminal import say
 
 _PROBE = ".mypt-may-write"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)/(.+)")
@@ -112,29 +120,34 @@ class ObjectStore(Store):
                 found.setdefault(int(match[1]), set()).add(match[2])
         return dict(sorted(found.items()))
 
-    def prune(self, keep: int, best: str | None = None) -> list[str]:
+    def prune(self, keep: int, *named: str | None) -> list[str]:
         there = self._checkpoints()
         whole = [step for step, names in there.items() if MANIFEST_NAME in names]
         kept = {*whole[-keep:]}
-        gone = [step for step in there if kept and step < max(kept) and step not in kept and _name(step) != best]
-        for step in gone:
-            names = there[step]
+        gone = [step for step in there if kept and step < max(kept) and step not in kept and _name(step) not in named]
+        return self._remove({step: there[step] for step in gone})
+
+    def give_up_after(self, step: int) -> list[str]:
+        return self._remove({later: names for later, names in self._checkpoints().items() if later > step})
+
+    def _remove(self, checkpoints: dict[int, set[str]]) -> list[str]:
+        for step, names in checkpoints.items():  # the manifest first: what is left after a kill counts as nothing
             self.below(_name(step)).place.remove([*({MANIFEST_NAME} & names), *sorted(names - {MANIFEST_NAME})])
-        return [_name(step) for step in gone]
+        return [_name(step) for step in checkpoints]
 
     def claim(self, run: str, *, resume: bool) -> None:
         there = self._checkpoints()
         whole = [_name(step) for step, names in there.items() if MANIFEST_NAME in names]
         for place in [self.place, *(self.below(name).place for name in whole[-1:])]:
-            manifest = read_manifest(place)
+            manifest = replaceable_manifest(place)
             if manifest and manifest.get("run") != run:
-                raise CheckpointError(f"{place} holds another run or another model; choose another upload.uri")
+                raise CheckpointError(f"{place} holds another run or another model; choose another URI (upload.uri)")
         if whole and not resume:
             raise CheckpointError(
                 f"{self} already holds checkpoints of this run; add --resume to continue, or choose another upload.uri"
             )
 
-    def restore(self, run: Path) -> str | None:
+    def restore(self, run: Path) -> list[Path]:
         """Fetch the newest checkpoint, the best one that its state names, and the run's files, unless it is older.
 
         A folder that holds another run is left as it is; `claim` refuses it.
@@ -142,20 +155,24 @@ class ObjectStore(Store):
         whole = [step for step, names in self._checkpoints().items() if MANIFEST_NAME in names]
         here, _ = last_complete_checkpoint(run)
         if not whole or (here and step_of(here) >= whole[-1]):
-            return None
+            return []
         newest = _name(whole[-1])
         own = recorded_run(run)
-        if own and require_manifest(self.below(newest).place).get("run") != own:
-            return None
-        self._bring(newest, run)
+        there = require_manifest(self.below(newest).place).get("run")
+        if own and there != own:
+            return []
+        brought = self._bring(newest, run)
         best = best_of(run / newest)
-        wanted = best and best != newest and not (run / best).is_dir()
-        if wanted and self.below(best).place.read(MANIFEST_NAME) is not None:
-            self._bring(best, run)
-        return newest
+        if best and best != newest and not (run / best).is_dir():
+            manifest = read_manifest(self.below(best).place)
+            if manifest and manifest.get("run") == there:
+                brought += self._bring(best, run)
+            elif manifest:
+                say(f"{self.below(best)} is not of the run of {newest}: the best checkpoint is not fetched")
+        return brought
 
-    def _bring(self, name: str, run: Path) -> None:
-        """Fetch one checkpoint into a run folder; it gets its name when it is whole."""
+    def _bring(self, name: str, run: Path) -> list[Path]:
+        """Fetch one checkpoint into a run folder, which names it when it is whole; returns what is new there."""
         store = self.below(name)
         manifest: Manifest = require_manifest(store.place)
         if manifest["kind"] != "checkpoint":
@@ -166,11 +183,13 @@ class ObjectStore(Store):
         run.mkdir(parents=True, exist_ok=True)
         with beside(target.resolve(), "download", was_fetching) as aside:
             fetch_folder(store.place, aside, manifest)
+            brought = [target]
             for path in sorted((aside / RUN).glob("*")):
                 if not (run / path.name).exists():
-                    path.replace(run / path.name)
+                    brought.append(path.replace(run / path.name))
             shutil.rmtree(aside / RUN, ignore_errors=True)
             take_place(aside, target.resolve())
+        return brought
 
 
 def _name(step: int) -> str:

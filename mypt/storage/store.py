@@ -92,6 +92,10 @@ class Store(ABC):
             Whether the place is private; None where the store decides that by rules of its own.
         """
 
+    def require_packing(self) -> None:
+        """Raise MyPTError if files cannot be stored packed here."""
+        return None
+
     @abstractmethod
     def send(
         self,
@@ -131,14 +135,18 @@ class Store(ABC):
         """The place of a folder of the run that is kept here."""
         return self
 
-    def prune(self, keep: int, best: str | None = None) -> list[str]:
-        """Remove all but the newest `keep` checkpoints and the one named `best`; returns the names of the removed."""
+    def prune(self, keep: int, *named: str | None) -> list[str]:
+        """Remove all but the newest `keep` checkpoints and those `named`; returns the names of the removed."""
+        return []
+
+    def give_up_after(self, step: int) -> list[str]:
+        """Remove the checkpoints of later steps, which are to be trained again; returns their names."""
         return []
 
     def claim(self, run: str, *, resume: bool) -> None:
         """Raise CheckpointError if another run than this (`run_hash`) is kept here, or this one without `resume`."""
         return None
 
-    def restore(self, run: Path) -> str | None:
-        """Fetch the newest checkpoint into a run folder that has no newer one; returns its name, None if none was."""
-        return None
+    def restore(self, run: Path) -> list[Path]:
+        """Fetch the newest checkpoint into a run folder that has no newer one; returns what was added, that first."""
+        return []

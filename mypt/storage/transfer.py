@@ -22,7 +22,7 @@ from mypt.storage.manifest import (
     Entry,
     Manifest,
     dump_manifest,
-    read_manifest,
+    replaceable_manifest,
     stored_name,
     write_manifest,
 )
@@ -45,7 +45,7 @@ def send_folder(
 
     Raises CheckpointError if the store does not hold what was sent.
     """
-    before, there = read_manifest(place), place.files()
+    before, there = replaceable_manifest(place), place.files()
     manifest = _manifest_of(files, message, compress)
     unchanged = _unchanged(before, manifest, there)
     sent = [file for file in files if file.name not in unchanged]
@@ -54,7 +54,7 @@ def send_folder(
         return Sent(digest_of(before), [], sorted(unchanged), [])
     for name in unchanged:
         manifest["files"][name] = before["files"][name]
-    if before:  # from here on the folder is not whole
+    if MANIFEST_NAME in there:  # from here on the folder is not whole
         place.remove([MANIFEST_NAME])
     with _bar(f"uploading to {place}", sum(file.size for file in sent), progress) as bar:
         for file in sent:

@@ -21,7 +21,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from mypt.checkpoints.adapter import INSTALL_PEFT
-from mypt.checkpoints.environment import RecordedDataset, this_session
+from mypt.checkpoints.environment import ENVIRONMENT_NAME, RecordedDataset, this_session
 from mypt.checkpoints.probes import require_document_mask
 from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
@@ -117,8 +117,9 @@ def _build(
     transformers_logging.disable_progress_bar()
     recipe, copies = fetched(recipe)
     upload, seed = _upload(recipe), recipe.training.get("seed", 42)
+    brought: list[Path] = []
     if upload and resume is True:
-        _on_main(lambda: upload.restore(run))
+        brought = _on_main(lambda: upload.restore(run)) or []
 
     data = resolve_data(recipe)
     recorded = run_folder.recorded_identity(run)
@@ -130,10 +131,16 @@ def _build(
 
     recipe = resolve(recipe, data, model, block_size or _longest_context(recipe, model), recorded)
     identity = run_identity(recipe, data, model, recorded)
-    _claim(run, identity, resume, checkpoint, skipped)
-    if upload:
-        run_id = recorded_run(run) or run_folder.run_hash(identity)
-        _on_main(lambda: upload.claim(run_id, resume=bool(resume)))
+    is_fetched = run / ENVIRONMENT_NAME in brought  # the folder held no run before
+    try:
+        _claim(run, identity, resume, checkpoint, skipped, upload.uri if is_fetched else None)
+        if upload:
+            run_id = recorded_run(run) or run_folder.run_hash(identity)
+            _on_main(lambda: upload.claim(run_id, resume=bool(resume)))
+    except CheckpointError:
+        if is_fetched:  # another run's: a wrong upload.uri leaves nothing behind
+            run_folder.discard(brought)
+        raise
     steps_done, stream_state = _progress(checkpoint, bool(data.streamed))
     recipe, hardware = resolve_hardware(recipe, model, run if checkpoint else None)
     stream = build_stream(recipe, data, stream_state)
@@ -153,7 +160,7 @@ def _build(
     stopping = None if patience is None else EarlyStoppingCallback(forgetting, patience)
     set_aside = None
     if checkpoint and PartialState().is_main_process:
-        set_aside = functools.partial(_set_aside, run, checkpoint, not isinstance(resume, bool))
+        set_aside = functools.partial(_set_aside, run, checkpoint, not isinstance(resume, bool), upload)
     with refused_values(recipe, "HF's Trainer"):
         trainer = MyPTTrainer(
             model=model,
@@ -298,10 +305,17 @@ def _on_main(action: Callable):
     return result
 
 
-def _claim(run: Path, identity: dict, resume: bool | str | Path, checkpoint: Path | None, skipped: list[str]) -> None:
-    """Refuse a folder of another run, and report from where this one starts."""
+def _claim(
+    run: Path,
+    identity: dict,
+    resume: bool | str | Path,
+    checkpoint: Path | None,
+    skipped: list[str],
+    fetched_from: str | None,
+) -> None:
+    """Refuse a folder or a store of another run, and report from where this one starts."""
     with PartialState().main_process_first():
-        run_folder.claim(run, identity, bool(resume))
+        run_folder.claim(run, identity, bool(resume), fetched_from)
         if PartialState().is_main_process:
             for line in skipped:
                 say(line)
@@ -311,11 +325,14 @@ def _claim(run: Path, identity: dict, resume: bool | str | Path, checkpoint: Pat
                 run_folder.set_aside_incomplete(run, None)
 
 
-def _set_aside(run: Path, checkpoint: Path, chosen: bool) -> None:
+def _set_aside(run: Path, checkpoint: Path, chosen: bool, upload: UploadCallback | None) -> None:
     """The checkpoints after the one that the run resumes from, which are damaged or, if it was `chosen`, given up."""
     if not chosen:
         run_folder.set_aside_incomplete(run, checkpoint)
-    elif aside := run_folder.set_aside_later(run, checkpoint):
+        return
+    if upload:  # its store may have later ones that are not here
+        upload.give_up_after(checkpoint.name)
+    if aside := run_folder.set_aside_later(run, checkpoint):
         names = ", ".join(sorted(path.name for path in aside.iterdir()))
         say(f"{names}: moved to {aside}, since the run resumes from {checkpoint.name}")
 

@@ -98,8 +98,10 @@ def choose(
     return chosen_checkpoint(run, Path(resume)), []
 
 
-def claim(run: Path, identity: dict, resume: bool) -> None:
+def claim(run: Path, identity: dict, resume: bool, fetched_from: str | None = None) -> None:
     """Raise CheckpointError if the folder holds another run (naming what differs), or this one without `resume`.
+
+    fetched_from: the store that all of it was just fetched from, which the message names instead.
 
     Raises OSError if it holds a FIFO, a socket or a device.
     """
@@ -107,9 +109,19 @@ def claim(run: Path, identity: dict, resume: bool) -> None:
         if path.exists():
             require_file(path)
     if (run / ENVIRONMENT_NAME).exists():
-        _compare(run, recorded_identity(run), json.loads(json.dumps(identity, default=str)))
+        place = (fetched_from, "upload.uri") if fetched_from else (run, "training.output_dir")
+        _compare(*place, recorded_identity(run), json.loads(json.dumps(identity, default=str)))
         if checkpoints(run) and not resume:
             raise holds_checkpoints(run)
+
+
+def discard(paths: list[Path]) -> None:
+    """Remove files and folders of a run."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def holds_checkpoints(run: Path) -> CheckpointError:
@@ -148,14 +160,14 @@ def recorded_identity(run: Path) -> dict:
     return found["identity"] if found else {}
 
 
-def _compare(run: Path, recorded: dict, identity: dict) -> None:
+def _compare(place: str | Path, key_of_place: str, recorded: dict, identity: dict) -> None:
     differing = [key for key in identity if recorded.get(key) != identity[key]]
     if differing:
         pairs = {key: _differing(recorded.get(key), identity[key]) for key in differing}
         details = "; ".join(f"{key}: {_short(there)} there, {_short(now)} now" for key, (there, now) in pairs.items())
         raise CheckpointError(
-            f"{run} holds another run ({details}); these cannot change on a resume: restore them, or choose another "
-            "training.output_dir"
+            f"{place} holds another run ({details}); these cannot change on a resume: restore them, or choose another "
+            f"{key_of_place}"
         )
 
 

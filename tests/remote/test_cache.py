@@ -72,6 +72,18 @@ def test_what_is_in_use_stays_and_too_much_is_refused(root):
     assert [path.parent.name for path in root.glob("*/data")] == ["bb"]
 
 
+def test_an_entry_whose_removal_was_killed_is_fetched_again(root, monkeypatch):
+    fetch("aa", 8_000)
+    let_go()
+    with monkeypatch.context() as patch:  # killed before the first file goes
+        patch.setattr(cache.shutil, "rmtree", lambda *arguments, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fetch("bb", 3_000)
+    let_go()
+    calls = []
+    assert (fetch("aa", 8_000, calls) / "shard").stat().st_size == 8_000 and calls == ["aa"]
+
+
 def test_a_fetch_that_fails_leaves_no_entry_and_its_files_for_the_next(root):
     def fails(folder: Path) -> None:
         (folder / "first").write_bytes(b"here")
@@ -83,3 +95,21 @@ def test_a_fetch_that_fails_leaves_no_entry_and_its_files_for_the_next(root):
     seen = []
     cached_folder("s3://b/x", "data", "aa", 10, lambda folder: seen.extend(path.name for path in folder.iterdir()))
     assert seen == ["first"]
+
+
+def test_a_second_process_gets_what_the_first_has_fetched_and_still_uses(root):
+    body = (
+        "import sys, time; from pathlib import Path; from mypt.remote.cache import *; use_cache(sys.argv[1], 1e-5)\n"
+        "cached_folder('s3://b/x', 'data', 'aa', 1, lambda folder: (print('fetching', flush=True), time.sleep(1)))\n"
+        "print('has it', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", body, str(root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "fetching\n"
+        try:
+            second = subprocess.run(command, input="", capture_output=True, text=True, timeout=15)
+            assert second.stdout.splitlines()[-1] == "has it" and "fetching\n" not in second.stdout
+            assert first.poll() is None
+        finally:
+            first.kill()

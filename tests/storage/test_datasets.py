@@ -7,15 +7,17 @@ import pytest
 import torch
 
 from mypt.cli.main import main
-from mypt.errors import CheckpointError, DataError
+from mypt.errors import CheckpointError, DataError, MyPTError
 from mypt.recipe import load_recipe, parse_recipe
 from mypt.remote import cache, copies
 from mypt.remote.cache import use_cache
+from mypt.remote.copies import local_path
 from mypt.remote.place import Place
 from mypt.shards.format import read_manifest
 from mypt.storage.datasets import local_dataset
 from mypt.storage.uri import parse_uri
 from mypt.training.run import train
+from tests.stores import SECRET
 
 
 @pytest.fixture(autouse=True)
@@ -151,13 +153,37 @@ def test_text_is_prepared_from_a_store_as_from_here(bucket, source, tmp_path, ca
     assert "matches no file in the store" in capsys.readouterr().err
 
 
-def test_a_run_trains_on_text_in_a_store(recipe_for, s3, corpora, tmp_path):
+@pytest.mark.parametrize("name", ["{here}/evil.txt", "../../../evil.txt"])
+def test_names_of_objects_that_lead_out_of_the_cache_are_refused(s3, tmp_path, name):
+    from mypt.remote.clients import file_system
+
+    client, bucket = file_system(s3), s3.removeprefix("s3://")
+    Place.parse(f"{s3}/text").put("a.txt", b"text")
+    client.call_s3("put_object", Bucket=bucket, Key=f"text/{name.format(here=tmp_path)}", Body=b"evil")
+    client.invalidate_cache()
+    with pytest.raises(DataError, match=r"evil\.txt', which is no path below it"):
+        local_path(f"{s3}/text")
+    assert not list(tmp_path.rglob("evil.txt"))
+    assert local_path(f"{s3}/text/a*").endswith("/text/a*")
+
+
+def test_a_signed_address_of_text_is_refused_and_not_repeated(recipe_for, tmp_path):
+    source = f"file://{tmp_path}/text.jsonl?X-Amz-Signature={SECRET}"
+    content = recipe_for(data={"train": source})
+    for action in (lambda: local_path(source), lambda: train(parse_recipe(content))):
+        with pytest.raises(MyPTError, match=r"holds a secret, .*docs/stores\.md") as error:
+            action()
+        assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize("glob", ["domain.txt", "dom?in.*"])
+def test_a_run_trains_on_text_in_a_store(recipe_for, s3, corpora, tmp_path, glob):
     Place.parse(s3).put("domain.txt", corpora / "domain.txt")
     content = recipe_for(tokenizer={"name": "char"})
-    content["data"] = {"train": f"{s3}/domain.txt", "block_size": 32, "cache_dir": str(tmp_path / "cache")}
+    content["data"] = {"train": f"{s3}/{glob}", "block_size": 32, "cache_dir": str(tmp_path / "cache")}
     content["training"]["max_steps"] = 4
     run = train(parse_recipe(content))
-    assert load_recipe(run).data.train == {f"{s3}/domain.txt": 1.0}
+    assert load_recipe(run).data.train == {f"{s3}/{glob}": 1.0}
     content["training"]["max_steps"] = 6
     start_again()
     train(parse_recipe(content), resume=True)

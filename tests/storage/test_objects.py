@@ -152,6 +152,32 @@ def test_a_file_that_is_not_what_was_sent_is_refused_by_name(finished_run, bucke
     assert not (tmp_path / "copy").exists()
 
 
+def test_an_upload_replaces_a_damaged_manifest(run_copy, bucket, tmp_path):
+    uri = f"{bucket}/model"
+    upload(run_copy, uri)
+    place = Place.parse(uri)
+    place.put(MANIFEST_NAME, place.read(MANIFEST_NAME)[:40])
+    assert main(["upload", str(run_copy), uri]) == 0
+    assert parse_uri(uri).download(tmp_path / "copy").files["model.safetensors"]
+
+
+def test_a_file_of_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    from mypt.remote.clients import file_system
+
+    place = Place.parse(f"file://{tmp_path}/store")
+    place.put("a.json", b"before")
+    client = type(file_system(place.uri))
+
+    def killed(self, path, value, **options):
+        Path(path).write_bytes(value[:3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "pipe_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        place.put("a.json", b"after it")
+    assert place.read("a.json") == b"before"
+
+
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "C:evil", "a\\evil"])
 def test_a_manifest_that_leads_out_of_the_folder_is_refused(finished_run, tmp_path, name):
     uri = f"file://{tmp_path / 'store'}"
@@ -259,10 +285,11 @@ def test_only_the_newest_checkpoints_and_the_best_stay(finished_run, bucket):
         store.below(f"checkpoint-{step}").send(files, progress=False)
     (store.place / "checkpoint-7").put("optimizer.pt", b"half of an upload")
     (store.place / "checkpoint-12").put("optimizer.pt", b"under way elsewhere")
-    removed = store.prune(2, best="checkpoint-4")
+    removed = store.prune(2, "checkpoint-4")
     assert removed == ["checkpoint-2", "checkpoint-6", "checkpoint-7"]
     assert {name.split("/")[0] for name in store.place.files()} == {f"checkpoint-{n}" for n in (4, 8, 10, 12)}
-    assert store.prune(2, best="checkpoint-4") == []
+    assert store.prune(2, "checkpoint-4") == []
+    assert store.prune(1, "checkpoint-8") == ["checkpoint-4"]  # 8 was just sent, the other one is of other steps
 
 
 def test_visibility_and_compression_belong_to_one_kind_of_store(finished_run, bucket, logged_in, capsys):
@@ -271,6 +298,7 @@ def test_visibility_and_compression_belong_to_one_kind_of_store(finished_run, bu
     assert main(["upload", str(finished_run), "hf://me/packed", "--compress", "zstd"]) == 2
     error = capsys.readouterr().err
     assert "leave out --compress" in error and TOKEN not in error
+    assert "me/packed" not in logged_in.models  # no repository was made
 
 
 def test_a_dataset_travels_packed_and_is_verified(corpora, bucket, tmp_path, capsys):

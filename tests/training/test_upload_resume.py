@@ -6,15 +6,20 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import TrainerState
 
+from mypt.checkpoints.state import STATE_NAME
+from mypt.cli.main import main
 from mypt.errors import CheckFailed, CheckpointError, RecipeError
 from mypt.recipe import load_recipe, parse_recipe
 from mypt.remote.place import Place
 from mypt.storage.manifest import MANIFEST_NAME
 from mypt.storage.uri import parse_uri
+from mypt.training.callbacks.upload import UploadCallback
 from mypt.training.run import train
 from mypt.yaml12 import dump_yaml
 from tests.processes import Command
@@ -96,11 +101,11 @@ def test_half_an_upload_is_never_resumed_from(whole_run, bucket, tmp_path):
         folder = store.below(f"checkpoint-{step}")
         folder.send(folder.outgoing(whole_run / f"checkpoint-{step}"), progress=False)
     (store.place / "checkpoint-8").remove([MANIFEST_NAME])
-    assert store.restore(tmp_path / "run") == "checkpoint-4"
+    assert store.restore(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-4"
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         *("checkpoint-4", "environment.json", "recipe.yaml", "forgetting_baseline.safetensors")
     }
-    assert store.restore(tmp_path / "run") is None
+    assert store.restore(tmp_path / "run") == []
 
 
 def test_a_place_of_another_run_and_a_start_without_resume_are_refused(recipe_for, bucket, tmp_path):
@@ -115,9 +120,36 @@ def test_a_place_of_another_run_and_a_start_without_resume_are_refused(recipe_fo
     content["training"]["seed"] = 7
     for resume in (False, True):
         content["training"]["output_dir"] = str(tmp_path / f"other-{resume}")
-        with pytest.raises(CheckpointError, match="another run"):
+        with pytest.raises(CheckpointError, match=r"/taken holds another run .* choose another .*upload\.uri"):
             train(parse_recipe(content), resume=resume)
     assert Place.parse(f"{bucket}/taken").find() == before
+    content["upload"]["uri"] += "-own"  # corrected: nothing of the other run was left
+    train(parse_recipe(content), resume=True)
+    assert whole_checkpoints(f"{bucket}/taken-own") == ["checkpoint-4"]
+
+
+def test_a_best_checkpoint_of_another_run_is_not_fetched(whole_run, finished_run, tmp_path, capsys):
+    uri = f"file://{tmp_path / 'store'}"
+    store = parse_uri(uri)
+    newest = shutil.copytree(whole_run, tmp_path / "whole") / "checkpoint-12"
+    state = json.loads((newest / STATE_NAME).read_text())
+    state["best_model_checkpoint"] = "run/checkpoint-4"
+    (newest / STATE_NAME).write_text(json.dumps(state))
+    for folder in (newest, finished_run / "checkpoint-4"):
+        store.below(folder.name).send(store.outgoing(folder), progress=False)
+    assert tmp_path / "run" / "checkpoint-4" not in store.restore(tmp_path / "run")
+    assert "checkpoint-4 is not of the run of checkpoint-12" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "checkpoint-4").exists()
+
+
+def test_an_upload_of_a_run_does_not_mix_with_another_one(whole_run, finished_run, tmp_path, capsys):
+    uri = f"file://{tmp_path / 'store'}"
+    assert main(["upload", str(finished_run), uri]) == 0
+    before = Place.parse(uri).find()
+    assert main(["upload", str(whole_run), uri]) == 2
+    assert f"{uri} holds another run or another model; choose another URI" in capsys.readouterr().err
+    assert Place.parse(uri).find() == before
+    assert main(["upload", str(finished_run), uri]) == 0
 
 
 def test_a_local_folder_that_is_ahead_of_the_store_is_not_set_back(recipe_for, whole_copy, s3, capsys):
@@ -127,6 +159,35 @@ def test_a_local_folder_that_is_ahead_of_the_store_is_not_set_back(recipe_for, w
     printed = capsys.readouterr().out
     assert "fetched" not in printed and "already complete" in printed
     assert "checkpoint-12" in whole_checkpoints(f"{s3}/behind")
+
+
+def test_a_resume_from_an_earlier_checkpoint_gives_up_the_later_ones_in_the_store(
+    recipe_for, whole_copy, tmp_path, capsys
+):
+    uri = f"file://{tmp_path / 'store'}"
+    store = parse_uri(uri)
+    for step in (4, 8, 12):
+        store.below(f"checkpoint-{step}").send(store.outgoing(whole_copy / f"checkpoint-{step}"), progress=False)
+    shutil.rmtree(whole_copy / "checkpoint-12")  # the store alone has it
+    content = recipe_for(upload={"uri": uri})
+    content["training"]["max_steps"] = 8
+    train(parse_recipe(content), resume="checkpoint-4")
+    assert f"checkpoint-8, checkpoint-12: removed from {uri}" in capsys.readouterr().out
+    assert whole_checkpoints(uri) == ["checkpoint-4", "checkpoint-8"]
+
+
+def test_a_best_checkpoint_that_cannot_be_sent_is_named_and_older_ones_still_go(whole_copy, tmp_path, capsys):
+    callback = UploadCallback(f"file://{tmp_path / 'store'}", keep=1)
+    store = callback.store
+    store.below("checkpoint-8").send(store.outgoing(whole_copy / "checkpoint-8"), progress=False)
+    (whole_copy / "checkpoint-4" / "optimizer.pt").unlink()
+    state = TrainerState(global_step=12, best_model_checkpoint=str(whole_copy / "checkpoint-4"))
+    callback.on_save(SimpleNamespace(output_dir=str(whole_copy)), state, None)
+    callback.wait(whole_copy / "checkpoint-12")
+    printed = capsys.readouterr().out
+    assert "uploaded checkpoint-12 to" in printed and "checkpoint-4 was not uploaded" in printed
+    assert "checkpoint-12 was not uploaded" not in printed
+    assert whole_checkpoints(callback.uri) == ["checkpoint-12"]
 
 
 @pytest.mark.slow

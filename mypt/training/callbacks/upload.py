@@ -33,8 +33,8 @@ class _Save(NamedTuple):
 class UploadCallback(TrainerCallback):
     """Upload from one thread during training; of several waiting saves only the newest is sent, and the best one.
 
-    A failed upload is reported and training continues. The main process alone calls `connect`, `restore` and `claim`
-    before training and `finish` or `wait` after it.
+    A failed upload is reported and training continues. The main process alone calls `connect`, `restore`, `claim`
+    and `give_up_after` before training and `finish` or `wait` after it.
 
     Args:
         uri: hf://user/name[@branch], which gets the model of each checkpoint; or s3://bucket/path, gs://bucket/path,
@@ -61,14 +61,21 @@ class UploadCallback(TrainerCallback):
         """Check access and name before any work is done. Raises MyPTError."""
         self.store.connect(private=self.private)
 
-    def restore(self, run: Path) -> None:
-        """Fetch what a resume needs and the run folder has not. Raises MyPTError."""
-        if name := self.store.restore(run):
-            say(f"fetched {name} from {self.uri}")
+    def restore(self, run: Path) -> list[Path]:
+        """Fetch what a resume needs and the run folder has not; returns what was added. Raises MyPTError."""
+        brought = self.store.restore(run)
+        if brought:
+            say(f"fetched {brought[0].name} from {self.uri}")
+        return brought
 
     def claim(self, run_hash: str, *, resume: bool) -> None:
         """Refuse a place that holds another run, or this one without `resume`. Raises CheckpointError."""
         self.store.claim(run_hash, resume=resume)
+
+    def give_up_after(self, checkpoint: str) -> None:
+        """Remove the later checkpoints there, which a resume from this one gives up. Raises MyPTError."""
+        if names := self.store.give_up_after(int(checkpoint.rpartition("-")[2])):
+            say(f"{', '.join(names)}: removed from {self.uri}, since the run resumes from {checkpoint}")
 
     # ---- during training ----
 
@@ -124,9 +131,12 @@ class UploadCallback(TrainerCallback):
         say(f"uploaded {save.name} to {self.uri} ({self.store.receipt} {done.commit[:8]})")
         best = save.best and save.held.parents[1] / save.best
         if self.store.keeps_runs and best and best.is_dir() and save.best not in self._sent:
-            self._send(self.store.below(save.best), self.store.outgoing(best), "Best step")  # it was passed over
-            self._sent.add(save.best)
-        self.store.prune(self.keep, save.best)
+            try:
+                self._send(self.store.below(save.best), self.store.outgoing(best), "Best step")  # it was passed over
+                self._sent.add(save.best)
+            except Exception as error:  # of the best one alone
+                self._say_failed(save.best, error)
+        self.store.prune(self.keep, save.best, save.name)
 
     def _send(self, store: Store, files: list[Outgoing], message: str) -> Sent:
         return store.send(files, message=message, progress=False)
@@ -160,10 +170,11 @@ class UploadCallback(TrainerCallback):
             thread.join()
         shutil.rmtree(run / HELD_NAME, ignore_errors=True)
         try:
-            for name, folder in self.store.parts(run, checkpoints=self.every_save).items():
+            parts = self.store.parts(run, checkpoints=self.every_save)
+            for name, folder in parts.items():
                 store = self.store.below(name)
                 done = self._send(store, store.outgoing(folder), "Finished run")
-            self.store.prune(self.keep, best_of_run(run))
+            self.store.prune(self.keep, best_of_run(run), *parts)
         except (MyPTError, OSError) as error:
             visibility = "" if self.private is None else " --private" if self.private else " --public"
             command = f"mypt upload {shlex.quote(str(run))} {self.uri}{visibility}"

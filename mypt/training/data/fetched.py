@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
+from glob import has_magic
 
 from mypt.recipe import Recipe
 from mypt.remote.cache import use_cache
-from mypt.remote.place import is_remote
+from mypt.remote.place import is_remote, require_no_secret
 from mypt.storage.datasets import local_dataset
 
 
@@ -17,7 +18,10 @@ def fetched(recipe: Recipe) -> tuple[Recipe, dict[str, str]]:
     copies: dict[str, str] = {}
 
     def replaced(source: str) -> str:
-        if not is_remote(source) or (copy := local_dataset(source)) is None:
+        if not is_remote(source):
+            return source
+        require_no_secret(source)
+        if has_magic(source) or (copy := local_dataset(source)) is None:
             return source
         copies[str(copy)] = source
         return str(copy)
