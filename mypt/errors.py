@@ -64,6 +64,17 @@ def shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
+# What of a text is secret: user and password, or the query, of a URL (a signature, a token); tokens by their form. A
+# name before @ is none in hf:// (a revision follows) and abfs:// (it is the container); a number before / is a port.
+_SECRETS = (
+    (re.compile(r"(?<!hf)(?<!abfs)(://)([^?#\s@:]*:(?!\d{1,5}/)[^?#\s]*|[^/?#\s@]+)@"), r"\1***@"),
+    (re.compile(r"(?<=://)([^?\s]*)\?[^\s#'\"]+"), r"\1?***"),
+    (re.compile(r"\b((AccountKey|SharedAccessSignature|sig|access_token)=)[^;&\s'\"]+"), r"\1***"),
+    (re.compile(r"\b(hf_|gh[pousr]_|github_pat_|glpat-|xox[abp]-)[A-Za-z0-9_-]{16,}"), "***"),
+    (re.compile(r"\b(sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}\b)"), "***"),
+)
+
+
 def chain(error: BaseException) -> list[BaseException]:
     """An error and the errors that caused it."""
     found = [error]
@@ -72,10 +83,16 @@ def chain(error: BaseException) -> list[BaseException]:
     return found
 
 
+def mask_secrets(text: str) -> str:
+    """A text in which what looks secret is `***`: login and query of an address, tokens and keys by their form."""
+    for pattern, shown in _SECRETS:
+        text = pattern.sub(shown, text)
+    return text
+
+
 def without_secrets(text: str) -> str:
-    """A text without tokens, without a login before a host and without the queries of signed addresses."""
-    text = re.sub(r"://[^/\s:@]*:[^/\s@]*@", "://", text)
-    return re.sub(r"\bhf_\w{8,}", "hf_...", re.sub(r"\?\S+", "", text))
+    """The same for messages: logins and queries are left out."""
+    return re.sub(r"\?\S+", "", mask_secrets(text).replace("://***@", "://"))
 
 
 class MyPTError(Exception):

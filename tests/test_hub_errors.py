@@ -32,3 +32,8 @@ def test_what_is_no_error_of_the_hub_is_one_line(monkeypatch):
 def test_addresses_without_a_login_stay_as_they_are():
     for text in ("hf://me/x@branch", "https://hub.example.org:8080/a@b", "hf://squad@main", "the file hf_hub.py"):
         assert without_secrets(text) == text
+
+
+def test_a_login_with_a_slash_in_its_password_and_a_key_are_not_repeated():
+    text = "no way to https://ann:pa/ss@hub.example.org/x?sig=abc with AccountKey=abc== and " + TOKEN
+    assert without_secrets(text) == "no way to https://hub.example.org/x with AccountKey=*** and ***"

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from mypt.errors import CheckpointError
+from mypt.errors import CheckpointError, mask_secrets
 from mypt.files import replace_text
 from mypt.hardware.machine import Machine, cpus, this_machine
 from mypt.json_files import Count, read_json
@@ -19,14 +19,6 @@ ENVIRONMENT_NAME = "environment.json"
 PACKAGES = ("mypt", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "safetensors", "peft")
 _MISSING = "not installed"
 _PATIENCE = 10  # seconds for an answer of git
-# What of a text is secret: user and password, or the query, of a URL (a signature, a token); tokens by their form.
-_SECRETS = (
-    (re.compile(r"(?<!hf)(?<!abfs)(://)([^?#\s@]*:[^?#\s]*|[^/?#\s@]+)@"), r"\1***@"),
-    (re.compile(r"(?<=://)([^?\s]*)\?[^\s#'\"]+"), r"\1?***"),
-    (re.compile(r"\b((AccountKey|SharedAccessSignature|sig|access_token)=)[^;&\s'\"]+"), r"\1***"),
-    (re.compile(r"\b(hf_|gh[pousr]_|github_pat_|glpat-|xox[abp]-)[A-Za-z0-9_-]{16,}"), "***"),
-    (re.compile(r"\b(sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}\b)"), "***"),
-)
 
 
 class Identity(TypedDict, total=False):
@@ -180,14 +172,10 @@ def _git(folder: Path, *words: str) -> str | None:
     return answer.stdout if answer.returncode == 0 else None
 
 
-def without_secrets(value: Any) -> Any:
-    """A copy in which what looks secret is `***`: user, password and query of a URL, access tokens by their form."""
+def masked(value: Any) -> Any:
+    """A copy in which what looks secret in any text is `***`."""
     if isinstance(value, dict):
-        return {without_secrets(key): without_secrets(item) for key, item in value.items()}
+        return {masked(key): masked(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_secrets(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    for pattern, shown in _SECRETS:
-        value = pattern.sub(shown, value)
-    return value
+        return [masked(item) for item in value]
+    return mask_secrets(value) if isinstance(value, str) else value

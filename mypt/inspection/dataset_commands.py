@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from mypt.checkpoints.environment import RecordedDataset, without_secrets
+from mypt.checkpoints.environment import RecordedDataset, masked
 from mypt.errors import MyPTError
 from mypt.shards.format import METADATA_NAME, Manifest, read_manifest
 from mypt.shards.settings import PrepareSettings
@@ -35,7 +35,7 @@ def recorded_datasets(uses: dict[str, list[str]], manifests: dict[str, Manifest]
 
     for name, wanted in uses.items():
         add(name, wanted, manifests[name])
-    return without_secrets([*found.values()])
+    return masked([*found.values()])
 
 
 def find_manifest(directory: str) -> Manifest | None:

@@ -14,9 +14,9 @@ from mypt.checkpoints.environment import (
     Environment,
     RecordedDataset,
     Session,
+    masked,
     read_environment,
     this_session,
-    without_secrets,
 )
 from mypt.checkpoints.state import read_ledger
 from mypt.errors import CheckpointError, MyPTError
@@ -87,7 +87,7 @@ class _Repeat:
 
     def _add(self, *commands: list[str], done: bool = False) -> None:
         for command in commands:
-            line = shlex.join(without_secrets(command))
+            line = shlex.join(masked(command))
             if line not in self.result["commands"]:
                 self.result["commands"].append(line)
             if done and line not in self.result["done"]:
@@ -286,7 +286,7 @@ class _Repeat:
         words += ["--resume"] if base else []  # it may be here
         if self.recipe.get("upload"):
             words.append("--upload=null")
-            self._note(f"the run uploads to {without_secrets(self.recipe['upload'].get('uri'))}; the "
+            self._note(f"the run uploads to {masked(self.recipe['upload'].get('uri'))}; the "
                                         "command leaves that out (--upload=null)")  # fmt: skip
         processes = self.ledger.get("settings", {}).get("world_size", 1)
         if processes == 1:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from mypt.checkpoints.environment import without_secrets
+from mypt.errors import mask_secrets
 from mypt.storage.run_tables import Code, Table
 from mypt.terminal import one_line, visible
 
@@ -13,7 +13,7 @@ _NUMBER = re.compile(r"([+-]?[\d.,]+[x%]?( .*)?)?$")  # also with an error, or a
 
 def plain(value: object) -> str:
     """A value as it is shown in a line: what looks secret masked, control characters as escapes."""
-    return one_line(without_secrets(str(value)))
+    return one_line(mask_secrets(str(value)))
 
 
 def text_of(value: object) -> str:
@@ -23,7 +23,7 @@ def text_of(value: object) -> str:
 
 def block(text: str) -> str:
     """A text of several lines."""
-    return f"<pre>{escape(visible(without_secrets(text)))}</pre>"
+    return f"<pre>{escape(visible(mask_secrets(text)))}</pre>"
 
 
 def table_of(table: Table) -> str:

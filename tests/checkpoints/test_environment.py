@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from mypt.checkpoints.environment import read_environment, this_session, without_secrets, write_environment
+from mypt.checkpoints.environment import masked, read_environment, this_session, write_environment
 
 HEAD = {"run": "0" * 64, "identity": {"data": []}}
 
@@ -73,10 +73,11 @@ def test_only_a_session_that_differs_is_added(tmp_path):
         ("github_pat_" + "A1" * 20, "***"),
         ("https://u:pa/ss@host/x and https://u:p@ss@host/x", "https://***@host/x and https://***@host/x"),
         ("abfs://box@account.dfs.core.windows.net/a", "abfs://box@account.dfs.core.windows.net/a"),
+        ("https://host:8080/a@b", "https://host:8080/a@b"),
         ("sk-ant-api03-" + "a_1-" * 8, "***"),
         ("AccountName=me;AccountKey=abc==;x=1", "AccountName=me;AccountKey=***;x=1"),
         ("https://h/a#access_token=abc", "https://h/a#access_token=***"),
     ],
 )
 def test_what_is_secret_is_masked(text, shown):
-    assert without_secrets({"a": [text]}) == {"a": [shown]}
+    assert masked({"a": [text]}) == {"a": [shown]}
