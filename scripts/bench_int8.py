@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from mypt import MyPTForCausalLM, preset_config
 from mypt.checkpoints.load import load_model
-from mypt.demo.run import example_texts
+from mypt.demo.run_view import example_texts
 from mypt.generation.engine import Engine
 from mypt.generation.fast_decoder import FastDecoder
 from mypt.generation.settings import GenerationSettings

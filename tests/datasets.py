@@ -10,7 +10,7 @@ import pytest
 
 from mypt.preparation.report import REPORT_NAME
 from mypt.shards.format import METADATA_NAME, Manifest, dtype_for, write_manifest
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.shards.writer import ShardWriter
 from mypt.tokenization.encode import encode_documents
 from mypt.tokenization.load import largest_id, load_tokenizer, save_tokenizer, tokenizer_hash

@@ -5,7 +5,7 @@ import mmap
 from pathlib import Path
 from typing import Annotated, TypedDict
 
-from mypt.checkpoints.config import ADAPTER_CONFIG, CONFIG_NAME, cached_file
+from mypt.checkpoints.model_config import ADAPTER_CONFIG, CONFIG_NAME, cached_file
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, read_header, weight_files
 from mypt.errors import CheckpointError
 from mypt.files import replace_text

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mypt.checkpoints.checksums import CHECKSUMS_NAME
-from mypt.checkpoints.config import ADAPTER_CONFIG, CONFIG_NAME
+from mypt.checkpoints.model_config import ADAPTER_CONFIG, CONFIG_NAME
 from mypt.checkpoints.state import is_foreign, read_state
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, read_header, weight_files
 from mypt.errors import CheckpointError, MyPTError

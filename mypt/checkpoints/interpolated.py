@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from mypt.checkpoints.adapter import is_adapter, read_adapter_config, require_base
-from mypt.checkpoints.config import cached_model, read_config_file
+from mypt.checkpoints.model_config import cached_model, read_config_file
 from mypt.checkpoints.state import Number
 from mypt.checkpoints.tensors import TensorEntry, list_tensors, part_of, read_header, read_tensor
 from mypt.errors import CheckpointError, TokenizerError

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypedDict
 
-from mypt.checkpoints.config import cached_file
+from mypt.checkpoints.model_config import cached_file
 from mypt.errors import CheckpointError
 from mypt.files import replace_text
 from mypt.json_files import Count, read_json

@@ -11,8 +11,8 @@ from mypt import hub_errors
 from mypt.checkpoints.adapter import BASE_NAME, INSTALL_PEFT, is_adapter, recorded_base, require_base
 from mypt.checkpoints.checksums import require_unchanged
 from mypt.checkpoints.complete import checkpoints
-from mypt.checkpoints.config import ADAPTER_CONFIG, CONFIG_NAME, cached_file
 from mypt.checkpoints.lineage import LINEAGE_NAME
+from mypt.checkpoints.model_config import ADAPTER_CONFIG, CONFIG_NAME, cached_file
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, LOADABLE, first_line, read_header, weight_files
 from mypt.errors import CheckpointError
 from mypt.files import what_to_do_with_gguf

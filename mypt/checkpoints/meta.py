@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mypt import hub_errors
-from mypt.checkpoints.config import cached_model, read_config_file
+from mypt.checkpoints.model_config import cached_model, read_config_file
 from mypt.checkpoints.tensors import count_by_part, first_line
 from mypt.errors import CheckpointError
 

@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from mypt.cli.datasets import add_reading, print_dataset, reading
+from mypt.cli.dataset_options import add_reading, print_dataset, reading
 from mypt.terminal import say, say_json
 
 HELP = "add text, or the shards of another dataset, to a dataset"

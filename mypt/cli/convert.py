@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from mypt.cli.datasets import given, print_dataset
+from mypt.cli.dataset_options import given, print_dataset
 from mypt.errors import MyPTError
 from mypt.terminal import print_table, say, say_json
 

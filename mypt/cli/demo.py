@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         from mypt.checkpoints.probes import require_causal
         from mypt.demo.page import DemoModel, build_page, short_names
-        from mypt.demo.run import view_run
+        from mypt.demo.run_view import view_run
         from mypt.generation.engine import Engine
         from mypt.tokenization.load import load_tokenizer
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from mypt.cli.datasets import given
+from mypt.cli.dataset_options import given
 from mypt.cli.frameworks import load_transformers
 from mypt.generation.settings import (
     NO_CONTRASTIVE_SEARCH,

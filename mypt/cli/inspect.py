@@ -64,7 +64,7 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 def _found(name: str) -> Path:
     """The path itself, or the folder of the hub's cache where `name` is the id of a model in it."""
-    from mypt.checkpoints.config import cached_model
+    from mypt.checkpoints.model_config import cached_model
     from mypt.inspection.checkpoint import is_checkpoint
     from mypt.legacy.checkpoint import is_original
     from mypt.shards.format import METADATA_NAME

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from mypt.cli.datasets import add_reading, add_training, given, reading, training
+from mypt.cli.dataset_options import add_reading, add_training, given, reading, training
 from mypt.terminal import print_table, say, say_json
 
 HELP = "tokenize text files or HF datasets into a directory of shards"
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print_report(out: str, manifest) -> None:
-    from mypt.tokenization.measure import describe_loss
+    from mypt.tokenization.statistics import describe_loss
 
     report = manifest.report
     counts = {name: (s.documents, s.tokens, s.bytes, len(s.shards)) for name, s in manifest.splits.items()}

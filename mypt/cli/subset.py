@@ -3,7 +3,7 @@
 import argparse
 from functools import partial
 
-from mypt.cli.datasets import given, print_dataset
+from mypt.cli.dataset_options import given, print_dataset
 from mypt.terminal import say, say_json
 
 HELP = "copy a reproducible sample of a dataset"

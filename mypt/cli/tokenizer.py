@@ -5,7 +5,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from mypt.cli.datasets import add_reading, add_training, reading, training
+from mypt.cli.dataset_options import add_reading, add_training, reading, training
 from mypt.errors import TokenizerError
 from mypt.terminal import one_line, print_table, say, say_json
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from mypt.preparation.train_tokenizer import training_record
     from mypt.tokenization.data_tokenizer import load_data_tokenizer
-    from mypt.tokenization.measure import inspect_tokenizer, loss_of, tokens_of
+    from mypt.tokenization.statistics import inspect_tokenizer, loss_of, tokens_of
 
     adding = args.add_tokens is not None
     if adding and None in (args.name, args.out):
@@ -89,7 +89,7 @@ def _measured(args: argparse.Namespace, tokenizer) -> dict:
     from mypt.shards.settings import PrepareSettings
     from mypt.text.clean import Cleaner
     from mypt.text.sources import find_units, read_documents
-    from mypt.tokenization.measure import measure
+    from mypt.tokenization.statistics import measure
     from mypt.tokenization.train import choose_vocab_size
 
     units = find_units(args.source, text_column=args.text_column, on_error=args.on_error)
@@ -105,7 +105,7 @@ def _measured(args: argparse.Namespace, tokenizer) -> dict:
 
 
 def _print_report(report: dict) -> None:
-    from mypt.tokenization.measure import describe_loss
+    from mypt.tokenization.statistics import describe_loss
 
     merges = f", {report['merges']:,} merges" if report["merges"] else ""
     say(f"tokenizer     {report['tokenizer']}")
@@ -134,7 +134,7 @@ def _print_report(report: dict) -> None:
 
 
 def _print_measured(report: dict) -> None:
-    from mypt.tokenization.measure import describe_loss
+    from mypt.tokenization.statistics import describe_loss
 
     found = report["source"]
     ratio = "-" if found["bytes_per_token"] is None else f"{found['bytes_per_token']:.3f}"

@@ -9,7 +9,7 @@ from mypt.errors import DataError
 from mypt.folders import only_writer
 from mypt.legacy.shards import find_shards
 from mypt.shards.format import SPLITS, Manifest, dtype_for, read_metadata
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.shards.publishing import fingerprints, made_before, publish, require_dataset_folder, staged
 from mypt.shards.scan import checked_chunks, progress_bar
 from mypt.shards.writer import ShardWriter, write_stream

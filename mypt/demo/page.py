@@ -14,7 +14,7 @@ from typing import NoReturn
 import gradio as gr
 
 from mypt.demo import markup
-from mypt.demo.run import RunView
+from mypt.demo.run_view import RunView
 from mypt.errors import MyPTError
 from mypt.evaluation.text_losses import TextLosses, compare_texts, text_losses
 from mypt.generation.dialogue import Chat

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mypt.checkpoints.adapter import is_adapter
-from mypt.checkpoints.config import cached_model
 from mypt.checkpoints.interpolated import PLOT_NAME, REPORT_NAME, interpolated_weights
 from mypt.checkpoints.load import load_adapter, load_model, require_model, with_adapter
 from mypt.checkpoints.meta import read_config
+from mypt.checkpoints.model_config import cached_model
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.evaluation.compare import common_block_size, open_sets
 from mypt.evaluation.forgetting import TOLERANCE, Policy, allowed, assess, describe_sets, require_tolerance
@@ -23,7 +23,7 @@ from mypt.files import replace_text
 from mypt.folders import new_folder, require_free
 from mypt.inspection.diff import IGNORED_FIELDS, differing_fields
 from mypt.plots import add_legend, new_axes
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.shards.reader import check_files
 from mypt.storage.upload_files import CARD_NAME, model_files
 from mypt.terminal import one_line, progress_bar, say

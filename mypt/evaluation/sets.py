@@ -14,7 +14,7 @@ import xxhash
 
 from mypt.errors import DataError, MyPTError, TokenizerError
 from mypt.shards.format import Manifest
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.shards.reader import check_files
 from mypt.text.clean import Cleaner
 from mypt.text.sources import find_units, read_documents

@@ -5,9 +5,9 @@ from pathlib import Path
 from mypt.checkpoints.adapter import is_adapter, read_adapter_config
 from mypt.checkpoints.checksums import changed_file
 from mypt.checkpoints.complete import checkpoints, what_is_missing
-from mypt.checkpoints.config import ADAPTER_CONFIG, CONFIG_NAME, read_config_file
 from mypt.checkpoints.interpolated import read_interpolation
 from mypt.checkpoints.lineage import find_lineage
+from mypt.checkpoints.model_config import ADAPTER_CONFIG, CONFIG_NAME, read_config_file
 from mypt.checkpoints.tensors import TensorEntry, count_by_part, list_tensors, summarize
 from mypt.checkpoints.verify import fault_of
 from mypt.errors import CheckpointError

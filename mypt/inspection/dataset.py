@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mypt.folders import LOCK_NAME
 from mypt.shards.format import FORMAT_NAME, FORMAT_VERSION, Manifest
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.shards.scan import shard_problem
 
 

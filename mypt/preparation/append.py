@@ -15,7 +15,7 @@ from mypt.errors import DataError
 from mypt.files import flush_names
 from mypt.folders import only_writer
 from mypt.shards.format import METADATA_NAME, Manifest, Split, read_manifest, write_manifest
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.shards.publishing import fingerprints, shard_files
 from mypt.shards.scan import checked_chunks, checksum, progress_bar, shard_problem
 from mypt.shards.writer import ShardWriter, write_stream

@@ -12,7 +12,7 @@ import numpy as np
 
 from mypt.errors import DataError
 from mypt.preparation.overlap import id_hash
-from mypt.preparation.run import PrepareRun, few
+from mypt.preparation.prepare_run import PrepareRun, few
 from mypt.preparation.units import EncodedText, EncodedUnit
 from mypt.shards.format import SPLITS
 from mypt.shards.settings import PrepareSettings

@@ -26,8 +26,8 @@ from mypt.json_files import Count, read_json
 from mypt.preparation.assignment import assign
 from mypt.preparation.encoding import write_unit
 from mypt.preparation.prepare import write_dataset
+from mypt.preparation.prepare_run import PrepareRun, few
 from mypt.preparation.report import require_documents
-from mypt.preparation.run import PrepareRun, few
 from mypt.preparation.units import EncodedText, EncodedUnit, EncodeJob, UnitResult, files_are_whole, save_record
 from mypt.shards.format import METADATA_NAME, Manifest, dtype_for, read_manifest
 from mypt.shards.publishing import LAUNCH, STAGING, UNITS, previous_manifest, publish, require_dataset_folder

@@ -13,8 +13,8 @@ import numpy as np
 import xxhash
 
 from mypt.errors import DataError, TokenizerError
+from mypt.preparation.prepare_run import PrepareRun
 from mypt.preparation.prescan import mark_lines
-from mypt.preparation.run import PrepareRun
 from mypt.preparation.units import (
     ROW,
     EncodedText,
@@ -35,7 +35,7 @@ from mypt.text.sources import Unit, digest, stamp
 from mypt.tokenization.data_tokenizer import DataTokenizer
 from mypt.tokenization.fast import Encoder, choose_engine
 from mypt.tokenization.load import save_tokenizer, tokenizer_hash
-from mypt.tokenization.measure import describe_loss, measure_loss
+from mypt.tokenization.statistics import describe_loss, measure_loss
 from mypt.versions import version_of
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import xxhash
 
 from mypt.errors import DataError
 from mypt.shards.format import Manifest
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.shards.scan import checked_chunks, pieces, progress_bar, read_chunks
 from mypt.text.dedup import shared
 from mypt.tokenization.data_tokenizer import load_data_tokenizer

@@ -16,6 +16,7 @@ from mypt.preparation.append import append_shards, appended, only_appender
 from mypt.preparation.assignment import SplitAssignment, assign, require_splits
 from mypt.preparation.encoding import encode
 from mypt.preparation.overlap import held_documents
+from mypt.preparation.prepare_run import PrepareRun
 from mypt.preparation.report import (
     SKIPPED_NAME,
     count,
@@ -27,7 +28,6 @@ from mypt.preparation.report import (
     write_report,
     write_skipped,
 )
-from mypt.preparation.run import PrepareRun
 from mypt.preparation.train_tokenizer import make_tokenizer
 from mypt.preparation.units import EncodedText
 from mypt.preparation.write_splits import write_splits

@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from mypt.json_files import Count, FileName
-from mypt.preparation.run import PrepareRun
+from mypt.preparation.prepare_run import PrepareRun
 from mypt.preparation.units import Piece, kept_lines, read_record, save_record
 from mypt.shards.scan import read_chunks
 from mypt.shards.settings import PrepareSettings

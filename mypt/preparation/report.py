@@ -16,7 +16,7 @@ from mypt.errors import DataError
 from mypt.files import replace_text
 from mypt.json_files import read_json
 from mypt.preparation.assignment import SplitAssignment
-from mypt.preparation.run import PrepareRun
+from mypt.preparation.prepare_run import PrepareRun
 from mypt.preparation.units import EncodedText, EncodedUnit
 from mypt.shards.format import Manifest, Split
 from mypt.text.clean import EXAMPLE_CHARACTERS, EXAMPLES

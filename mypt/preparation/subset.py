@@ -11,7 +11,7 @@ import numpy as np
 from mypt.errors import DataError
 from mypt.folders import only_writer
 from mypt.shards.format import Manifest, Split
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.shards.publishing import fingerprints, made_before, own_tokenizer, publish, require_dataset_folder, staged
 from mypt.shards.scan import Advance, checked_chunks, pieces, progress_bar
 from mypt.shards.writer import ShardWriter

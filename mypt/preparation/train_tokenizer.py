@@ -15,8 +15,8 @@ from mypt.errors import TokenizerError
 from mypt.files import replace_text
 from mypt.folders import only_writer, require_own
 from mypt.json_files import read_json
+from mypt.preparation.prepare_run import PrepareRun
 from mypt.preparation.prescan import prescan
-from mypt.preparation.run import PrepareRun
 from mypt.shards.format import METADATA_NAME
 from mypt.shards.publishing import STAGING, UNITS
 from mypt.shards.settings import PrepareSettings

@@ -11,7 +11,7 @@ import xxhash
 
 from mypt.preparation.assignment import DROPPED, TRAIN, VAL, Cut, SplitAssignment, split_at
 from mypt.preparation.encoding import load_encoder
-from mypt.preparation.run import PrepareRun
+from mypt.preparation.prepare_run import PrepareRun
 from mypt.preparation.units import EncodedText, EncodedUnit, EncodeJob
 from mypt.shards.format import DTYPES, SPLITS, Split
 from mypt.shards.writer import ShardWriter

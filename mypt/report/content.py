@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint, step_of
-from mypt.checkpoints.config import ADAPTER_CONFIG, CONFIG_NAME
 from mypt.checkpoints.interpolated import InterpolationReport, read_interpolation
+from mypt.checkpoints.model_config import ADAPTER_CONFIG, CONFIG_NAME
 from mypt.checkpoints.state import RunState
 from mypt.errors import CheckpointError, MyPTError
 from mypt.inspection.training_history import describe_action, last_state, read_training_history, settings_of

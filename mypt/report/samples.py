@@ -10,8 +10,8 @@ import numpy as np
 
 from mypt.checkpoints.adapter import is_adapter, read_adapter_config, weights_fingerprint
 from mypt.checkpoints.complete import last_complete_checkpoint, step_of
-from mypt.checkpoints.config import CONFIG_NAME, cached_model
 from mypt.checkpoints.environment import read_environment
+from mypt.checkpoints.model_config import CONFIG_NAME, cached_model
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, weight_files
 from mypt.errors import CheckpointError, MyPTError
 from mypt.files import replace_text

@@ -174,7 +174,7 @@ def read_manifest(directory: str | Path) -> Manifest:
     """Read the metadata of a dataset directory in today's format.
 
     Raises DataError if the directory, the metadata or a field of it is missing or damaged, or for a dataset of the
-    original MyPT's or of nanoGPT's, which `mypt.shards.opening.open_dataset` reads.
+    original MyPT's or of nanoGPT's, which `mypt.shards.open_dataset.open_dataset` reads.
     """
     directory = Path(directory)
     metadata = read_metadata(directory)

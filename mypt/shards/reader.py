@@ -9,7 +9,7 @@ import xxhash
 from mypt.errors import DataError
 from mypt.shards.fetching import InMemory, Mapped, Pread, choose_reading
 from mypt.shards.format import Manifest, Shard
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.shards.scan import shard_problem
 
 

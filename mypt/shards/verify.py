@@ -12,7 +12,7 @@ import numpy as np
 
 from mypt.errors import CheckFailed, DataError, MyPTError
 from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, Shard
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.shards.publishing import own_tokenizer
 from mypt.shards.scan import Advance, Contents, progress_bar, scan_shard, shard_problem
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from mypt.checkpoints.adapter import is_adapter, read_adapter_config
 from mypt.checkpoints.complete import last_complete_checkpoint
-from mypt.checkpoints.config import CONFIG_NAME, cached_file, read_config_file
 from mypt.checkpoints.environment import read_environment
 from mypt.checkpoints.evaluations import evaluations_of
 from mypt.checkpoints.interpolated import chosen_point, read_interpolation
 from mypt.checkpoints.lineage import find_lineage
+from mypt.checkpoints.model_config import CONFIG_NAME, cached_file, read_config_file
 from mypt.checkpoints.state import read_forgetting, read_ledger, read_state
 from mypt.errors import CheckpointError
 from mypt.recipe import RESOLVED_NAME

@@ -12,10 +12,10 @@ import yaml
 from mypt.checkpoints.adapter import BASE_NAME, is_adapter
 from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file
 from mypt.checkpoints.complete import last_complete_checkpoint
-from mypt.checkpoints.config import ADAPTER_CONFIG, read_config_file
 from mypt.checkpoints.evaluations import EVALUATION_NAME, PLOT_NAMES
 from mypt.checkpoints.interpolated import PLOT_NAME, REPORT_NAME
 from mypt.checkpoints.lineage import LINEAGE_NAME
+from mypt.checkpoints.model_config import ADAPTER_CONFIG, read_config_file
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, LOADABLE, read_header, weight_files
 from mypt.errors import CheckpointError
 from mypt.json_files import parse_json

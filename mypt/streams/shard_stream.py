@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mypt.errors import DataError
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.shards.reader import ShardReader
 from mypt.streams.config import StreamConfig, to_batch
 from mypt.streams.curriculum import cut, length_at

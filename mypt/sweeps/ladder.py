@@ -19,12 +19,12 @@ from mypt.planning.parameters import count_parameters
 from mypt.planning.verdict import DataSource, duration, short
 from mypt.preparation.subset import subset_dataset
 from mypt.recipe import Recipe, load_recipe
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.sweeps.ladder_record import RECORD_NAME, LadderRecord, data_identity, default_folder, is_finished, read_rung
 from mypt.sweeps.lengths import Lengths
 from mypt.sweeps.subset import SweepData, place_eval_text, prepare_data
 from mypt.sweeps.trial import run_trial, stop_on_signal, train_command
-from mypt.text.hub import PREFIX
+from mypt.text.hub_datasets import PREFIX
 from mypt.training.data.fetched import fetched
 from mypt.training.request import check
 from mypt.training.target import Target, default_learning_rate, read_target

@@ -7,7 +7,7 @@ from typing import TypedDict
 
 import xxhash
 
-from mypt.checkpoints.config import read_config_file
+from mypt.checkpoints.model_config import read_config_file
 from mypt.errors import CheckpointError
 from mypt.json_files import read_json
 from mypt.planning.ladder import Law, Rung
@@ -15,7 +15,7 @@ from mypt.planning.parameters import count_parameters, dimensions_of
 from mypt.planning.plan import Plan
 from mypt.planning.scaling import effective_tokens
 from mypt.recipe import Recipe
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.streams.size import fingerprint
 from mypt.text.sources import find_units
 from mypt.training.data.sources import is_dataset

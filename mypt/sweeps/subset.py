@@ -18,7 +18,7 @@ from mypt.preparation.prepare import prepare_dataset
 from mypt.preparation.subset import subset_dataset
 from mypt.recipe import Recipe
 from mypt.shards.format import Manifest
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.streams.size import fingerprint
 from mypt.terminal import say
 from mypt.text.sources import document_count, find_units, own_validation

@@ -12,9 +12,9 @@ import xxhash
 
 from mypt.errors import DataError
 from mypt.remote.copies import local_path
-from mypt.text import hub, tables
+from mypt.text import hub_datasets, tables
 from mypt.text.bad_records import OnFault, RecordError, Stopped, stop
-from mypt.text.files import UNIT_BYTES, dataset_directory, document_of, find_files, pieces
+from mypt.text.find_files import UNIT_BYTES, dataset_directory, document_of, find_files, pieces
 from mypt.text.formats import KINDS, Format, detect
 from mypt.text.opening import compression, open_utf8
 from mypt.text.plain import LONGEST, Document, boundary, cut, cut_text, decoded, whole_documents
@@ -69,8 +69,8 @@ def find_units(
     chosen: list[str] = []  # what a document is in each file
     for source in map(str, sources):
         shape = Unit(source, "", (), document=document or "file", text_column=text_column)
-        if source.startswith(hub.PREFIX):
-            place, shards = hub.resolve(source)
+        if source.startswith(hub_datasets.PREFIX):
+            place, shards = hub_datasets.resolve(source)
             whole = replace(shape, kind="hub", paths=(place,))
             units += [replace(whole, start=shard, stop=shard + 1) for shard in range(shards)]
         elif directory := dataset_directory(place := local_path(source)):
@@ -179,7 +179,7 @@ def _texts(unit: Unit, path: str, on_fault: OnFault = stop) -> Iterator[list[str
     """The texts of the records, in lists."""
     column = unit.text_column
     if unit.kind == "hub":
-        yield from hub.texts(path, unit.start, column)
+        yield from hub_datasets.texts(path, unit.start, column)
     elif unit.kind == "arrow":
         yield from tables.arrow_texts(path, column, unit.start, unit.stop)
     elif unit.kind == UNREADABLE:
@@ -279,7 +279,7 @@ def document_count(units: Sequence[Unit]) -> int:
     lines of JSON or CSV by the mean length of the first ones.
     """
     counts = [_count(path, unit) for unit in units if unit.kind != "hub" for path in unit.paths]
-    counts += map(hub.documents, {unit.paths[0] for unit in units if unit.kind == "hub"})
+    counts += map(hub_datasets.documents, {unit.paths[0] for unit in units if unit.kind == "hub"})
     return round(sum(counts)) if all(counts) else 0
 
 
@@ -314,8 +314,8 @@ def own_validation(source: str) -> str | None:
     Raises DataError for a dataset that cannot be read.
     """
     path, _, split = source.partition("#")
-    if source.startswith(hub.PREFIX):
-        names, split = hub.splits(source)
+    if source.startswith(hub_datasets.PREFIX):
+        names, split = hub_datasets.splits(source)
     elif not Path(source).is_file() and Path(path).is_dir():
         names = tables.splits_of(Path(path)) or []
     else:

@@ -13,7 +13,7 @@ from mypt.evaluation.forgetting import require_sets
 from mypt.models.presets import preset_dimensions
 from mypt.recipe import AUTO, RESOLVED_NAME, ModelSection, Recipe, load_recipe, model_fault
 from mypt.shards.format import Manifest
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.shards.reader import check_files
 from mypt.streams.windows import window_count
 from mypt.tokenization.load import require_same_tokenizer

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from mypt.checkpoints.config import cached_model
 from mypt.checkpoints.lineage import describe_start, recognized, start_lineage, tokens_seen
 from mypt.checkpoints.meta import HubError, measured_dimensions, read_config
+from mypt.checkpoints.model_config import cached_model
 from mypt.errors import DataError, MyPTError, recipe_wording
 from mypt.files import free_for, what_to_do_with_gguf
 from mypt.hardware.choices import (
@@ -429,7 +429,7 @@ def _existing_dimensions(recipe, vocabulary: int | None, notes: list[str]) -> di
 
 def _is_dataset(source: str) -> bool:
     """Whether it is a directory of shards that is here."""
-    from mypt.text.files import dataset_directory, holds_records
+    from mypt.text.find_files import dataset_directory, holds_records
 
     path = Path(source)
     return path.is_dir() and dataset_directory(source) is None and not holds_records(path)
@@ -447,7 +447,7 @@ class _Data(NamedTuple):
 
 def _read_data(recipe, notes: list[str]) -> _Data:
     from mypt.shards.format import METADATA_NAME
-    from mypt.shards.opening import open_dataset
+    from mypt.shards.open_dataset import open_dataset
     from mypt.shards.reader import check_files
     from mypt.training.data.sources import source_name
 
@@ -489,7 +489,7 @@ def _read_data(recipe, notes: list[str]) -> _Data:
 def _shared_text(recipe) -> dict[str, str]:
     """Evaluation sets whose text is in the training data, with the share in words, of those that are directories."""
     from mypt.preparation.contamination import find_contamination
-    from mypt.shards.opening import open_dataset
+    from mypt.shards.open_dataset import open_dataset
 
     train = [name for name in recipe.data.train if Path(name).is_dir() and _is_dataset(name)]
     sets = {name: (source, "val") for name, source in recipe.data.eval.items() if _is_dataset(source)}
@@ -519,7 +519,7 @@ def _evaluation_batch(recipe: Recipe) -> int:
 def _expected_vocabulary(recipe: Recipe, notes: list[str]) -> int | None:
     """Of a text that is not prepared, as far as the recipe gives it; None for the preset's, with a note."""
     from mypt.shards.format import METADATA_NAME
-    from mypt.shards.opening import open_dataset
+    from mypt.shards.open_dataset import open_dataset
     from mypt.training.data.text import HEAD_NAME
 
     size, head = recipe.tokenizer.vocab_size, Path(recipe.training.get("output_dir", ""), HEAD_NAME)
@@ -541,7 +541,7 @@ def _unprepared(sources: list[DataSource]) -> int:
 
 def _set_tokens(name: str, recipe) -> int | None:
     """Tokens of an evaluation set; None if it is text."""
-    from mypt.shards.opening import open_dataset
+    from mypt.shards.open_dataset import open_dataset
     from mypt.shards.reader import check_files
 
     if not _is_dataset(name):

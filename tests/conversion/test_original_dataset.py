@@ -12,7 +12,7 @@ from mypt.shards.verify import verify_dataset
 from mypt.tokenization.load import load_tokenizer, save_tokenizer
 from mypt.tokenization.train import build_char_tokenizer
 from tests.datasets import contents, die_at, stream, texts
-from tests.shards.test_opening import CUT, IDS, TEXT, write_nanogpt, write_original
+from tests.shards.test_open_dataset import CUT, IDS, TEXT, write_nanogpt, write_original
 
 
 def convert(directory, out, **options):

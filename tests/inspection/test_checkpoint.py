@@ -162,7 +162,7 @@ def test_an_adapter_tells_its_rank_and_targets(save, tmp_path):
 
 def test_a_model_in_the_hubs_cache_is_found_by_its_id(tmp_path):
     program = (
-        "import sys; from mypt.checkpoints.config import cached_model; "
+        "import sys; from mypt.checkpoints.model_config import cached_model; "
         "print(cached_model('some/model'), cached_model('other/model'), cached_model('no//id'))"
     )
     snapshot = tmp_path / "models--some--model" / "snapshots" / "0123456789abcdef0123456789abcdef01234567"

@@ -14,7 +14,7 @@ from mypt.shards.format import read_manifest
 from mypt.shards.verify import verify_dataset
 from mypt.tokenization.train import build_char_tokenizer
 from tests.datasets import contents, die_at, stream, texts
-from tests.shards.test_opening import IDS, write_original
+from tests.shards.test_open_dataset import IDS, write_original
 
 OLD = {"train": ["first one " * 9, "second"], "val": ["held out " * 8]}
 NEW = {"train": ["third" * 15, "fourth", "fifth one"], "val": ["also held out", "and this"]}

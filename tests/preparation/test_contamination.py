@@ -5,7 +5,7 @@ import pytest
 
 from mypt.preparation import contamination
 from mypt.preparation.contamination import contamination_line, find_contamination
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 
 LENGTH = 67  # tokens of a piece: 200 bytes at the 3 bytes a token of `make_shards`
 

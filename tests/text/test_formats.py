@@ -20,7 +20,7 @@ import pyarrow.parquet
 import pytest
 
 from mypt.errors import DataError
-from mypt.text import files, records, sources
+from mypt.text import find_files, records, sources
 from mypt.text.bad_records import RecordError
 from mypt.text.formats import KINDS, Kind, binary_name, detect, encoding_of
 from mypt.text.sources import digest, find_units, read_documents
@@ -113,7 +113,7 @@ def test_tables_under_any_name(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"no column 'body'; --text-column is one of: n, text"):
         read(tmp_path / "stream.arrow", text_column="body")
     monkeypatch.setattr(sources, "BUNDLE_BYTES", 0)
-    monkeypatch.setattr(files, "UNIT_BYTES", 1)
+    monkeypatch.setattr(find_files, "UNIT_BYTES", 1)
     for name, count in {"file.arrow": 3, "a.feather": 3, "stream.arrow": 1}.items():
         units = find_units([tmp_path / name])
         assert len(units) == len({digest(unit) for unit in units}) == count
@@ -311,14 +311,14 @@ def test_folders_of_records_are_sources(tmp_path):
     said = []
     assert read(tmp_path, say=said.append) == ["a/part-0.parquet", "b/part-1.snappy.parquet"]
     assert said == [f"{tmp_path}: 2 files of records (part-0.parquet, ...)"]
-    assert files.holds_records(tmp_path) and not files.holds_records(tmp_path / "README.md")
+    assert find_files.holds_records(tmp_path) and not find_files.holds_records(tmp_path / "README.md")
     (tmp_path / "c.jsonl").write_text(lines())
     with pytest.raises(DataError, match=r"several kinds \(1 of jsonl, 2 of parquet\)"):
         read(tmp_path)
     (tmp_path / "dataset_metadata.json").write_text("{}")
     with pytest.raises(DataError, match="is a dataset directory of mypt"):
         read(tmp_path)
-    assert not files.holds_records(tmp_path)
+    assert not find_files.holds_records(tmp_path)
 
 
 def test_records_beside_a_description_are_read_and_two_kinds_are_an_error(tmp_path):
@@ -356,9 +356,9 @@ def test_each_real_file_once_and_loops_end(tmp_path):
     (tmp_path / "up").symlink_to(tmp_path)
     (tmp_path / "self.txt").symlink_to(tmp_path / "self.txt")
     (tmp_path / "00" / "again.txt").symlink_to(tmp_path / "07" / "a.txt")
-    found = files.find_files(f"{tmp_path}/**/*.txt")
+    found = find_files.find_files(f"{tmp_path}/**/*.txt")
     assert found == [tmp_path / f"{number:02d}" / "a.txt" for number in range(20)]
-    assert files.find_files(f"{tmp_path}/*/to7/*.txt") == [tmp_path / "00" / "to7" / "a.txt"]
+    assert find_files.find_files(f"{tmp_path}/*/to7/*.txt") == [tmp_path / "00" / "to7" / "a.txt"]
     with pytest.raises(DataError, match=r"self\.txt does not exist"):
         find_units([tmp_path / "self.txt"])
 
@@ -383,7 +383,7 @@ def test_globs_find_what_the_library_finds(tmp_path):
         expected = sorted(
             path for path in map(tmp_path.joinpath, glob(f"{tmp_path}/{pattern}", recursive=True)) if path.is_file()
         )
-        assert files.find_files(f"{tmp_path}/{pattern}") == expected, pattern
+        assert find_files.find_files(f"{tmp_path}/{pattern}") == expected, pattern
 
 
 def test_a_form_says_whether_it_is_compressed(tmp_path):

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from mypt.errors import DataError
-from mypt.text import files, sources
+from mypt.text import find_files, sources
 from mypt.text.sources import find_units, read_documents
 
 
@@ -63,7 +63,7 @@ def test_json_errors_name_the_line(tmp_path, rows, column, message):
 def test_a_broken_line_has_the_same_number_in_a_unit_of_its_own(tmp_path, monkeypatch):
     path = lines(tmp_path / "a.jsonl", *['{"text": "a"}'] * 6, "", '{"text"; "b"}', '{"text": "c"}')
     monkeypatch.setattr(sources, "BUNDLE_BYTES", 0)
-    monkeypatch.setattr(files, "UNIT_BYTES", 40)
+    monkeypatch.setattr(find_files, "UNIT_BYTES", 40)
     assert len(find_units([path])) > 2
     with pytest.raises(DataError, match=r"a.jsonl:8: broken JSON"):
         read(path)

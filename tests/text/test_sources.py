@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from mypt.errors import DataError
-from mypt.text import files, plain, sources
+from mypt.text import find_files, plain, sources
 from mypt.text.sources import Unit, digest, find_units, read_documents, stamp
 
 TEXTS = ["first", "zwei\nZeilen, und", "", "drei 😀\r\n", 'en"de']
@@ -121,7 +121,7 @@ def test_documents_do_not_depend_on_the_size_of_a_unit(tmp_path, name, document,
     monkeypatch.setattr(sources, "BUNDLE_BYTES", 0)
     counts = []
     for size in (10, 50, 1000):
-        monkeypatch.setattr(files, "UNIT_BYTES", size)
+        monkeypatch.setattr(find_files, "UNIT_BYTES", size)
         monkeypatch.setattr(sources, "UNIT_BYTES", size)
         units = find_units([path], document=document)
         counts.append(len(units))
@@ -210,7 +210,7 @@ def test_a_digest_is_of_kind_and_content_not_of_name_and_time(tmp_path):
 def test_a_change_changes_the_digest_of_the_unit_that_holds_it(tmp_path, name, monkeypatch):
     """Equal digests mean equal documents: also when a document ends behind the bytes of its unit."""
     monkeypatch.setattr(sources, "BUNDLE_BYTES", 0)
-    for module in (files, sources):
+    for module in (find_files, sources):
         monkeypatch.setattr(module, "UNIT_BYTES", 40)
     texts = [f"document {n} of ten\nwith a second line" for n in range(10)]
     found = []

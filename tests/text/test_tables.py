@@ -6,7 +6,7 @@ import pyarrow.parquet
 import pytest
 
 from mypt.errors import DataError
-from mypt.text import files, sources, tables
+from mypt.text import find_files, sources, tables
 from mypt.text.sources import find_units, read_documents
 
 
@@ -34,11 +34,11 @@ def test_neighbouring_row_groups_of_about_a_unit_go_together(tmp_path, monkeypat
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=5, use_dictionary=False)
     monkeypatch.setattr(sources, "BUNDLE_BYTES", 0)
-    monkeypatch.setattr(files, "UNIT_BYTES", 2_000)
+    monkeypatch.setattr(find_files, "UNIT_BYTES", 2_000)
     units = find_units([path])
     assert 5 <= len(units) < 20
     assert [len(list(read_documents(unit))) for unit in units] == [5 * (unit.stop - unit.start) for unit in units]
-    monkeypatch.setattr(files, "UNIT_BYTES", 1)
+    monkeypatch.setattr(find_files, "UNIT_BYTES", 1)
     assert len(find_units([path])) == 20
     assert read(path) == texts
 

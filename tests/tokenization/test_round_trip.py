@@ -1,7 +1,7 @@
 """What a tokenizer loses, by hand."""
 
 from mypt.tokenization.encode import encode_flat
-from mypt.tokenization.measure import describe_loss, measure_loss
+from mypt.tokenization.statistics import describe_loss, measure_loss
 from tests.tokenization.families import llama, wordlevel
 
 

@@ -12,11 +12,11 @@ from mypt.legacy.checkpoint import refuse_original
 from mypt.recipe import Recipe
 from mypt.remote.place import is_remote
 from mypt.shards.format import Manifest
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.shards.publishing import own_tokenizer
 from mypt.terminal import say
-from mypt.text.files import dataset_directory, holds_records
-from mypt.text.hub import PREFIX, advice_for
+from mypt.text.find_files import dataset_directory, holds_records
+from mypt.text.hub_datasets import PREFIX, advice_for
 from mypt.text.sources import own_validation
 from mypt.tokenization.load import load_tokenizer, model_tokenizer, require_same_tokenizer
 from mypt.tokenization.train import TRAINED

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from mypt.demo.run import view_run
+from mypt.demo.run_view import view_run
 from mypt.errors import CheckpointError
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -8,7 +8,7 @@ import pytest
 
 from mypt.errors import DataError, TokenizerError
 from mypt.inspection.dataset import inspect_dataset
-from mypt.shards.opening import open_dataset
+from mypt.shards.open_dataset import open_dataset
 from mypt.shards.reader import ShardReader
 from mypt.shards.verify import verify_dataset
 from mypt.tokenization.load import load_tokenizer

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mypt.errors import DataError
 from mypt.text.formats import KINDS, Format, kind_by_name
-from mypt.text.hub import advice_for
+from mypt.text.hub_datasets import advice_for
 from mypt.text.tables import splits_of
 
 LARGE_FILE = 1_000_000  # bytes on the disk; a text file above it is cut into blocks unless it must stay whole

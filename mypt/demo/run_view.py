@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mypt.checkpoints.config import cached_model
 from mypt.checkpoints.interpolated import PLOT_NAME
+from mypt.checkpoints.model_config import cached_model
 from mypt.errors import MyPTError
 from mypt.inspection.checkpoint import inspect_checkpoint
 from mypt.inspection.describe import Block, describe
