@@ -25,6 +25,6 @@ def test_no_drawer_for_odds_and_ends():
 def test_a_command_is_a_module():
     from mypt.cli.main import COMMANDS
 
-    shared = {"__init__", "main", "numbers", "datasets", "frameworks", "replay"}
+    shared = {"__init__", "main", "numbers", "dataset_options", "frameworks", "replay"}
     files = {path.stem for path in (ROOT / "cli").glob("*.py")} - shared
     assert set(COMMANDS) == files

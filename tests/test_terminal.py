@@ -188,7 +188,7 @@ def test_what_libraries_and_argparse_print_is_visible(capsys, monkeypatch):
 
 TRACEBACKS = """
 import sys, threading, warnings
-from mypt.preparation.workers import run_in_order
+from mypt.preparation.prepare_run import run_in_order
 from mypt.terminal import show_tracebacks
 class Broken:
     def __del__(self):

@@ -31,11 +31,11 @@ def add_reading(parser: argparse.ArgumentParser, choice: argparse._ActionsContai
 
 def reading(args: argparse.Namespace) -> dict:
     """Return the options of `add_reading` but the source."""
-    from mypt.preparation.workers import available_cores
+    from mypt.hardware.machine import available_cpus
     from mypt.remote.cache import use_cache
 
     use_cache(args.cache_dir, args.cache_limit)
-    return {"workers": available_cores()} | given(args, "text_column", "max_documents", "on_error", "workers")
+    return {"workers": available_cpus()} | given(args, "text_column", "max_documents", "on_error", "workers")
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:

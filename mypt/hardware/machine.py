@@ -109,10 +109,14 @@ def _cpu() -> Machine:
     return Machine("cpu", total, "float32", "this CPU has no instructions for bfloat16 (avx512_bf16)", free, model)
 
 
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpus() -> int:
     """CPUs that this process may use, at most OMP_NUM_THREADS."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = os.environ.get("OMP_NUM_THREADS", "")
+    found, threads = available_cpus(), os.environ.get("OMP_NUM_THREADS", "")
     return min(found, int(threads)) if threads.isdecimal() and int(threads) else found
 
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -16,11 +23,12 @@ import xxhash
 
 from mypt.errors import DataError
 from mypt.preparation.units import Piece
-from mypt.preparation.workers import run_in_order
 from mypt.shards.publishing import UNITS, write_error
 from mypt.shards.settings import PrepareSettings
-from mypt.terminal import progress_bar
+from mypt.terminal import progress_bar, show_tracebacks, visible_libraries
 from mypt.text.sources import Unit, stamp
+
+_libraries = visible_libraries()  # entered in a worker, for as long as it lives
 
 
 @dataclass(frozen=True)
@@ -114,3 +122,46 @@ def few(names: Collection[object], most: int = 5) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most:,} more" * (len(names) > most)
     return ", ".join(map(str, islice(names, most))) + more
+
+
+def run_in_order(function: Callable[..., Any], calls: Iterable[tuple], workers: int) -> Iterator[Any]:
+    """function(*call) for each call, in the order of the calls, on `workers` processes (1: in this one).
+
+    `calls` is read as far ahead as the workers need, and what a function raises is raised here. Raises DataError if a
+    worker was killed.
+    """
+    if workers == 1:
+        for call in calls:
+            yield function(*call)
+        return
+    # A fresh interpreter per worker: forking one that has threads (tokenizers, torch) can hang.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    waiting: deque = deque()
+    try:
+        for call in calls:
+            waiting.append(pool.submit(function, *call))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise DataError(
+            "a worker process was killed, perhaps for want of memory; run the same command again with fewer --workers "
+            "(what is finished is kept)"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """One thread a worker; what it prints is visible, Ctrl-C is the parent's, and a killed parent ends it."""
+    os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    show_tracebacks()
+    _libraries.__enter__()
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -8,7 +8,6 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from mypt.errors import DataError
 from mypt.files import file_system, is_network
+from mypt.hardware.main_memory import main_memory
 
 BLOCK_TOKENS = 65_536  # 128 KiB as uint16: a disk's or a server's cost per request is small against reading that much
 POOL_BLOCKS = 64  # blocks whose windows are shuffled together
@@ -266,16 +266,9 @@ def choose_reading(
 
 
 def available_memory() -> int:
-    """Bytes that can be taken without swapping; the container's limit where there is one."""
-    memory = 0
-    with suppress(OSError):
-        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        memory = int(facts["MemAvailable"].split()[0]) * 1024
-    with suppress(OSError, ValueError):  # "max": no limit
-        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    if not memory and hasattr(os, "sysconf"):
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    return memory
+    """Bytes that can be taken without swapping; a quarter of all where the system does not report them."""
+    total, free = main_memory()
+    return (total or 0) // 4 if free is None else free
 
 
 def _can_map(files: int) -> bool:

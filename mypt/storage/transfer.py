@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import xxhash
@@ -16,7 +18,6 @@ from mypt.files import xxh3_128
 from mypt.folders import LOCK_NAME
 from mypt.remote.place import Place
 from mypt.shards.format import METADATA_NAME
-from mypt.storage.compression import compressed, decompress
 from mypt.storage.manifest import (
     MANIFEST_NAME,
     Entry,
@@ -30,6 +31,9 @@ from mypt.storage.run_files import ENVIRONMENT, recorded_run
 from mypt.storage.store import Outgoing, Sent
 from mypt.storage.upload_files import check_weights, is_model_file
 from mypt.terminal import progress_bar
+
+_LEVEL = 3  # zstandard's default
+_CHUNK = 1 << 20
 
 
 def send_folder(
@@ -72,7 +76,7 @@ def _put(place: Place, file: Outgoing, manifest: Manifest, advance: Callable[[in
     if not manifest.get("compression"):
         place.put(file.name, file.content, advance)
         return
-    with compressed(file.content) as path:
+    with _compressed(file.content) as path:
         manifest["files"][file.name]["stored"] = path.stat().st_size
         place.put(stored_name(file.name, manifest), path)
     advance(file.size)
@@ -142,7 +146,7 @@ def _get(place: Place, name: str, entry: Entry, manifest: Manifest, path: Path, 
     elif manifest.get("compression"):
         packed = path.with_name(f"{path.name}.zst.part")
         place.get(stored_name(name, manifest), packed)
-        decompress(packed, part, entry["bytes"], place / name)
+        _decompress(packed, part, entry["bytes"], place / name)
         packed.unlink()
     else:
         place.get(name, part)
@@ -232,6 +236,46 @@ def digest_of(manifest: Manifest) -> str:
     """What a manifest is called: equal for equal files."""
     names = [(name, entry["xxh3_128"]) for name, entry in sorted(manifest["files"].items())]
     return xxhash.xxh3_128(repr(names).encode()).hexdigest()
+
+
+def _require_zstd():
+    """The package zstandard. Raises MyPTError if it is not installed."""
+    try:
+        import zstandard
+    except ImportError as error:
+        raise MyPTError('--compress zstd needs the package zstandard: pip install "mypt[zstd]"') from error
+    return zstandard
+
+
+@contextmanager
+def _compressed(content: Path | bytes) -> Iterator[Path]:
+    """A temporary file with the packed content. Raises OSError for a full disk."""
+    compressor = _require_zstd().ZstdCompressor(level=_LEVEL, threads=-1, write_checksum=True)
+    with tempfile.NamedTemporaryFile(prefix="mypt-", suffix=".zst") as packed:
+        if isinstance(content, bytes):
+            packed.write(compressor.compress(content))
+        else:
+            with open(content, "rb") as source:
+                compressor.copy_stream(source, packed, read_size=_CHUNK, write_size=_CHUNK)
+        packed.flush()
+        yield Path(packed.name)
+
+
+def _decompress(packed: Path, path: Path, size: int, name: object) -> None:
+    """Unpack a file that must come to `size` bytes. Raises CheckpointError for another content, which names `name`."""
+    zstandard = _require_zstd()
+    written = 0
+    try:
+        with open(packed, "rb") as source, open(path, "wb") as target:
+            for chunk in zstandard.ZstdDecompressor().read_to_iter(source, read_size=_CHUNK):
+                written += len(chunk)
+                if written > size:  # a small file may unpack to more than any disk holds
+                    break
+                target.write(chunk)
+    except zstandard.ZstdError as error:
+        raise CheckpointError(f"{name} cannot be unpacked ({error}); upload it again") from None
+    if written != size:
+        raise CheckpointError(f"{name} does not unpack to {size:,} bytes; upload it again")
 
 
 def _bar(label: str, total: int, shown: bool):
