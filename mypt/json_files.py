@@ -119,6 +119,11 @@ def read_json(
     return parse_json(data, kind, path, error, advice)
 
 
+def find_json(path: str | Path, kind: Any, *how: Any) -> Any:
+    """As `read_json`, which has the arguments `how`, too; None if there is nothing at `path`."""
+    return read_json(path, kind, *how) if Path(path).exists() else None
+
+
 def parse_json(
     data: bytes | str, kind: Any, name: object, error: type[MyPTError] = MyPTError, advice: str = "restore it"
 ) -> Any:

@@ -87,6 +87,11 @@ def progress_bar(*, shown: bool = True, leave: bool = False, desc: str | None = 
     return tqdm(desc=label, disable=not (shown and is_terminal(sys.stderr)), leave=leave, **options)
 
 
+def bytes_bar(what: str, total: int, shown: bool = True):
+    """A `progress_bar` over bytes; `what` is its label."""
+    return progress_bar(shown=shown, desc=what, total=total, unit="B", unit_scale=True)
+
+
 def print_table(title: str, columns: list[str], rows: list[list[object]]) -> None:
     """Print `rows` under `columns`: by rich on a terminal, aligned text elsewhere.
 

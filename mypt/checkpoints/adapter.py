@@ -9,7 +9,7 @@ from mypt.checkpoints.model_config import ADAPTER_CONFIG, CONFIG_NAME, cached_fi
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, read_header, weight_files
 from mypt.errors import CheckpointError
 from mypt.files import replace_text
-from mypt.json_files import Rule, read_json
+from mypt.json_files import Rule, find_json, read_json
 
 BASE_NAME = "adapter_base.json"  # ours, beside it
 INSTALL_PEFT = "LoRA needs the package peft: pip install mypt[lora]"
@@ -61,12 +61,9 @@ def require_base(folder: str | Path, base: str) -> None:
 
     An adapter that others made, which has no record of them, is taken on trust.
     """
-    path = Path(folder, BASE_NAME)
-    if not path.is_file():
-        return
-    recorded = read_json(path, _Base, CheckpointError, "copy the adapter again")["weights"]
-    found = weights_fingerprint(base)
-    if recorded and found and recorded != found:
+    record = find_json(Path(folder, BASE_NAME), _Base, CheckpointError, "copy the adapter again")
+    recorded = record and record["weights"]
+    if recorded and (found := weights_fingerprint(base)) and recorded != found:
         raise CheckpointError(
             f"adapter {folder} was trained beside other weights ({recorded[:8]}) than those that {base} holds "
             f"({found[:8]}): restore that base model, or train the adapter again"

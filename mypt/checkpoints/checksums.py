@@ -7,7 +7,7 @@ from typing import Annotated, TypedDict
 
 from mypt.errors import CheckpointError
 from mypt.files import replace_text, xxh3_128
-from mypt.json_files import InnerPath, Recorded, Rule, read_json
+from mypt.json_files import InnerPath, Recorded, Rule, find_json
 
 CHECKSUMS_NAME = "checksums.json"
 # Weights and state. Configs, tokenizer files, code and cards are left out: people edit them.
@@ -18,10 +18,7 @@ _RECORDED = (
 
 
 class _Checksums(TypedDict):
-    files: Annotated[
-        dict[InnerPath, Recorded],
-        Rule(bool, "one file or more"),
-    ]
+    files: Annotated[dict[InnerPath, Recorded], Rule(bool, "one file or more")]
 
 
 def write_checksums(folder: Path) -> None:
@@ -39,11 +36,9 @@ def read_checksums(folder: Path) -> dict[str, Recorded] | None:
 
     Raises CheckpointError if checksums.json is damaged or names files outside of the folder.
     """
-    path = folder / CHECKSUMS_NAME
-    if not path.exists():
-        return None
     advice = "restore it, or delete it to use the files as they are"
-    return read_json(path, _Checksums, CheckpointError, advice)["files"]
+    found = find_json(folder / CHECKSUMS_NAME, _Checksums, CheckpointError, advice)
+    return found["files"] if found else None
 
 
 def checksums_of(folder: Path, names: Iterable[str]) -> str | None:

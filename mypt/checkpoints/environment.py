@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict
 from mypt.errors import CheckpointError, mask_secrets
 from mypt.files import replace_text
 from mypt.hardware.machine import Machine, cpus, this_machine
-from mypt.json_files import Count, read_json
+from mypt.json_files import Count, find_json
 from mypt.versions import version_of
 
 ENVIRONMENT_NAME = "environment.json"
@@ -90,11 +90,8 @@ class Environment(TypedDict):
 
 def read_environment(run: Path) -> Environment | None:
     """environment.json of a run folder; None if there is none. Raises CheckpointError if it is damaged."""
-    path = run / ENVIRONMENT_NAME
-    if not path.exists():
-        return None
-    advice = f"it says whose run {run} holds: restore it, or choose another training.output_dir"
-    return read_json(path, Environment, CheckpointError, advice)
+    advice = f"it names the run that {run} holds: restore it, or choose another training.output_dir"
+    return find_json(run / ENVIRONMENT_NAME, Environment, CheckpointError, advice)
 
 
 def write_environment(run: Path, head: dict, session: Session, datasets: list[RecordedDataset], step: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 from mypt.checkpoints.adapter import weights_fingerprint
 from mypt.errors import MyPTError
 from mypt.files import replace_text
-from mypt.json_files import as_kind, read_json
+from mypt.json_files import as_kind, find_json
 
 EVALUATION_NAME = "evaluation.json"
 PLOT_NAMES = ("evaluation.png", "evaluation_position.png", "evaluation_source.png")
@@ -77,9 +77,8 @@ class _Evaluations(TypedDict):
 
 def read_evaluations(path: str | Path) -> list[Entry]:
     """The figures in a file, oldest first; none if it does not exist. Raises MyPTError if it is damaged."""
-    if not Path(path).exists():
-        return []
-    return read_json(path, _Evaluations, MyPTError, "restore or delete it")["results"]
+    found = find_json(path, _Evaluations, MyPTError, "restore or delete it")
+    return found["results"] if found else []
 
 
 def add_evaluations(path: str | Path, entries: list[Entry]) -> list[Entry]:

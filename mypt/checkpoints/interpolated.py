@@ -17,7 +17,7 @@ from mypt.checkpoints.model_config import cached_model, read_config_file
 from mypt.checkpoints.state import Number
 from mypt.checkpoints.tensors import TensorEntry, list_tensors, part_of, read_header, read_tensor
 from mypt.errors import CheckpointError, TokenizerError
-from mypt.json_files import Count, read_json
+from mypt.json_files import Count, find_json
 from mypt.tokenization.load import model_tokenizer
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ class InterpolationReport(_OfRun):
 
 def read_interpolation(folder: Path) -> InterpolationReport | None:
     """interpolation.json of a model's folder; None if there is none. Raises CheckpointError if it is damaged."""
-    path = folder / REPORT_NAME
-    return read_json(path, InterpolationReport, CheckpointError, "restore it, or delete it") if path.is_file() else None
+    return find_json(folder / REPORT_NAME, InterpolationReport, CheckpointError, "restore it, or delete it")
 
 
 def chosen_point(report: InterpolationReport) -> Point | None:

@@ -11,7 +11,7 @@ from typing import TypedDict
 from mypt.checkpoints.model_config import cached_file
 from mypt.errors import CheckpointError
 from mypt.files import replace_text
-from mypt.json_files import Count, read_json
+from mypt.json_files import Count, find_json
 from mypt.planning.report import times
 
 LINEAGE_NAME = "lineage.json"
@@ -52,9 +52,8 @@ def find_lineage(model: str | Path) -> Lineage | None:
     Raises CheckpointError if the file is damaged.
     """
     path = Path(model, LINEAGE_NAME) if Path(model).is_dir() else cached_file(str(model), LINEAGE_NAME)
-    if path is None or not path.exists():
-        return None
-    return read_json(path, Lineage, CheckpointError, "restore it, or delete it: the lineage is then not known")
+    advice = "restore it, or delete it: the lineage is then not known"
+    return path and find_json(path, Lineage, CheckpointError, advice)
 
 
 def start_lineage(init_from: str | Path | None) -> Lineage:

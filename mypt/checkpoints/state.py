@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from mypt.checkpoints.lineage import Lineage
 from mypt.errors import CheckpointError, MyPTError
-from mypt.json_files import LARGER, Count, Positive, Rule, Wrong, as_kind, check, found, read_json
+from mypt.json_files import LARGER, Count, Positive, Rule, Wrong, as_kind, check, find_json, found, read_json
 
 STATE_NAME = "trainer_state.json"
 # Trainer logs what a step gave: a loss may be NaN there.
@@ -345,12 +345,12 @@ def _forgetting(content: Any) -> ForgettingReport:
 
 def read_ledger(run: Path) -> _Ledger | None:
     """coverage.json of a run; None if there is none. Raises CheckpointError if it is damaged."""
-    return _if_there(run / "coverage.json", _ledger)
+    return find_json(run / "coverage.json", _ledger, CheckpointError, "restore it", LARGER)
 
 
 def read_forgetting(run: Path) -> ForgettingReport | None:
     """forgetting.json of a run; None if there is none. Raises CheckpointError if it is damaged."""
-    return _if_there(run / "forgetting.json", _forgetting)
+    return find_json(run / "forgetting.json", _forgetting, CheckpointError, "restore it", LARGER)
 
 
 def run_tolerance(model: Path) -> float | None:
@@ -360,10 +360,6 @@ def run_tolerance(model: Path) -> float | None:
     is_part = model.name == "best" or re.fullmatch(r"checkpoint-\d+", model.name)
     report = read_forgetting(model) or (read_forgetting(model.parent) if is_part else None)
     return report.get("tolerance") if report else None
-
-
-def _if_there(path: Path, kind: Any) -> Any:
-    return read_json(path, kind, CheckpointError, largest=LARGER) if path.exists() else None
 
 
 def read_state(folder: Path) -> RunState:

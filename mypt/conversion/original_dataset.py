@@ -11,8 +11,9 @@ from mypt.legacy.shards import find_shards
 from mypt.shards.format import SPLITS, Manifest, dtype_for, read_metadata
 from mypt.shards.open_dataset import open_dataset
 from mypt.shards.publishing import fingerprints, made_before, publish, require_dataset_folder, staged
-from mypt.shards.scan import checked_chunks, progress_bar
+from mypt.shards.scan import checked_chunks
 from mypt.shards.writer import ShardWriter, write_stream
+from mypt.terminal import bytes_bar
 from mypt.tokenization.load import load_tokenizer, save_tokenizer
 from mypt.tokenization.token_bytes import TextOf
 
@@ -24,7 +25,6 @@ def convert_dataset(
     dtype: str | None = None,
     tokenizer: str | None = None,
     say: Callable[[str], object] = lambda line: None,
-    progress: bool = True,
 ) -> Manifest:
     """Write the dataset in `directory` to `out` in today's format, token for token, and return its manifest.
 
@@ -42,11 +42,10 @@ def convert_dataset(
             return previous
         loaded = load_tokenizer(tokenizer or directory)
         text, eos, written = TextOf(loaded), manifest.eos_token_id, dtype_for(manifest.vocab_size - 1)
-        total = sum(split.tokens for split in manifest.splits.values())
-        counted = manifest.report.get("total_tokens_in_metadata", total)
-        if counted != total:
-            say(f"its metadata counts {counted:,} tokens, its files hold {total:,}: the files are converted")
-        with staged(out) as staging, progress_bar("converting", total * manifest.numpy_dtype.itemsize, progress) as bar:
+        counted = manifest.report.get("total_tokens_in_metadata", manifest.tokens)
+        if counted != manifest.tokens:
+            say(f"its metadata counts {counted:,} tokens, its files hold {manifest.tokens:,}: the files are converted")
+        with staged(out) as staging, bytes_bar("converting", manifest.bytes) as bar:
             save_tokenizer(loaded, staging)
             splits = {}
             for split in SPLITS:

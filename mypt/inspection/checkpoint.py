@@ -12,7 +12,8 @@ from mypt.checkpoints.tensors import TensorEntry, count_by_part, list_tensors, s
 from mypt.checkpoints.verify import fault_of
 from mypt.errors import CheckpointError
 from mypt.folders import contents
-from mypt.inspection.training_history import kind_of, last_state, read_object, read_training_history
+from mypt.inspection.training_history import kind_of, last_state, read_training_history
+from mypt.json_files import find_json
 from mypt.planning.parameters import count_parameters
 
 # The same dimension by the names that families of models give it.
@@ -65,7 +66,7 @@ def inspect_checkpoint(path: Path) -> dict:
         **read_training_history(path),
         "interpolation": _interpolation([path, path / "best"] if kind == "run" else [folder]),
         "lineage": find_lineage(saved or folder),
-        "converted_from": read_object(folder / PROVENANCE_NAME),
+        "converted_from": find_json(folder / PROVENANCE_NAME, dict, CheckpointError),
         "checkpoints": [{"name": folder.name, "missing": what_is_missing(folder)} for folder in checkpoints(path)],
         "files": list_files(path),
     }
@@ -119,10 +120,11 @@ def _parameters(config: dict | None, tensors: dict[str, TensorEntry]) -> dict[st
 
 
 def _tokenizer(folder: Path) -> dict | None:
-    content = read_object(folder / "tokenizer.json")
+    content = find_json(folder / "tokenizer.json", dict, CheckpointError)
     if content is None:
         return None
-    eos = (read_object(folder / "tokenizer_config.json") or {}).get("eos_token")
+    config = find_json(folder / "tokenizer_config.json", dict, CheckpointError) or {}
+    eos = config.get("eos_token")
     try:
         vocabulary = content["model"]["vocab"]  # {token: id}; Unigram: [[token, score], ...] in the order of ids
         ids = set(vocabulary.values()) if isinstance(vocabulary, dict) else set(range(len(vocabulary)))

@@ -29,10 +29,7 @@ def inspect_dataset(path: Path) -> dict:
         for name, split in manifest.splits.items()
     }
     problems = [
-        f"{shard.file} {problem}"
-        for split in manifest.splits.values()
-        for shard in split.shards
-        if (problem := shard_problem(path, shard, manifest))
+        f"{shard.file} {problem}" for shard in manifest.shards if (problem := shard_problem(path, shard, manifest))
     ]
     return {
         "kind": "dataset",

@@ -9,7 +9,7 @@ import yaml
 from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint
 from mypt.checkpoints.state import STATE_NAME, RunState, read_forgetting, read_ledger, read_state
 from mypt.errors import CheckpointError
-from mypt.json_files import read_json
+from mypt.json_files import find_json
 from mypt.recipe import RESOLVED_NAME, Recipe
 from mypt.yaml12 import load_yaml
 
@@ -39,15 +39,13 @@ def read_training_history(path: Path) -> dict:
     kind, (_, state), recipe = kind_of(path), last_state(path), _recipe(path)
     # A checkpoint's own state is at its step; the files of its run may be further on.
     is_run, run = kind == "run", path.parent if kind == "checkpoint" else path
-    diagnosis, file = None, path / "diagnosis.json"
-    if is_run and file.exists():
-        diagnosis = read_json(file, _Diagnosis, CheckpointError, "restore it, or delete it")
+    advice = "restore it, or delete it"
     return {
         "progress": _progress(state),
         # sources, block_size, next_sample, events; `mypt.streams.ledger` derives what was seen.
         "coverage": read_ledger(path) if is_run else state and state.coverage,
         "forgetting": _forgetting(run, is_run, state),
-        "diagnosis": diagnosis,
+        "diagnosis": find_json(path / "diagnosis.json", _Diagnosis, CheckpointError, advice) if is_run else None,
         "recipe": recipe,
         "changed_settings": recipe and _changed(recipe),
     }
@@ -61,11 +59,6 @@ def settings_of(recipe: dict | None) -> dict:
     """A recipe's sections as one {section.key: value}; what is off or empty is left out."""
     flat = {f"{section}.{key}": value for section, keys in (recipe or {}).items() for key, value in keys.items()}
     return {name: value for name, value in flat.items() if value not in (None, {}, [])}
-
-
-def read_object(path: Path) -> dict | None:
-    """The object in a JSON file, None if there is no such file. Raises CheckpointError if it is no JSON object."""
-    return read_json(path, dict, CheckpointError) if path.is_file() else None
 
 
 def _progress(state: RunState | None) -> dict | None:

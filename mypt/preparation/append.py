@@ -12,16 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from mypt.errors import DataError
-from mypt.files import flush_names
+from mypt.files import flush_names, xxh3_128
 from mypt.folders import only_writer
 from mypt.shards.format import METADATA_NAME, Manifest, Split, read_manifest, write_manifest
 from mypt.shards.open_dataset import open_dataset
-from mypt.shards.publishing import fingerprints, shard_files
-from mypt.shards.scan import checked_chunks, checksum, progress_bar, shard_problem
+from mypt.shards.publishing import APPENDING, fingerprints, shard_files
+from mypt.shards.scan import changed, checked_chunks, require_size, shard_problem
 from mypt.shards.writer import ShardWriter, write_stream
+from mypt.terminal import bytes_bar
 from mypt.tokenization.load import require_same_tokenizer
-
-APPENDING = ".appending"  # in the dataset directory: what is being added, and the metadata that will list it
 
 
 def append_dataset(
@@ -29,7 +28,6 @@ def append_dataset(
     other: str | Path,
     *,
     say: Callable[[str], object] = lambda line: None,
-    progress: bool = True,
 ) -> Manifest:
     """Copy the shards of the dataset `other` after those of `directory` and return the new manifest.
 
@@ -47,9 +45,8 @@ def append_dataset(
         if any(done.get("fingerprints") == entry["fingerprints"] for done in appended(manifest)):
             say(f"{directory} already holds {other}")
             return manifest
-        total = sum(split.tokens for split in added.splits.values()) * added.numpy_dtype.itemsize
         staging = directory / APPENDING / "shards"
-        with progress_bar("copying", total, progress) as bar:
+        with bytes_bar("copying", added.bytes) as bar:
             splits = {}
             for name, split in added.splits.items():
                 writer = ShardWriter(staging, name, manifest.dtype, max((s.tokens for s in split.shards), default=1))
@@ -132,7 +129,7 @@ def take_back(directory: Path) -> None:
     folder = directory / APPENDING
     if (folder / METADATA_NAME).is_file():
         planned, listed = read_manifest(folder), shard_files(read_manifest(directory))
-        for shard in (shard for split in planned.splits.values() for shard in split.shards):
+        for shard in planned.shards:
             # Moved whole or not at all: any other file of that name is not of this append.
             if shard.file not in listed and shard_problem(directory, shard, planned) is None:
                 (directory / shard.file).unlink()
@@ -145,15 +142,11 @@ def _require_whole(directory: Path, manifest: Manifest) -> None:
     The time alone proves nothing: it may lie in the future, or come from the clock of another host.
     """
     written = (directory / METADATA_NAME).stat().st_mtime_ns
-    for split in manifest.splits.values():
-        for shard in split.shards:
-            if problem := shard_problem(directory, shard, manifest):
-                raise DataError(f"{directory}: {shard.file} {problem}; restore it or prepare the data again")
-            file = directory / shard.file
-            if file.stat().st_mtime_ns > written and checksum(file) != shard.xxh3_128:
-                raise DataError(
-                    f"{directory}: {shard.file} was changed (its checksum differs); restore it or prepare again"
-                )
+    for shard in manifest.shards:
+        require_size(directory, shard, manifest)
+        file = directory / shard.file
+        if file.stat().st_mtime_ns > written and xxh3_128(file) != shard.xxh3_128:
+            raise changed(directory, shard)
 
 
 def _number(file: str) -> int:

@@ -15,7 +15,8 @@ import xxhash
 from mypt.errors import DataError
 from mypt.shards.format import Manifest
 from mypt.shards.open_dataset import open_dataset
-from mypt.shards.scan import checked_chunks, pieces, progress_bar, read_chunks
+from mypt.shards.scan import checked_chunks, pieces, read_chunks
+from mypt.terminal import bytes_bar
 from mypt.text.dedup import shared
 from mypt.tokenization.data_tokenizer import load_data_tokenizer
 from mypt.tokenization.token_bytes import TextOf
@@ -44,7 +45,7 @@ class Shared:
         return self.split == "val" and self.other_split == "train" and self.shared_documents > 0
 
 
-def overlaps(first: str | Path, second: str | Path, *, lines: bool = True, progress: bool = True) -> list[Shared]:
+def overlaps(first: str | Path, second: str | Path, *, lines: bool = True) -> list[Shared]:
     """What two directories share, val text in the other's train split first.
 
     Documents are equal if their ids are (equal tokenizers, no `lines`), else if their decoded texts are. Lines are
@@ -56,10 +57,9 @@ def overlaps(first: str | Path, second: str | Path, *, lines: bool = True, progr
         raise DataError(f"{first} and {second} are the same directory; name two")
     manifests = [open_dataset(directory) for directory in directories]
     by_ids = not lines and manifests[0].tokenizer_hash == manifests[1].tokenizer_hash
-    total = sum(split.tokens * m.numpy_dtype.itemsize for m in manifests for split in m.splits.values())
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="mypt-overlap-")))
-        bar = stack.enter_context(progress_bar("comparing", total, progress))
+        bar = stack.enter_context(bytes_bar("comparing", sum(manifest.bytes for manifest in manifests)))
         for index, (directory, manifest) in enumerate(zip(directories, manifests, strict=True)):
             encode = _id_bytes if by_ids else TextOf(load_data_tokenizer(directory))
             for split in _present(manifest):

@@ -138,8 +138,7 @@ def append_text(
             encoded = encode(run, tokenizer, manifest.dtype)
             require_documents(encoded)
             held = held_documents(directory, manifest, run.scratch()) if settings.dedup else None
-            present = sum(split.tokens for split in manifest.splits.values())
-            assignment = assign(run, encoded, held=held, held_texts=_cut_before(manifest), present=present)
+            assignment = assign(run, encoded, held=held, held_texts=_cut_before(manifest), present=manifest.tokens)
             if not assignment.documents:
                 say(f"{directory} already holds every document of this text")
                 shutil.rmtree(run.staging)

@@ -14,7 +14,7 @@ import numpy as np
 
 from mypt.errors import DataError
 from mypt.files import replace_text
-from mypt.json_files import read_json
+from mypt.json_files import find_json
 from mypt.preparation.assignment import SplitAssignment
 from mypt.preparation.prepare_run import PrepareRun
 from mypt.preparation.units import EncodedText, EncodedUnit
@@ -200,8 +200,8 @@ class _Report(TypedDict):
 
 def read_examples(directory: Path) -> dict[str, list[str]]:
     """The samples of what was dropped, by reason; none if the report is not there."""
-    path = directory / REPORT_NAME
-    return read_json(path, _Report, DataError)["examples"] if path.is_file() else {}
+    report = find_json(directory / REPORT_NAME, _Report, DataError)
+    return report["examples"] if report else {}
 
 
 def total(counts: Iterable[dict[str, int]]) -> dict[str, int]:

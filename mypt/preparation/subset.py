@@ -13,8 +13,9 @@ from mypt.folders import only_writer
 from mypt.shards.format import Manifest, Split
 from mypt.shards.open_dataset import open_dataset
 from mypt.shards.publishing import fingerprints, made_before, own_tokenizer, publish, require_dataset_folder, staged
-from mypt.shards.scan import Advance, checked_chunks, pieces, progress_bar
+from mypt.shards.scan import Advance, checked_chunks, pieces
 from mypt.shards.writer import ShardWriter
+from mypt.terminal import bytes_bar
 from mypt.text.dedup import mix
 from mypt.tokenization.load import save_tokenizer
 from mypt.tokenization.token_bytes import TextOf
@@ -57,8 +58,8 @@ def subset_dataset(
         names, source_ends = _sources(manifest, directory)
         if len(names) < len(manifest.sources):
             say("its metadata does not say which documents are of which source; each keeps its share, uncounted")
-        total = sum(split.tokens for split in manifest.splits.values()) * manifest.numpy_dtype.itemsize
-        with progress_bar("choosing", total * (1 + ("tokens" in asked)), progress) as bar, staged(out) as staging:
+        read = manifest.bytes * (1 + ("tokens" in asked))
+        with bytes_bar("choosing", read, progress) as bar, staged(out) as staging:
             chosen = {"train": _choose_train(directory, manifest, asked, seed, bar.update, say)}
             documents = manifest.splits["val"].documents if "val" in manifest.splits else 0
             share = len(chosen["train"]) / manifest.splits["train"].documents

@@ -14,7 +14,7 @@ import xxhash
 from mypt.errors import TokenizerError
 from mypt.files import replace_text
 from mypt.folders import only_writer, require_own
-from mypt.json_files import read_json
+from mypt.json_files import find_json
 from mypt.preparation.prepare_run import PrepareRun
 from mypt.preparation.prescan import prescan
 from mypt.shards.format import METADATA_NAME
@@ -102,8 +102,7 @@ class TrainingRecord(TypedDict):
 
 def training_record(directory: Path) -> TrainingRecord | None:
     """What `train_tokenizer` wrote beside the tokenizer in `directory`. Raises TokenizerError if it is damaged."""
-    path = directory / TRAINING_NAME
-    return read_json(path, TrainingRecord, TokenizerError, "restore it, or --retrain") if path.is_file() else None
+    return find_json(directory / TRAINING_NAME, TrainingRecord, TokenizerError, "restore it, or --retrain")
 
 
 def _require_tokenizer_folder(out: Path) -> None:

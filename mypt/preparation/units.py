@@ -8,7 +8,6 @@ records and files that could not be read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -16,10 +15,9 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from mypt.errors import MyPTError
-from mypt.files import replace_text
+from mypt.files import replace_text, xxh3_128
 from mypt.json_files import Count, FileName, read_json
 from mypt.shards.format import DTYPES
 from mypt.shards.settings import PrepareSettings
@@ -155,7 +153,7 @@ def save_record(record: Path, result, suffixes: Iterable[str] = UNIT_FILES):
     """Write the record of a unit, NNNNN.json, after its other files; returns it with their checksums as `files`."""
     stem = record.name.partition(".")[0]
     paths = (record.with_name(f"{stem}.{suffix}") for suffix in suffixes)
-    result = replace(result, files={path.name: _checksum(path) for path in paths if path.is_file()})
+    result = replace(result, files={path.name: xxh3_128(path) for path in paths if path.is_file()})
     replace_text(record, json.dumps(asdict(result), ensure_ascii=False))
     return result
 
@@ -172,12 +170,7 @@ def read_record(kind: type, path: Path, key: str):
 def files_are_whole(folder: Path, recorded: dict[str, str]) -> bool:
     """Whether the files of a unit are there and have the checksums in its record, which names one at least."""
     paths = {folder / name: checksum for name, checksum in recorded.items()}
-    return bool(paths) and all(path.is_file() and _checksum(path) == checksum for path, checksum in paths.items())
-
-
-def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+    return bool(paths) and all(path.is_file() and xxh3_128(path) == checksum for path, checksum in paths.items())
 
 
 def first_documents(documents: Iterable[Document], limit: int) -> Iterator[Document]:

@@ -15,7 +15,7 @@ from mypt.errors import DataError, MyPTError
 from mypt.files import is_inner_path
 from mypt.remote.cache import cached_folder
 from mypt.remote.place import Found, Place, is_remote, require_no_secret
-from mypt.terminal import progress_bar
+from mypt.terminal import bytes_bar
 
 
 def local_path(source: str) -> str:
@@ -45,7 +45,7 @@ def _copy(uri: str) -> str:
     total = sum(one.size for one in found.values())
 
     def fill(folder: Path) -> None:
-        with progress_bar(desc=f"fetching {uri}", total=total, unit="B", unit_scale=True) as bar:
+        with bytes_bar(f"fetching {uri}", total) as bar:
             for name, one in found.items():
                 _fetch(place, name, one, folder / (name or place.name))
                 bar.update(one.size)

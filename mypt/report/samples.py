@@ -16,7 +16,7 @@ from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, weight_files
 from mypt.errors import CheckpointError, MyPTError
 from mypt.files import replace_text
 from mypt.inspection.training_history import read_training_history
-from mypt.json_files import read_json
+from mypt.json_files import find_json
 from mypt.shards.format import METADATA_NAME, read_manifest
 from mypt.shards.reader import ShardReader
 from mypt.training.result import read_result
@@ -50,11 +50,8 @@ class Samples(TypedDict):
 
 def read_samples(run: Path) -> Samples | None:
     """samples.json of a run, if it is by the weights that the run has now. Raises CheckpointError if it is damaged."""
-    path = run / SAMPLES_NAME
-    if not path.is_file():
-        return None
-    found = read_json(path, Samples, CheckpointError, "delete it: the next report makes it again")
-    return found if found["weights"] == weights_fingerprint(str(model_folder(run) or run)) else None
+    found = find_json(run / SAMPLES_NAME, Samples, CheckpointError, "delete it: the next report makes it again")
+    return found if found and found["weights"] == weights_fingerprint(str(model_folder(run) or run)) else None
 
 
 def model_folder(run: Path) -> Path | None:

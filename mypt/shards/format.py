@@ -13,7 +13,7 @@ import xxhash
 
 from mypt.errors import DataError
 from mypt.files import replace_text
-from mypt.json_files import Count, PartOf, Positive, Rule, Wrong, as_kind, check, found, is_file_name, read_json
+from mypt.json_files import Count, PartOf, Positive, Rule, Wrong, as_kind, check, find_json, found, is_file_name
 from mypt.legacy.shards import find_shards
 from mypt.shards.settings import PrepareSettings
 
@@ -124,6 +124,21 @@ class Manifest:
         return DTYPES[self.dtype]
 
     @property
+    def shards(self) -> list[Shard]:
+        """Those of every split."""
+        return [shard for split in self.splits.values() for shard in split.shards]
+
+    @property
+    def tokens(self) -> int:
+        """Those of every split."""
+        return sum(split.tokens for split in self.splits.values())
+
+    @property
+    def bytes(self) -> int:
+        """The size of all shards."""
+        return self.tokens * self.numpy_dtype.itemsize
+
+    @property
     def origin(self) -> str | None:
         """The other program that wrote the dataset, whose shards were read whole for this manifest."""
         return self.report.get("origin")
@@ -192,8 +207,7 @@ def read_metadata(directory: Path) -> dict[str, Any] | None:
     """
     if not directory.is_dir():
         raise DataError(f"dataset directory {directory} does not exist; make it with: mypt prepare --out {directory}")
-    path = directory / METADATA_NAME
-    return read_json(path, dict[str, object], DataError, _ADVICE) if path.exists() else None
+    return find_json(directory / METADATA_NAME, dict[str, object], DataError, _ADVICE)
 
 
 def parse_manifest(directory: Path, metadata: dict[str, Any] | None) -> Manifest:

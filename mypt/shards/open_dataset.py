@@ -16,7 +16,8 @@ from mypt.errors import DataError
 from mypt.legacy.shards import find_shards
 from mypt.legacy.tokenizer import find_state
 from mypt.shards.format import DTYPES, SPLITS, Manifest, Shard, Split, parse_manifest, read_metadata
-from mypt.shards.scan import Advance, Contents, progress_bar, scan_shard
+from mypt.shards.scan import Advance, Contents, scan_shard
+from mypt.terminal import bytes_bar
 from mypt.tokenization.load import largest_id, load_tokenizer, tokenizer_hash
 from mypt.tokenization.token_bytes import TextOf
 
@@ -55,7 +56,7 @@ def _read(directory: Path, program: str, dtype: str, name: str | None, stamps: t
     text, eos = TextOf(tokenizer), tokenizer.eos_token_id
     splits = {split: Split() for split in SPLITS}
     begins = dict.fromkeys(SPLITS, True)  # whether a document begins with the next shard
-    with progress_bar(f"reading {directory}", sum(size for _, _, size, _ in stamps)) as bar:
+    with bytes_bar(f"reading {directory}", sum(size for _, _, size, _ in stamps)) as bar:
         for split, file, _, _ in stamps:
             found, text_bytes = _read_shard(directory, file, dtype, limit, text, eos, bar.update)
             documents = found.documents(begins[split], eos)

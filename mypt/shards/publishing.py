@@ -20,6 +20,7 @@ from mypt.tokenization.load import largest_id, tokenizer_hash
 
 STAGING = ".preparing"  # inside the dataset directory, so that finished files are moved by a rename
 LAUNCH = "launch.json"  # there: the units are made by ranks (mypt/preparation/distributed.py)
+APPENDING = ".appending"  # in the dataset directory: what `mypt append` adds, and the metadata that will list it
 UNITS = "units"  # inside the staging directory: what a killed run continues from; it is not published
 PREVIOUS = "previous"  # there, during a publication: the metadata of what is replaced
 
@@ -52,9 +53,8 @@ def previous_manifest(
         raise DataError(
             f"{out} already holds another dataset ({'; '.join(differences)}); choose another --out or remove it"
         )
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    whole = (out / "tokenizer.json").is_file() and not any(shard_problem(out, shard, manifest) for shard in shards)
-    return manifest if whole else None
+    whole = not any(shard_problem(out, shard, manifest) for shard in manifest.shards)
+    return manifest if whole and (out / "tokenizer.json").is_file() else None
 
 
 def publish(out: Path, manifest: Manifest | None = None) -> None:
@@ -88,7 +88,7 @@ def publish(out: Path, manifest: Manifest | None = None) -> None:
 
 def shard_files(manifest: Manifest) -> set[str]:
     """The shards that a manifest lists: names below its directory."""
-    return {shard.file for split in manifest.splits.values() for shard in split.shards}
+    return {shard.file for shard in manifest.shards}
 
 
 def _staged_files(staging: Path) -> list[tuple[Path, Path]]:

@@ -130,7 +130,7 @@ def check_files(
             raise DataError(f"shard {directory / shard.file} {problem}; restore it or prepare the data again")
     verified = manifest.verified(directory)
     newer = [shard for shard in shards if os.stat(directory / shard.file).st_mtime_ns > verified]
-    listed = {directory / shard.file for part in manifest.splits.values() for shard in part.shards}
+    listed = {directory / shard.file for shard in manifest.shards}
     for folder in {(directory / shard.file).parent for shard in shards}:
         foreign = sorted(path for path in folder.glob("shard_*.bin") if path not in listed and path.stat().st_size)
         if foreign:

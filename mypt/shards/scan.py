@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from mypt import terminal
 from mypt.errors import DataError
 from mypt.shards.format import Manifest, Shard
 
@@ -41,11 +40,6 @@ def read_chunks(path: Path, dtype: np.dtype) -> Iterator[np.ndarray]:
             yield ids
 
 
-def checksum(path: Path) -> str:
-    """xxh3-128 of a file that is not empty."""
-    return xxhash.xxh3_128(np.memmap(path, mode="r")).hexdigest()
-
-
 def scan_shard(path: Path, dtype: np.dtype, eos: int, see: Callable[[np.ndarray], object]) -> Contents:
     """Read a shard that is not empty and report what it holds; `see` is shown every chunk of it."""
     digest, tokens, ends, lowest, highest = xxhash.xxh3_128(), 0, 0, 2**32, 0
@@ -66,17 +60,25 @@ def checked_chunks(directory: Path, manifest: Manifest, split: str, advance: Adv
     from the chunks may be kept then.
     """
     for shard in manifest.splits[split].shards:
-        if problem := shard_problem(directory, shard, manifest):
-            raise DataError(f"{directory}: {shard.file} {problem}; restore it or prepare the data again")
+        require_size(directory, shard, manifest)
         digest = xxhash.xxh3_128()
         for ids in read_chunks(directory / shard.file, manifest.numpy_dtype):
             digest.update(ids.data)
             yield ids
             advance(ids.nbytes)
         if digest.hexdigest() != shard.xxh3_128:
-            raise DataError(
-                f"{directory}: {shard.file} was changed (its checksum differs); restore it or prepare again"
-            )
+            raise changed(directory, shard)
+
+
+def changed(directory: Path, shard: Shard) -> DataError:
+    """The error of a shard that has another checksum than its metadata."""
+    return DataError(f"{directory}: {shard.file} was changed (its checksum differs); restore it or prepare again")
+
+
+def require_size(directory: Path, shard: Shard, manifest: Manifest) -> None:
+    """Raise DataError for a `shard_problem`."""
+    if problem := shard_problem(directory, shard, manifest):
+        raise DataError(f"{directory}: {shard.file} {problem}; restore it or prepare the data again")
 
 
 def shard_problem(directory: Path, shard: Shard, manifest: Manifest) -> str | None:
@@ -96,8 +98,3 @@ def pieces(ids: np.ndarray, eos: int) -> np.ndarray:
     if not len(ends) or ends[-1] != len(ids):
         ends = np.append(ends, len(ids))
     return np.diff(ends, prepend=0)
-
-
-def progress_bar(what: str, total: int, shown: bool = True):
-    """A bar over bytes on a terminal's stderr; nothing elsewhere."""
-    return terminal.progress_bar(shown=shown, desc=what, total=total, unit="B", unit_scale=True)

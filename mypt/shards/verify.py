@@ -13,11 +13,12 @@ import numpy as np
 from mypt.errors import CheckFailed, DataError, MyPTError
 from mypt.shards.format import METADATA_NAME, SPLITS, Manifest, Shard
 from mypt.shards.open_dataset import open_dataset
-from mypt.shards.publishing import own_tokenizer
-from mypt.shards.scan import Advance, Contents, progress_bar, scan_shard, shard_problem
+from mypt.shards.publishing import APPENDING, STAGING, own_tokenizer, shard_files
+from mypt.shards.scan import Advance, Contents, scan_shard, shard_problem
+from mypt.terminal import bytes_bar
 
 
-def verify_dataset(directory: str | Path, *, workers: int = 1, progress: bool = True) -> dict:
+def verify_dataset(directory: str | Path, *, workers: int = 1) -> dict:
     """A JSON-ready report: what each split holds, what is wrong (`problems`) and what should be known (`notes`).
 
     Reads every shard: presence, size, xxh3-128, smallest and largest id, ids inside the vocabulary, documents; then
@@ -33,7 +34,6 @@ def verify_dataset(directory: str | Path, *, workers: int = 1, progress: bool = 
         if (directory / METADATA_NAME).is_file():
             raise CheckFailed(str(error)) from None
         raise
-    total = sum(split.tokens for split in manifest.splits.values()) * manifest.numpy_dtype.itemsize
     notes, problems, seconds = [], [], 0.0
     if manifest.origin:
         notes.append(
@@ -42,7 +42,7 @@ def verify_dataset(directory: str | Path, *, workers: int = 1, progress: bool = 
         )
     else:
         started = time.perf_counter()
-        with progress_bar(f"reading {directory}", total, progress) as bar:
+        with bytes_bar(f"reading {directory}", manifest.bytes) as bar:
             problems = _shard_problems(directory, manifest, workers, bar.update)
         seconds = time.perf_counter() - started
         problems += [*_foreign_shards(directory, manifest), *_tokenizer_problems(directory, manifest)]
@@ -55,7 +55,7 @@ def verify_dataset(directory: str | Path, *, workers: int = 1, progress: bool = 
             name: {"shards": len(split.shards), "tokens": split.tokens, "documents": split.documents}
             for name, split in manifest.splits.items()
         },
-        "bytes": total,
+        "bytes": manifest.bytes,
         "seconds": seconds,
         "problems": problems,
         "notes": notes,
@@ -103,10 +103,9 @@ def _difference(shard: Shard, found: Contents, begins: bool | None, manifest: Ma
 
 
 def _foreign_shards(directory: Path, manifest: Manifest) -> list[dict[str, str]]:
-    listed = {shard.file for split in manifest.splits.values() for shard in split.shards}
     found = {path.relative_to(directory).as_posix() for split in SPLITS for path in directory.glob(f"{split}/*.bin")}
     left = "the metadata does not list it: left by a command that was killed (repeat that), or put there by hand"
-    return [{"file": file, "problem": left} for file in sorted(found - listed)]
+    return [{"file": file, "problem": left} for file in sorted(found - shard_files(manifest))]
 
 
 def _tokenizer_problems(directory: Path, manifest: Manifest) -> list[dict[str, str]]:
@@ -120,7 +119,7 @@ def _tokenizer_problems(directory: Path, manifest: Manifest) -> list[dict[str, s
 
 
 def _leftovers(directory: Path) -> list[str]:
-    names = [path.name for path in directory.iterdir() if path.name in (".preparing", ".appending")]
+    names = [path.name for path in directory.iterdir() if path.name in (STAGING, APPENDING)]
     return [f"{name} belongs to a command that is going on or was killed" for name in sorted(names)]
 
 

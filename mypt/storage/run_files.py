@@ -8,7 +8,7 @@ from mypt.checkpoints.complete import SAVING_NAME, checkpoints, last_complete_ch
 from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, DataError
 from mypt.files import xxh3_128
-from mypt.json_files import read_json
+from mypt.json_files import find_json
 from mypt.recipe import RESOLVED_NAME
 from mypt.shards.format import METADATA_NAME, read_manifest
 from mypt.shards.scan import shard_problem
@@ -36,8 +36,8 @@ def is_checkpoint(folder: Path) -> bool:
 
 def recorded_run(folder: Path) -> str | None:
     """The hash of the run that a folder is of, by its environment.json; None without one."""
-    path = folder / ENVIRONMENT
-    return read_json(path, _Environment, CheckpointError).get("run") if path.is_file() else None
+    found = find_json(folder / ENVIRONMENT, _Environment, CheckpointError)
+    return found.get("run") if found else None
 
 
 def parts_of(run: Path, with_checkpoints: bool = True) -> dict[str, Path]:
@@ -96,15 +96,12 @@ def dataset_files(directory: Path) -> list[Outgoing]:
     paths = {METADATA_NAME: directory / METADATA_NAME}
     paths |= {path.name: path for path in directory.iterdir() if path.name in NAMES and _TOKENIZER.fullmatch(path.name)}
     require_inside(directory, paths.values())
-    for split in manifest.splits.values():
-        for shard in split.shards:
-            path = directory / shard.file
-            problem = shard_problem(directory, shard, manifest)
-            if problem or xxh3_128(path) != shard.xxh3_128:
-                raise DataError(
-                    f"{path} {problem or 'was changed: its checksum differs'}; run `mypt verify {directory}`"
-                )
-            paths[shard.file] = path
+    for shard in manifest.shards:
+        path = directory / shard.file
+        problem = shard_problem(directory, shard, manifest)
+        if problem or xxh3_128(path) != shard.xxh3_128:
+            raise DataError(f"{path} {problem or 'was changed: its checksum differs'}; run `mypt verify {directory}`")
+        paths[shard.file] = path
     return _outgoing(paths)
 
 

@@ -30,7 +30,7 @@ from mypt.storage.manifest import (
 from mypt.storage.run_files import ENVIRONMENT, recorded_run
 from mypt.storage.store import Outgoing, Sent
 from mypt.storage.upload_files import check_weights, is_model_file
-from mypt.terminal import progress_bar
+from mypt.terminal import bytes_bar
 
 _LEVEL = 3  # zstandard's default
 _CHUNK = 1 << 20
@@ -60,7 +60,7 @@ def send_folder(
         manifest["files"][name] = before["files"][name]
     if MANIFEST_NAME in there:  # from here on the folder is not whole
         place.remove([MANIFEST_NAME])
-    with _bar(f"uploading to {place}", sum(file.size for file in sent), progress) as bar:
+    with bytes_bar(f"uploading to {place}", sum(file.size for file in sent), progress) as bar:
         for file in sent:
             _put(place, file, manifest, bar.update)
     _require_there(place, manifest)
@@ -97,7 +97,6 @@ def fetch_folder(
     folder: Path,
     manifest: Manifest,
     *,
-    progress: bool = True,
     known: Callable[[Entry], Path | None] | None = None,
 ) -> None:
     """Bring every file that a manifest lists into `folder`, each checked by size and checksum.
@@ -115,7 +114,7 @@ def fetch_folder(
     (folder / MANIFEST_NAME).write_text(dump_manifest(manifest), encoding="utf-8")
     _remove_others(folder, manifest)
     total = sum(entry["bytes"] for entry in manifest["files"].values())
-    with _bar(f"downloading {place}", total, progress) as bar:
+    with bytes_bar(f"downloading {place}", total) as bar:
         for name, entry in manifest["files"].items():
             path = folder / name
             if not _is_as_listed(path, entry):
@@ -276,7 +275,3 @@ def _decompress(packed: Path, path: Path, size: int, name: object) -> None:
         raise CheckpointError(f"{name} cannot be unpacked ({error}); upload it again") from None
     if written != size:
         raise CheckpointError(f"{name} does not unpack to {size:,} bytes; upload it again")
-
-
-def _bar(label: str, total: int, shown: bool):
-    return progress_bar(shown=shown, desc=label, total=total, unit="B", unit_scale=True)

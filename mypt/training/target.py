@@ -470,7 +470,7 @@ def _read_data(recipe, notes: list[str]) -> _Data:
             )
             sources.append(DataSource(name, manifest.splits["train"].tokens, weight, seen_before=before))
             if directory == prepared:
-                in_run_folder += sum(split.tokens for split in manifest.splits.values())
+                in_run_folder += manifest.tokens
             if not recipe.data.eval and (val := manifest.splits.get("val")) and val.tokens:
                 check_files(directory, manifest, "val")
                 own_sets[source_name(name)] = val.tokens

@@ -16,7 +16,7 @@ from tests.shards.test_open_dataset import CUT, IDS, TEXT, write_nanogpt, write_
 
 
 def convert(directory, out, **options):
-    return convert_dataset(directory, out, progress=False, **options)
+    return convert_dataset(directory, out, **options)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_round_trip(tmp_path, write, options, train):
     assert manifest.splits["train"].bytes == len(TEXT[:train].encode())
     assert manifest.sources[0]["tokens"] == len(TEXT)
     assert load_tokenizer(out).get_vocab() == load_tokenizer(directory).get_vocab()
-    assert verify_dataset(out, progress=False)["problems"] == []
+    assert verify_dataset(out)["problems"] == []
     assert contents(directory) == before
 
 

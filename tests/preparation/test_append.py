@@ -9,8 +9,9 @@ import pytest
 
 from mypt.conversion.original_dataset import convert_dataset
 from mypt.errors import DataError, FolderInUse, TokenizerError
-from mypt.preparation.append import APPENDING, append_dataset, only_appender
+from mypt.preparation.append import append_dataset, only_appender
 from mypt.shards.format import read_manifest
+from mypt.shards.publishing import APPENDING
 from mypt.shards.verify import verify_dataset
 from mypt.tokenization.train import build_char_tokenizer
 from tests.datasets import contents, die_at, stream, texts
@@ -21,11 +22,11 @@ NEW = {"train": ["third" * 15, "fourth", "fifth one"], "val": ["also held out", 
 
 
 def append(directory, other):
-    return append_dataset(directory, other, progress=False)
+    return append_dataset(directory, other)
 
 
 def whole(directory):
-    return verify_dataset(directory, progress=False)["problems"] == []
+    return verify_dataset(directory)["problems"] == []
 
 
 @pytest.mark.parametrize("per_shard", [1, 30, 1_000])
@@ -55,7 +56,7 @@ def test_the_same_call_again_adds_nothing(make_dataset):
     directory, other = make_dataset("old", **OLD), make_dataset("new", **NEW)
     append(directory, other)
     before, said = contents(directory), []
-    append_dataset(directory, other, say=said.append, progress=False)
+    append_dataset(directory, other, say=said.append)
     assert contents(directory) == before and "already holds" in said[0]
 
 
@@ -89,7 +90,7 @@ def test_what_a_killed_append_left_is_named_by_verify_and_gone_with_the_next_app
     while True:
         directory = shutil.copytree(old, tmp_path / "killed" / "dir")
         assert die_at(kills, append, directory, other)
-        if problems := verify_dataset(directory, progress=False)["problems"]:
+        if problems := verify_dataset(directory)["problems"]:
             break
         shutil.rmtree(directory)
         kills += 1
@@ -183,7 +184,7 @@ def test_numbers_go_on_behind_the_largest(make_dataset):
 def test_a_dataset_of_the_originals_can_be_added_and_not_added_to(tmp_path):
     old = write_original(tmp_path / "old")
     directory, other = tmp_path / "new", write_original(tmp_path / "other", ids=IDS[::-1])
-    convert_dataset(old, directory, progress=False)
+    convert_dataset(old, directory)
     expected = [*stream(directory, "train"), read_manifest(directory).eos_token_id, *stream(other, "train")]
     assert append(directory, other).dtype == "uint16"
     assert stream(directory, "train") == expected and whole(directory)

@@ -49,7 +49,7 @@ def found(first, second, **options):
         (entry.directory.rpartition("/")[2], entry.split, entry.other_split): (
             entry.documents, entry.shared_documents, entry.lines, entry.shared_lines
         )
-        for entry in overlaps(first, second, progress=False, **options)
+        for entry in overlaps(first, second, **options)
     }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_documents_longer_than_what_is_decoded_at_once(make_dataset, monkeypatch
 
 def test_leaks_come_first_and_are_only_val_in_train(make_dataset):
     first, second = make_dataset("first", **FIRST), make_dataset("second", **SECOND)
-    entries = overlaps(first, second, progress=False)
+    entries = overlaps(first, second)
     assert [entry.leaks for entry in entries] == [True, True] + [False] * 6
     assert {(entry.split, entry.other_split) for entry in entries[:2]} == {("val", "train")}
 
@@ -91,4 +91,4 @@ def test_a_cut_document_counts_as_the_part_that_is_there(make_dataset):
 def test_two_directories_are_needed(make_dataset):
     directory = make_dataset(**FIRST)
     with pytest.raises(DataError, match="the same directory"):
-        overlaps(directory, directory, progress=False)
+        overlaps(directory, directory)

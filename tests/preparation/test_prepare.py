@@ -292,9 +292,9 @@ def test_a_directory_of_something_else_is_not_touched(tmp_path):
 
 def test_a_lock_is_no_file_of_a_dataset(tmp_path):
     prepare(jsonl(tmp_path / "a.jsonl", texts(50)), tmp_path / "out", "char")
-    before = inspect_dataset(tmp_path / "out")["files"], verify_dataset(tmp_path / "out", progress=False)["notes"]
+    before = inspect_dataset(tmp_path / "out")["files"], verify_dataset(tmp_path / "out")["notes"]
     with only_writer(tmp_path / "out"):
-        found = inspect_dataset(tmp_path / "out")["files"], verify_dataset(tmp_path / "out", progress=False)["notes"]
+        found = inspect_dataset(tmp_path / "out")["files"], verify_dataset(tmp_path / "out")["notes"]
         assert (tmp_path / "out" / LOCK_NAME).exists() and found == before
 
 

@@ -72,7 +72,7 @@ def test_whole_documents_in_their_order(make_dataset, tmp_path, per_shard):
     shares = [source["splits"]["train"] for source in manifest.sources]
     assert all(abs(share - expected) <= 2 for share, expected in zip(shares, (21, 6, 3), strict=True))
     assert manifest.history[-1]["fingerprints"]["train"] == read_manifest(directory).fingerprint("train")
-    assert verify_dataset(tmp_path / "out", progress=False)["problems"] == []
+    assert verify_dataset(tmp_path / "out")["problems"] == []
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(make_dataset, tmp_path):
@@ -109,7 +109,7 @@ def test_a_cut_document_keeps_its_open_end(make_dataset, tmp_path, per_shard):
     manifest = subset(directory, tmp_path / "out", fraction=1)
     assert stream(tmp_path / "out", "train") == stream(directory, "train")
     assert manifest.splits["train"].documents == 100
-    assert verify_dataset(tmp_path / "out", progress=False)["problems"] == []
+    assert verify_dataset(tmp_path / "out")["problems"] == []
 
 
 def test_documents_over_several_chunks(make_dataset, tmp_path, monkeypatch):

@@ -86,4 +86,4 @@ def test_metadata_of_another_tokenizer_is_refused_before_its_data_is_used(change
         append_text(directory, tmp_path / "more.txt", progress=False)
     other = change(("vocab_size",), lambda size: size, name="other")
     with pytest.raises(DataError, match=r"train has \d+ documents, its metadata says 3; run mypt verify"):
-        append_dataset(other, directory, progress=False)
+        append_dataset(other, directory)

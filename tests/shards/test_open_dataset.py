@@ -106,7 +106,7 @@ def test_end_of_text_ids_divide_documents(tmp_path):
     changed = sum(TEXT[place] != "\n" for place in (10, 299, 300, CUT - 1))
     assert manifest.eos_token_id == len(CHARS) - 1
     assert manifest.splits["train"].documents == newlines + changed
-    assert verify_dataset(directory, progress=False)["problems"] == []
+    assert verify_dataset(directory)["problems"] == []
 
 
 def test_nanogpt(tmp_path):
@@ -166,4 +166,4 @@ def test_inspect_and_verify_tell_whose_it_is(tmp_path):
     report = inspect_dataset(directory)
     assert (report["format"], report["problems"]) == ("the original MyPT", [])
     assert report["splits"]["train"]["tokens"] == CUT
-    assert "keeps no checksums" in verify_dataset(directory, progress=False)["notes"][0]
+    assert "keeps no checksums" in verify_dataset(directory)["notes"][0]

@@ -16,7 +16,7 @@ DATA = {"train": ["one document " * 9, "another", "", "last of train " * 3], "va
 
 
 def problems(directory, workers=1):
-    report = verify_dataset(directory, workers=workers, progress=False)
+    report = verify_dataset(directory, workers=workers)
     return {problem["file"]: problem["problem"] for problem in report["problems"]}
 
 
@@ -117,7 +117,7 @@ def test_a_check_makes_the_metadata_newer_than_the_shards_and_damage_does_not(ma
 def test_leftovers_of_a_killed_command_are_mentioned(make_dataset):
     directory = make_dataset(**DATA)
     (directory / ".preparing").mkdir()
-    report = verify_dataset(directory, progress=False)
+    report = verify_dataset(directory)
     assert report["problems"] == [] and ".preparing belongs to" in report["notes"][0]
 
 
@@ -125,6 +125,6 @@ def test_damaged_metadata_is_a_failed_check_and_no_metadata_bad_input(make_datas
     directory = make_dataset(**DATA)
     (directory / METADATA_NAME).write_text(json.dumps({"format": "mypt-shards"}))
     with pytest.raises(CheckFailed, match="damaged"):
-        verify_dataset(directory, progress=False)
+        verify_dataset(directory)
     with pytest.raises(DataError, match="holds no dataset_metadata"):
-        verify_dataset(tmp_path, progress=False)
+        verify_dataset(tmp_path)

@@ -73,7 +73,7 @@ def test_three_runs_are_summed_to_the_token(recipe_for, fed, letters, capsys):  
     session("a", mixture, max_steps=3)
     session("a", mixture, resume=True, max_steps=5, per_device_train_batch_size=6)
     session("b", {upper: 1.0}, "a/checkpoint-5", curriculum=stages, max_steps=4)
-    append_dataset(upper, letters / "more", progress=False)
+    append_dataset(upper, letters / "more")
     again = {"resume": True, "curriculum": stages, "gradient_accumulation_steps": 2}
     session("b", {upper: 1.0}, "a/checkpoint-5", **again, max_steps=12)
     shutil.rmtree(letters / "a")
@@ -195,7 +195,7 @@ def test_a_chain_of_processes(recipe_for, letters):
 
     second = written("b", "a/best", train={upper: 0.5, lower: 0.5}, **sets)
     launch("cpu_2.yaml", second, "--training.max_steps=4")
-    append_dataset(upper, letters / "more", progress=False)
+    append_dataset(upper, letters / "more")
     shutil.rmtree(letters / "a" / "best")
     batch = ["--training.per_device_train_batch_size=3", "--training.gradient_accumulation_steps=2"]
     again = Command(["train", second, "--resume", "--training.max_steps=30", *batch])

@@ -161,7 +161,7 @@ def test_appended_data_enters_at_the_next_epoch_and_the_eval_set_stays(
     n = (before.splits["train"].tokens - 32) // 32
     assert n < 8 * 256, "it is in its second epoch at step 8"
     content["training"] |= {"output_dir": rewind(whole, tmp_path / "resumed", step=8), "max_steps": 28}
-    append_dataset(growing, corpora / "general", progress=False)
+    append_dataset(growing, corpora / "general")
     after = read_manifest(growing)
     capsys.readouterr()
     run, rest = fed(content, resume=True)
@@ -202,7 +202,7 @@ def test_appended_data_that_is_taken_away_again_is_refused(recipe_for, fed, corp
     content["training"]["max_steps"] = 4
     fed(content)
     shutil.copytree(growing, tmp_path / "kept")
-    append_dataset(growing, corpora / "general", progress=False)
+    append_dataset(growing, corpora / "general")
     content["training"]["max_steps"] = 8
     fed(content, resume=True)
     shutil.rmtree(growing)
