@@ -83,6 +83,11 @@ def chain(error: BaseException) -> list[BaseException]:
     return found
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error, for a message; the name of its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+
+
 def mask_secrets(text: str) -> str:
     """A text in which what looks secret is `***`: login and query of an address, tokens and keys by their form."""
     for pattern, shown in _SECRETS:

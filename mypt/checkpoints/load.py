@@ -13,8 +13,8 @@ from mypt.checkpoints.checksums import require_unchanged
 from mypt.checkpoints.complete import checkpoints
 from mypt.checkpoints.lineage import LINEAGE_NAME
 from mypt.checkpoints.model_config import ADAPTER_CONFIG, CONFIG_NAME, cached_file
-from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, LOADABLE, first_line, read_header, weight_files
-from mypt.errors import CheckpointError
+from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, LOADABLE, read_header, weight_files
+from mypt.errors import CheckpointError, first_line
 from mypt.files import what_to_do_with_gguf
 from mypt.legacy.checkpoint import refuse_original
 from mypt.terminal import say

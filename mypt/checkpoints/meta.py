@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from mypt import hub_errors
 from mypt.checkpoints.model_config import cached_model, read_config_file
-from mypt.checkpoints.tensors import count_by_part, first_line
-from mypt.errors import CheckpointError
+from mypt.checkpoints.tensors import count_by_part
+from mypt.errors import CheckpointError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,6 +9,7 @@ from mypt.planning.parameters import FORMULAS
 
 CONFIG_NAME = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"  # peft's
+CONFIGS = (CONFIG_NAME, ADAPTER_CONFIG)
 
 
 class Config(TypedDict, total=False):
@@ -54,6 +55,11 @@ def _config(content: Any) -> Config:
     if config.get("model_type") in FORMULAS or config.get("architectures") == ["MyPTForCausalLM"]:
         as_kind(config, _Dimensions)
     return config
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a model or an adapter, by its config."""
+    return any((folder / name).is_file() for name in CONFIGS)
 
 
 def read_config_file(folder: Path, advice: str = "restore it") -> Config:

@@ -6,8 +6,7 @@ import copy
 
 import torch
 
-from mypt.checkpoints.tensors import first_line
-from mypt.errors import CheckpointError, MyPTError
+from mypt.errors import CheckpointError, MyPTError, first_line
 
 LENGTH = 12  # tokens of the window that is tried
 CUTS = (1, 5, 11)  # positions from which on other tokens are put

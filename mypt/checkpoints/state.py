@@ -11,6 +11,9 @@ from mypt.errors import CheckpointError, MyPTError
 from mypt.json_files import LARGER, Count, Positive, Rule, Wrong, as_kind, check, find_json, found, read_json
 
 STATE_NAME = "trainer_state.json"
+# In a run folder.
+LEDGER_NAME, FORGETTING_NAME = "coverage.json", "forgetting.json"
+METRICS_NAME, SPIKES_NAME = "metrics.jsonl", "spikes.jsonl"
 # Trainer logs what a step gave: a loss may be NaN there.
 Number = Annotated[Any, Rule(lambda value: type(value) in (int, float), "a number")]
 Error = Annotated[float, Rule(lambda value: value >= 0, "a finite number of 0 or more")]
@@ -345,12 +348,12 @@ def _forgetting(content: Any) -> ForgettingReport:
 
 def read_ledger(run: Path) -> _Ledger | None:
     """coverage.json of a run; None if there is none. Raises CheckpointError if it is damaged."""
-    return find_json(run / "coverage.json", _ledger, CheckpointError, "restore it", LARGER)
+    return find_json(run / LEDGER_NAME, _ledger, CheckpointError, "restore it", LARGER)
 
 
 def read_forgetting(run: Path) -> ForgettingReport | None:
     """forgetting.json of a run; None if there is none. Raises CheckpointError if it is damaged."""
-    return find_json(run / "forgetting.json", _forgetting, CheckpointError, "restore it", LARGER)
+    return find_json(run / FORGETTING_NAME, _forgetting, CheckpointError, "restore it", LARGER)
 
 
 def run_tolerance(model: Path) -> float | None:

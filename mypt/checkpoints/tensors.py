@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
-from mypt.errors import CheckpointError
+from mypt.errors import CheckpointError, first_line
 from mypt.files import require_file
 from mypt.json_files import Count, FileName, Rule, check, parse_json, read_json
 
@@ -39,11 +39,6 @@ class _Tensor(TypedDict):
     dtype: str
     shape: list[Count]
     data_offsets: Annotated[tuple[Count, Count], Rule(lambda ends: ends[0] <= ends[1], "a begin and an end")]
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of a library's error, for a message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 def read_header(path: Path) -> tuple[dict, bool]:

@@ -4,9 +4,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from mypt.checkpoints.adapter import is_adapter
 from mypt.checkpoints.checksums import CHECKSUMS_NAME, changed_file, read_checksums
 from mypt.checkpoints.complete import SAVING_NAME, checkpoints, newest_without_fault, step_of, what_is_missing
+from mypt.checkpoints.model_config import is_model
 from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.checkpoints.tensors import LOADABLE, list_tensors, read_header
 from mypt.errors import CheckpointError
@@ -56,13 +56,13 @@ def verify_model(path: Path) -> list[dict]:
     """
     if (path / STATE_NAME).is_file():
         return [_verified(path, fault_of)]
-    models = [folder for folder in (path, path / "best") if _is_model(folder)]
+    models = [folder for folder in (path, path / "best") if _is_whole_model(folder)]
     return [*(_verified(one, fault_of) for one in checkpoints(path)), *(_verified(one, _changed) for one in models)]
 
 
-def _is_model(folder: Path) -> bool:
+def _is_whole_model(folder: Path) -> bool:
     """Whether a folder is a model; that of a run that has not ended is none yet."""
-    if not ((folder / "config.json").exists() or is_adapter(folder)):
+    if not is_model(folder):
         return False
     return not checkpoints(folder) or any((folder / name).exists() for name in LOADABLE)
 

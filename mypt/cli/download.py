@@ -20,14 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from mypt.inspection.dataset import describe_dataset
-    from mypt.storage.card import describe
+    from mypt.inspection.dataset import short_description
+    from mypt.storage.card import describe_model
     from mypt.storage.run_files import is_dataset
     from mypt.storage.uri import parse_uri
 
     store, folder = parse_uri(args.uri), Path(args.directory)
     received = store.download(folder)
-    kind, found = ("dataset", describe_dataset(folder)) if is_dataset(folder) else ("model", describe(folder))
+    kind, found = ("dataset", short_description(folder)) if is_dataset(folder) else ("model", describe_model(folder))
     if args.json:
         say_json({"uri": args.uri, "directory": args.directory, kind: found, **received._asdict()})
         return

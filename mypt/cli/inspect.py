@@ -65,7 +65,7 @@ def _reproduce(args: argparse.Namespace) -> int:
 def _found(name: str) -> Path:
     """The path itself, or the folder of the hub's cache where `name` is the id of a model in it."""
     from mypt.checkpoints.model_config import cached_model
-    from mypt.inspection.checkpoint import is_checkpoint
+    from mypt.inspection.checkpoint import is_model_or_run
     from mypt.legacy.checkpoint import is_original
     from mypt.shards.format import METADATA_NAME
 
@@ -75,7 +75,7 @@ def _found(name: str) -> Path:
         if found := cached_model(name):
             return found
         raise MyPTError(f"{path} does not exist, nor is it a model in the hub's cache; name {kinds}")
-    if not (_is_dataset(path) or is_original(path) or is_checkpoint(path)):
+    if not (_is_dataset(path) or is_original(path) or is_model_or_run(path)):
         raise MyPTError(
             what_to_do_with_gguf(path)
             or f"{path} holds neither config.json nor checkpoint-N (a model) nor {METADATA_NAME} (a dataset); "

@@ -23,13 +23,13 @@ def run(args: argparse.Namespace) -> int:
 
     from mypt.checkpoints.verify import verify_model
     from mypt.errors import DataError
-    from mypt.inspection.checkpoint import is_checkpoint
+    from mypt.inspection.checkpoint import is_model_or_run
     from mypt.preparation.overlap import overlaps
     from mypt.shards.verify import verify_dataset
 
     if args.workers < 1:
         raise DataError(f"--workers is {args.workers}; it must be 1 or more")
-    datasets = [directory for directory in args.directories if not is_checkpoint(Path(directory))]
+    datasets = [directory for directory in args.directories if not is_model_or_run(Path(directory))]
     models = [one for folder in args.directories if folder not in datasets for one in verify_model(Path(folder))]
     reports = [verify_dataset(directory, workers=args.workers) for directory in datasets]
     damaged = any(report["problems"] for report in reports)

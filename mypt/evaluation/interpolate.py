@@ -16,6 +16,7 @@ from mypt.checkpoints.interpolated import PLOT_NAME, REPORT_NAME, interpolated_w
 from mypt.checkpoints.load import load_adapter, load_model, require_model, with_adapter
 from mypt.checkpoints.meta import read_config
 from mypt.checkpoints.model_config import cached_model
+from mypt.checkpoints.state import FORGETTING_NAME, METRICS_NAME
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.evaluation.compare import common_block_size, open_sets
 from mypt.evaluation.forgetting import TOLERANCE, Policy, allowed, assess, describe_sets, require_tolerance
@@ -38,7 +39,7 @@ TOLERATED = 1e-5  # of the largest logit: what two orders of summing may differ 
 _PROBE = 64  # ids of each of two sequences
 # Of the adapted model, and not of this one.
 _NOT_COPIED = (
-    CARD_NAME, "diagnosis.json", "forgetting.json", "forgetting.png", "loss.png", "metrics.jsonl", REPORT_NAME,
+    CARD_NAME, "diagnosis.json", FORGETTING_NAME, "forgetting.png", "loss.png", METRICS_NAME, REPORT_NAME,
     PLOT_NAME,
 )  # fmt: skip
 _STEPS = 100  # alphas are tried in hundredths

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from mypt.checkpoints.adapter import is_adapter, read_adapter_config
+from mypt.checkpoints.adapter import read_adapter_config
 from mypt.checkpoints.checksums import changed_file
 from mypt.checkpoints.complete import checkpoints, what_is_missing
 from mypt.checkpoints.interpolated import read_interpolation
 from mypt.checkpoints.lineage import find_lineage
-from mypt.checkpoints.model_config import ADAPTER_CONFIG, CONFIG_NAME, read_config_file
+from mypt.checkpoints.model_config import ADAPTER_CONFIG, CONFIG_NAME, is_model, read_config_file
 from mypt.checkpoints.tensors import TensorEntry, count_by_part, list_tensors, summarize
 from mypt.checkpoints.verify import fault_of
 from mypt.errors import CheckpointError
@@ -28,9 +28,9 @@ DIMENSIONS = {
 PROVENANCE_NAME = "converted_from.json"
 
 
-def is_checkpoint(path: Path) -> bool:
+def is_model_or_run(path: Path) -> bool:
     """Whether a folder holds a model or an adapter, or the checkpoints of a run."""
-    return (path / "config.json").is_file() or is_adapter(path) or bool(checkpoints(path))
+    return is_model(path) or bool(checkpoints(path))
 
 
 def inspect_checkpoint(path: Path) -> dict:
@@ -47,8 +47,7 @@ def inspect_checkpoint(path: Path) -> dict:
     """
     kind = kind_of(path)
     saved, _ = last_state(path)
-    holds_model = (path / "config.json").is_file() or is_adapter(path)
-    folder = path if holds_model else saved or [path, *checkpoints(path)][-1]
+    folder = path if is_model(path) else saved or [path, *checkpoints(path)][-1]
     config = read_config_file(folder) if (folder / CONFIG_NAME).is_file() else None
     adapter = read_adapter_config(folder) if (folder / ADAPTER_CONFIG).is_file() else None
     if config is None and adapter is None:

@@ -56,7 +56,7 @@ def inspect_dataset(path: Path) -> dict:
     }
 
 
-def describe_dataset(path: Path) -> dict[str, str]:
+def short_description(path: Path) -> dict[str, str]:
     """Describe a dataset directory by its metadata: {"train": ..., "val": ..., "tokenizer": ...}."""
     manifest = open_dataset(path)
     words = {

@@ -11,20 +11,19 @@ from typing import TypedDict
 
 from mypt.checkpoints.complete import checkpoints, last_complete_checkpoint, step_of
 from mypt.checkpoints.interpolated import InterpolationReport, read_interpolation
-from mypt.checkpoints.model_config import ADAPTER_CONFIG, CONFIG_NAME
-from mypt.checkpoints.state import RunState
+from mypt.checkpoints.model_config import is_model
+from mypt.checkpoints.state import FORGETTING_NAME, LEDGER_NAME, METRICS_NAME, SPIKES_NAME, RunState
 from mypt.errors import CheckpointError, MyPTError
 from mypt.inspection.training_history import describe_action, last_state, read_training_history, settings_of
 from mypt.recipe import RESOLVED_NAME
 from mypt.report.charts import Mark
-from mypt.storage.card import describe
+from mypt.storage.card import describe_model
 from mypt.storage.run_info import RunInfo
 from mypt.storage.upload_files import without_places
 from mypt.training.result import Result, read_result
 
 _SPIKES = 20  # loss spikes that are shown: the largest
-METRICS_NAME, SPIKES_NAME = "metrics.jsonl", "spikes.jsonl"
-LEDGERS = (METRICS_NAME, "coverage.json", "forgetting.json", RESOLVED_NAME)  # any of them makes a folder a run's
+LEDGERS = (METRICS_NAME, LEDGER_NAME, FORGETTING_NAME, RESOLVED_NAME)  # any of them makes a folder a run's
 
 
 class Verdict(TypedDict):
@@ -235,10 +234,9 @@ def _read_lines(path: Path, numbers: tuple[str, ...]) -> tuple[list[dict], int]:
 
 def _model(run: Path, saved: Path | None) -> dict[str, str]:
     """What the model is; empty before the first save."""
-    holds = any((run / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG))
-    folder = run if holds else saved
+    folder = run if is_model(run) else saved
     try:
-        return without_places(describe(folder)) if folder else {}
+        return without_places(describe_model(folder)) if folder else {}
     except MyPTError as error:
         return {"model": f"cannot be described: {error}"}
 

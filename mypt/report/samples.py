@@ -11,7 +11,7 @@ import numpy as np
 from mypt.checkpoints.adapter import is_adapter, read_adapter_config, weights_fingerprint
 from mypt.checkpoints.complete import last_complete_checkpoint, step_of
 from mypt.checkpoints.environment import read_environment
-from mypt.checkpoints.model_config import CONFIG_NAME, cached_model
+from mypt.checkpoints.model_config import cached_model, is_model
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, weight_files
 from mypt.errors import CheckpointError, MyPTError
 from mypt.files import replace_text
@@ -57,7 +57,7 @@ def read_samples(run: Path) -> Samples | None:
 def model_folder(run: Path) -> Path | None:
     """The folder of a run's model: the final one, or its last complete checkpoint; None before the first save."""
     saved, result = last_complete_checkpoint(run)[0], read_result(run)
-    if not ((run / CONFIG_NAME).is_file() or is_adapter(run)):
+    if not is_model(run):
         return saved
     ended = result is None or (result.state in ("completed", "stopped") and saved and step_of(saved) == result.step)
     return run if saved is None or ended else saved  # a run that went on still holds its former model

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mypt.checkpoints.state import METRICS_NAME
 from mypt.errors import CheckFailed, MyPTError
 from mypt.files import replace_text
-from mypt.report.content import METRICS_NAME, read_content
+from mypt.report.content import read_content
 from mypt.report.page import GENERATOR, page
 from mypt.report.samples import EACH, MOST_BYTES, Samples, make_samples, model_folder, read_samples, weights_bytes
 from mypt.terminal import say

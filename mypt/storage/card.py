@@ -112,7 +112,7 @@ def _eval_result(entry: Entry):
     )
 
 
-def describe(folder: Path) -> dict[str, str]:
+def describe_model(folder: Path) -> dict[str, str]:
     """Describe the model in a folder: {"architecture": ..., "parameters": ..., ...}."""
     info = RunInfo(folder)
     if info.adapter:
@@ -147,7 +147,7 @@ def _summary(info: RunInfo) -> str:
             f". Its weights are between those of {_code(between['base'])} (alpha 0) and {_code(between['adapted'])} "
             f"(alpha 1), at alpha {between['alpha']:g} ([WiSE-FT](https://arxiv.org/abs/2109.01903))"
         )
-    rows = [(f"**{name}**", _plain(value)) for name, value in describe(info.folder).items()]
+    rows = [(f"**{name}**", _plain(value)) for name, value in describe_model(info.folder).items()]
     return f"{words}.\n\n{_table(('', ''), rows)}"
 
 

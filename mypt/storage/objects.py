@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mypt.checkpoints.complete import last_complete_checkpoint, step_of
+from mypt.checkpoints.environment import ENVIRONMENT_NAME
 from mypt.errors import CheckpointError, MyPTError
 from mypt.folders import beside, require_free, take_place
 from mypt.remote.place import FORMS, Place
@@ -21,7 +22,6 @@ from mypt.storage.manifest import (
     stored_name,
 )
 from mypt.storage.run_files import (
-    ENVIRONMENT,
     RUN,
     best_of,
     checkpoint_files,
@@ -67,9 +67,9 @@ class ObjectStore(Store):
             return dataset_files(folder)
         if is_checkpoint(folder):
             return checkpoint_files(folder)
-        files, environment = super().outgoing(folder, license=license), folder / ENVIRONMENT
+        files, environment = super().outgoing(folder, license=license), folder / ENVIRONMENT_NAME
         if environment.is_file():  # whose run it is
-            files.append(Outgoing(ENVIRONMENT, environment, environment.stat().st_size))
+            files.append(Outgoing(ENVIRONMENT_NAME, environment, environment.stat().st_size))
         return files
 
     def connect(self, *, private: bool | None = None) -> bool | None:

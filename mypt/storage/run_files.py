@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from mypt.checkpoints.complete import SAVING_NAME, checkpoints, last_complete_checkpoint, what_is_missing
+from mypt.checkpoints.environment import ENVIRONMENT_NAME
+from mypt.checkpoints.model_config import is_model
 from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, DataError
 from mypt.files import xxh3_128
@@ -13,11 +15,10 @@ from mypt.recipe import RESOLVED_NAME
 from mypt.shards.format import METADATA_NAME, read_manifest
 from mypt.shards.scan import shard_problem
 from mypt.storage.store import Outgoing
-from mypt.storage.upload_files import CONFIGS, NAMES, TEXT, require_inside, require_no_token
+from mypt.storage.upload_files import NAMES, TEXT, require_inside, require_no_token
 
-ENVIRONMENT = "environment.json"  # of a run: its identity
 RUN = "run"  # in a checkpoint in a store: the files of its run that a resume compares
-_RUN_STATE = (ENVIRONMENT, RESOLVED_NAME, "forgetting_baseline.safetensors")
+_RUN_STATE = (ENVIRONMENT_NAME, RESOLVED_NAME, "forgetting_baseline.safetensors")
 _PICKLE = "training_args.bin"  # of stock Trainers; nothing reads it
 _TOKENIZER = re.compile(r".*token.*\.json|vocab\.(json|txt)|merges\.txt|chat_template\.jinja")
 
@@ -36,7 +37,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 def recorded_run(folder: Path) -> str | None:
     """The hash of the run that a folder is of, by its environment.json; None without one."""
-    found = find_json(folder / ENVIRONMENT, _Environment, CheckpointError)
+    found = find_json(folder / ENVIRONMENT_NAME, _Environment, CheckpointError)
     return found.get("run") if found else None
 
 
@@ -55,7 +56,7 @@ def parts_of(run: Path, with_checkpoints: bool = True) -> dict[str, Path]:
             found[best] = run / best
         found[last.name] = last
     published = {"best": run / "best", "": run}
-    found |= {name: folder for name, folder in published.items() if any((folder / one).is_file() for one in CONFIGS)}
+    found |= {name: folder for name, folder in published.items() if is_model(folder)}
     return found or {"": run}
 
 

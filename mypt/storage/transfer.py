@@ -12,6 +12,7 @@ from pathlib import Path
 import xxhash
 
 from mypt.checkpoints.complete import what_is_missing
+from mypt.checkpoints.environment import ENVIRONMENT_NAME
 from mypt.checkpoints.state import STATE_NAME
 from mypt.errors import CheckpointError, MyPTError
 from mypt.files import xxh3_128
@@ -27,7 +28,7 @@ from mypt.storage.manifest import (
     stored_name,
     write_manifest,
 )
-from mypt.storage.run_files import ENVIRONMENT, recorded_run
+from mypt.storage.run_files import recorded_run
 from mypt.storage.store import Outgoing, Sent
 from mypt.storage.upload_files import check_weights, is_model_file
 from mypt.terminal import bytes_bar
@@ -189,7 +190,7 @@ def _manifest_of(files: list[Outgoing], message: str, compress: bool) -> Manifes
 def _run_of(files: list[Outgoing]) -> str | None:
     """The hash of the run that the files are of, by the environment.json among them."""
     for file in files:
-        if isinstance(file.content, Path) and file.name.rpartition("/")[2] == ENVIRONMENT:
+        if isinstance(file.content, Path) and file.name.rpartition("/")[2] == ENVIRONMENT_NAME:
             return recorded_run(file.content.parent)
     return None
 
@@ -212,7 +213,7 @@ def _require_loadable(place: Place, manifest: Manifest) -> None:
     if manifest["kind"] != "model":
         return
     for name in manifest["files"]:
-        if not (is_model_file(name) or name == ENVIRONMENT or (name.endswith(".py") and "/" not in name)):
+        if not (is_model_file(name) or name == ENVIRONMENT_NAME or (name.endswith(".py") and "/" not in name)):
             raise CheckpointError(f"{place} lists {name}, which is no file of a model; nothing was downloaded")
 
 

@@ -15,7 +15,8 @@ from mypt.checkpoints.complete import last_complete_checkpoint
 from mypt.checkpoints.evaluations import EVALUATION_NAME, PLOT_NAMES
 from mypt.checkpoints.interpolated import PLOT_NAME, REPORT_NAME
 from mypt.checkpoints.lineage import LINEAGE_NAME
-from mypt.checkpoints.model_config import ADAPTER_CONFIG, read_config_file
+from mypt.checkpoints.model_config import CONFIG_NAME, CONFIGS, is_model, read_config_file
+from mypt.checkpoints.state import FORGETTING_NAME, LEDGER_NAME, METRICS_NAME
 from mypt.checkpoints.tensors import ADAPTER_WEIGHTS, LOADABLE, read_header, weight_files
 from mypt.errors import CheckpointError
 from mypt.json_files import parse_json
@@ -26,9 +27,8 @@ from mypt.yaml12 import dump_yaml, load_yaml
 
 WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 CARD_NAME = "README.md"
-CONFIGS = ("config.json", ADAPTER_CONFIG)
 RUN_FILES = (
-    "coverage.json", "diagnosis.json", "forgetting.json", "forgetting.png", "loss.png", "metrics.jsonl", RESOLVED_NAME,
+    LEDGER_NAME, "diagnosis.json", FORGETTING_NAME, "forgetting.png", "loss.png", METRICS_NAME, RESOLVED_NAME,
     REPORT_NAME, PLOT_NAME, EVALUATION_NAME, *PLOT_NAMES,
 )  # fmt: skip
 # An allow-list: what is not named here (optimizer and random states, pickles, logs, a user's own files) stays.
@@ -38,7 +38,7 @@ NAMES = {
     "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja",
 }  # fmt: skip
 _WITH_PATHS = (
-    *CONFIGS, BASE_NAME, LINEAGE_NAME, "tokenizer_config.json", "coverage.json", "forgetting.json", RESOLVED_NAME,
+    *CONFIGS, BASE_NAME, LINEAGE_NAME, "tokenizer_config.json", LEDGER_NAME, FORGETTING_NAME, RESOLVED_NAME,
     REPORT_NAME, EVALUATION_NAME,
 )  # fmt: skip
 TEXT = (".json", ".jsonl", ".yaml", ".md", ".txt", ".py", ".jinja")
@@ -63,7 +63,7 @@ def model_files(folder: Path) -> list[Path]:
     or code are missing or cut short, or a file is a link that leads out of the folder. Weights that are not what was
     saved are named on standard error.
     """
-    if not any((folder / name).is_file() for name in CONFIGS):
+    if not is_model(folder):
         raise CheckpointError(f"{folder} holds no model ({' or '.join(CONFIGS)}){_hint(folder)}")
     files = {path.name: path for path in sorted(folder.iterdir()) if is_model_file(path.name) and path.is_file()}
     files |= {path.name: path for path in _code(folder)}
@@ -156,7 +156,7 @@ def _short(text: str) -> str:
 
 def _code(folder: Path) -> list[Path]:
     """The modules that config.json's auto_map names, and their siblings that they import."""
-    config = folder / "config.json"
+    config = folder / CONFIG_NAME
     auto_map = read_config_file(folder).get("auto_map") or {} if config.is_file() else {}
     # "owner/name--module.Class" is code that stays in its own repository.
     named = [name for value in auto_map.values() for name in (value if isinstance(value, list) else [value])]

@@ -8,13 +8,14 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
+from mypt.checkpoints.state import METRICS_NAME
 from mypt.files import replace_text
 from mypt.planning.verdict import duration
 from mypt.sweeps.confirm import Confirmed, candidate, latest
 from mypt.sweeps.pictures import Line, draw_fidelity, draw_importance, draw_losses, draw_parallel
 from mypt.sweeps.record import SweepRecord, TrialRecord, is_loss
 from mypt.sweeps.space import read_space
-from mypt.sweeps.trial import METRICS_NAME, as_override
+from mypt.sweeps.trial import as_override
 from mypt.terminal import print_table, say
 
 REPORT_NAME = "report.json"

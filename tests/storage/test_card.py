@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from mypt.errors import CheckpointError
-from mypt.storage.card import card_of, describe, model_card
+from mypt.storage.card import card_of, describe_model, model_card
 from mypt.terminal import one_line
 from mypt.yaml12 import load_yaml
 
@@ -51,7 +51,7 @@ def test_tables_hold_the_numbers_of_the_files(finished_run):
 def test_a_card_names_the_parts_of_the_model(finished_run):
     from mypt.models.modeling_mypt import MyPTForCausalLM
 
-    facts = describe(finished_run)
+    facts = describe_model(finished_run)
     count = MyPTForCausalLM.from_pretrained(finished_run).num_parameters()
     assert facts["parameters"].startswith(f"{count:,} (embedding ") and "norms" in facts["parameters"]
     assert facts["shape"] == "2 layers, 2 heads (1 for keys and values), width 32"

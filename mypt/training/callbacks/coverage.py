@@ -26,7 +26,7 @@ from mypt.checkpoints.lineage import (
     with_run,
     write_lineage,
 )
-from mypt.checkpoints.state import loaded_state
+from mypt.checkpoints.state import LEDGER_NAME, loaded_state
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.files import replace_text
 from mypt.planning.report import coverage_lines
@@ -39,7 +39,6 @@ from mypt.streams.timeline import describe
 from mypt.terminal import say
 from mypt.training.optim.schedules import rewarm_of
 
-LEDGER_NAME = "coverage.json"
 RECORDED = ("weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm", "bf16", "fp16")  # of TrainingArguments
 
 

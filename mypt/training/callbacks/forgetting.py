@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from mypt.checkpoints.state import RunState, loaded_state
+from mypt.checkpoints.state import FORGETTING_NAME, RunState, loaded_state
 from mypt.errors import CheckpointError, MyPTError
 from mypt.evaluation.baseline import BASELINE_NAME, load_baseline, save_baseline
 from mypt.evaluation.evaluator import Evaluator, Readings, require_fit
@@ -33,7 +33,6 @@ from mypt.training.callbacks.curves import Pace, plot_forgetting
 from mypt.training.callbacks.guard import Guard, require_lambda_schedule
 from mypt.training.model.compiled import eager
 
-REPORT_NAME = "forgetting.json"
 KEYS = ("loss", "standard_error", "bits_per_byte", "delta", "delta_error", "state")  # of a set in the history
 
 
@@ -281,7 +280,7 @@ class ForgettingCallback(TrainerCallback, ExportableState):
 
     def _write(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        replace_text(directory / REPORT_NAME, json.dumps(self.report(), indent=1))
+        replace_text(directory / FORGETTING_NAME, json.dumps(self.report(), indent=1))
 
     def _say(self, state, line: str) -> None:
         if state.is_world_process_zero:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from mypt.checkpoints.state import METRICS_NAME
 from mypt.training.callbacks.curves import Pace, plot_loss
-
-METRICS_NAME = "metrics.jsonl"
 
 
 class MetricsCallback(TrainerCallback):

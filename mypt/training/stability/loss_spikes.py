@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from mypt.checkpoints.state import loaded_state
+from mypt.checkpoints.state import SPIKES_NAME, loaded_state
 from mypt.terminal import say
 from mypt.training.model.compiled import eager
 from mypt.training.model.objective import next_tokens
@@ -85,7 +85,6 @@ def _text(trainer, ids: list[int]) -> str:
     return decode(ids, skip_special_tokens=False)[:TEXT] if decode else " ".join(map(str, ids[:20]))
 
 
-SPIKES_NAME = "spikes.jsonl"
 WINDOW = 100  # earlier steps that a step is compared with
 ENOUGH = 20  # fewest earlier steps for a judgement
 DEVIATIONS = 6.0  # standard deviations, estimated as 1.4826 x MAD, which single spikes do not move
