@@ -85,10 +85,7 @@ def export_model(
     context, saved_as = fields["max_position_embeddings"], str(model.dtype).removeprefix("torch.")
     dtype = choose_dtype(format, dtype, saved_as)
     probes = make_probes(fields, tokenizer)
-    sample = None
-    if tokenizer is not None:
-        content = Path(text).read_text(encoding="utf-8", errors="replace") if text else sample_text()
-        sample = make_text(tokenizer, content, context)
+    sample = None if tokenizer is None else make_text(tokenizer, _read(text) if text else sample_text(), context)
     report = {"model": str(name), "from": type(model).__name__, "to": type(stock).__name__, "out": str(out)}
     report |= {"format": format, "target": target, "added_biases": added_biases(fields, target)}
     report |= {"dtype": dtype, "parameters": stock.num_parameters()}
@@ -112,8 +109,7 @@ def export_model(
             report["result"] = measure(runner, sample, probes, context)
         report["greedy_as_source"] = _common(exact.greedy, found.greedy)
         report["text"] = {"tokens": sum(w.shape[1] for w in sample.windows), "bytes": sample.bytes} if sample else None
-        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*"))}
-        report["result"]["bytes"] = sum(size for file, size in sizes.items() if not file.startswith("."))
+        report["result"]["bytes"] = _folder_bytes(folder)
         replace_text(folder / REPORT_NAME, json.dumps(report, indent=1) + "\n")
     return report
 
@@ -132,6 +128,15 @@ def require_export(
     if text:
         require_file(text)
     require_model(name)
+
+
+def _read(text: str | Path) -> str:
+    return Path(text).read_text(encoding="utf-8", errors="replace")
+
+
+def _folder_bytes(folder: Path) -> int:
+    """Bytes of the files, without those that are hidden."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.relative_to(folder).as_posix()[0] != ".")
 
 
 def _parameter_bytes(model) -> int:

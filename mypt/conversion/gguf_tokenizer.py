@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mypt.errors import TokenizerError
 from mypt.tokenization.load import largest_id
+from mypt.tokenization.token_bytes import is_byte_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -101,12 +102,8 @@ def _tokens(tokenizer: PreTrainedTokenizerFast, content: dict, by_character: boo
         if id in special:
             types[id] = CONTROL if special[id] else USER_DEFINED
         else:
-            types[id] = BYTE if by_character and _is_byte(token) else NORMAL
+            types[id] = BYTE if by_character and is_byte_token(token) else NORMAL
     return tokens, types
-
-
-def _is_byte(token: str) -> bool:
-    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
 
 def _ends(tokenizer: PreTrainedTokenizerFast) -> tuple[bool, bool]:

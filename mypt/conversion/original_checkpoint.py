@@ -70,11 +70,10 @@ def convert_checkpoint(
     tensors = rename(original, fields, rotary)
     text, notes = _find_tokenizer(original, tokenizer, fields["vocab_size"], add_bytes)
     if text and largest_id(text) >= fields["vocab_size"]:
-        _add_rows(tensors, fields, largest_id(text) + 1)
+        tensors, fields = _with_rows(tensors, fields, largest_id(text) + 1)
     fields |= _token_fields(text)
     model = _empty_model(original, fields, tensors)
-    facts = {"path": str(original.path), "form": original.form, "era": original.era, "step": original.step}
-    report = facts | {
+    report = _origin(original) | {
         "out": str(out),
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "dtype": str(tensors["model.embed_tokens.weight"].dtype).removeprefix("torch."),
@@ -90,20 +89,24 @@ def convert_checkpoint(
         model.save_pretrained(folder, state_dict={name: tensor.clone() for name, tensor in tensors.items()})
         if text:
             save_tokenizer(text, folder)
-        provenance = (
-            {"from": "the original MyPT"}
-            | facts
-            | {
-                "checkpoint_dtype": original.checkpoint_dtype,
-                "config": original.config,
-                "training_state": original.training_state,
-                "optimizer_state": "not carried over" if original.has_optimizer else "none",
-            }
-        )
-        (folder / PROVENANCE_NAME).write_text(json.dumps(provenance, indent=1, default=str) + "\n")
+        (folder / PROVENANCE_NAME).write_text(json.dumps(_provenance(original), indent=1, default=str) + "\n")
         if check:
             report["max_logit_difference"] = _checked(folder, Path(check), report)
     return report
+
+
+def _origin(original: Original) -> dict[str, Any]:
+    return {"path": str(original.path), "form": original.form, "era": original.era, "step": original.step}
+
+
+def _provenance(original: Original) -> dict[str, Any]:
+    """The content of converted_from.json."""
+    return {"from": "the original MyPT", **_origin(original)} | {
+        "checkpoint_dtype": original.checkpoint_dtype,
+        "config": original.config,
+        "training_state": original.training_state,
+        "optimizer_state": "not carried over" if original.has_optimizer else "none",
+    }
 
 
 def convert_all(
@@ -194,22 +197,25 @@ def _token_fields(tokenizer: PreTrainedTokenizerFast | None) -> dict[str, Any]:
     }
 
 
-def _add_rows(tensors: dict[str, torch.Tensor], fields: dict[str, Any], size: int) -> None:
-    """Rows up to `size` ids, in place: they enter as the mean of the others and practically never come out.
+def _with_rows(
+    tensors: dict[str, torch.Tensor], fields: dict[str, Any], size: int
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and config with rows up to `size` ids: the mean of the others in the embedding, hardly ever generated.
 
     The logits of the ids that were there stay what they are.
     """
     import torch
 
-    new = size - fields["vocab_size"]
-    table = tensors["model.embed_tokens.weight"]
-    tensors["model.embed_tokens.weight"] = torch.cat((table, table.mean(0, keepdim=True).expand(new, -1)))
+    new, table = size - fields["vocab_size"], tensors["model.embed_tokens.weight"]
     bias = tensors.get("lm_head.bias", table.new_zeros(len(table)))
-    tensors["lm_head.bias"] = torch.cat((bias, bias.new_full((new,), _NEVER)))
+    rows = {
+        "model.embed_tokens.weight": torch.cat((table, table.mean(0, keepdim=True).expand(new, -1))),
+        "lm_head.bias": torch.cat((bias, bias.new_full((new,), _NEVER))),
+    }
     if "lm_head.weight" in tensors:
         head = tensors["lm_head.weight"]
-        tensors["lm_head.weight"] = torch.cat((head, head.new_zeros(new, head.shape[1])))
-    fields |= {"vocab_size": size, "lm_head_bias": True}
+        rows["lm_head.weight"] = torch.cat((head, head.new_zeros(new, head.shape[1])))
+    return tensors | rows, fields | {"vocab_size": size, "lm_head_bias": True}
 
 
 def _tokenizer_state(original: Original, vocab_size: int) -> TokenizerState | None:

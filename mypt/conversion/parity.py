@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mypt.conversion.weights import cast
 from mypt.errors import CheckFailed
+from mypt.text.embedded import language_topics
 from mypt.tokenization.load import largest_id
 from mypt.versions import version_of
 
@@ -104,11 +105,7 @@ def make_probes(config: dict, tokenizer: PreTrainedTokenizerFast | None) -> Prob
 
 def sample_text() -> str:
     """Return the beginning of Python's language reference, or `TEXT` where Python lacks it."""
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:
-        return TEXT
-    return "\n\n".join(text for _, text in sorted(topics.items()))[: 16 * MEASURED]
+    return "\n\n".join(language_topics())[: 16 * MEASURED] or TEXT
 
 
 def make_text(tokenizer: PreTrainedTokenizerFast, text: str, context: int) -> Text | None:

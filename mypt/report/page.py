@@ -14,6 +14,7 @@ from mypt.checkpoints.evaluations import DEFINITIONS
 from mypt.checkpoints.lineage import describe_runs
 from mypt.errors import MyPTError
 from mypt.evaluation.forgetting import TOLERANCE
+from mypt.inspection.describe import loss_and_change
 from mypt.inspection.reproduce import reproduce
 from mypt.inspection.training_history import describe_action
 from mypt.recipe import RESOLVED_NAME
@@ -174,14 +175,10 @@ def _forgetting(content: RunContent) -> Iterable[str]:
         yield f"<p>{text_of(words)}</p>"
     names = list(content.history[-1]["sets"])
     rows = [
-        (f"{entry['step']:,}", *(_reading(entry["sets"].get(name)) for name in names))
+        (f"{entry['step']:,}", *(loss_and_change(entry["sets"].get(name)) for name in names))
         for entry in content.history[-_HISTORY_ROWS:]
     ]
     yield details(f"All {len(content.history)} measurements", table_of(Table(("step", *names), rows)))
-
-
-def _reading(reading: dict | None) -> str:
-    return f"{reading['loss']:.4f} ({reading['delta']:+.4f})" if reading else ""
 
 
 def _coverage(content: RunContent) -> Iterable[str]:

@@ -122,8 +122,7 @@ class ObjectStore(Store):
 
     def prune(self, keep: int, *named: str | None) -> list[str]:
         there = self._checkpoints()
-        whole = [step for step, names in there.items() if MANIFEST_NAME in names]
-        kept = {*whole[-keep:]}
+        kept = {*_whole(there)[-keep:]}
         gone = [step for step in there if kept and step < max(kept) and step not in kept and _name(step) not in named]
         return self._remove({step: there[step] for step in gone})
 
@@ -136,8 +135,7 @@ class ObjectStore(Store):
         return [_name(step) for step in checkpoints]
 
     def claim(self, run: str, *, resume: bool) -> None:
-        there = self._checkpoints()
-        whole = [_name(step) for step, names in there.items() if MANIFEST_NAME in names]
+        whole = [_name(step) for step in _whole(self._checkpoints())]
         for place in [self.place, *(self.below(name).place for name in whole[-1:])]:
             manifest = replaceable_manifest(place)
             if manifest and manifest.get("run") != run:
@@ -152,7 +150,7 @@ class ObjectStore(Store):
 
         A folder that holds another run is left as it is; `claim` refuses it.
         """
-        whole = [step for step, names in self._checkpoints().items() if MANIFEST_NAME in names]
+        whole = _whole(self._checkpoints())
         here, _ = last_complete_checkpoint(run)
         if not whole or (here and step_of(here) >= whole[-1]):
             return []
@@ -190,6 +188,11 @@ class ObjectStore(Store):
             shutil.rmtree(aside / RUN, ignore_errors=True)
             take_place(aside, target.resolve())
         return brought
+
+
+def _whole(checkpoints: dict[int, set[str]]) -> list[int]:
+    """The steps of those that are whole; `checkpoints`: the names of the files of each."""
+    return [step for step, names in checkpoints.items() if MANIFEST_NAME in names]
 
 
 def _name(step: int) -> str:

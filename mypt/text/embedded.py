@@ -28,7 +28,7 @@ def write_embedded_corpus(directory: str | Path) -> dict[str, int | float]:
     directory.mkdir(parents=True, exist_ok=True)
     sources = [path.read_text(encoding="utf-8", errors="replace") for path in _stdlib_files()]
     parsed = [(source, list(_docstrings(tree))) for source in sources if (tree := _parse(source))]
-    general = [*_topics(), *dict.fromkeys(doc for _, docstrings in parsed for doc in _long(docstrings))]
+    general = [*language_topics(), *dict.fromkeys(doc for _, docstrings in parsed for doc in _long(docstrings))]
     domain = [without_docstrings(source, docstrings) for source, docstrings in parsed]
     for name, documents in (("general", general), ("domain", domain)):
         lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents if text.strip())
@@ -49,7 +49,7 @@ def overlap(general: list[str], domain: list[str]) -> float:
     return sum(line in seen for line in lines) / max(1, len(lines))
 
 
-def _topics() -> list[str]:
+def language_topics() -> list[str]:
     """The language reference as plain text, a topic a document; an interpreter without pydoc_data has none."""
     try:
         from pydoc_data.topics import topics

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mypt.errors import DataError
 from mypt.text import records, tables
 from mypt.text.clean import CONTROLS, NOT_TEXT_SHARE
-from mypt.text.opening import COMPRESSED, compression, open_bytes
+from mypt.text.opening import COMPRESSED, compression, invalid_bytes, open_bytes
 from mypt.text.plain import BOUNDARIES, RECORD_BOUNDARY
 
 HEAD = 1 << 16  # bytes, decompressed, that are looked at
@@ -136,7 +136,7 @@ def encoding_of(head: bytes) -> str:
     quarter = len(head) // 4
     even, odd = zeros[0] + zeros[2], zeros[1] + zeros[3]
     # The high bytes of Latin text are zero. In other text few are, but then the bytes are no UTF-8 text either.
-    foreign = _invalid(head) or _controls(head) - sum(zeros) > 0.02 * len(head)
+    foreign = invalid_bytes(head) or _controls(head) - sum(zeros) > 0.02 * len(head)
     enough = (0.04 if foreign else 1.5) * quarter
     likely = {
         "utf-32-le": zeros[3] >= quarter and zeros[2] >= 0.9 * quarter and zeros[0] <= 0.5 * quarter,
@@ -170,7 +170,7 @@ def binary_name(head: bytes, encoding: str = "utf-8") -> str | None:
     if head[5:8] == b"\0\0\0" and head[8:9] == b"{":
         return "a safetensors file"
     share = _controls(head) / max(1, len(head))
-    if share > NOT_TEXT_SHARE or (share > NOT_TEXT_SHARE / 4 and _invalid(head) > NOT_TEXT_SHARE * len(head)):
+    if share > NOT_TEXT_SHARE or (share > NOT_TEXT_SHARE / 4 and invalid_bytes(head) > NOT_TEXT_SHARE * len(head)):
         return "binary (of an unknown kind)"
     return None
 
@@ -178,12 +178,6 @@ def binary_name(head: bytes, encoding: str = "utf-8") -> str | None:
 def _controls(head: bytes) -> int:
     """The number of control characters that text has no use for."""
     return len(head) - len(head.translate(None, CONTROLS))
-
-
-def _invalid(head: bytes) -> int:
-    """The number of bytes that are not UTF-8."""
-    text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(head)
-    return sum("\udc80" <= c <= "\udcff" for c in text)
 
 
 def _kind_of_text(head: str, whole: bool, named: str, column: str) -> str:

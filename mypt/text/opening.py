@@ -161,10 +161,8 @@ _ICONV = {"mac-roman": "MACINTOSH", "utf-8": "UTF-8"}  # where Python's name is 
 def guess_encoding(path: str) -> str | None:
     """The encoding that a text file seems to have, by iconv's name; None if it is damaged UTF-8, or nothing fits."""
     sample = _sample(path)
-    text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(sample)
-    invalid = sum("\udc80" <= c <= "\udcff" for c in text)
-    valid = sum(c > "\x7f" for c in text) - invalid
-    if valid > invalid:
+    text, invalid = _decoded(sample)
+    if sum(c > "\x7f" for c in text) > 2 * invalid:
         return None
     from charset_normalizer import from_bytes
 
@@ -173,6 +171,16 @@ def guess_encoding(path: str) -> str | None:
         return None
     name = codecs.lookup(best.encoding).name
     return _ICONV.get(name, name.upper().replace("EUC_", "EUC-"))
+
+
+def invalid_bytes(data: bytes) -> int:
+    """The number of bytes that are not UTF-8; a character that is cut short at the end counts as valid."""
+    return _decoded(data)[1]
+
+
+def _decoded(data: bytes) -> tuple[str, int]:
+    text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(data)
+    return text, sum("\udc80" <= c <= "\udcff" for c in text)
 
 
 def _sample(path: str) -> bytes:

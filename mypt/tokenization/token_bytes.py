@@ -67,6 +67,10 @@ def _spell_byte_level(token: str) -> bytes:
     return bytes(_ALPHABET[character] for character in token) if _ALPHABET.keys() >= set(token) else token.encode()
 
 
+def is_byte_token(token: str) -> bool:
+    """Whether a token of a vocabulary with byte fallback stands for a byte: `<0x0A>`."""
+    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
+
 def _spell_fallback(token: str) -> bytes:
-    is_byte = len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-    return bytes([int(token[3:5], 16)]) if is_byte else token.encode()
+    return bytes([int(token[3:5], 16)]) if is_byte_token(token) else token.encode()
