@@ -96,7 +96,7 @@ def mask_secrets(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """The same for messages: logins and queries are left out."""
+    """As `mask_secrets`, for messages: logins and queries are left out."""
     return re.sub(r"\?\S+", "", mask_secrets(text).replace("://***@", "://"))
 
 

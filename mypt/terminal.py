@@ -127,7 +127,7 @@ def _rich_table(title: str, columns: list[str], rows: list[list[str]]):
 
 
 class LiveTable:
-    """A table that is drawn anew twice a second on a terminal, below the lines that are said; it leaves no trace.
+    """A table that is drawn anew twice a second on a terminal, below the lines that are printed; it leaves no trace.
 
     Args:
         read: Gives title, columns and rows, as of `print_table`; called from a thread of its own.

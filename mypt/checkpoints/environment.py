@@ -155,7 +155,7 @@ def _commit_of(folder: Path, tracked: Path | None = None) -> Commit | None:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    """What git prints about a folder; None if it fails. It takes no lock, so that it is in nobody's way."""
+    """The output of git for a folder; None if it fails. It takes no lock, so that no other process waits."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment = others | {"GIT_OPTIONAL_LOCKS": "0"}
     command = ["git", "-C", str(folder), *words]

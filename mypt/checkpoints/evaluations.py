@@ -1,4 +1,4 @@
-"""What was measured of a model: `evaluation.json` beside it, to which every evaluation adds its figures."""
+"""The figures measured of a model: `evaluation.json` beside it, to which every evaluation adds."""
 
 import json
 import math
@@ -22,7 +22,7 @@ _KEY = ("data", "metric", "definition", "split", "block_size", "document_mask", 
 
 
 class _Measured(TypedDict):
-    """What every figure has."""
+    """The fields that every figure has."""
 
     model: str
     data: str

@@ -42,7 +42,7 @@ class Reading(TypedDict):
 
 
 class Point(TypedDict):
-    """What was measured at one alpha."""
+    """The measurements at one alpha."""
 
     alpha: float
     sets: dict[str, Reading]

@@ -1,4 +1,4 @@
-"""What the weights of a model have seen over all runs that led to them: lineage.json, which goes wherever they go.
+"""The data that a model's weights have seen over all runs: lineage.json, which is copied wherever they are.
 
 A run records the lineage of the model that it starts from in its own state, so that the other may be deleted.
 """
@@ -72,7 +72,7 @@ def with_run(start: Lineage, run: Run, seen: Iterable[SeenSource]) -> Lineage:
 
 
 def seen_sources(state: dict, seen: Iterable[dict]) -> list[SeenSource]:
-    """What one run has seen, from the state of its stream and its ledger (`Seen` as dicts)."""
+    """List the data that one run has seen, from the state of its stream and its ledger (`Seen` as dicts)."""
     sources = []
     for index, (source, entry) in enumerate(zip(state["sources"], seen, strict=True)):
         grown = [event["appended"] for event in state["events"] if "appended" in event]
@@ -156,7 +156,7 @@ def coverage_of(source: SeenSource) -> str:
 
 
 def describe_start(lineage: Lineage) -> str | None:
-    """What the model that a run starts from has seen before, in one line; None for random weights."""
+    """Describe what the start model of a run has seen before, in one line; None for random weights."""
     unknown = lineage["base"] and f"what {lineage['base']} was trained on is not known"
     if not lineage["runs"]:
         return unknown and f"{unknown}: passes are counted from this run on"

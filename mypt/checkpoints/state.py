@@ -182,7 +182,7 @@ class Change(TypedDict):
 
 
 class Action(TypedDict):
-    """What the guard did after a measurement, and what it changed by that: [before, after]."""
+    """An action of the guard after a measurement, and the values that it changed: [before, after]."""
 
     step: Count
     action: str
@@ -296,7 +296,7 @@ class RunState:
 
     @property
     def learning_rate(self) -> float | None:
-        """That of the recipe by which the steps were taken; None where the state does not record it."""
+        """The recipe's learning rate by which the steps were taken; None where the state does not record it."""
         return (self.coverage or {}).get("settings", {}).get("learning_rate")
 
 

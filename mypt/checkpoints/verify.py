@@ -37,7 +37,7 @@ def fault_of(checkpoint: Path) -> str | None:
     """Why a resume cannot rely on this checkpoint, or None. All files are read.
 
     It has to be complete (`what_is_missing`); its state has to be of the step in its name, its weights and states those
-    that were saved, by checksums.json. Without checksums, what the files themselves say of their content is compared:
+    that were saved, by checksums.json. Without checksums, what the files record of their content is compared:
     CRC-32 of states, dtypes of weights.
     """
     if fault := what_is_missing(checkpoint):

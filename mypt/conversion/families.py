@@ -1,4 +1,4 @@
-"""GPT-2, Llama, Mistral, Qwen2 and Qwen3 as corners of MyPT's configuration: what each can say, field by field.
+"""GPT-2, Llama, Mistral, Qwen2 and Qwen3 as corners of MyPT's configuration: the fields that each can express.
 
 A config is the content of config.json here (`config.to_dict()`); nothing is changed in place, nothing heavy imported.
 """
@@ -128,7 +128,7 @@ def mypt_fields(config: dict) -> dict[str, Any]:
     family = FAMILIES[config["model_type"]]
     fields = {name: config[name] for name in SHARED} | {ours: config[own] for ours, own in family.names.items()}
     fields |= family.fixed | {ours: config[rule] if isinstance(rule, str) else rule for ours, rule in _rules(family)}
-    if fields["intermediate_size"] is None:  # GPT-2's way to say the usual
+    if fields["intermediate_size"] is None:  # GPT-2's default
         fields["intermediate_size"] = 4 * fields["hidden_size"]
     return copy.deepcopy(fields)
 

@@ -9,7 +9,7 @@ Such a module of `mypt/conversion` is named in WRITERS of `export.py` and has fo
   float32 if they are quantized, and returns notes for the user.
 - `open_folder(folder, tokenizer)`, a context, loads the folder in the library that users of the format run, a `Runner`
   of `parity.py`. Raises CheckFailed if it cannot be loaded, or gives other ids for a text than the tokenizer.
-- `tolerance_factor(target, dtype, saved_as)` is what the tolerance of the comparison is multiplied with.
+- `tolerance_factor(target, dtype, saved_as)` is the factor of the comparison's tolerance.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ _ACTIVATIONS = {"gpt2": ("gelu_new", "gelu_pytorch_tanh")}  # which llama.cpp co
 
 
 def tolerance_factor(target: str, dtype: str, saved_as: str) -> float:
-    """What the comparison's tolerance is multiplied with."""
+    """The factor of the comparison's tolerance."""
     return max(_FACTORS.get(dtype, _QUANTIZED_FACTOR), _GELU_FACTOR if target == "gpt2" else 0.0)
 
 
@@ -285,7 +285,7 @@ def _turned(name: str, tensor: Tensor, config: PreTrainedConfig, back: bool = Fa
 
 
 def _slower(model: PreTrainedModel) -> Tensor:
-    """What llama.cpp divides each rotary frequency by, float32 (D / 2,)."""
+    """The divisor of each rotary frequency in llama.cpp, float32 (D / 2,)."""
     import torch
 
     found, theta = model.model.rotary_emb.inv_freq, model.config.rope_parameters["rope_theta"]
@@ -330,7 +330,7 @@ def open_folder(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[Ll
 
 
 def require_same_ids(runner: LlamaCppRunner, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raise CheckFailed for a text that llama.cpp splits otherwise, but for what the notes of `vocabulary` say."""
+    """Raise CheckFailed for a text that llama.cpp splits otherwise, except as the notes of `vocabulary` state."""
     words = vocabulary(tokenizer)
     composed = any("NFC" in note for note in words.notes)
     around = (f"a {token} b{token}c" for token in tokenizer.get_added_vocab())

@@ -37,7 +37,7 @@ PRE_TOKENIZERS = {
 
 
 class Vocabulary(NamedTuple):
-    """What a GGUF file says of a tokenizer.
+    """A tokenizer in the fields of a GGUF file.
 
     Attributes:
         model: llama.cpp's kind of tokenizer: `gpt2` (byte-level BPE) or `llama` (SentencePiece with bytes).

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def tolerance_factor(target: str, dtype: str, saved_as: str) -> float:
-    """What the comparison's tolerance is multiplied with: all but the weights is computed in the source's dtype."""
+    """The factor of the comparison's tolerance: all but the weights is computed in the source's dtype."""
     return {"float32": 10.0, "float16": 500.0}.get(saved_as, 3000.0)
 
 

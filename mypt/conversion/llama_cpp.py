@@ -124,7 +124,7 @@ class LlamaCppRunner:
     def _choose(self, known: list[int], token: int, count: int) -> dict[str, Any] | None:
         """Make the server choose `token`; returns its log-probability and the `count` largest, before that.
 
-        None for a token that is no whole character, of which the server says nothing. Raises CheckFailed if the
+        None for a token that is no whole character, about which the server reports nothing. Raises CheckFailed if the
         server chooses another, as it does where logits are NaN.
         """
         answer = self._complete(known, 1, n_probs=count, logit_bias=[[token, 1e9]])

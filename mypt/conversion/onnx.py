@@ -36,7 +36,7 @@ def check(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None) -> 
 
 
 def tolerance_factor(target: str, dtype: str, saved_as: str) -> float:
-    """What the comparison's tolerance is multiplied with: sums are in another order, layer after layer."""
+    """The factor of the comparison's tolerance: sums are in another order, layer after layer."""
     return 10.0
 
 
@@ -107,7 +107,7 @@ def _cache_shape(config) -> tuple[int, int]:
 
 
 def _genai(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None) -> dict[str, Any]:
-    """What onnxruntime-genai reads: the names of the graph's inputs and outputs, and its sizes."""
+    """The settings that onnxruntime-genai reads: the names of the graph's inputs and outputs, and its sizes."""
     config, (heads, width) = model.config, _cache_shape(model.config)
     ends = model.generation_config.eos_token_id
     ends = (tokenizer and tokenizer.eos_token_id) if ends is None else ends

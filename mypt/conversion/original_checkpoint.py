@@ -149,7 +149,7 @@ def _find_tokenizer(
 ) -> tuple[PreTrainedTokenizerFast | None, list[str]]:
     """Return the tokenizer (None: there is none), and notes about it, a line each.
 
-    It has no id beyond the model's; with `add_bytes` one of characters has EOS and the 256 bytes behind them.
+    It has no id beyond the model's; with `add_bytes` one of characters has EOS and the 256 bytes after them.
     Raises CheckpointError if it gives ids that the model does not have, TokenizerError if it cannot be had.
     """
     notes, state = [], _tokenizer_state(original, vocab_size)

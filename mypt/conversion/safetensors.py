@@ -21,7 +21,7 @@ def check(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None) -> 
 
 
 def tolerance_factor(target: str, dtype: str, saved_as: str) -> float:
-    """What the comparison's tolerance is multiplied with: weights are compared in float32."""
+    """The factor of the comparison's tolerance: weights are compared in float32."""
     return 1.0
 
 

@@ -75,7 +75,7 @@ def coloured(pieces: Sequence[Piece], names: Sequence[str], shown: int | None) -
         colour = _change_colour(piece.losses) if shown is None else _loss_colour(piece.losses[shown])
         style = f' style="background: {colour}"' if colour else ""
         text = _text(piece.text).replace("\n", "↵\n")
-        spans.append(f'<span tabindex="0" data-loss="{_text(_told(piece, names))}"{style}>{text}</span>')
+        spans.append(f'<span tabindex="0" data-loss="{_text(_in_words(piece, names))}"{style}>{text}</span>')
     return f'{_legend(names, shown)}<div class="mypt-tokens">{"".join(spans)}</div>'
 
 
@@ -146,7 +146,7 @@ def pictures(found: Iterable[tuple[str, bytes]]) -> str:
 
 
 def details(title: str, content: str) -> str:
-    """What is shown when its title is clicked."""
+    """A part that is shown when its title is clicked."""
     return f"<details><summary>{_text(title)}</summary>{content}</details>"
 
 
@@ -154,12 +154,12 @@ def _text(text: str) -> str:
     return escape(visible(text))
 
 
-def _told(piece: Piece, names: Sequence[str]) -> str:
+def _in_words(piece: Piece, names: Sequence[str]) -> str:
     """The losses of a piece in words."""
-    told = [f"{name}: {_nats(loss)}" for name, loss in zip(names, piece.losses, strict=True)]
+    words = [f"{name}: {_nats(loss)}" for name, loss in zip(names, piece.losses, strict=True)]
     if len(names) == 2 and None not in piece.losses:
-        told.append(f"change {piece.losses[1] - piece.losses[0]:+.2f}")
-    return f"{piece.text.strip() or repr(piece.text)[1:-1]} — " + ", ".join(told)
+        words.append(f"change {piece.losses[1] - piece.losses[0]:+.2f}")
+    return f"{piece.text.strip() or repr(piece.text)[1:-1]} — " + ", ".join(words)
 
 
 def _nats(loss: float | None) -> str:

@@ -31,7 +31,7 @@ LONGEST_TEXT = 20_000  # characters whose losses are computed: seconds for a sma
 LONGEST_ANSWER = 2_000  # tokens that the slider goes up to
 CHANGE = "change"  # the view of what was learned and forgotten
 
-# One text at a time: the others wait in gradio's queue, which tells them their place.
+# One text at a time: the others wait in gradio's queue, which shows their place.
 QUEUE = {"concurrency_limit": 1, "concurrency_id": "model"}
 
 FINISHED = {
@@ -55,7 +55,7 @@ class DemoModel:
 
 @dataclass
 class _Stops:
-    """What ends the texts of each visitor in one tab."""
+    """The events that end the texts of each visitor in one tab."""
 
     events: dict[str, Event] = field(default_factory=dict)
 
@@ -197,19 +197,19 @@ def _generate_tab(models: list[DemoModel], stops: _Stops) -> None:
 
     def generate(request: gr.Request, prompt: str, *values) -> Iterator[list[str] | str]:
         """Continue the prompt by each model; the texts so far, as HTML."""
-        with _told():
+        with _errors_shown():
             settings = _settings(*values)
         stop = stops.of(request).is_set
         with ExitStack() as stack:
             streams = []
             for model in models:
-                with _told(model.name if len(models) > 1 else ""):
+                with _errors_shown(model.name if len(models) > 1 else ""):
                     streams.append(stack.enter_context(model.engine.stream(prompt, settings, stop)))
             ended = False
             while not ended:
                 time.sleep(REFRESH)
                 ended = all(stream.ended for stream in streams)
-                with _told():
+                with _errors_shown():
                     shown = [_shown(prompt, stream) for stream in streams]
                 yield shown if len(shown) > 1 else shown[0]
 
@@ -257,7 +257,7 @@ def _chat_tab(models: list[DemoModel], stops: _Stops) -> None:
         histories, values = list(values[: len(models)]), values[len(models) :]
         if not message.strip():
             _refuse("the message is empty; write one")
-        with _told():
+        with _errors_shown():
             settings = _settings(*values)
         histories = [[*history, {"role": "user", "content": message}] for history in histories]
         yield ["", *histories, ""]
@@ -266,7 +266,7 @@ def _chat_tab(models: list[DemoModel], stops: _Stops) -> None:
             chat = Chat(model.engine, settings)
             chat.turns = _turns(histories[index][:-1])
             text, updated = "", 0.0
-            with _told(model.name):
+            with _errors_shown(model.name):
                 for piece in chat.ask(message, stops.of(request).is_set):
                     text += piece
                     if time.monotonic() - updated > REFRESH:
@@ -333,7 +333,7 @@ def _losses_tab(models: list[DemoModel]) -> None:
         """The loss of each token of a text under each model: pieces; as HTML figures, coloured text, what changed."""
         if len(text) > LONGEST_TEXT:
             _refuse(f"the text has {len(text):,} characters; give {LONGEST_TEXT:,} at most")
-        with _told():
+        with _errors_shown():
             read: list[TextLosses] = [text_losses(model.engine, text) for model in models]
             pieces = compare_texts(read)
         changed = markup.changes(pieces, names) if len(models) == 2 else ""
@@ -369,7 +369,7 @@ def _refuse(words: str) -> NoReturn:
 
 
 @contextmanager
-def _told(name: str = "") -> Iterator[None]:
+def _errors_shown(name: str = "") -> Iterator[None]:
     """Show a MyPTError of the block on the page; name: of the model that it is about."""
     try:
         yield

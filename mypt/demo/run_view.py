@@ -1,4 +1,4 @@
-"""What a run folder shows of its run: pictures and tables; and texts of its evaluation sets to look at."""
+"""Pictures and tables of a run folder, and texts of its evaluation sets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PICTURES = {
 
 @dataclass
 class RunView:
-    """What a model's folder shows.
+    """The parts of a model's folder that the page shows.
 
     Attributes:
         pictures: Title and PNG.

@@ -23,7 +23,7 @@ POLICY = (
 )
 FILES = ("/gradio_api/file", "/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/stream")  # the page has none
 LARGEST = 2**20  # bytes of a request
-WAITING = 32  # visitors in the queue; the next one is told to come back
+WAITING = 32  # visitors in the queue; the next one is asked to come back
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -91,7 +91,7 @@ def _is_an_error(record: logging.LogRecord) -> bool:
 def _guarded(app: Callable, local: bool) -> Callable:
     """The same ASGI application, each response with POLICY; requests about files are refused.
 
-    gradio reads a file, or fetches an address, for any argument that says that it is one.
+    gradio reads a file, or fetches an address, for any argument that claims to be one.
     """
     from starlette.requests import Request
     from starlette.responses import PlainTextResponse
@@ -131,7 +131,7 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _names_a_file(body: bytes) -> bool:
-    """Whether a part of a JSON body says that it is a file."""
+    """Whether a part of a JSON body claims to be a file."""
     try:
         waiting = [json.loads(body)] if body else []
     except (ValueError, RecursionError):
@@ -148,7 +148,7 @@ def _names_a_file(body: bytes) -> bool:
 
 
 def _repeated(body: bytes, receive: Callable) -> Callable:
-    """An ASGI `receive` that gives a body that was read, then goes on."""
+    """An ASGI `receive` that gives a body that was read, then what follows."""
     first = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again():

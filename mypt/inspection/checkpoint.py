@@ -105,7 +105,7 @@ def _adapter(config: dict, tensors: dict[str, TensorEntry]) -> dict:
 
 
 def _interpolation(folders: list[Path]) -> dict | None:
-    """Of the first of these folders that has one."""
+    """The report of the first of these folders that has one."""
     for folder in folders:
         if report := read_interpolation(folder):
             return {"folder": str(folder)} | {name: report[name] for name in ("alpha", "base", "adapted", "tolerance")}

@@ -1,4 +1,4 @@
-"""How a dataset directory was made, from its metadata: the commands that make it again, and the texts they read."""
+"""List the commands that make a dataset directory again, and the texts they read, from its metadata."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _READING = ("text_column", "document", "val_split", "max_documents")  # decide w
 
 
 def recorded_datasets(uses: dict[str, list[str]], manifests: dict[str, Manifest]) -> list[RecordedDataset]:
-    """What environment.json keeps of a run's dataset directories, and of those that they were made with.
+    """Record a run's dataset directories, and those that they were made with, for environment.json.
 
     uses: {directory: what it is for}. manifests: of these directories; others are read where they are here. An entry
     comes after those that its commands need.
@@ -39,7 +39,7 @@ def recorded_datasets(uses: dict[str, list[str]], manifests: dict[str, Manifest]
 
 
 def find_manifest(directory: str) -> Manifest | None:
-    """Its metadata; None where there is no dataset of today's format, or a damaged one."""
+    """The manifest of a directory; None where there is no dataset of today's format, or a damaged one."""
     try:
         return read_manifest(directory)
     except MyPTError:
@@ -83,7 +83,7 @@ def _prepared_of(manifest: Manifest) -> list[dict]:
 def _commands(directory: str, manifest: Manifest) -> list[list[str]]:
     """The words of the commands that make a dataset directory, of others too where it was made of one.
 
-    None where its metadata does not say how it was made.
+    None where its metadata does not record how it was made.
     """
     commands: list[list[str]] = []
     for entry in reversed(manifest.history):

@@ -154,7 +154,7 @@ def _progress(progress: dict) -> Iterator[Block]:
 
 
 def _lineage(lineage: dict | None, has_ledger: bool) -> Iterator[Block]:
-    """What the weights have seen over all runs, unless the ledger of the only one has told it."""
+    """The data that the weights have seen over all runs, unless the ledger of the only run shows it."""
     if lineage is None:
         yield from ("", _line("over all runs", "not known: there is no lineage.json beside the weights"))
     elif lineage["base"] or len(lineage["runs"]) > 1 or not has_ledger:

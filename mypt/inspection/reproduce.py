@@ -38,7 +38,7 @@ class Difference(TypedDict):
 
 class Reproduction(TypedDict):
     """commands: lines for a shell, in order. done: those of them whose outcome is here already. differs: what is not as
-    recorded. problems: why the commands would give other losses, or fail. notes: what no command says."""
+    recorded. problems: why the commands would give other losses, or fail. notes: facts that no command expresses."""
 
     commands: list[str]
     done: list[str]
@@ -48,7 +48,7 @@ class Reproduction(TypedDict):
 
 
 def reproduce(run: Path, compare: bool = True) -> Reproduction:
-    """How to repeat the run in a folder and, if `compare`, what differs here.
+    """List the commands that repeat the run in a folder and, if `compare`, what differs here.
 
     Metadata is read, the weights of the model that the run started from, and the texts of datasets that are missing or
     hold other data: their checksums are compared. Raises CheckpointError for a folder that records no run.
@@ -111,7 +111,7 @@ class _Repeat:
             self.result[part].append(line)
 
     def _datasets(self) -> list[RecordedDataset]:
-        """As recorded; of a run of an early version what the directories that are here say now."""
+        """The recorded datasets; for a run of an early version the directories that are here now."""
         if "datasets" in self.environment:
             return self.environment["datasets"]
         self._note(
@@ -297,7 +297,7 @@ class _Repeat:
         self._add([*launcher, "scripts/train.py", *words])
 
     def _changes(self) -> None:
-        """What happened to the run that its final recipe does not say."""
+        """Note the events of the run that its final recipe does not record."""
         for event in self.ledger.get("events", []):
             if "guard" in event or "rollback" in event or "skipped" in event:
                 continue  # by rule: a repeated run does the same

@@ -23,7 +23,7 @@ _BUFFERS = (".tril", ".mask", "rope_cos", "rope_sin")  # constants, computed aga
 
 @dataclass(frozen=True)
 class Original:
-    """What a checkpoint of the original holds; tensors are mapped from the file, and read when they are used."""
+    """The content of a checkpoint of the original; tensors are mapped from the file, and read when they are used."""
 
     path: Path
     form: str  # "single file" or "bundle"

@@ -13,7 +13,7 @@ _TODAYS_KEYS = {"format", "splits", "tokenizer_hash"}
 
 
 class OriginalShards(NamedTuple):
-    """What such a directory holds. Neither program records checksums, documents or bytes of text."""
+    """The shards of such a directory. Neither program records checksums, documents or bytes of text."""
 
     program: str  # "the original MyPT" or "nanoGPT"
     files: dict[str, list[Path]]  # of each split, in stream order; a flat directory is all train

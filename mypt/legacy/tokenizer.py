@@ -30,7 +30,7 @@ class _State(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TokenizerState:
-    """What decides the ids: `chars` have 0, 1, 2, ... (None: ids are GPT-2's), special tokens those that they name."""
+    """The values that decide the ids: `chars` have 0, 1, 2, ... (None: ids are GPT-2's), special tokens those named."""
 
     chars: tuple[str, ...] | None
     special_tokens: dict[str, int] = field(default_factory=dict)

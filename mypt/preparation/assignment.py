@@ -132,7 +132,7 @@ class SplitAssignment:
     replaced: dict | None = None  # for the report: what tails replace of the split by hash
 
     def kept(self, unit: int) -> np.ndarray:
-        """Which documents of a unit are no duplicates, bool (documents,)."""
+        """Find the documents of a unit that are no duplicates; bool (documents,)."""
         span = slice(int(self.starts[unit]), int(self.starts[unit + 1]))
         kept = np.ones(span.stop - span.start, bool) if self.first is None else self.first[span].copy()
         for marks in self.drop:
@@ -304,7 +304,7 @@ def _divide(assignment: SplitAssignment, scratch: Path, say: Callable[[str], obj
 
 
 def _shares(assignment: SplitAssignment, names: list[str]) -> dict[str, Share]:
-    """What the assignment makes of each source; `names` has that of each unit."""
+    """The share of each source under the assignment; `names` has the source of each unit."""
     cuts = assignment.cuts
 
     def share(index: int) -> Share:

@@ -54,7 +54,7 @@ _NOT_OURS = {
 
 @dataclass(frozen=True)
 class Launch:
-    """What all ranks share: the contents of launch.json."""
+    """The settings that all ranks share: the contents of launch.json."""
 
     source: str
     tokenizer: str  # as it was given
@@ -215,7 +215,7 @@ def _launch(out: Path) -> Launch:
 
 
 def _results(folder: Path, launch: Launch) -> list[UnitResult]:
-    """What each rank has recorded, in order. Raises DataError unless all are there and made alike."""
+    """Read the record of each rank, in order. Raises DataError unless all are there and made alike."""
     sizes = sorted(int(path.stem) for path in folder.glob("*.ranks"))
     if len(sizes) != 1:
         tasks = " and ".join(map(str, sizes))

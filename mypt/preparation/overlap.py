@@ -1,4 +1,4 @@
-"""Which text two dataset directories share: documents, and lines that are too long to be shared by chance."""
+"""Find the text that two dataset directories share: documents, and lines too long to be shared by chance."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HASH = np.dtype("u8")
 
 @dataclass(frozen=True)
 class Shared:
-    """What of the split `split` of `directory` also occurs in the split `other_split` of `other`."""
+    """The text of one split of `directory` that also occurs in a split of `other`, counted."""
 
     directory: str
     split: str
@@ -46,7 +46,7 @@ class Shared:
 
 
 def overlaps(first: str | Path, second: str | Path, *, lines: bool = True) -> list[Shared]:
-    """What two directories share, val text in the other's train split first.
+    """Count the text that two directories share, val text in the other's train split first.
 
     Documents are equal if their ids are (equal tokenizers, no `lines`), else if their decoded texts are. Lines are
     stripped. Each split is read once; its hashes (8 bytes each) go to a temporary folder, so memory does not grow.

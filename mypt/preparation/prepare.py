@@ -245,7 +245,7 @@ def _holds_text(manifest: Manifest, run: PrepareRun) -> bool:
 
 
 def _reading(settings: PrepareSettings) -> dict[str, Any]:
-    """What decides which part of a source is read."""
+    """The settings that decide which part of a source is read."""
     return {"text_column": settings.text_column, "max_documents": settings.max_documents}
 
 

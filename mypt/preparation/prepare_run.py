@@ -33,7 +33,7 @@ _libraries = visible_libraries()  # entered in a worker, for as long as it lives
 
 @dataclass(frozen=True)
 class PrepareRun:
-    """What every step of a preparation is given."""
+    """The input, settings and folders that every step of a preparation gets."""
 
     staging: Path  # inside the directory that is made
     settings: PrepareSettings
@@ -49,7 +49,7 @@ class PrepareRun:
 
     @property
     def folder(self) -> Path:
-        """Of the finished units."""
+        """The folder of the finished units."""
         return self.staging / UNITS
 
     @property

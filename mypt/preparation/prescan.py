@@ -1,4 +1,4 @@
-"""What must be known of the whole text before any of it is encoded: a tokenizer's sample, and lines that come twice."""
+"""Read the whole text before any of it is encoded: for a tokenizer's sample, and for lines that come twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mypt.versions import version_of
 
 @dataclass(frozen=True)
 class PrescanResult:
-    """What one unit showed: the contents of its NNNNN.survey.json."""
+    """The counts of one unit: the contents of its NNNNN.survey.json."""
 
     key: str
     documents_read: Count

@@ -1,4 +1,4 @@
-"""What a preparation read, kept, dropped and changed, as counts; and samples of what it dropped."""
+"""Counts of the text that a preparation read, kept, dropped and changed; samples of the dropped text."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def examples(
 
 
 def run_info(run: PrepareRun, encoded: EncodedText) -> dict[str, Any]:
-    """How it went: seconds, 10^6 bytes of text a second, the encoder, and the most memory of a process in MB."""
+    """Seconds, 10^6 bytes of text a second, the encoder, and the most memory of a process in MB."""
     seconds, units = time.perf_counter() - run.started, encoded.units
     text_bytes = sum(int(unit.rows["bytes"].sum()) for unit in units)
     encode_seconds = sum(unit.result.encode_seconds for unit in units)

@@ -92,7 +92,7 @@ def train_tokenizer(
 
 
 class TrainingRecord(TypedDict):
-    """How `train_tokenizer` made a tokenizer."""
+    """The record of `train_tokenizer` about a tokenizer that it made."""
 
     settings: dict[str, Any]
     sources: list[str]
@@ -101,7 +101,7 @@ class TrainingRecord(TypedDict):
 
 
 def training_record(directory: Path) -> TrainingRecord | None:
-    """What `train_tokenizer` wrote beside the tokenizer in `directory`. Raises TokenizerError if it is damaged."""
+    """Read the record beside the tokenizer in `directory`; None without one. Raises TokenizerError if it is damaged."""
     return find_json(directory / TRAINING_NAME, TrainingRecord, TokenizerError, "restore it, or --retrain")
 
 

@@ -54,7 +54,7 @@ class Piece:
     lines: np.ndarray | None = None  # packed bits: for each line that is not blank whether to keep it
 
     def batches(self, cleaner: Cleaner, on_fault: OnFault = stop) -> Iterator[list[Document]]:
-        """Its documents that are left after cleaning; `on_fault` as in `read_documents`."""
+        """Read its documents and clean them; `on_fault` as in `read_documents`."""
         documents = read_documents(self.unit, on_fault)
         if self.limit is not None:
             documents = first_documents(documents, self.limit)
@@ -62,13 +62,13 @@ class Piece:
         return batches if self.lines is None else unrepeated(batches, np.unpackbits(self.lines), cleaner)
 
     def documents(self, cleaner: Cleaner, on_fault: OnFault = stop) -> Iterator[Document]:
-        """The same one by one."""
+        """The documents of `batches`, one by one."""
         return chain.from_iterable(self.batches(cleaner, on_fault))
 
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What was counted of an encoded unit: the contents of its NNNNN.json."""
+    """The counts of an encoded unit: the contents of its NNNNN.json."""
 
     key: str
     digest: str  # xxh3-128 of the unit's input
@@ -106,7 +106,7 @@ class EncodedUnit:
 
     @property
     def invalid(self) -> np.ndarray:
-        """What `save_invalid` wrote, int64 (n, 3)."""
+        """The array that `save_invalid` wrote, int64 (n, 3)."""
         path = self.path.with_suffix(".invalid.npy")
         return np.load(path) if path.is_file() else np.empty((0, 3), np.int64)
 

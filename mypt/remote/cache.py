@@ -32,7 +32,7 @@ def default_folder() -> Path:
 
 
 def use_cache(folder: str | None, limit: float = LIMIT) -> None:
-    """From now on in this process: where fetched folders are kept (None: ~/.cache/mypt), and its limit in GB."""
+    """Set the folder of this process's cache (None: ~/.cache/mypt) and its limit in GB."""
     _settings["folder"], _settings["limit"] = folder, limit
 
 
@@ -56,7 +56,7 @@ def cached_folder(uri: str, name: str, digest: str, size: int, fill: Callable[[P
     root.mkdir(parents=True, exist_ok=True)
     lock = open(root / f"{digest}.lock", "a")  # noqa: SIM115 - held until the process ends
     try:
-        told = False
+        announced = False
         while True:
             if folder.is_dir():
                 _lock(lock, shared=True)
@@ -68,9 +68,9 @@ def cached_folder(uri: str, name: str, digest: str, size: int, fill: Callable[[P
                     with system_errors(folder):
                         _fetch(root, folder, uri, size, limit, fill)
             else:  # which keeps its lock until it ends, shared as soon as the folder is there
-                if not told:
+                if not announced:
                     say(f"waiting for another process that fetches {uri}")
-                told = True
+                announced = True
                 time.sleep(0.2)
         os.utime(lock.name)
     except BaseException:

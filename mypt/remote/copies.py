@@ -55,7 +55,7 @@ def _copy(uri: str) -> str:
 
 
 def _found(place: Place, pattern: str) -> tuple[dict[str, Found], str | None]:
-    """What is copied, by its name below `place`; "" is `place` itself, a single file."""
+    """The files to copy, by their names below `place`; "" is `place` itself, a single file."""
     if not pattern and (one := place.find_file()):
         return {"": one}, ""
     files = place.find()

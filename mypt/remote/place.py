@@ -17,7 +17,7 @@ from mypt.remote.clients import INSTALL, file_system, may_pass, reason, refusal
 
 FORMS = "s3://bucket/path, gs://bucket/path, az://container/path or file:///path"
 WAITS = (1, 4, 16)  # seconds before the second, third and fourth try of a request
-_TRIES_ITSELF = ("gs", "az", "abfs")  # whose clients try for about a minute, and cannot be told not to
+_TRIES_ITSELF = ("gs", "az", "abfs")  # whose clients try for about a minute, and cannot be kept from it
 _URI = re.compile(r"(s3|gs|az|abfs|file)://([^\s?#\\]*)")
 _NO_BUCKET = re.compile(r"(specified|such) (bucket|container)", re.IGNORECASE)
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Found(NamedTuple):
 
     @classmethod
     def of(cls, entry: dict) -> Found:
-        """From what fsspec's clients say of a file."""
+        """From the entry of a file by fsspec's clients."""
         times = [entry.get(name) for name in ("LastModified", "updated", "last_modified", "mtime")]
         written = next((_nanoseconds(value) for value in times if value), None)
         version = entry.get("ETag") or entry.get("etag") or written

@@ -24,6 +24,6 @@ class ReportCallback(TrainerCallback):
             return
         try:
             write_report(Path(args.output_dir), samples=0)
-        except Exception as error:  # whatever it is: the run goes on
+        except Exception as error:  # whatever it is: the run continues
             say(f"no {REPORT_NAME}: {error or type(error).__name__}", error=True)
         self._next = time.monotonic() + max(PAUSE, SHARE * (time.monotonic() - began))

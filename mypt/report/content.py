@@ -27,7 +27,7 @@ LEDGERS = (METRICS_NAME, LEDGER_NAME, FORGETTING_NAME, RESOLVED_NAME)  # any of 
 
 
 class Verdict(TypedDict):
-    """tone: good, plain, warning or bad. title: how the run ended. lines: what is to be said about it."""
+    """tone: good, plain, warning or bad. title: how the run ended. lines: sentences about it."""
 
     tone: str
     title: str
@@ -52,7 +52,7 @@ _ENDINGS = {
 
 @dataclass(frozen=True)
 class RunContent:
-    """What the files of a run say, without places on this machine.
+    """The content of a run's files, without places on this machine.
 
     log: entries of metrics.jsonl, each with its step; None for a number that was NaN or infinite. unreadable: its lines
     that cannot be read. result: how the run ended; None while it trains, and after a kill. changed: names of the
@@ -117,7 +117,7 @@ class RunContent:
         return {"tone": tone, "title": title, "lines": [*lines, *self.diagnosis]}
 
     def events(self) -> Iterator[Mark]:
-        """What happened on the way, in order: changes on a resume, actions of the guard, handled NaN, sequence lengths,
+        """The events of the run, in order: changes on a resume, actions of the guard, handled NaN, sequence lengths,
         the step at which it diverged."""
         found = [
             Mark(action["step"], "guard: " + describe_action(action).removeprefix(f"step {action['step']:,} "))
@@ -144,7 +144,7 @@ class RunContent:
 
 
 def require_run(run: Path) -> None:
-    """Raise CheckpointError unless a folder holds a run that something can be said about."""
+    """Raise CheckpointError unless a folder holds a run."""
     if not run.is_dir():
         raise CheckpointError(f"there is no folder {run}; name a run folder, which mypt train makes")
     if any((run / name).is_file() for name in LEDGERS) or checkpoints(run):
@@ -162,14 +162,14 @@ def read_content(run: Path) -> RunContent:
     info, saved = RunInfo(run), last_complete_checkpoint(run)[0]
     state = last_state(run)[1]
     log, unreadable = _read_log(run, state)
-    result, history = read_result(run), info.forgetting.get("history", [])
-    if len(history) > 1 and not info.interpolation:  # RunInfo's are those of the weights: maybe of an earlier step
-        info.first, info.last = history[0], history[-1]
+    result, measured = read_result(run), info.forgetting.get("history", [])
+    if len(measured) > 1 and not info.interpolation:  # RunInfo's are those of the weights: maybe of an earlier step
+        info.first, info.last = measured[0], measured[-1]
     steps = [entry["step"] for entry in log] + [step for step in [info.step] if step is not None]
     reached = max(steps, default=None)
     if result and _is_stale(result, reached):
         result = None
-    told, planned = read_training_history(run), state and state.trainer.get("max_steps")
+    history, planned = read_training_history(run), state and state.trainer.get("max_steps")
     ended = result is not None and result.state in ("completed", "stopped")
     return RunContent(
         run=run,
@@ -178,8 +178,8 @@ def read_content(run: Path) -> RunContent:
         log=log,
         unreadable=unreadable,
         result=result and Result(**without_places(vars(result)) | {"message": _without_places(result.message, run)}),
-        changed=told["changed_settings"] or [],
-        diagnosis=told["diagnosis"]["lines"] if told["diagnosis"] and ended else [],
+        changed=history["changed_settings"] or [],
+        diagnosis=history["diagnosis"]["lines"] if history["diagnosis"] and ended else [],
         spikes=_read_lines(run / SPIKES_NAME, ("step", "loss", "limit"))[0],
         interpolation=info.interpolation or without_places(read_interpolation(run / "best")),
         step=result.step if result else reached,
@@ -233,7 +233,7 @@ def _read_lines(path: Path, numbers: tuple[str, ...]) -> tuple[list[dict], int]:
 
 
 def _model(run: Path, saved: Path | None) -> dict[str, str]:
-    """What the model is; empty before the first save."""
+    """The description of the model; empty before the first save."""
     folder = run if is_model(run) else saved
     try:
         return without_places(describe_model(folder)) if folder else {}

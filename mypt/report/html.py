@@ -17,7 +17,7 @@ def plain(value: object) -> str:
 
 
 def text_of(value: object) -> str:
-    """The same with its markup escaped, for HTML."""
+    """As `plain`, with the markup escaped, for HTML."""
     return escape(plain(value))
 
 

@@ -1,4 +1,4 @@
-"""What the model of a run writes: held-out text continued, beside how it really goes on; kept in samples.json."""
+"""Held-out texts, each with its continuation by the model of a run and the original; kept in samples.json."""
 
 from __future__ import annotations
 

@@ -85,6 +85,6 @@ def report_at_end(run: Path) -> Iterator[None]:
 
 
 def _times(run: Path) -> list[int]:
-    """When the files were written that tell of the training."""
+    """The times, in ns, at which the records of the training were written."""
     paths = (run / RESULT_NAME, run / METRICS_NAME)
     return [path.stat().st_mtime_ns if path.is_file() else 0 for path in paths]

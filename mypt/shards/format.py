@@ -66,7 +66,7 @@ class Split:
 
 
 class Source(TypedDict):
-    """What came of one source, as it was given."""
+    """One source by its given name, and the counts of its text in the dataset."""
 
     name: str
     documents: Count
@@ -96,7 +96,7 @@ class Report(TypedDict, total=False):
 
 
 class Entry(TypedDict):
-    """What made a dataset of other directories, or added to it."""
+    """A command that made a dataset from others, or added to it."""
 
     did: str
     of: NotRequired[str]
@@ -107,7 +107,7 @@ class Entry(TypedDict):
 
 @dataclass
 class Manifest:
-    """What a dataset directory holds: the contents of `dataset_metadata.json`."""
+    """The contents of `dataset_metadata.json`."""
 
     dtype: Literal["uint16", "uint32"]
     vocab_size: Positive  # the tokenizer's; every id is below it
@@ -125,12 +125,12 @@ class Manifest:
 
     @property
     def shards(self) -> list[Shard]:
-        """Those of every split."""
+        """The shards of every split."""
         return [shard for split in self.splits.values() for shard in split.shards]
 
     @property
     def tokens(self) -> int:
-        """Those of every split."""
+        """The tokens of every split."""
         return sum(split.tokens for split in self.splits.values())
 
     @property
@@ -163,7 +163,7 @@ class Manifest:
         return fingerprints.index(fingerprint) if fingerprint in fingerprints else None
 
     def _fingerprints(self, split: str) -> list[str]:
-        """Of the first 0, 1, 2, ... shards."""
+        """The fingerprint of the first 0, 1, 2, ... shards."""
         digest = xxhash.xxh3_128(f"{FORMAT_NAME} {self.dtype}".encode())
         fingerprints = [digest.hexdigest()]
         for shard in self.splits[split].shards:
@@ -256,6 +256,6 @@ def _manifest(content: dict[str, Any]) -> Manifest:
                 raise Wrong(f"found {found(recorded)}, and its shards have {total}", "splits", name, count)
     for count in ("tokens", "documents", "bytes"):
         total = sum(getattr(split, count) for split in manifest.splits.values())
-        if (told := sum(source[count] for source in manifest.sources)) > total:
-            raise Wrong(f"they have {told} {count}, and all shards {total}", "sources")
+        if (counted := sum(source[count] for source in manifest.sources)) > total:
+            raise Wrong(f"they have {counted} {count}, and all shards {total}", "sources")
     return manifest

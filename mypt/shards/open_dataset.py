@@ -76,7 +76,7 @@ def _read(directory: Path, program: str, dtype: str, name: str | None, stamps: t
 def _read_shard(
     directory: Path, file: str, dtype: str, limit: int, text: TextOf, eos: int, advance: Advance
 ) -> tuple[Contents, int]:
-    """What a shard holds, and the bytes of its text. Raises DataError for an id of `limit` or above."""
+    """Read a shard; returns its contents and the bytes of its text. Raises DataError for an id of `limit` or above."""
     path, other, text_bytes = directory / file, "uint16" if dtype == "uint32" else "uint32", 0
     hint = (
         f"if they were written as {other} (nanoGPT's are uint16), say so: data.dtype: {other} in a recipe, "

@@ -1,4 +1,4 @@
-"""How all that is new in a dataset directory appears in one step, and what the directory held before."""
+"""Publish all new files of a dataset directory in one step, and read what the directory held before."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _listed(directory: Path) -> set[str]:
 
 
 def write_error(error: OSError, out: Path, kept: str) -> DataError:
-    """What to tell the user when `out` cannot be written; `kept` says what is finished."""
+    """The error for a directory `out` that cannot be written; `kept` names what is finished."""
     if not is_disk_full(error) and error.errno != errno.EFBIG:
         return DataError(
             f"cannot write {out}: {error.strerror or error}; check its permissions or choose another --out"
@@ -127,7 +127,7 @@ def write_error(error: OSError, out: Path, kept: str) -> DataError:
 
 
 def made_before(out: Path, made: dict) -> Manifest | None:
-    """The manifest of what `out` holds if it was made as `made` says, its last entry of history; None if it is new.
+    """The manifest of what `out` holds if its last entry of history equals `made`; None if it is new.
 
     To be called while `out` is held. Raises DataError if it holds anything else.
     """

@@ -19,7 +19,7 @@ Advance = Callable[[int], object]  # called with the bytes that were read
 
 @dataclass(frozen=True)
 class Contents:
-    """What one reading of a shard found."""
+    """The findings of one reading of a shard."""
 
     tokens: int
     ends: int  # end-of-text ids
@@ -82,7 +82,7 @@ def require_size(directory: Path, shard: Shard, manifest: Manifest) -> None:
 
 
 def shard_problem(directory: Path, shard: Shard, manifest: Manifest) -> str | None:
-    """How the file contradicts the metadata at a look: "is missing", "holds 38 bytes, the metadata says 40"."""
+    """Compare file and metadata by size: None, or "is missing", or "holds 38 bytes, the metadata says 40"."""
     file, expected = directory / shard.file, shard.tokens * manifest.numpy_dtype.itemsize
     if not file.is_file():
         return "is missing"

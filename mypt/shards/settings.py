@@ -55,7 +55,7 @@ class PrepareSettings:
         return settings
 
     def check_fields(self) -> None:
-        """The same where they are read from a file. Raises Wrong."""
+        """As `check`, for settings that are read from a file. Raises Wrong."""
         try:
             self.check()
         except DataError as error:
@@ -95,7 +95,7 @@ class PrepareSettings:
 
     @property
     def on_fault(self) -> OnFault:
-        """What is done about a record that cannot be read where nothing is reported."""
+        """The action for a record that cannot be read, where nothing is reported."""
         return ignore if self.on_error == "skip" else stop
 
     def deciding(self) -> dict[str, Any]:
@@ -110,9 +110,9 @@ class PrepareSettings:
         return set(TRAINED[self.tokenizer].settings) if self.tokenizer in TRAINED else set()
 
     def training(self) -> dict[str, Any]:
-        """What of it decides a trained tokenizer."""
+        """The settings that decide a trained tokenizer."""
         return {name: value for name, value in self.deciding().items() if name not in _SPLITTING}
 
     def reading(self) -> dict[str, Any]:
-        """What of it decides the documents of a unit."""
+        """The settings that decide the documents of a unit."""
         return {name: getattr(self, name) for name in _READING}

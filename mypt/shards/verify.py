@@ -120,7 +120,7 @@ def _tokenizer_problems(directory: Path, manifest: Manifest) -> list[dict[str, s
 
 def _leftovers(directory: Path) -> list[str]:
     names = [path.name for path in directory.iterdir() if path.name in (STAGING, APPENDING)]
-    return [f"{name} belongs to a command that is going on or was killed" for name in sorted(names)]
+    return [f"{name} belongs to a command that is still running or was killed" for name in sorted(names)]
 
 
 def _remember(metadata: Path, moment: int) -> None:

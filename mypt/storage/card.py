@@ -202,7 +202,7 @@ def _own_run(info: RunInfo) -> str:
 
 
 def _all_runs(info: RunInfo) -> str:
-    """What the weights have seen over all runs, unless the ledger of the only one has told it."""
+    """The data that the weights have seen over all runs, unless the ledger of the only run shows it."""
     table, lineage = lineage_table(info), info.lineage
     if table is None:
         return ""
@@ -229,7 +229,7 @@ def _forgetting(info: RunInfo) -> str:
 
 
 def _evaluations(info: RunInfo) -> str:
-    """What `mypt evaluate` measured of these weights."""
+    """The figures that `mypt evaluate` measured of these weights."""
     losses, metrics = losses_table(info.evaluations), metrics_table(info.evaluations)
     tables = []
     if losses.rows:

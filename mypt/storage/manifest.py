@@ -37,7 +37,7 @@ def read_manifest(place: Place) -> Manifest | None:
 
 
 def replaceable_manifest(place: Place) -> Manifest | None:
-    """As `read_manifest` before an upload, which replaces a damaged one: None for it, too."""
+    """As `read_manifest`, but None for a damaged manifest, which an upload replaces."""
     try:
         return read_manifest(place)
     except CheckpointError:
@@ -65,7 +65,7 @@ def require_manifest(place: Place) -> Manifest:
     there = place.files()
     if not there:
         raise CheckpointError(f"{place} holds nothing; check the name")
-    # Folders below it that are whole, such as the checkpoints of a run that goes on.
+    # Folders below it that are whole, such as the checkpoints of a run that is still training.
     whole = sorted(name.rpartition("/")[0] for name in there if name.endswith(f"/{MANIFEST_NAME}"))
     if whole:
         listed = ", ".join(f"{place}/{name}" for name in whole[:20])

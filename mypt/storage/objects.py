@@ -61,7 +61,7 @@ class ObjectStore(Store):
         return self.place.name
 
     def outgoing(self, folder: str | Path, *, license: str | None = None) -> list[Outgoing]:
-        """As of every store for a model; a checkpoint with all that a resume needs, a dataset with its shards."""
+        """List the files of a model as every store does, of a checkpoint or a dataset all of them."""
         folder = Path(folder)
         if is_dataset(folder):
             return dataset_files(folder)

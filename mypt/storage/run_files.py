@@ -91,7 +91,7 @@ def checkpoint_files(checkpoint: Path) -> list[Outgoing]:
 def dataset_files(directory: Path) -> list[Outgoing]:
     """The metadata of a dataset directory, its tokenizer, and the shards that it lists.
 
-    Raises DataError for a dataset of another program, and for shards that are not as the metadata says.
+    Raises DataError for a dataset of another program, and for shards that differ from the metadata.
     """
     manifest = read_manifest(directory)
     paths = {METADATA_NAME: directory / METADATA_NAME}

@@ -1,4 +1,4 @@
-"""What a run saw, lost and scored as tables of text, the same for a model card and a report."""
+"""The data, losses and scores of a run as tables of text, the same for a model card and a report."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -39,7 +39,7 @@ def seen_by_source(info: RunInfo) -> Iterator[tuple[dict, dict]]:
 
 
 def lineage_table(info: RunInfo) -> Table | None:
-    """What the weights have seen over all runs; None where the ledger of the only one has told it."""
+    """The data that the weights have seen over all runs; None where the ledger of the only run shows it."""
     lineage = info.lineage
     if not lineage or not (lineage["base"] or len(lineage["runs"]) > 1 or "seen" not in info.coverage):
         return None

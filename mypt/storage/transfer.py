@@ -168,7 +168,7 @@ def _named(place: Place, folder: Path, action: Callable[[], object]) -> None:
 
 
 def kind_of(files: list[Outgoing]) -> str:
-    """What the files make up: model, checkpoint or dataset."""
+    """The kind of folder that the files make up: model, checkpoint or dataset."""
     names = {file.name for file in files}
     return "dataset" if METADATA_NAME in names else "checkpoint" if STATE_NAME in names else "model"
 
@@ -233,7 +233,7 @@ def _is_as_listed(path: Path, entry: Entry) -> bool:
 
 
 def digest_of(manifest: Manifest) -> str:
-    """What a manifest is called: equal for equal files."""
+    """The name of a manifest: equal for equal files."""
     names = [(name, entry["xxh3_128"]) for name, entry in sorted(manifest["files"].items())]
     return xxhash.xxh3_128(repr(names).encode()).hexdigest()
 

@@ -69,7 +69,7 @@ def _is_not_text(text: str) -> bool:
 
 
 def _escaped(text: str) -> str:
-    """Without control characters and others that do not show: a line end becomes a backslash and an n."""
+    """Escape control characters and others that do not show: a line end becomes a backslash and an n."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -156,7 +156,7 @@ class Cleaner:
         return chain.from_iterable(self.batches(documents))
 
     def batches(self, documents: Iterable[Document]) -> Iterator[list[Document]]:
-        """The same in lists of a bounded number of characters, which are faster to count and hash."""
+        """Clean documents as `__call__` does; yields lists of a bounded size, which are faster to count and hash."""
         documents, size = iter(documents), 1
         first, keep, counted = True, True, False  # of the document in parts that is being read
         while batch := list(islice(documents, size)):

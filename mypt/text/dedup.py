@@ -56,7 +56,7 @@ class Marks:
 
 
 def first_occurrences(chunks: Iterable[np.ndarray], scratch: Path) -> Marks:
-    """Which items to keep (marked), so that each hash occurs once and its first item wins.
+    """Mark the items to keep, so that each hash occurs once and its first item wins.
 
     `chunks` are uint64 (n,), in the order of the items. More than 2 million hashes go through 256 files in the folder
     `scratch` (16 bytes per hash, removed at the end), by their top 8 bits; each file is sorted for itself.
@@ -77,7 +77,7 @@ def first_occurrences(chunks: Iterable[np.ndarray], scratch: Path) -> Marks:
 
 
 def shared(first: Iterable[np.ndarray], second: Iterable[np.ndarray], scratch: Path) -> Marks:
-    """Which items of `second` (marked) have a hash that `first` has too; chunks and memory as in first_occurrences."""
+    """Mark the items of `second` whose hash `first` has too; chunks and memory as in first_occurrences."""
     with Partitions(scratch) as partitions:
         for chunk in first:
             partitions.add(chunk, np.full(len(chunk), -1))
@@ -100,7 +100,7 @@ def _firsts(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _among(groups: list[np.ndarray], hashes: np.ndarray) -> np.ndarray:
-    """Which hashes occur in one of the groups, each of them sorted."""
+    """Find the hashes that occur in one of the groups, each of them sorted; bool, the same shape."""
     found = np.zeros(len(hashes), dtype=bool)
     for group in groups:
         if len(group):

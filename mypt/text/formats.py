@@ -21,7 +21,7 @@ ARCHIVES = (".zip", ".7z", ".tar", ".tgz", ".tbz2", ".txz", ".rar")
 
 
 class Kind(NamedTuple):
-    """How the files of one kind are recognized, read and cut.
+    """The rules by which files of one kind are recognized, read and cut.
 
     A table is a binary format; any other kind is text, which may be compressed and in any encoding of `Format`.
     """
@@ -82,7 +82,7 @@ _BOMS = (
 
 
 class Format(NamedTuple):
-    """How one file is read."""
+    """The way to read one file."""
 
     kind: str  # a name in KINDS, or `unreadable`
     encoding: str = "utf-8"  # of text: a codec of Python

@@ -51,7 +51,7 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
 
 
 def near_duplicates(chunks: Iterable[np.ndarray], threshold: float, scratch: Path) -> Marks:
-    """Which documents to drop (marked): those whose similarity with an earlier kept one is at least `threshold`.
+    """Mark the documents to drop: those whose similarity with an earlier kept one is at least `threshold`.
 
     `chunks` are signatures, uint32 (n, 128), in document order. The first document wins, and similarity is not passed
     on: if B is like A, and C like B but not like A, then B goes and C stays. Similarity is the share of equal slots.
@@ -147,7 +147,7 @@ def _in_order(edges: Partitions, documents: int) -> Iterator[tuple[int, int]]:
 
 
 def _shift(documents: int) -> np.uint64:
-    """To the left by so much, document numbers spread over the 64 bits and keep their order."""
+    """The shift to the left that spreads document numbers over 64 bits and keeps their order."""
     return np.uint64(64 - max(1, documents.bit_length()))
 
 

@@ -148,7 +148,7 @@ def require_text(schema: pyarrow.Schema, column: str, place: str) -> int:
 
 
 def strings(column: pyarrow.Array | pyarrow.ChunkedArray) -> list[str]:
-    """Its texts, "" for null; through bytes where Arrow's strings are not valid UTF-8, which it does not promise."""
+    """Return the texts of a column, "" for null; through bytes where Arrow's strings are not valid UTF-8."""
     import pyarrow
 
     try:

@@ -142,7 +142,7 @@ class Encoder:
         return encode_flat(self.tokenizer, texts)
 
     def _long(self, texts: Sequence[str]) -> Flat:
-        """The same where some texts are long: they are cut where that changes no id, since memory grows with a call."""
+        """As `_raw` where some texts are long: they are cut where that changes no id, as memory grows with a call."""
         cut, found = cut_pattern(self.tokenizer), []
         for text in texts:
             parts = []

@@ -32,7 +32,7 @@ class _Tokens(NamedTuple):
     ends: np.ndarray
 
     def cut(self, first: int = 0, last: int | None = None, origin: int = 0) -> _Tokens:
-        """Those from `first` to `last`, with places that count from `origin`."""
+        """The tokens from `first` to `last`, with places that count from `origin`."""
         span = slice(first, last)
         return _Tokens(self.ids[span], self.starts[span] - origin, self.ends[span] - origin)
 

@@ -203,7 +203,7 @@ class TrainingSettings(Protocol):
 
 
 class Kind(NamedTuple):
-    """How tokenizers of one kind are made of a text."""
+    """The functions that make tokenizers of one kind from a text."""
 
     collect: Callable[[TrainingSettings, int], TextSample | CharacterSet]  # settings, `TextSample.below`
     # make(collected, UTF-8 bytes of the text, settings, say)
