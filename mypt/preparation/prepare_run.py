@@ -26,6 +26,7 @@ from mypt.preparation.units import Piece
 from mypt.shards.publishing import UNITS, write_error
 from mypt.shards.settings import PrepareSettings
 from mypt.terminal import progress_bar, show_tracebacks, visible_libraries
+from mypt.text.plain import beginning
 from mypt.text.sources import Unit, stamp
 
 _libraries = visible_libraries()  # entered in a worker, for as long as it lives
@@ -72,12 +73,9 @@ class PrepareRun:
         """The beginnings of up to four units, spread over the input, `characters` from each."""
         texts = []
         for number in sorted({len(self.units) * part // 4 for part in range(4)}):
-            left = characters
-            for text, _ in Piece(number, self.units[number]).documents(self.settings.cleaner(), self.settings.on_fault):
-                texts.append(text[:left])
-                left -= len(text)
-                if left <= 0:
-                    break
+            piece = Piece(number, self.units[number])
+            documents = piece.documents(self.settings.cleaner(), self.settings.on_fault)
+            texts += beginning((document.text for document in documents), characters)
         return texts
 
     def each(

@@ -6,7 +6,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mypt.checkpoints.complete import last_complete_checkpoint, step_of
 from mypt.checkpoints.environment import ENVIRONMENT_NAME
@@ -83,15 +83,8 @@ class ObjectStore(Store):
         self.place.remove([_PROBE])
         return None
 
-    def send(
-        self,
-        files: list[Outgoing],
-        *,
-        message: str = "Upload with mypt",
-        progress: bool = True,
-        compress: bool = False,
-    ) -> Sent:
-        return send_folder(self.place, files, message=message, progress=progress, compress=compress)
+    def send(self, files: list[Outgoing], **options: Any) -> Sent:
+        return send_folder(self.place, files, **options)
 
     def download(self, folder: str | Path) -> Received:
         folder = Path(folder)

@@ -49,6 +49,29 @@ def whole_documents(texts: Iterable[str]) -> Iterator[Document]:
     return map(_new, zip(texts, repeat(True)))
 
 
+def batches(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """The texts in lists of so many characters or a few more; the last list has the rest."""
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def beginning(texts: Iterable[str], characters: int) -> Iterator[str]:
+    """The first texts, with so many characters together; the last of them may be cut."""
+    left = characters
+    for text in texts:
+        yield text[:left]
+        left -= len(text)
+        if left <= 0:
+            return
+
+
 def boundary(file: IO[bytes], position: int, pattern: re.Pattern[bytes], limit: int = sys.maxsize) -> int:
     """The first place at or after `position` where a document begins: the file's end if there is none.
 

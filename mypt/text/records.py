@@ -11,9 +11,9 @@ from itertools import chain, count
 from typing import IO
 
 from mypt.text.bad_records import OnFault, RecordError
-from mypt.text.plain import decoded
+from mypt.text.plain import batches, decoded
 
-_LIST_CHARACTERS = 1 << 20  # or a little more
+_LIST_CHARACTERS = 1 << 20
 LONGEST_VALUE = 1 << 26  # characters of one record of JSON, one line or field of CSV
 _scan = json.JSONDecoder().scan_once
 _SPACE = re.compile(r"[ \t\r\n\ufeff]*")
@@ -122,24 +122,12 @@ def _lines_before(file: IO[bytes], position: int) -> int:
     return count
 
 
-def _lists(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in lists of about a million characters."""
-    held, size = [], 0
-    for text in texts:
-        held.append(text)
-        size += len(text)
-        if size > _LIST_CHARACTERS:
-            yield held
-            held, size = [], 0
-    yield held
-
-
 def json_value_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> Iterator[list[str]]:
     """The texts of the objects of a JSON file, in lists: of an array, or one after the other, over any lines.
 
     A file is never held as a whole. Broken JSON ends the file: where the next record begins is not known.
     """
-    return _lists(_value_texts(_values(decoded(file)), path, column, on_fault))
+    return batches(_value_texts(_values(decoded(file)), path, column, on_fault), _LIST_CHARACTERS)
 
 
 def _value_texts(values: Iterator, path: str, column: str, on_fault: OnFault) -> Iterator[str]:
@@ -257,7 +245,7 @@ def csv_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> Ite
     The delimiter is the one with which the header row has the column: a tab first in .tsv, else a comma, then a tab, a
     semicolon, a bar.
     """
-    return _lists(_row_texts(file, path, column, on_fault))
+    return batches(_row_texts(file, path, column, on_fault), _LIST_CHARACTERS)
 
 
 def _row_texts(file: IO[bytes], path: str, column: str, on_fault: OnFault) -> Iterator[str]:

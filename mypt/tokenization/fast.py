@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mypt.text.plain import beginning
 from mypt.tokenization.encode import LONG, SpecialIds, cut_pattern, encode_flat, last_cut
 from mypt.tokenization.load import parsed
 from mypt.tokenization.long_text import LongText
@@ -42,12 +43,7 @@ def choose_engine(tokenizer: Tokenizer, sample: Iterable[str], say: Callable[[st
     `sample` is text that is to be encoded; its first 100,000 characters are used. An engine that is installed and
     fails is reported to `say`.
     """
-    texts, left = list(HARD), SAMPLE_CHARACTERS
-    for text in sample:
-        texts.append(text[:left])
-        left -= len(text)
-        if left <= 0:
-            break
+    texts = [*HARD, *beginning(sample, SAMPLE_CHARACTERS)]
     expected, content = encode_flat(tokenizer, texts), tokenizer.to_str()
     for engine, load in _LOADERS.items():
         try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mypt.text.plain import batches
 from mypt.tokenization.encode import encode_documents
 from mypt.tokenization.fast import Encoder, choose_engine
 from mypt.tokenization.load import largest_id, tokenizer_hash
@@ -57,7 +58,7 @@ def measure(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> dict[st
     encoder = Encoder(tokenizer.backend_tokenizer, engine, tokenizer.eos_token_id)
     uses = np.zeros(largest_id(tokenizer) + 1, dtype=np.int64)
     text_bytes, loss = 0, None
-    for batch in _batches(chain(sample, texts)):
+    for batch in batches(chain(sample, texts), _BATCH_CHARACTERS):
         ids, counts = encoder(batch)
         loss = loss or compare(tokenizer.backend_tokenizer, ids, counts, batch)
         uses += np.bincount(ids, minlength=len(uses))
@@ -98,18 +99,6 @@ def _kind(content: dict[str, Any], lossless: bool) -> str:
     if model.get("byte_fallback"):
         return "characters, and bytes for any other" if not model["merges"] else "BPE with byte fallback"
     return "byte-level BPE"
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch, characters = [], 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def measure_loss(
