@@ -53,16 +53,46 @@ def reproduce(run: Path, compare: bool = True) -> Reproduction:
     Metadata is read, the weights of the model that the run started from, and the texts of datasets that are missing or
     hold other data: their checksums are compared. Raises CheckpointError for a folder that records no run.
     """
-    return _Repeat(run, compare).result
+    findings = _Findings()
+    _Repeat(run, compare, findings).describe(None)
+    return findings.report
+
+
+class _Findings:
+    """A reproduction while it is put together; no line comes twice."""
+
+    def __init__(self) -> None:
+        self.report: Reproduction = {part: [] for part in Reproduction.__annotations__}
+
+    def command(self, words: list[str], done: bool) -> None:
+        line = shlex.join(masked(words))
+        self._add("commands", line)
+        if done:
+            self._add("done", line)
+        elif line in self.report["done"]:  # of a base that is here, and needed again
+            self.report["done"].remove(line)
+
+    def differs(self, what: str, recorded: object, here: object) -> None:
+        self._add("differs", Difference(what=what, recorded=recorded, here=here))
+
+    def problem(self, line: str) -> None:
+        self._add("problems", line)
+
+    def note(self, line: str) -> None:
+        self._add("notes", line)
+
+    def _add(self, part: str, found: object) -> None:
+        if found not in self.report[part]:
+            self.report[part].append(found)
 
 
 class _Repeat:
-    """One run, and first the one whose model it started from.
+    """One run. `describe` adds to the findings how it is repeated, after the run that it started from.
 
-    compare: look for what differs here. base: where the run goes as the start of another one, which is `after`.
+    compare: look for what differs here. runs: the folders of the runs that start from this one's model.
     """
 
-    def __init__(self, run: Path, compare: bool, base: Path | None = None, after: _Repeat | None = None):
+    def __init__(self, run: Path, compare: bool, findings: _Findings, runs: tuple[Path, ...] = ()):
         found = read_environment(run)
         self.recipe = read_training_history(run)["recipe"]
         if found is None or self.recipe is None:
@@ -70,51 +100,28 @@ class _Repeat:
                 f"{run} records no run (it has no environment.json and {RESOLVED_NAME}); name the folder that mypt "
                 "train wrote, which is training.output_dir"
             )
-        self.run, self.environment, self.compare = run, found, compare
-        self.runs: tuple[Path, ...] = (*(after.runs if after else ()), run.resolve())
-        self.result: Reproduction = after.result if after else {part: [] for part in Reproduction.__annotations__}
+        self.run, self.environment, self.compare, self.findings = run, found, compare, findings
+        self.runs = (*runs, run.resolve())
         self.ledger = read_ledger(run) or {}
         self.datasets = self._datasets()
-        if base is None and compare:
+
+    def describe(self, base: Path | None) -> None:
+        """base: the folder in which the run is repeated, as the start of another one; None: it is that other one."""
+        if base is None and self.compare:
             self._compare_sessions()
         self._start()
         for dataset in self.datasets:
             self._dataset(dataset)
         self._train(base)
         self._changes()
-        if any("***" in command for command in self.result["commands"]):
-            self._note("*** stands for what is secret and is not recorded; fill it in")
-
-    def _add(self, *commands: list[str], done: bool = False) -> None:
-        for command in commands:
-            line = shlex.join(masked(command))
-            if line not in self.result["commands"]:
-                self.result["commands"].append(line)
-            if done and line not in self.result["done"]:
-                self.result["done"].append(line)
-            elif not done and line in self.result["done"]:  # of a base that is here, and needed again
-                self.result["done"].remove(line)
-
-    def _differs(self, what: str, recorded: object, here: object) -> None:
-        found = Difference(what=what, recorded=recorded, here=here)
-        if found not in self.result["differs"]:
-            self.result["differs"].append(found)
-
-    def _problem(self, line: str) -> None:
-        self._tell("problems", line)
-
-    def _note(self, line: str) -> None:
-        self._tell("notes", line)
-
-    def _tell(self, part: str, line: str) -> None:
-        if line not in self.result[part]:
-            self.result[part].append(line)
+        if any("***" in command for command in self.findings.report["commands"]):
+            self.findings.note("*** stands for what is secret and is not recorded; fill it in")
 
     def _datasets(self) -> list[RecordedDataset]:
         """The recorded datasets; for a run of an early version the directories that are here now."""
         if "datasets" in self.environment:
             return self.environment["datasets"]
-        self._note(
+        self.findings.note(
             "the run is of a version that did not record how its data was made: the commands are by what is here now"
         )
         sections, uses = self.recipe.get("data", {}), {}
@@ -125,7 +132,7 @@ class _Repeat:
         manifests = {name: found for name in uses if (found := find_manifest(name))}
         for name in uses.keys() - manifests.keys():
             if not Path(name).exists():
-                self._problem(f"{name} is missing here, and how it was made was not recorded")
+                self.findings.problem(f"{name} is missing here, and how it was made was not recorded")
         return recorded_datasets({name: uses[name] for name in manifests}, manifests)
 
     # ---- the machine ----
@@ -133,24 +140,26 @@ class _Repeat:
     def _compare_sessions(self) -> None:
         here, recorded = this_session(), _sessions(self.environment)[-1]
         if len(_sessions(self.environment)) > 1:
-            self._note("the run was resumed on another machine or version; it is compared with its last session")
+            self.findings.note(
+                "the run was resumed on another machine or version; it is compared with its last session"
+            )
         if recorded.get("python") != here["python"]:
-            self._differs("python", recorded.get("python"), here["python"])
+            self.findings.differs("python", recorded.get("python"), here["python"])
         packages = recorded.get("packages", {})
         for name in dict.fromkeys([*packages, *here["packages"]]):
             if name in packages and packages[name] != (found := here["packages"].get(name)):
-                self._differs(name, packages[name], found or "not installed")
+                self.findings.differs(name, packages[name], found or "not installed")
         machine = recorded.get("machine", {})
         for name in ("platform", "processor", "device", "model", "cpus", "threads"):
             if name in machine and machine[name] != here["machine"][name]:
-                self._differs(name, machine[name], here["machine"][name])
+                self.findings.differs(name, machine[name], here["machine"][name])
         for name, commit in recorded.get("git", {}).items():
             words = [_commit_words(one) for one in (commit, here["git"].get(name))]
             if commit and words[0] != words[1]:
-                self._differs(f"git of {'mypt' if name == 'mypt' else 'the working folder'}", *words)
+                self.findings.differs(f"git of {'mypt' if name == 'mypt' else 'the working folder'}", *words)
             if commit and commit["dirty"]:
                 where = "MyPT's source" if name == "mypt" else "the working folder"
-                self._note(f"{where} had changes that were not committed: its commit is not all")
+                self.findings.note(f"{where} had changes that were not committed: its commit is not all")
 
     # ---- the model that it started from ----
 
@@ -164,19 +173,21 @@ class _Repeat:
         weights = weights or (identity.get("lora") or {}).get("base_weights")
         here = weights_fingerprint(name) if self.compare else None
         if base:
-            _Repeat(base[0], self.compare, Path(name).parent if base[1] else Path(name), after=self)
+            folder = Path(name).parent if base[1] else Path(name)
+            _Repeat(base[0], self.compare, self.findings, self.runs).describe(folder)
             if here and here == weights:
-                self.result["done"] = self.result["commands"][:]  # which are all those of the base so far
+                report = self.findings.report
+                report["done"] = report["commands"][:]  # which are all those of the base so far
         if not self.compare or here == weights:
             return
         if here:
-            self._differs(f"weights of {name}", weights, here)
+            self.findings.differs(f"weights of {name}", weights, here)
             if weights:
-                self._problem(f"{name} holds other weights than those that the run started from")
+                self.findings.problem(f"{name} holds other weights than those that the run started from")
         elif base:
-            self._note(f"{name} is not here yet; its weights were {weights}")
+            self.findings.note(f"{name} is not here yet; its weights were {weights}")
         else:
-            self._problem(f"model.init_from {name} is missing here; its weights were {weights}")
+            self.findings.problem(f"model.init_from {name} is missing here; its weights were {weights}")
 
     def _base_run(self, start: Path) -> tuple[Path, bool] | None:
         """The run folder that a start model is of, if it is here, and whether the model lies in a folder of it.
@@ -194,11 +205,11 @@ class _Repeat:
                 try:
                     recorded = read_environment(run) and read_training_history(run)["recipe"]
                 except CheckpointError as error:
-                    self._note(f"how {start} was trained cannot be read: {error}")
+                    self.findings.note(f"how {start} was trained cannot be read: {error}")
                     continue
                 if recorded:
                     return run, inside
-                self._note(f"{run} does not record how it was trained (it has no {ENVIRONMENT_NAME})")
+                self.findings.note(f"{run} does not record how it was trained (it has no {ENVIRONMENT_NAME})")
         return None
 
     # ---- the data ----
@@ -211,7 +222,7 @@ class _Repeat:
             return
         if is_remote(name):
             data = ", ".join(f"{split} {part['fingerprint']}" for split, part in dataset["splits"].items())
-            self._note(f"{name} is read from its store and was not compared; it was {data}")
+            self.findings.note(f"{name} is read from its store and was not compared; it was {data}")
             return
         here = find_manifest(name) if self.compare else None
         words = {split: f"{p['fingerprint']} ({p['tokens']:,} tokens)" for split, p in dataset["splits"].items()}
@@ -220,23 +231,24 @@ class _Repeat:
             for split in words
             if here and split in here.splits
         }
-        self._add(*commands, done=found == words)
+        for command in commands:
+            self.findings.command(command, done=found == words)
         if not self.compare or found == words:
             return
         if here:
             for split, recorded in words.items():
                 if found.get(split) != recorded:
-                    self._differs(f"{name}/{split}", recorded, found.get(split, "no such split"))
-            self._problem(f"{name} holds other data than the run was trained with; restore it, or move it away")
+                    self.findings.differs(f"{name}/{split}", recorded, found.get(split, "no such split"))
+            self.findings.problem(f"{name} holds other data than the run was trained with; restore it, or move it away")
             return
-        self._differs(name, words["train"], "not made yet" if commands else "missing")
+        self.findings.differs(name, words["train"], "not made yet" if commands else "missing")
         if not commands:
-            self._problem(f"{name} is missing here, and its metadata did not say how it was made")
+            self.findings.problem(f"{name} is missing here, and its metadata did not say how it was made")
         recorded_names = {other["name"] for other in self.datasets}
         for command in commands:
             other = command[2] if command[1] != "append" else command[-2] if "--from" in command else name
             if command[1] != "prepare" and other not in recorded_names and not Path(other).exists():
-                self._problem(f"{other} is missing here, and how it was made was not recorded")
+                self.findings.problem(f"{other} is missing here, and how it was made was not recorded")
             tokenizer = dict(pairwise(command)).get("--tokenizer", "")
             if tokenizer and tokenizer not in recorded_names and ("/" in tokenizer or Path(tokenizer).exists()):
                 self._tokenizer(tokenizer, dataset["tokenizer"])
@@ -246,21 +258,21 @@ class _Repeat:
     def _tokenizer(self, name: str, recorded: str) -> None:
         """Compare a tokenizer here with the one of a dataset that is to be made; one of the hub only if it is here."""
         if not Path(name).exists() and not Path(name).is_absolute() and name.count("/") == 1:
-            self._note(f"the tokenizer {name} is not here, or an id of the hub; its hash was {recorded}")
+            self.findings.note(f"the tokenizer {name} is not here, or an id of the hub; its hash was {recorded}")
             return
         try:
             here = tokenizer_hash(load_tokenizer(name))
         except MyPTError as error:
-            self._problem(f"the tokenizer {name} cannot be read here, copy it to this place: {error}")
+            self.findings.problem(f"the tokenizer {name} cannot be read here, copy it to this place: {error}")
             return
         if here != recorded:
-            self._differs(f"tokenizer {name}", recorded, here)
-            self._problem(f"the tokenizer {name} is not the one that the data was made with; restore it")
+            self.findings.differs(f"tokenizer {name}", recorded, here)
+            self.findings.problem(f"the tokenizer {name} is not the one that the data was made with; restore it")
 
     def _text(self, name: str, recorded: str | None, reading: dict) -> None:
         """Compare a text here with the recorded one."""
         if "://" in name or recorded is None:
-            self._note(f"{name} is not compared: it is not a local text with a recorded checksum")
+            self.findings.note(f"{name} is not compared: it is not a local text with a recorded checksum")
             return
         try:
             units = find_units(
@@ -271,12 +283,12 @@ class _Repeat:
             )
             same = is_same_text(units, recorded, partly=reading.get("max_documents") is not None)
         except MyPTError as error:
-            self._differs(name, f"text {recorded}", "missing" if not Path(name).exists() else "not readable")
-            self._problem(f"the text {name} cannot be read here, copy it to this place: {error}")
+            self.findings.differs(name, f"text {recorded}", "missing" if not Path(name).exists() else "not readable")
+            self.findings.problem(f"the text {name} cannot be read here, copy it to this place: {error}")
             return
         if not same:
-            self._differs(name, f"text {recorded}", "another text")
-            self._problem(f"the text {name} is not the one that the run was trained with; restore it")
+            self.findings.differs(name, f"text {recorded}", "another text")
+            self.findings.problem(f"the text {name} is not the one that the run was trained with; restore it")
 
     # ---- the training ----
 
@@ -286,15 +298,15 @@ class _Repeat:
         words += ["--resume"] if base else []  # it may be here
         if self.recipe.get("upload"):
             words.append("--upload=null")
-            self._note(f"the run uploads to {masked(self.recipe['upload'].get('uri'))}; the "
+            self.findings.note(f"the run uploads to {masked(self.recipe['upload'].get('uri'))}; the "
                                         "command leaves that out (--upload=null)")  # fmt: skip
         processes = self.ledger.get("settings", {}).get("world_size", 1)
         if processes == 1:
-            self._add(["mypt", "train", *words])
+            self.findings.command(["mypt", "train", *words], done=False)
             return
         device = _sessions(self.environment)[-1].get("machine", {}).get("device", "cpu")
         launcher = ["accelerate", "launch", "--config_file", _LAUNCHERS[device], "--num_processes", str(processes)]
-        self._add([*launcher, "scripts/train.py", *words])
+        self.findings.command([*launcher, "scripts/train.py", *words], done=False)
 
     def _changes(self) -> None:
         """Note the events of the run that its final recipe does not record."""
@@ -309,7 +321,7 @@ class _Repeat:
             else:
                 words = "the weights of the sources changed"
             if words:
-                self._note(
+                self.findings.note(
                     f"{self.run}: at step {event.get('step', 0):,} {words}; the command has the last settings from the "
                     "start, and other losses until then"
                 )
