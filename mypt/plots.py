@@ -1,4 +1,4 @@
-"""Axes for the curves that commands draw, without a display, if matplotlib (the `plots` extra) is installed."""
+"""Draw axes for the curves of commands, without a display, if matplotlib (the `plots` extra) is installed."""
 
 
 def new_axes(title: str, xlabel: str, ylabel: str):

@@ -1,4 +1,4 @@
-"""One YAML file per run: sections as dataclasses, names checked, overrides applied, the resolved copy written back."""
+"""Read a recipe, one YAML file per run: check names and types, apply overrides, write the resolved copy back."""
 
 import ast
 import difflib

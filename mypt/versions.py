@@ -1,4 +1,4 @@
-"""Versions of installed packages, also where MyPT runs from a source tree (PYTHONPATH) and has no metadata."""
+"""Read versions of installed packages, also where MyPT runs from a source tree and has no metadata."""
 
 from importlib import metadata
 

@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's weights and state: recorded when it is saved, compared before any of it is used."""
+"""Record checksums of a checkpoint's weights and state at a save; compare them before any of it is used."""
 
 import json
 from collections.abc import Iterable

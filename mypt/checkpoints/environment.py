@@ -1,4 +1,4 @@
-"""environment.json of a run folder: which run it is, and the versions, machine, code and data that it began with."""
+"""Read and write environment.json: the identity of a run, and the versions, machine, code and data of its start."""
 
 import json
 import os

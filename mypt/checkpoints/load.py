@@ -1,4 +1,4 @@
-"""A causal LM from a folder or the hub, whole or not at all; an adapter comes with its base model."""
+"""Load a causal LM from a folder or the hub, whole or not at all; an adapter comes with its base model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's config.json, checked as far as this package reads it; transformers checks what it uses itself."""
+"""Read a model's config.json, checked as far as this package reads it; transformers checks what it uses itself."""
 
 from pathlib import Path
 from typing import Any, Literal, TypedDict

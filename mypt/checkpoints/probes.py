@@ -1,4 +1,4 @@
-"""Properties of a model that are tried on a few tokens: causality, and documents of a packed window kept apart."""
+"""Try properties of a model on a few tokens: causality, and whether packed documents are kept apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight files and the tensors that they hold, read from headers: names, shapes, dtypes, and the part of each."""
+"""Read names, shapes and dtypes of tensors from the headers of weight files, and sort them by part of the model."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Whether a checkpoint can be relied on: its files are those that were saved, and its state is of its step."""
+"""Verify a checkpoint: its files are those that were saved, and its state is of its step."""
 
 import zipfile
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`mypt append DIR --source ...` or `--from OTHER_DIR`: more data for a dataset directory."""
+"""`mypt append DIR --source ...` or `--from OTHER_DIR`: add data to a dataset directory."""
 
 import argparse
 from functools import partial

@@ -1,4 +1,4 @@
-"""`mypt convert PATH --out DIR`: what the original MyPT made, in today's format."""
+"""`mypt convert PATH --out DIR`: convert checkpoints and datasets of the original MyPT, and datasets of nanoGPT."""
 
 import argparse
 from functools import partial

@@ -1,4 +1,4 @@
-"""Arguments and printing that the commands of datasets and tokenizers share."""
+"""Options and printing that the commands for datasets and tokenizers share."""
 
 import argparse
 

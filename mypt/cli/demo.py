@@ -1,4 +1,4 @@
-"""`mypt demo MODEL [MODEL2]`: a local web page for one model, or for two side by side."""
+"""`mypt demo MODEL [MODEL2]`: serve a local web page for one model, or for two side by side."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`mypt export MODEL --to llama --format gguf --out DIR`: a model for other programs, with its parity."""
+"""`mypt export MODEL --to llama --format gguf --out DIR`: write a model for other programs, and compare the two."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Import what takes seconds, when nothing is left to refuse."""
+"""Import torch and transformers, which takes seconds, after all checks that do not need them."""
 
 import gc
 import sys

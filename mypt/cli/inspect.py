@@ -1,4 +1,4 @@
-"""`mypt inspect PATH [OTHER]`: what is in a run folder, a checkpoint or a dataset directory, or how two differ."""
+"""`mypt inspect PATH [OTHER]`: show a run folder, a checkpoint or a dataset directory, or compare two of them."""
 
 import argparse
 from collections.abc import Iterable

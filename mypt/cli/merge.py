@@ -1,4 +1,4 @@
-"""`mypt merge ADAPTER --out DIR`: an adapter and its base model as one checkpoint."""
+"""`mypt merge ADAPTER --out DIR`: merge an adapter and its base model into one checkpoint."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Numbers as people write them on a command line."""
+"""Parse numbers as people write them on a command line."""
 
 import argparse
 import math

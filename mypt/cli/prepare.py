@@ -1,4 +1,4 @@
-"""`mypt prepare`: text to a dataset directory."""
+"""`mypt prepare`: tokenize text into a dataset directory."""
 
 import argparse
 import json

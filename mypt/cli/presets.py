@@ -1,4 +1,4 @@
-"""`mypt presets`: the model sizes that go by a name."""
+"""`mypt presets`: list the model sizes that have a name."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`mypt report RUN --out report.html`: one page about a run, to look at or to send."""
+"""`mypt report RUN --out report.html`: write one page about a run, to look at or to send."""
 
 import argparse
 from pathlib import Path

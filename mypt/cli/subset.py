@@ -1,4 +1,4 @@
-"""`mypt subset DIR --out DIR2`: a reproducible part of a dataset."""
+"""`mypt subset DIR --out DIR2`: copy a reproducible part of a dataset."""
 
 import argparse
 from functools import partial

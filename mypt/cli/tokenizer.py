@@ -1,4 +1,4 @@
-"""`mypt tokenizer`: what a tokenizer is and how it does on a text; a new one of a text, or one with tokens added."""
+"""`mypt tokenizer`: inspect a tokenizer, measure it on a text, train one, or add tokens to one."""
 
 import argparse
 import json

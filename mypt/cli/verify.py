@@ -1,4 +1,4 @@
-"""`mypt verify DIR ...`: every shard, or weights and states of checkpoints, against what was recorded; shared text."""
+"""`mypt verify DIR ...`: check datasets and checkpoints against their records; find text that datasets share."""
 
 import argparse
 from itertools import combinations

@@ -1,1 +1,1 @@
-"""Models in other architectures, and the original MyPT's files in today's format."""
+"""Convert models to other architectures and file formats, and the original MyPT's files to today's."""

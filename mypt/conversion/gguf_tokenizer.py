@@ -1,4 +1,4 @@
-"""A tokenizer as a GGUF file holds it, or the reason why llama.cpp would split text otherwise."""
+"""Express a tokenizer in the fields of a GGUF file; refuse one that llama.cpp would apply otherwise."""
 
 from __future__ import annotations
 

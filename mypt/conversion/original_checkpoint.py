@@ -1,4 +1,4 @@
-"""Checkpoints of the original MyPT as today's: a folder that AutoModelForCausalLM and AutoTokenizer load."""
+"""Convert checkpoints of the original MyPT to folders that AutoModelForCausalLM and AutoTokenizer load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dataset of the original MyPT's or of nanoGPT's, written as today's."""
+"""Convert a dataset of the original MyPT's or of nanoGPT's to today's format."""
 
 from __future__ import annotations
 

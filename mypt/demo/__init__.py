@@ -1,1 +1,1 @@
-"""A local web page to try a model, or two side by side."""
+"""Serve a local web page to try a model, or two side by side."""

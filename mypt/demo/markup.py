@@ -1,4 +1,4 @@
-"""The page's own HTML: generated text, tokens coloured by their loss, tables. All text in it is escaped."""
+"""Write the page's own HTML: generated text, tokens coloured by their loss, tables. All text in it is escaped."""
 
 from __future__ import annotations
 

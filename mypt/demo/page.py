@@ -1,4 +1,4 @@
-"""The page: generate, chat, losses of a text's tokens, and the runs; one column for each model."""
+"""Build the page: generate, chat, losses of a text's tokens, and the runs; one column for each model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures and tables of a run folder, and texts of its evaluation sets."""
+"""Read the pictures and tables of a run folder, and texts of its evaluation sets."""
 
 from __future__ import annotations
 

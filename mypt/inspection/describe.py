@@ -1,4 +1,4 @@
-"""Reports of checkpoints and datasets, and of their differences, as lines and tables."""
+"""Describe reports of checkpoints and datasets, and of their differences, as lines and tables."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""The commands that repeat a run, and what of the recorded run is different here: versions, machine, code, data."""
+"""List the commands that repeat a run, and the differences here: versions, machine, code, data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the weights of two checkpoints are apart, one pair of tensors in memory at a time."""
+"""Measure how far the weights of two checkpoints are apart, one pair of tensors in memory at a time."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Text to a dataset directory; and what is made of such directories: more data, subsets, shared text."""
+"""Prepare text into dataset directories; append to them, take subsets, find shared text."""

@@ -1,4 +1,4 @@
-"""Text to a dataset directory: find the units, get the tokenizer, encode, assign, write the shards, publish them."""
+"""Prepare text into a dataset directory: find units, get the tokenizer, encode, assign, write, publish."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reproducible part of a dataset: whole documents, spread evenly over it, in their order."""
+"""Copy a reproducible part of a dataset: whole documents, spread evenly over it, in their order."""
 
 from __future__ import annotations
 

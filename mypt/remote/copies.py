@@ -1,4 +1,4 @@
-"""Local copies of text files in object stores, by which they are read as files of this machine."""
+"""Copy text files from object stores, so that they are read as files of this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One folder of an object store: list, read, write and remove its files, with retries and errors in one line."""
+"""List, read, write and remove the files of one folder in an object store, with retries and errors in one line."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One self-contained HTML page about a run: what it was, how it went, what the model writes, how to repeat it."""
+"""Write one self-contained HTML page about a run."""

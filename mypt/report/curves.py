@@ -1,4 +1,4 @@
-"""The charts of a run: loss, forgetting, learning rate, throughput, gradient norm, interpolation."""
+"""Draw the charts of a run: loss, forgetting, learning rate, throughput, gradient norm, interpolation."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Text as HTML: every text of a run enters the page through these, which escape it and mask what looks secret."""
+"""Escape text as HTML and mask what looks secret: every text of a run enters the page through this module."""
 
 import re
 from collections.abc import Iterable, Sequence

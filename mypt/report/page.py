@@ -1,4 +1,4 @@
-"""The page: what `content` read, as HTML that needs nothing else. Every text is escaped where it enters the page."""
+"""Lay out the page of a report as HTML that needs nothing else. Every text is escaped where it enters the page."""
 
 from __future__ import annotations
 

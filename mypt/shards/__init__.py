@@ -1,1 +1,1 @@
-"""The only code that knows the on-disk format of token shards."""
+"""Shards of token ids on the disk: only this package knows their format."""

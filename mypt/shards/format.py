@@ -1,4 +1,4 @@
-"""The dataset directory on disk: `dataset_metadata.json` and the shards that it lists (docs/shard_format.md)."""
+"""Read and write the metadata of a dataset directory, `dataset_metadata.json` (docs/shard_format.md)."""
 
 import json
 import math

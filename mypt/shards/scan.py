@@ -1,4 +1,4 @@
-"""Shards read from end to end, a chunk at a time: what they hold, and whether the metadata agrees."""
+"""Read shards from end to end, a chunk at a time, and compare them with the metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of a preparation: checked, comparable, and kept in the metadata of what they made."""
+"""The settings of a preparation: checked, comparable, and kept in the metadata of the dataset."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""Every shard of a dataset directory against its metadata."""
+"""Check every shard of a dataset directory against its metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token ids to shard files: written in order, checksummed on the way, each visible only when it is whole."""
+"""Write token ids to shard files: in order, checksummed on the way, each visible only when it is whole."""
 
 import os
 from collections.abc import Callable, Iterable

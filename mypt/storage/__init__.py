@@ -1,1 +1,1 @@
-"""Where folders go and come from: the hub, the files that are uploaded, the model card."""
+"""Upload and download folders: the stores, the files that are sent, the model card."""

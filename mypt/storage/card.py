@@ -1,4 +1,4 @@
-"""A model card from a model's folder: what it is, how to use it, what it saw and what it forgot."""
+"""Write a model card from a model's folder: what it is, how to use it, what it saw and what it forgot."""
 
 import json
 import re

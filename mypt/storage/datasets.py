@@ -1,4 +1,4 @@
-"""Dataset directories in object stores: fetched into the cache once, verified, and read there."""
+"""Fetch dataset directories from object stores into the cache once, and verify them."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The manifest of a folder in an object store: written after all that it lists, so that a folder with one is whole."""
+"""Read and write the manifest of a folder in a store: it comes last, so that a folder with one is whole."""
 
 import json
 from typing import Literal, NotRequired, TypedDict

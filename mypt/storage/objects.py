@@ -1,4 +1,4 @@
-"""Models, datasets and whole runs in object stores, each folder with a manifest (`mypt/storage/transfer.py`)."""
+"""Keep models, datasets and whole runs in object stores, each folder with a manifest (`transfer.py`)."""
 
 from __future__ import annotations
 

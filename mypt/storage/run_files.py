@@ -1,4 +1,4 @@
-"""The files of whole checkpoints and of datasets, which object stores take as they are."""
+"""List the files of whole checkpoints and of datasets, which object stores take as they are."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The data, losses and scores of a run as tables of text, the same for a model card and a report."""
+"""Put the data, losses and scores of a run into tables of text, the same for a model card and a report."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

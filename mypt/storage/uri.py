@@ -1,4 +1,4 @@
-"""The stores by the scheme of their URIs."""
+"""Find the store of a URI by its scheme."""
 
 from mypt.errors import MyPTError, without_secrets
 from mypt.remote.clients import INSTALL

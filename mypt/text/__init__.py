@@ -1,1 +1,1 @@
-"""Text files to cleaned documents."""
+"""Read text files, and clean and deduplicate their documents."""

@@ -1,4 +1,4 @@
-"""Records and files that cannot be read: raised as errors, or skipped and reported."""
+"""Raise records and files that cannot be read as errors, or skip and report them."""
 
 from __future__ import annotations
 

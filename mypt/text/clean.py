@@ -1,4 +1,4 @@
-"""Repair, normalise and filter documents; whatever is changed or dropped is counted under a name."""
+"""Repair, normalise and filter documents; count by name all that is changed or dropped."""
 
 import re
 import unicodedata

@@ -1,4 +1,4 @@
-"""Exact deduplication by the 64-bit hashes of texts, in memory that hardly grows with their number."""
+"""Deduplicate texts exactly by 64-bit hashes, in memory that hardly grows with their number."""
 
 from __future__ import annotations
 

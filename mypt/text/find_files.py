@@ -1,4 +1,4 @@
-"""The files and dataset directories that a source names, and the pieces that large ones are read in."""
+"""Find the files and dataset directories that a source names, and the pieces that large ones are read in."""
 
 from __future__ import annotations
 

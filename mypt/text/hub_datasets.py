@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, streamed shard by shard; login is the hub library's own (`hf auth login`)."""
+"""Stream datasets of the Hugging Face hub shard by shard; login is the hub library's own (`hf auth login`)."""
 
 from __future__ import annotations
 

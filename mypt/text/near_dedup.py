@@ -1,4 +1,4 @@
-"""Near-duplicates: documents that share most of their word 5-grams, found by MinHash signatures in bounded memory."""
+"""Find documents that share most of their word 5-grams, by MinHash signatures in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents, and plain text cut into them: whole files, blocks between blank lines, or lines, in bounded memory."""
+"""Cut plain text into documents: whole files, blocks between blank lines, or lines, in bounded memory."""
 
 import codecs
 import re

@@ -1,4 +1,4 @@
-"""Texts of records written as text, JSON lines, JSON arrays and CSV, streamed."""
+"""Stream the texts of records written as JSON lines, JSON arrays and CSV."""
 
 from __future__ import annotations
 

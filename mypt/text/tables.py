@@ -1,4 +1,4 @@
-"""Texts of tables, streamed: Parquet and Arrow files, and directories that `Dataset.save_to_disk` wrote."""
+"""Stream the texts of tables: Parquet and Arrow files, and directories that `Dataset.save_to_disk` wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text to token ids by the tokenizer itself: what every faster engine must equal."""
+"""Encode text by the tokenizer itself: the ids that every faster engine must equal."""
 
 from __future__ import annotations
 

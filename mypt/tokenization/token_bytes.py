@@ -1,4 +1,4 @@
-"""Token ids back to the bytes of their text, without decoding string by string."""
+"""Map token ids to the bytes of their text, without decoding string by string."""
 
 from __future__ import annotations
 

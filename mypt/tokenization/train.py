@@ -1,4 +1,4 @@
-"""New tokenizers: byte-level BPE and characters, and how large a vocabulary should be."""
+"""Train tokenizers, byte-level BPE and characters, and choose the size of a vocabulary."""
 
 from __future__ import annotations
 
