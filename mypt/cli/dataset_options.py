@@ -59,14 +59,14 @@ def _ids_or_auto(text: str) -> int | str:
     return text if text == "auto" else whole(text)
 
 
-def print_dataset(facts: dict) -> None:
+def print_dataset(report: dict) -> None:
     """Print a `mypt.inspection.dataset.summary`: a dataset's splits, and its sources if there are several."""
     counts = ["documents", "tokens", "bytes", "shards"]
-    rows = [[name, *(f"{split[count]:,}" for count in counts)] for name, split in facts["splits"].items()]
-    print_table(facts["path"], ["split", *counts], rows)
+    rows = [[name, *(f"{split[count]:,}" for count in counts)] for name, split in report["splits"].items()]
+    print_table(report["path"], ["split", *counts], rows)
     say()
-    if len(facts["sources"]) > 1:
-        rows = [[source["name"], *(f"{source[count]:,}" for count in counts[:3])] for source in facts["sources"]]
+    if len(report["sources"]) > 1:
+        rows = [[source["name"], *(f"{source[count]:,}" for count in counts[:3])] for source in report["sources"]]
         print_table("", ["source", *counts[:3]], rows)
         say()
-    say(f"token ids     {facts['dtype']}, vocabulary {facts['vocab_size']:,}")
+    say(f"token ids     {report['dtype']}, vocabulary {report['vocab_size']:,}")

@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     leaks = [found for found in shared if found.leaks]
     damaged = damaged or any(model["problem"] for model in models)
     if args.json:
-        facts = {"directories": reports, "checkpoints": models, "shared": [asdict(found) for found in shared]}
-        say_json(facts | {"ok": not damaged and not leaks})
+        report = {"directories": reports, "checkpoints": models, "shared": [asdict(found) for found in shared]}
+        say_json(report | {"ok": not damaged and not leaks})
         return 1 if damaged or leaks else 0
     for model in models:
         _print_model(model)

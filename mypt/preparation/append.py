@@ -161,7 +161,7 @@ def _last_id(path: Path, manifest: Manifest) -> int:
 
 def _lone_eos(staged: Path, split: str, manifest: Manifest):
     writer = ShardWriter(staged, split, manifest.dtype, first=99_999)
-    writer.write(np.array([manifest.eos_token_id]), [1], [0], goes_on=True)
+    writer.write(np.array([manifest.eos_token_id]), [1], [0], continued=True)
     [shard] = writer.close().shards
     return shard
 

@@ -173,9 +173,9 @@ class SplitAssignment:
             found = unit.invalid
             yield unit, found[np.append(self.kept(index), True)[found[:, 0]]] if len(found) else found
 
-    def hashes(self, fate: int) -> Iterator[np.ndarray]:
-        """The hashes of the documents with this fate, uint64, unit by unit."""
-        return (unit.rows["hash"][self.assigned(index) == fate] for index, unit in enumerate(self.units))
+    def hashes(self, side: int) -> Iterator[np.ndarray]:
+        """The hashes of the documents that are DROPPED, in TRAIN or in VAL, uint64, unit by unit."""
+        return (unit.rows["hash"][self.assigned(index) == side] for index, unit in enumerate(self.units))
 
     def cut_hashes(self) -> list[int]:
         """The hashes of the documents that are cut in two."""
@@ -310,7 +310,7 @@ def _shares(assignment: SplitAssignment, names: list[str]) -> dict[str, Share]:
     def share(index: int) -> Share:
         table, kept, assigned = assignment.units[index].rows, assignment.kept(index), assignment.assigned(index)
         characters, tokens = (int(table[column][kept].sum()) for column in ("characters", "tokens"))
-        train, val = (int((assigned == fate).sum()) + (index in cuts) for fate in (TRAIN, VAL))
+        train, val = (int((assigned == side).sum()) + (index in cuts) for side in (TRAIN, VAL))
         return Share(characters, tokens, int(table["tokens"][assigned == VAL].sum()), train, val)
 
     return _summed((name, share(index)) for index, name in enumerate(names))

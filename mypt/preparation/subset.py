@@ -191,7 +191,7 @@ def _write(
             taken_ids, taken_tokens = ids[np.repeat(taken, tokens)], tokens[taken]
             sizes, begun = text.sizes(taken_ids, taken_tokens), np.ones(len(ordinals), np.int64)
             begun[0] = not (continued and taken[0])
-            writer.write(taken_ids, taken_tokens, sizes, goes_on=not begun[0])
+            writer.write(taken_ids, taken_tokens, sizes, continued=not begun[0])
             owners = np.searchsorted(source_ends, ordinals, side="right")
             np.add.at(counts, owners, np.column_stack((begun, sizes, taken_tokens)))
         continued = bool(ids[-1] != eos)

@@ -189,7 +189,7 @@ def kept_lines(text: str) -> list[str]:
 
 def unrepeated(batches: Iterable[list[Document]], keep: np.ndarray, cleaner: Cleaner) -> Iterator[list[Document]]:
     """The documents without the lines that came before; `keep` is 0 or 1 for each line that is not blank."""
-    position, going_on = 0, False
+    position, is_open = 0, False
     row, removed, lost = 0, [], {}  # rows are counted as the cleaner counts them; lost: U+FFFD, by row
     for batch in batches:
         left = []
@@ -205,12 +205,12 @@ def unrepeated(batches: Iterable[list[Document]], keep: np.ndarray, cleaner: Cle
                         continue
                 kept.append(line)
             text = "\n".join(kept)
-            if ended and not going_on and (not text or text.isspace()):
+            if ended and not is_open and (not text or text.isspace()):
                 cleaner.dropped["empty"] += 1
                 removed.append(row)
             else:
                 left.append(Document(text, ended))
-            going_on = not ended
+            is_open = not ended
             row += ended
         yield left
     cleaner.lose(removed, lost)

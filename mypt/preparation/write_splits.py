@@ -39,9 +39,9 @@ def write_splits(
                 found, assigned, cut = counts[unit.unit.source], assignment.assigned(index), cuts.get(index)
                 digests[unit.unit.source].update(unit.result.digest.encode())
                 found["documents"] += int(np.count_nonzero(assigned != DROPPED)) + (cut is not None)
-                for split, ids, tokens, text_bytes, goes_on in _by_split(job, unit, assigned, cut):
-                    writers[split].write(ids, tokens, text_bytes, goes_on=goes_on)
-                    begun = len(tokens) - goes_on
+                for split, ids, tokens, text_bytes, continued in _by_split(job, unit, assigned, cut):
+                    writers[split].write(ids, tokens, text_bytes, continued=continued)
+                    begun = len(tokens) - continued
                     found.update({"bytes": int(text_bytes.sum()), "tokens": len(ids), split: begun})
                 bar.update(int(unit.rows["tokens"].sum()))
         splits = {split: writer.close() for split, writer in writers.items()}

@@ -31,11 +31,11 @@ class ShardWriter:
         self._file: IO[bytes] | None = None
         (directory / split).mkdir(parents=True, exist_ok=True)
 
-    def write(self, ids: np.ndarray, tokens: np.ndarray, text_bytes: np.ndarray, *, goes_on: bool = False) -> None:
+    def write(self, ids: np.ndarray, tokens: np.ndarray, text_bytes: np.ndarray, *, continued: bool = False) -> None:
         """Append documents: their ids (n,) one after another, EOS included.
 
         `tokens` and `text_bytes`, int64 (documents,), are the ids and the UTF-8 bytes of text of each; the ids add up
-        to n. `goes_on`: the first of them began in the last call. A document counts in the shard in which it starts;
+        to n. `continued`: the first of them began in the last call. A document counts in the shard in which it starts;
         its bytes are shared out in proportion to its ids.
         Raises DataError if an id does not fit the dtype.
         """
@@ -61,7 +61,7 @@ class ShardWriter:
             shard = self._shards[-1]
             end = min(len(ids), begin + self.tokens_per_shard - shard.tokens)
             self._put(ids[begin:end])
-            shard.documents += documents_before(end) - documents_before(begin) - (goes_on and begin == 0)
+            shard.documents += documents_before(end) - documents_before(begin) - (continued and begin == 0)
             shard.bytes += bytes_before(end) - bytes_before(begin)
             if shard.tokens == self.tokens_per_shard:
                 self._finish()
@@ -114,8 +114,8 @@ def write_stream(
     text_bytes: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> None:
     """Write a stream of ids as it is; `text_bytes(ids, tokens)` gives the bytes of text in each piece."""
-    goes_on = False
+    continued = False
     for ids in chunks:
         tokens = pieces(ids, eos)
-        writer.write(ids, tokens, text_bytes(ids, tokens), goes_on=goes_on)
-        goes_on = bool(ids[-1] != eos)
+        writer.write(ids, tokens, text_bytes(ids, tokens), continued=continued)
+        continued = bool(ids[-1] != eos)

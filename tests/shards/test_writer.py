@@ -75,8 +75,8 @@ def test_documents_written_together_or_one_by_one_are_the_same_shards(tmp_path, 
 def test_a_document_may_come_in_parts(tmp_path):
     writer = ShardWriter(tmp_path, "train", "uint16", 10)
     writer.write(np.full(8, 1), [8], [80])
-    writer.write(np.full(9, 2), [9], [90], goes_on=True)
-    writer.write(np.full(9, 3), [4, 5], [40, 50], goes_on=True)
+    writer.write(np.full(9, 2), [9], [90], continued=True)
+    writer.write(np.full(9, 3), [4, 5], [40, 50], continued=True)
     shards = writer.close().shards
     assert [shard.documents for shard in shards] == [1, 0, 1]  # the second begins with token 21
     assert sum(shard.bytes for shard in shards) == 260
