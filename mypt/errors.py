@@ -64,7 +64,7 @@ def shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-# What of a text is secret: user and password, or the query, of a URL (a signature, a token); tokens by their form. A
+# The secret parts of a text: user and password, or the query, of a URL (a signature, a token); tokens by their form. A
 # name before @ is none in hf:// (a revision follows) and abfs:// (it is the container); a number before / is a port.
 _SECRETS = (
     (re.compile(r"(?<!hf)(?<!abfs)(://)([^?#\s@:]*:(?!\d{1,5}/)[^?#\s]*|[^/?#\s@]+)@"), r"\1***@"),

@@ -132,7 +132,7 @@ class DataSection:
     stride: Annotated[int | None, at_least(1)] = None
     max_train_examples: Annotated[int | None, at_least(1)] = None
     max_eval_examples: Annotated[int, at_least(1)] = 1_000
-    # Of data in object stores: where copies are kept (None: ~/.cache/mypt), and how many GB of them.
+    # Copies of data in object stores: their folder (None: ~/.cache/mypt), and how many GB of them.
     cache_dir: str | None = None
     cache_limit: Annotated[Number, above(0, 50)] = 50.0
 

@@ -12,7 +12,7 @@ from mypt.json_files import as_kind, find_json
 
 EVALUATION_NAME = "evaluation.json"
 PLOT_NAMES = ("evaluation.png", "evaluation_position.png", "evaluation_source.png")
-# What counts as a target (docs/evaluate.md).
+# The definitions of a target (docs/evaluate.md).
 DEFINITIONS = {
     "windows": "every token but the first of the text is a target, the end of each document included",
     "rolling": "lm-eval's rolling log-likelihood: each document from its first token on, without its end",

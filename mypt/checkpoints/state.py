@@ -83,12 +83,12 @@ class StreamState(TypedDict):
     events: list[Event]
     settings: NotRequired[Settings]
     start: NotRequired[Lineage]  # of the model that the run began from
-    # Of a ShardStream.
+    # Fields of a ShardStream.
     seed: NotRequired[int]
     order: NotRequired[Literal["full", "blocks"]]
     weights: NotRequired[list[Weight]]
     curriculum: NotRequired[Annotated[list[tuple[Count, Positive]], Rule(_lengths, "stages from sample 0 on")] | None]
-    # Of a JitStream; it counts what it has seen itself.
+    # Fields of a JitStream, which counts itself what it has seen.
     seen: NotRequired[list[SavedSeen]]
     expected: NotRequired[tuple[Error, Error, bool]]
     world_size: NotRequired[Positive]

@@ -11,7 +11,7 @@ from mypt.errors import MyPTError, shown
 from mypt.files import is_disk_full
 from mypt.terminal import flushed_output, one_line, say, show_tracebacks, usable_streams, visible_libraries
 
-# What `mypt --help` lists, in the order in which a newcomer meets it.
+# The commands that `mypt --help` lists, in the order in which a newcomer meets it.
 GROUPS = {
     "data": ("prepare", "verify", "append", "subset", "tokenizer"),
     "model": ("presets", "estimate", "convert", "merge", "interpolate"),

@@ -25,7 +25,7 @@ SETTINGS = "settings that are not the defaults"  # what follows in a report is l
 EXAMPLES = 20  # documents of each evaluation set
 EXAMPLE_TOKENS = 300
 
-# Of a run folder, or of its best step.
+# Files of a run folder, or of its best step.
 PICTURES = {
     "loss.png": "Loss",
     "forgetting.png": "Forgetting: change of each evaluation set since step 0",

@@ -10,7 +10,7 @@ from mypt.legacy.checkpoint import is_original, read_original
 from mypt.legacy.weight_names import config_fields
 from mypt.tokenization.load import essence
 
-# What transformers writes into every config.json, whatever the model.
+# Fields that transformers writes into every config.json, whatever the model.
 IGNORED_FIELDS = ("transformers_version", "auto_map", "_name_or_path", "architectures", "torch_dtype")
 
 

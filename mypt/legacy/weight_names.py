@@ -1,7 +1,7 @@
 """The original MyPT's weights under today's names, and the configuration that they mean.
 
-Its model is GPT-2's decoder with switches. What the original's code (github.com/chberclaz/MyPT) does and a checkpoint
-does not say: LayerNorm's epsilon is 1e-5 and RMSNorm's 1e-6, GELU is the exact one, SwiGLU's gate is SiLU, scores are
+Its model is GPT-2's decoder with switches. The original's code (github.com/chberclaz/MyPT) decides what no checkpoint
+records: LayerNorm's epsilon is 1e-5 and RMSNorm's 1e-6, GELU is the exact one, SwiGLU's gate is SiLU, scores are
 divided by sqrt(head width), rotary positions turn the pairs (i, i + D/2), and `rope_scale` divides positions.
 """
 

@@ -51,8 +51,8 @@ def find_contamination(
     """The evaluation sets that share text with training data, the worst first.
 
     A set is cut into pieces of about 200 bytes that do not overlap; a piece is shared if its token ids occur in a train
-    split, at any position. Of a set up to MOST_PIECES are looked up, of the training data up to MOST_TOKENS tokens are
-    read, evenly spaced. Directories with another tokenizer than the set's are not compared.
+    split, at any position. Up to MOST_PIECES of a set are looked up, and up to MOST_TOKENS tokens of the training data
+    are read, evenly spaced. Directories with another tokenizer than the set's are not compared.
 
     Args:
         sets: {name: (directory, split)}.

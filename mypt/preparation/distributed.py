@@ -45,10 +45,10 @@ _ENGINES: dict[str, str] = {}  # the encoder for each tokenizer (by hash): every
 _NAMED = 10  # ranks in a message
 _TOGETHER = 16  # documents that are hashed at once
 _NOT_OURS = {
-    "text_column": "what reads the documents knows where their text is",
-    "max_documents": "limit what reads the documents",
+    "text_column": "the reader of the documents knows where their text is",
+    "max_documents": "limit the reader of the documents",
     "vocab_size": "the tokenizer is made before",
-    "on_error": "what reads the documents meets the errors",
+    "on_error": "the reader of the documents meets the errors",
 }
 
 
@@ -240,7 +240,7 @@ def _results(folder: Path, launch: Launch) -> list[UnitResult]:
     for what, ranks in problems.items():
         if ranks:
             raise DataError(
-                f"of {sizes[0]} ranks {len(ranks)} are {what}: {few(ranks, _NAMED)}; run them again (datatrove leaves "
+                f"{len(ranks)} of {sizes[0]} ranks are {what}: {few(ranks, _NAMED)}; run them again (datatrove leaves "
                 "out what its logging_dir counts as completed; skip_completed=False runs all)"
             )
     return found

@@ -60,7 +60,7 @@ def _found(place: Place, pattern: str) -> tuple[dict[str, Found], str | None]:
         return {"": one}, ""
     files = place.find()
     if pattern:
-        # Of a glob, `**/` also stands for nothing; what is copied too much is left out by the glob over the copies.
+        # `**/` of a glob also stands for nothing; the glob over the copies leaves out what was copied too much.
         match = re.compile(translate(pattern.replace("**/", "*"))).match
         files = {name: one for name, one in files.items() if match(name)}
     for name in files:

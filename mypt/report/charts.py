@@ -69,7 +69,7 @@ class Chart:
 
 
 def draw(chart: Chart) -> str:
-    """The chart as a <figure>; empty without a point. What a pointer shows is in a block of JSON in it."""
+    """The chart as a <figure>; empty without a point. A block of JSON in it has what a pointer shows."""
     curves = [thinned(curve) for curve in chart.curves if curve.points]
     if not curves:
         return ""

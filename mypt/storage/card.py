@@ -27,7 +27,7 @@ from mypt.storage.upload_files import CARD_NAME
 from mypt.terminal import one_line, visible
 
 _STUB = "# Model Card for Model ID"  # the title of the form that peft lays beside every adapter, not filled in
-# What Markdown or HTML acts on: names of texts and models come from files that anybody may have written.
+# Characters that Markdown or HTML acts on: names of texts and models come from files that anybody may have written.
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MARKUP = re.compile(r"[&<>\\`*\[\]~#$@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", re.IGNORECASE)
 

@@ -86,7 +86,7 @@ if __name__ == "__main__":
     times = {path: path.stat().st_mtime_ns for path in done}
     missing = TASKS - len(list(units.glob("0000?.json")))
     assert missing > 0 and not (out / METADATA_NAME).exists()
-    with pytest.raises(DataError, match=rf"of {TASKS} ranks {missing} are not finished: .*3;"):
+    with pytest.raises(DataError, match=rf"{missing} of {TASKS} ranks are not finished: .*3;"):
         MyPTMerger(out).run()
     writing, merging = executors(corpus, out, 2, logs)
     writing.run()

@@ -131,7 +131,7 @@ def test_missing_ranks_are_named(corpus, tmp_path):
         finish(out)
     for rank in (0, 3, 19):
         write_rank(out, rank, 20, texts(rank))
-    with pytest.raises(DataError, match=r"of 20 ranks 17 are not finished: 1, 2, 4, 5, 6, 7, 8, 9, 10, 11 and 7 more;"):
+    with pytest.raises(DataError, match=r"17 of 20 ranks are not finished: 1, 2, 4, 5, 6, 7, 8, 9, 10, 11 and 7 more;"):
         finish(out)
     write_rank(out, 0, 21, texts(0))
     with pytest.raises(DataError, match="units of 20 and 21 ranks"):
@@ -233,7 +233,7 @@ def test_a_tail_that_the_tokenizer_cannot_give_back(tmp_path):
     ("settings", "message"),
     [
         ({"dedup": "line"}, "dedup line needs the whole text"),
-        ({"max_documents": 5}, "max_documents is not for ranks: limit what reads"),
+        ({"max_documents": 5}, "max_documents is not for ranks: limit the reader"),
         ({"text_column": "body"}, "text_column is not for ranks"),
         ({"val_fraction": 1}, "val_fraction is 1; it must be 0"),
     ],
