@@ -65,6 +65,11 @@ def say(*lines: object, error: bool = False) -> None:
         discard(sys.stderr)
 
 
+def say_error(line: object) -> None:
+    """Print a line to standard error, as `say`."""
+    say(line, error=True)
+
+
 def say_json(value: object) -> None:
     """Print a value as JSON. Characters that standard output cannot encode are written as JSON's escapes."""
     text = json.dumps(value, indent=1, ensure_ascii=False)

@@ -1,11 +1,10 @@
 """`mypt append DIR --source ...` or `--from OTHER_DIR`: add data to a dataset directory."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from mypt.cli.dataset_options import add_reading, print_dataset, reading
-from mypt.terminal import say, say_json
+from mypt.terminal import say, say_error, say_json
 
 HELP = "add text, or the shards of another dataset, to a dataset"
 
@@ -36,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         if not args.no_overlap:
             found = overlaps(args.directory, args.other, lines=False)
             shared = [entry for entry in found if entry.directory == str(Path(args.other))]
-        manifest = append_dataset(args.directory, args.other, say=partial(say, error=True))
+        manifest = append_dataset(args.directory, args.other, say=say_error)
     if args.json:
         say_json(summary(args.directory, manifest) | {"shared": [asdict(entry) for entry in shared]})
         return

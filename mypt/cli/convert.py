@@ -1,12 +1,11 @@
 """`mypt convert PATH --out DIR`: convert checkpoints and datasets of the original MyPT, and datasets of nanoGPT."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from mypt.cli.dataset_options import given, print_dataset
 from mypt.errors import MyPTError
-from mypt.terminal import print_table, say, say_json
+from mypt.terminal import print_table, say, say_error, say_json
 
 HELP = "convert original MyPT checkpoints and datasets, nanoGPT datasets"
 _OF_DATASETS = ("dtype",)
@@ -72,7 +71,7 @@ def _convert_dataset(args: argparse.Namespace, options: dict) -> int:
     from mypt.conversion.original_dataset import convert_dataset
     from mypt.inspection.dataset import summary
 
-    manifest = convert_dataset(args.path, args.out, say=partial(say, error=True), **options)
+    manifest = convert_dataset(args.path, args.out, say=say_error, **options)
     (say_json if args.json else print_dataset)(summary(args.out, manifest))
     return 0
 

@@ -1,10 +1,9 @@
 """`mypt subset DIR --out DIR2`: copy a reproducible part of a dataset."""
 
 import argparse
-from functools import partial
 
 from mypt.cli.dataset_options import given, print_dataset
-from mypt.terminal import say, say_json
+from mypt.terminal import say_error, say_json
 
 HELP = "copy a reproducible sample of a dataset"
 
@@ -28,5 +27,5 @@ def run(args: argparse.Namespace) -> None:
     from mypt.preparation.subset import subset_dataset
 
     options = given(args, "samples", "tokens", "fraction", "seed", "val")
-    manifest = subset_dataset(args.directory, args.out, say=partial(say, error=True), **options)
+    manifest = subset_dataset(args.directory, args.out, say=say_error, **options)
     (say_json if args.json else print_dataset)(summary(args.out, manifest))

@@ -2,12 +2,11 @@
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
 from mypt.cli.dataset_options import add_reading, add_training, reading, training
 from mypt.errors import TokenizerError
-from mypt.terminal import one_line, print_table, say, say_json
+from mypt.terminal import one_line, print_table, say, say_error, say_json
 
 HELP = "inspect, measure, train or extend a tokenizer"
 
@@ -60,7 +59,6 @@ def _train(args: argparse.Namespace) -> None:
     if args.source is None:
         raise TokenizerError("--out makes a tokenizer of a text; name the text with --source")
     options = reading(args) | training(args)
-    say_error = partial(say, error=True)
     train_tokenizer(args.source, args.out, args.tokenizer, retrain=args.retrain, say=say_error, **options)
 
 

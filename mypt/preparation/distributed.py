@@ -32,7 +32,7 @@ from mypt.preparation.units import EncodedText, EncodedUnit, EncodeJob, UnitResu
 from mypt.shards.format import METADATA_NAME, Manifest, dtype_for, read_manifest
 from mypt.shards.publishing import LAUNCH, STAGING, UNITS, previous_manifest, publish, require_dataset_folder
 from mypt.shards.settings import PrepareSettings
-from mypt.terminal import say
+from mypt.terminal import say_error
 from mypt.text.dedup import text_hash
 from mypt.text.plain import Document, cut_text
 from mypt.text.sources import Unit
@@ -154,7 +154,7 @@ def write_rank(out: str | Path, rank: int, ranks: int, texts: Iterable[str]) -> 
     if launch.tokenizer_hash not in _ENGINES:
         sample, documents = tee(documents)
         backend = Tokenizer.from_file(str(launch.job(folder).tokenizer))
-        _ENGINES[launch.tokenizer_hash] = choose_engine(backend, (text for text, _ in sample), _say)
+        _ENGINES[launch.tokenizer_hash] = choose_engine(backend, (text for text, _ in sample), say_error)
         del sample  # which would keep all documents
     job = replace(launch.job(folder, _ENGINES[launch.tokenizer_hash]), folder=own)
     batches = iter(lambda: list(islice(documents, _TOGETHER)), [])
@@ -177,7 +177,7 @@ def finish(out: str | Path, say: Callable[[str], object] | None = None) -> Manif
     A killed call is repeated; if `out` is finished, it is left as it is. Raises DataError if a rank is missing (all are
     named), if ranks disagree, and as `prepare_dataset` does for splits and a full disk.
     """
-    out, say = Path(out), say or _say
+    out, say = Path(out), say or say_error
     with only_writer(out):
         publish(out)  # what a killed call had ready
         staging, folder = out / STAGING, out / STAGING / UNITS
@@ -250,7 +250,3 @@ def _documents(texts: Iterable[str], document: str, seen: xxhash.xxh3_128) -> It
     for text in texts:
         seen.update(f"{len(text)} ".encode() + text.encode("utf-8", "surrogatepass"))
         yield from cut_text(text, document)
-
-
-def _say(line: str) -> None:
-    say(line, error=True)

@@ -23,16 +23,8 @@ from mypt.report.content import RunContent
 from mypt.report.curves import draw_curves, evaluation_curves, points_of
 from mypt.report.html import block, details, list_of, pairs_of, table_of, text_of
 from mypt.report.samples import Samples
-from mypt.storage.run_tables import (
-    Code,
-    Table,
-    data_table,
-    forgetting_table,
-    lineage_table,
-    losses_table,
-    metrics_table,
-    seen_by_source,
-)
+from mypt.storage import run_tables
+from mypt.storage.run_tables import Code, Table, seen_by_source
 from mypt.storage.upload_files import without_places
 
 GENERATOR = '<meta name="generator" content="mypt report">'
@@ -165,7 +157,7 @@ def _forgetting(content: RunContent) -> Iterable[str]:
     rules += [f"guarded {', '.join(guard)}"] if (guard := info.forgetting.get("guard")) else []
     rules += [f"{key} {info.forgetting[key]}" for key in ("tolerance", "action") if key in info.forgetting]
     yield f'<p class="soft">{text_of("; ".join(rules))}. Losses in nats per token.</p>' if rules else ""
-    table = forgetting_table(info)
+    table = run_tables.forgetting_table(info)
     yield table_of(table) if table else "<p>Measured once so far.</p>"
     actions = [describe_action(action) for action in info.forgetting.get("actions", [])]
     yield "<p>What the guard did:</p>" + list_of(actions) if actions else ""
@@ -183,12 +175,12 @@ def _forgetting(content: RunContent) -> Iterable[str]:
 
 def _coverage(content: RunContent) -> Iterable[str]:
     info = content.info
-    table = data_table(info)
+    table = run_tables.data_table(info)
     if not table.rows:
         return
     shown = Table(table.columns[:-1], [row[:-1] for row in table.rows])  # fingerprints: in Data
     yield table_of(shown)
-    if lineage := lineage_table(info):
+    if lineage := run_tables.lineage_table(info):
         yield f"<p>Over all runs, {text_of(describe_runs(info.lineage))}:</p>{table_of(lineage)}"
         if base := info.lineage["base"]:
             yield f'<p class="soft">{text_of(f"What {base} was trained on is not known.")}</p>'
@@ -211,12 +203,12 @@ def _samples(samples: Samples | None, reason: str) -> Iterable[str]:
 
 def _evaluation(content: RunContent) -> Iterable[str]:
     entries = content.info.evaluations
-    losses = losses_table(entries)
+    losses = run_tables.losses_table(entries)
     yield table_of(losses)
     for kind in DEFINITIONS if losses.rows else ():
         if any(entry.get("definition") == kind for entry in entries):
             yield f'<p class="soft">{text_of(f"{kind}: {DEFINITIONS[kind]}.")}</p>'
-    yield table_of(metrics_table(entries))
+    yield table_of(run_tables.metrics_table(entries))
 
 
 def _events(content: RunContent) -> Iterable[str]:
@@ -260,7 +252,7 @@ def _data(content: RunContent) -> Iterable[str]:
         )
         yield details("Texts", table_of(Table(("text", "xxh3-128"), [(name, Code(sum_)) for name, sum_ in texts])))
         return
-    table = data_table(content.info)
+    table = run_tables.data_table(content.info)
     yield table_of(Table(("data", "tokens", "fingerprint"), [(row[0], row[1], row[-1]) for row in table.rows]))
 
 

@@ -12,17 +12,9 @@ from mypt.inspection.checkpoint import inspect_checkpoint
 from mypt.inspection.training_history import describe_action
 from mypt.planning.parameters import count_parameters
 from mypt.recipe import RESOLVED_NAME
+from mypt.storage import run_tables
 from mypt.storage.run_info import RunInfo
-from mypt.storage.run_tables import (
-    Code,
-    Table,
-    data_table,
-    forgetting_table,
-    lineage_table,
-    losses_table,
-    metrics_table,
-    seen_by_source,
-)
+from mypt.storage.run_tables import Code, Table, seen_by_source
 from mypt.storage.upload_files import CARD_NAME
 from mypt.terminal import one_line, visible
 
@@ -198,12 +190,12 @@ def _own_run(info: RunInfo) -> str:
     steps = [] if info.step is None else [f"{info.step:,} optimizer steps"]
     words = ", ".join([*steps, *([f"{total:,} tokens"] if total else [])])
     picture = "\n\n![Loss over the steps](loss.png)" if (info.folder / "loss.png").is_file() else ""
-    return f"{f'{words}.' if words else 'What it was trained on:'}\n\n{_escaped(data_table(info))}{picture}"
+    return f"{f'{words}.' if words else 'What it was trained on:'}\n\n{_escaped(run_tables.data_table(info))}{picture}"
 
 
 def _all_runs(info: RunInfo) -> str:
     """The data that the weights have seen over all runs, unless the ledger of the only run shows it."""
-    table, lineage = lineage_table(info), info.lineage
+    table, lineage = run_tables.lineage_table(info), info.lineage
     if table is None:
         return ""
     total = sum(source["tokens"] for source in lineage["seen"])
@@ -212,7 +204,7 @@ def _all_runs(info: RunInfo) -> str:
 
 
 def _forgetting(info: RunInfo) -> str:
-    table = forgetting_table(info)
+    table = run_tables.forgetting_table(info)
     if table is None:
         return ""
     text = f"## Evaluation and forgetting\n\nLoss in nats per token.\n\n{_escaped(table)}"
@@ -230,7 +222,7 @@ def _forgetting(info: RunInfo) -> str:
 
 def _evaluations(info: RunInfo) -> str:
     """The figures that `mypt evaluate` measured of these weights."""
-    losses, metrics = losses_table(info.evaluations), metrics_table(info.evaluations)
+    losses, metrics = run_tables.losses_table(info.evaluations), run_tables.metrics_table(info.evaluations)
     tables = []
     if losses.rows:
         notes = [

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
+from mypt.terminal import say_error
 from mypt.tokenization import load
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class DataTokenizer:
             Path(directory, name).write_bytes(content)
 
 
-def load_data_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = load.SAY) -> AnyTokenizer:
+def load_data_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = say_error) -> AnyTokenizer:
     """The tokenizer of `load_tokenizer`, ids and files alike, without transformers where that is not needed.
 
     It is not for directories that mypt wrote with a tokenizer that it tried then (datasets, `mypt tokenizer`), whose

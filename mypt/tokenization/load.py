@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mypt import terminal
 from mypt.errors import TokenizerError, first_line, shown
 from mypt.files import require_file, system_errors, what_to_do_with_gguf
 from mypt.legacy.tokenizer import TokenizerState, find_state
+from mypt.terminal import say_error
 from mypt.tokenization.hf_tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
@@ -25,10 +25,9 @@ EOS = "<|endoftext|>"
 MADE = {"clean_up_tokenization_spaces": False, "eos_token": EOS, "pad_token": EOS}
 # Any tokenizer has at least one of these; the hub's cache holds those that were asked for.
 _FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "config.json")
-SAY = partial(terminal.say, error=True)
 
 
-def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = SAY) -> PreTrainedTokenizerFast:
+def load_tokenizer(name_or_path: str | Path, say: Callable[[str], object] = say_error) -> PreTrainedTokenizerFast:
     """A tokenizer with an EOS and a padding token, from a directory (dataset or checkpoint), `gpt2` or a hub id.
 
     Its ids are those of the `tokenizer.json`, also where transformers builds another tokenizer from it
