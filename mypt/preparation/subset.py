@@ -60,11 +60,8 @@ def subset_dataset(
             say("its metadata does not say which documents are of which source; each keeps its share, uncounted")
         read = manifest.bytes * (1 + ("tokens" in asked))
         with bytes_bar("choosing", read, progress) as bar, staged(out) as staging:
-            chosen = {"train": _choose_train(directory, manifest, asked, seed, bar.update, say)}
-            documents = manifest.splits["val"].documents if "val" in manifest.splits else 0
-            share = len(chosen["train"]) / manifest.splits["train"].documents
-            kept = max(1, round(documents * share)) if val == "proportional" and documents else documents
-            chosen["val"] = choose(documents, kept, seed)
+            train = _choose_train(directory, manifest, asked, seed, bar.update, say)
+            chosen = {"train": train, "val": _choose_val(manifest, len(train), val, seed)}
             save_tokenizer(tokenizer, staging)
             text, splits, counts = TextOf(tokenizer), {}, {}
             per_shard = manifest.settings.get("tokens_per_shard", 10_000_000)
@@ -131,6 +128,14 @@ def _choose_train(directory: Path, manifest: Manifest, asked: dict, seed: int, a
     if count >= documents and asked != {"fraction": 1}:
         say(f"train has {documents:,} documents: all are taken")
     return choose(documents, min(count, documents), seed)
+
+
+def _choose_val(manifest: Manifest, chosen: int, val: str, seed: int) -> np.ndarray:
+    """All documents of val, or the same share of them as the `chosen` ones are of train."""
+    documents = manifest.splits["val"].documents if "val" in manifest.splits else 0
+    share = chosen / manifest.splits["train"].documents
+    kept = max(1, round(documents * share)) if val == "proportional" and documents else documents
+    return choose(documents, kept, seed)
 
 
 def _closest(lengths: np.ndarray, tokens: int, seed: int) -> np.ndarray:
