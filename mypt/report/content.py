@@ -159,12 +159,10 @@ def require_run(run: Path) -> None:
 def read_content(run: Path) -> RunContent:
     """Raises CheckpointError for a folder that is no run, a damaged file, or an access token in the recipe."""
     require_run(run)
-    info, saved = RunInfo(run), last_complete_checkpoint(run)[0]
+    info, saved = RunInfo(run, newest=True), last_complete_checkpoint(run)[0]
     state = last_state(run)[1]
     log, unreadable = _read_log(run, state)
-    result, measured = read_result(run), info.forgetting.get("history", [])
-    if len(measured) > 1 and not info.interpolation:  # RunInfo's are those of the weights: maybe of an earlier step
-        info.first, info.last = measured[0], measured[-1]
+    result = read_result(run)
     steps = [entry["step"] for entry in log] + [step for step in [info.step] if step is not None]
     reached = max(steps, default=None)
     if result and _is_stale(result, reached):

@@ -22,9 +22,10 @@ class RunInfo:
 
     A checkpoint and OUT/best lie in their run's folder, whose files count as far as they are of their step. `first` and
     `last` are measurements at step 0 and of the weights here, or at alpha 0 and at the alpha of interpolated weights.
+    newest: `last` is the newest measurement of the run, maybe of a later step than the weights.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, newest: bool = False):
         run = folder if (folder / RESOLVED_NAME).is_file() else folder.parent
         if not (run / RESOLVED_NAME).is_file():
             run = folder
@@ -45,11 +46,12 @@ class RunInfo:
         self.step = self._step(run)
         if self.coverage.get("step") != self.step:
             self.coverage = {key: self.coverage[key] for key in ("sources", "data") if key in self.coverage}
-        history = [entry for entry in self.forgetting.get("history", []) if entry["step"] <= (self.step or 0)]
+        measured = self.forgetting.get("history", [])
+        history = [entry for entry in measured if newest or entry["step"] <= (self.step or 0)]
         self.first, self.last = (history[0], history[-1]) if len(history) > 1 else (None, None)
         if self.interpolation:  # the measurements of these weights, if any
-            measured = chosen_point(self.interpolation)
-            self.first, self.last = (self.interpolation["curve"][0], measured) if measured else (None, None)
+            point = chosen_point(self.interpolation)
+            self.first, self.last = (self.interpolation["curve"][0], point) if point else (None, None)
         base = (self.adapter or {}).get("base_model_name_or_path") or self.recipe.get("model", {}).get("init_from")
         self.base = without_places(base) if base else None
         # runs/base may as well be a folder that was moved: the cache shows what came from the hub.
