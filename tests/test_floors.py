@@ -21,7 +21,8 @@ FLOORS = {
     **dict.fromkeys(["conversion", "evaluation"], 7),
     **dict.fromkeys(["training", "metrics", "demo"], 8),
     **dict.fromkeys(["sweeps", "report"], 9),
-    **dict.fromkeys(["cli"], 10),
+    **dict.fromkeys(["forecasting"], 10),
+    **dict.fromkeys(["cli"], 11),
 }
 MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT or not path.name.startswith("__")]
 

@@ -9,7 +9,7 @@ from mypt.planning.disk import Disk
 from mypt.planning.fit import Memory, gibibytes
 from mypt.planning.memory import PHASES
 from mypt.planning.plan import Alternative, Forecast, Plan
-from mypt.planning.scaling import GUESSING_LOSS, TOKENS_PER_PARAMETER
+from mypt.planning.scaling import GUESSING_LOSS, TOKENS_PER_PARAMETER, Interval, Optimum
 from mypt.planning.time import Measured, Time
 from mypt.planning.verdict import Coverage, SourceCoverage, duration, figure, short, times
 from mypt.terminal import one_line
@@ -180,8 +180,7 @@ def _replacement(coverage: float) -> str:
     )
 
 
-def loss_words(loss) -> str:
-    """loss: an `Interval` of `mypt.planning.ladder`."""
+def loss_words(loss: Interval) -> str:
     return f"{loss.middle:.3f} ({loss.low:.3f} to {loss.high:.3f})"
 
 
@@ -194,8 +193,7 @@ def beyond_words(beyond: dict[str, float]) -> str:
     return f"to {factors} of the largest rung{far}"
 
 
-def optimum_words(best) -> str:
-    """best: an `Optimum` of `mypt.planning.ladder`."""
+def optimum_words(best: Optimum) -> str:
     size = best.parameters
     return (
         f"{short(size.middle)} parameters ({short(size.low)} to {short(size.high)}) on {short(best.tokens)} tokens are "

@@ -32,6 +32,16 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True)
+class Optimum:
+    """The size with the lowest loss for a number of FLOPs (6 N D), and the tokens that they are enough for."""
+
+    flops: float
+    parameters: Interval
+    tokens: float
+    loss: Interval
+
+
 def effective_tokens(viewed: float, unique: float) -> float:
     """D': how many fresh tokens `viewed` tokens from a dataset of `unique` are worth.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from mypt.errors import Interrupted, MyPTError, RecipeError
 from mypt.evaluation.forgetting import Policy, assess, describe_sets, guarded_sets, require_sets
-from mypt.planning.replay import Advice, Interpolated, Probe, advise
+from mypt.forecasting.replay_law import Advice, Interpolated, Probe, advise
 from mypt.recipe import Recipe, load_recipe
 from mypt.shards.opening import open_dataset
 from mypt.terminal import progress_bar, say

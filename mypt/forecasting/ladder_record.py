@@ -9,8 +9,8 @@ import xxhash
 
 from mypt.checkpoints.config import read_config_file
 from mypt.errors import CheckpointError
+from mypt.forecasting.ladder_law import Law, Rung
 from mypt.json_files import read_json
-from mypt.planning.ladder import Law, Rung
 from mypt.planning.parameters import count_parameters, dimensions_of
 from mypt.planning.plan import Plan
 from mypt.planning.scaling import effective_tokens

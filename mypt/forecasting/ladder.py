@@ -12,15 +12,22 @@ import xxhash
 from mypt.errors import CheckFailed, MyPTError, RecipeError, recipe_wording
 from mypt.files import replace_text
 from mypt.folders import only_writer, require_own
+from mypt.forecasting.ladder_law import DESIGN, FACTOR, smaller_model
+from mypt.forecasting.ladder_record import (
+    RECORD_NAME,
+    LadderRecord,
+    data_identity,
+    default_folder,
+    is_finished,
+    read_rung,
+)
 from mypt.hardware.machine import this_machine
 from mypt.planning.checks import FEW_PASSES
-from mypt.planning.ladder import DESIGN, FACTOR, smaller_model
 from mypt.planning.parameters import count_parameters
 from mypt.planning.verdict import DataSource, duration, short
 from mypt.preparation.subset import subset_dataset
 from mypt.recipe import Recipe, load_recipe
 from mypt.shards.opening import open_dataset
-from mypt.sweeps.ladder_record import RECORD_NAME, LadderRecord, data_identity, default_folder, is_finished, read_rung
 from mypt.sweeps.lengths import Lengths
 from mypt.sweeps.subset import SweepData, place_eval_text, prepare_data
 from mypt.sweeps.trial import run_trial, stop_on_signal, train_command
