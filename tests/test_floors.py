@@ -11,7 +11,7 @@ import mypt
 
 ROOT = Path(mypt.__file__).parent
 FLOORS = {
-    **dict.fromkeys(["errors", "files", "interrupts", "plots", "terminal", "versions", "yaml12"], 0),
+    **dict.fromkeys(["errors", "files", "formatting", "interrupts", "plots", "terminal", "versions", "yaml12"], 0),
     **dict.fromkeys(["folders", "hub_errors", "json_files", "planning", "models", "remote"], 1),
     **dict.fromkeys(["recipe", "text", "legacy"], 2),
     **dict.fromkeys(["tokenization", "hardware"], 3),

@@ -21,10 +21,11 @@ from mypt.forecasting.ladder_record import (
     is_finished,
     read_rung,
 )
+from mypt.formatting import duration, short
 from mypt.hardware.machine import this_machine
 from mypt.planning.checks import FEW_PASSES
 from mypt.planning.parameters import count_parameters
-from mypt.planning.verdict import DataSource, duration, short
+from mypt.planning.verdict import DataSource
 from mypt.preparation.subset import subset_dataset
 from mypt.recipe import Recipe, load_recipe
 from mypt.shards.opening import open_dataset
@@ -33,8 +34,9 @@ from mypt.sweeps.subset import SweepData, place_eval_text, prepare_data
 from mypt.sweeps.trial import run_trial, stop_on_signal, train_command
 from mypt.text.hub import PREFIX
 from mypt.training.data.fetched import fetched
+from mypt.training.recipe_settings import default_learning_rate
 from mypt.training.request import check
-from mypt.training.target import Target, default_learning_rate, read_target
+from mypt.training.target import Target, read_target
 from mypt.yaml12 import dump_yaml
 
 RECIPE_NAME, RUNGS_NAME, PARTS_NAME, CACHE_NAME = "rung.yaml", "rungs", "parts", "prepared"

@@ -18,7 +18,7 @@ from mypt.recipe import Recipe
 from mypt.shards.opening import open_dataset
 from mypt.streams.size import fingerprint
 from mypt.text.sources import find_units
-from mypt.training.data.sources import is_dataset
+from mypt.training.data.run_data import is_dataset
 from mypt.training.data.text import tokenizer_options
 from mypt.training.request import output_dir
 from mypt.training.result import read_result

@@ -8,10 +8,10 @@ import numpy as np
 
 from mypt.forecasting.ladder_law import Law
 from mypt.forecasting.ladder_record import LadderRecord
+from mypt.formatting import duration, figure, short
+from mypt.planning.coverage_report import beyond_words, loss_words, optimum_words
 from mypt.planning.plan import Forecast
-from mypt.planning.report import beyond_words, loss_words, optimum_words
 from mypt.planning.scaling import GUESSING_LOSS, Interval, predicted_loss
-from mypt.planning.verdict import duration, figure, short
 from mypt.plots import add_legend, new_axes
 
 PICTURE_NAME = "ladder.png"

@@ -19,7 +19,7 @@ from mypt.recipe import Recipe, load_recipe
 from mypt.shards.opening import open_dataset
 from mypt.terminal import progress_bar, say
 from mypt.training.data.fetched import fetched
-from mypt.training.data.sources import default_sets, is_dataset
+from mypt.training.data.run_data import default_sets, is_dataset
 from mypt.training.request import check
 from mypt.training.target import is_recipe
 from mypt.yaml12 import flow_yaml

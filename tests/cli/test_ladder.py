@@ -17,7 +17,7 @@ from mypt.forecasting.ladder import read_ladder
 from mypt.forecasting.ladder_law import DESIGN
 from mypt.forecasting.ladder_record import LadderRecord, RungRecord, data_identity, read_record, read_rung
 from mypt.forecasting.ladder_report import draw_ladder, ladder_lines, ladder_table, summary
-from mypt.planning.verdict import figure
+from mypt.formatting import figure
 from mypt.recipe import load_recipe
 
 

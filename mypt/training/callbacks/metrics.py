@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from mypt.training.callbacks.curves import Pace, plot_loss
+from mypt.training.callbacks.pictures import Pace, plot_loss
 
 METRICS_NAME = "metrics.jsonl"
 
