@@ -18,8 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from mypt.sweeps.ladder_record import read_record
-from mypt.sweeps.ladder_report import forecast
+from mypt.forecasting.ladder_record import read_record
+from mypt.forecasting.ladder_report import forecast
 from mypt.terminal import print_table, say
 from mypt.text.embedded import write_embedded_corpus
 

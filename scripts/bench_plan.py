@@ -135,7 +135,7 @@ def base(preset: str) -> str:
 def compare(name: str, seconds: float, cpu: bool) -> dict:
     from mypt.planning.time import measured_speed, plan_time
     from mypt.recipe import load_recipe
-    from mypt.training.measure import measure
+    from mypt.training.measured_steps import measure
 
     path = write_recipe(name)
     measured = measure(load_recipe(path), WHILE_MEASURED, cpu_seconds=cpu)

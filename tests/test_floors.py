@@ -11,7 +11,7 @@ import mypt
 
 ROOT = Path(mypt.__file__).parent
 FLOORS = {
-    **dict.fromkeys(["errors", "files", "interrupts", "plots", "terminal", "versions", "yaml12"], 0),
+    **dict.fromkeys(["errors", "files", "formatting", "interrupts", "plots", "terminal", "versions", "yaml12"], 0),
     **dict.fromkeys(["folders", "hub_errors", "json_files", "planning", "models", "remote"], 1),
     **dict.fromkeys(["recipe", "text", "legacy"], 2),
     **dict.fromkeys(["tokenization", "hardware"], 3),
@@ -21,7 +21,8 @@ FLOORS = {
     **dict.fromkeys(["conversion", "evaluation"], 7),
     **dict.fromkeys(["training", "metrics", "demo"], 8),
     **dict.fromkeys(["sweeps", "report"], 9),
-    **dict.fromkeys(["cli"], 10),
+    **dict.fromkeys(["forecasting"], 10),
+    **dict.fromkeys(["cli"], 11),
 }
 MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT or not path.name.startswith("__")]
 

@@ -11,8 +11,8 @@ from typing import TypedDict
 from mypt.checkpoints.model_config import cached_file
 from mypt.errors import CheckpointError
 from mypt.files import replace_text
+from mypt.formatting import times
 from mypt.json_files import Count, find_json
-from mypt.planning.report import times
 
 LINEAGE_NAME = "lineage.json"
 

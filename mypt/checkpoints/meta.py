@@ -40,7 +40,7 @@ def read_config(name_or_path: str) -> tuple[Path, dict]:
 
 
 def measured_dimensions(folder: Path, vocab_size: int | None = None) -> dict:
-    """Dimensions as `mypt.planning.shapes` takes them, JSON-ready; vocab_size: instead of the config's.
+    """Dimensions as `mypt.planning.parameters` takes them, JSON-ready; vocab_size: instead of the config's.
 
     parameters: as `count_by_part`, exact, a tied head counted once. modules: every matrix outside embeddings and head,
     those of one name in all layers (".*." stands for numbers) and one shape together: name, count, inward, outward,

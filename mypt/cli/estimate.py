@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     from mypt.planning.fit import plan_memory
     from mypt.planning.parameters import frozen_parameters, parameter_report
     from mypt.planning.plan import as_dict
-    from mypt.planning.report import memory_tables, parameter_table
+    from mypt.planning.plan_report import memory_tables, parameter_table
 
     machine = other_machine(args.memory, args.device)
     fields = {name: getattr(args, name) for name in SIZES if getattr(args, name)}

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     request.check()
 
     load_transformers()
-    from mypt.evaluation.report import print_figures
+    from mypt.evaluation.tables import print_figures
 
     found = evaluate(request)
     if args.json:

@@ -110,7 +110,7 @@ def _dataset_report(path: Path, args: argparse.Namespace) -> dict:
 
     report = inspect_dataset(path)
     if args.show:
-        from mypt.streams.show import decoded_windows
+        from mypt.streams.shard_stream import decoded_windows
         from mypt.tokenization.data_tokenizer import load_data_tokenizer
 
         windows = decoded_windows(path, load_data_tokenizer(path), args.show, block_size=args.block_size)
@@ -128,7 +128,7 @@ def _checkpoint_report(path: Path, args: argparse.Namespace) -> dict:
 
         return inspect_original(path)
     from mypt.inspection.checkpoint import inspect_checkpoint
-    from mypt.streams.show import saved_ledger
+    from mypt.streams.ledger import saved_ledger
 
     report = inspect_checkpoint(path)
     if report["coverage"]:

@@ -13,8 +13,8 @@ from mypt.errors import MyPTError
 from mypt.terminal import print_table, say, say_json
 
 if TYPE_CHECKING:
+    from mypt.forecasting.ladder import Ladder
     from mypt.planning.plan import Plan
-    from mypt.sweeps.ladder import Ladder
     from mypt.training.target import Target
 
 HELP = "predict a run's loss from small runs, and the best size"
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from mypt.planning.ladder import FACTOR
-    from mypt.sweeps.ladder import commands, plan_lines, read_ladder
+    from mypt.forecasting.ladder import commands, plan_lines, read_ladder
+    from mypt.forecasting.ladder_law import FACTOR
 
     tell = partial(say, error=args.json)
     factor = FACTOR if args.factor is None else args.factor
@@ -60,7 +60,7 @@ def with_ladder(found: Plan, target: Target, folder: Path | None) -> Plan:
     given, recipe = folder, target.recipe
     if not given and not (recipe and recipe.training.get("output_dir")):
         return found
-    from mypt.sweeps.ladder_record import default_folder, find_difference, read_record
+    from mypt.forecasting.ladder_record import default_folder, find_difference, read_record
 
     folder = given or default_folder(recipe)
     record = read_record(folder)
@@ -73,7 +73,7 @@ def with_ladder(found: Plan, target: Target, folder: Path | None) -> Plan:
         raise MyPTError(f"the ladder in {folder} says nothing about this run: {fault}")
     if fault:
         return replace(found, notes=[*found.notes, f"the ladder in {folder} says nothing about this run: {fault}"])
-    from mypt.sweeps.ladder_report import forecast
+    from mypt.forecasting.ladder_report import forecast
 
     law, tokens = record.law(), found.training.steps * found.training.tokens_per_step
     return replace(found, ladder=forecast(record, law, found.parameters["total"], tokens, str(folder)))
@@ -81,9 +81,9 @@ def with_ladder(found: Plan, target: Target, folder: Path | None) -> Plan:
 
 def _report(ladder: Ladder, args: argparse.Namespace, tell) -> None:
     from mypt.files import replace_text
-    from mypt.sweeps.ladder import run_ladder
-    from mypt.sweeps.ladder_record import RECORD_NAME
-    from mypt.sweeps.ladder_report import PICTURE_NAME, draw_ladder, ladder_lines, ladder_table, summary
+    from mypt.forecasting.ladder import run_ladder
+    from mypt.forecasting.ladder_record import RECORD_NAME
+    from mypt.forecasting.ladder_report import PICTURE_NAME, draw_ladder, ladder_lines, ladder_table, summary
 
     record = run_ladder(ladder, runs=args.runs, tell=tell)
     law = record.law()

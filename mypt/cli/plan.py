@@ -17,7 +17,7 @@ from mypt.hardware.machine import Machine, other_machine
 from mypt.planning.parameters import with_positions
 from mypt.planning.step import BYTES, MICRO_BATCH, OWN_OPTIMIZERS, Step
 from mypt.terminal import print_table, say, say_json
-from mypt.training.target import DEFAULT_BLOCK, Target, epoch_size, is_recipe, read_target
+from mypt.training.target import DEFAULT_BLOCK, Target, is_recipe, read_target
 
 if TYPE_CHECKING:
     from mypt.planning.plan import Plan
@@ -73,8 +73,9 @@ def names(text: str) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> None:
+    from mypt.planning.coverage_report import coverage_lines
     from mypt.planning.plan import as_dict
-    from mypt.planning.report import alternatives_table, coverage_lines, measured_lines, plan_tables, verdict_lines
+    from mypt.planning.plan_report import alternatives_table, measured_lines, plan_tables, verdict_lines
 
     _require_measurable(args)
     found, settings = _compared(args, _machine(args))
@@ -183,7 +184,7 @@ def _planned(
 
 def _draw(found: Plan, path: Path) -> str:
     """Draw the plan's curve; a line about the picture. Raises MyPTError where there is none to draw."""
-    from mypt.planning.curve import draw_coverage
+    from mypt.planning.coverage_report import draw_coverage
 
     if path.suffix.lower() != ".png":
         raise MyPTError(f"--plot {path}: expected a name that ends in .png")
@@ -302,6 +303,8 @@ def _steps(given: int | None, settings: dict, recipe_steps: dict) -> tuple[int |
     if not sources:
         steps = recipe_steps.get("max_steps")
         return (steps, "training.max_steps") if isinstance(steps, int) and steps > 0 else (None, None)
+    from mypt.streams.mixture import epoch_size
+
     samples, tokens = epoch_size(sources, settings["block_size"])
     return planned_steps(
         recipe_steps.get("max_steps"),

@@ -12,9 +12,9 @@ from mypt.errors import MyPTError
 from mypt.terminal import print_table, say
 
 if TYPE_CHECKING:
+    from mypt.forecasting.replay import Probes
+    from mypt.forecasting.replay_law import Advice
     from mypt.planning.plan import Plan
-    from mypt.planning.replay import Advice
-    from mypt.training.replay import Probes
 
 
 def add_replay_options(add: Callable) -> None:
@@ -31,7 +31,7 @@ def planned_probes(args: argparse.Namespace, settings: dict, found: Plan) -> Pro
         if args.replay_ratios or args.probe_steps:
             raise MyPTError("--replay-ratios and --probe-steps are for --replay, which is missing")
         return None
-    from mypt.training.replay import RATIOS, plan_probes
+    from mypt.forecasting.replay import RATIOS, plan_probes
 
     if found.memory and found.memory.fits is False and not args.memory:
         raise MyPTError(f"--replay trains on this machine, and a probe {found.memory.advice}")
@@ -49,7 +49,7 @@ def run_probes(probes: Probes) -> Advice:
 
 
 def print_advice(probes: Probes) -> None:
-    from mypt.planning.replay import replay_lines, replay_table
+    from mypt.forecasting.replay_law import replay_lines, replay_table
 
     advice = run_probes(probes)
     say()

@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> None:
         raise MyPTError("mypt sweep needs the package optuna: pip install mypt[sweep]")
     from mypt.hardware.machine import cpus, gpus
     from mypt.sweeps.confirm import confirm, require_options
-    from mypt.sweeps.report import print_report, report_lines, trials_table, write_report
     from mypt.sweeps.sweep import cpu_workers, dry_run, gpu_workers, make_record, plan_lines, read_sweep
+    from mypt.sweeps.sweep_report import print_report, report_lines, trials_table, write_report
     from mypt.sweeps.workers import run_workers
 
     devices = _gpus(args, gpus)

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from mypt.evaluation.text_losses import Piece, TextLosses
+from mypt.demo.text_losses import Piece, TextLosses
 from mypt.inspection.describe import Block
 from mypt.terminal import visible
 

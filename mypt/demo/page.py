@@ -15,8 +15,8 @@ import gradio as gr
 
 from mypt.demo import markup
 from mypt.demo.run_view import RunView
+from mypt.demo.text_losses import TextLosses, compare_texts, text_losses
 from mypt.errors import MyPTError
-from mypt.evaluation.text_losses import TextLosses, compare_texts, text_losses
 from mypt.generation.dialogue import Chat
 from mypt.generation.engine import Engine
 from mypt.generation.prompts import unescape

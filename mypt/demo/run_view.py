@@ -14,11 +14,10 @@ from mypt.checkpoints.model_config import cached_model
 from mypt.errors import MyPTError
 from mypt.inspection.checkpoint import inspect_checkpoint
 from mypt.inspection.describe import Block, describe
-from mypt.planning.curve import draw_coverage
-from mypt.planning.report import coverage_lines
+from mypt.planning.coverage_report import coverage_lines, draw_coverage
 from mypt.planning.verdict import Coverage, DataSource, assess
 from mypt.shards.reader import ShardReader
-from mypt.streams.show import saved_ledger
+from mypt.streams.ledger import saved_ledger
 from mypt.tokenization.load import load_tokenizer
 
 SETTINGS = "settings that are not the defaults"  # what follows in a report is long

@@ -13,8 +13,7 @@ from mypt.checkpoints.evaluations import EVALUATION_NAME, Entry, add_evaluations
 from mypt.checkpoints.load import load_model
 from mypt.errors import MyPTError, TokenizerError
 from mypt.evaluation.compare import Score, compare, require_comparable
-from mypt.evaluation.metrics import Metric, with_changes
-from mypt.evaluation.references import MAX_NEW_TOKENS, read_references, score_references
+from mypt.evaluation.metrics import MAX_NEW_TOKENS, Metric, read_references, score_references, with_changes
 from mypt.evaluation.sets import Source
 from mypt.evaluation.tasks import require_tasks, run_tasks
 from mypt.files import replace_text

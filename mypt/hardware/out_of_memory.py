@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from mypt.errors import MyPTError
+from mypt.formatting import gibibytes
 from mypt.hardware.batch import room
-from mypt.planning.fit import gibibytes, knobs
+from mypt.planning.fit import knobs
 from mypt.planning.memory import training_memory
 from mypt.planning.step import FRAMEWORK, Step
 

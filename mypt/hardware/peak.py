@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from mypt.formatting import short
 from mypt.hardware.devices import DEVICES, known_device
 from mypt.hardware.machine import Machine, cpuinfo, cpus
 from mypt.planning.time import Assumption
-from mypt.planning.verdict import short
 
 if TYPE_CHECKING:
     import torch

@@ -3,19 +3,12 @@
 import math
 from dataclasses import dataclass, field
 
+from mypt.formatting import duration, figure, gibibytes, short, times
 from mypt.planning.disk import fewer_checkpoints
 from mypt.planning.evaluation_budget import FEWEST_WINDOWS
-from mypt.planning.fit import gibibytes
 from mypt.planning.parameters import count_parameters
 from mypt.planning.scaling import TOKENS_PER_PARAMETER
-from mypt.planning.verdict import (
-    FEW_TOKENS_PER_PARAMETER,
-    SourceCoverage,
-    duration,
-    figure,
-    short,
-    times,
-)
+from mypt.planning.verdict import FEW_TOKENS_PER_PARAMETER, SourceCoverage
 
 GOOD, NOTE, WARNING, FAILED, UNKNOWN = "good", "note", "warning", "failed", "unknown"
 

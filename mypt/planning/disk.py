@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from mypt.planning.fit import gibibytes, training_memory
+from mypt.formatting import gibibytes
+from mypt.planning.memory import training_memory
 from mypt.planning.parameters import count_parameters, lora_parameters
 from mypt.planning.step import BYTES, Step
 from mypt.planning.time import saves

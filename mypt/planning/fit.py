@@ -3,8 +3,9 @@
 import math
 from dataclasses import asdict, dataclass, field, replace
 
-from mypt.planning import memory, shape_memory
-from mypt.planning.shapes import is_measured
+from mypt.formatting import gibibytes
+from mypt.planning.memory import evaluation_memory, generation_memory, training_memory
+from mypt.planning.parameters import is_measured
 from mypt.planning.step import Step
 
 _SIZES = ("micro_batch_size", "accumulation")
@@ -67,12 +68,11 @@ def plan_memory(
 
     flags, smaller: as `knobs` takes them. evaluated: windows in a forward pass of an evaluation, None without one.
     """
-    generating = shape_memory if is_measured(dimensions) else memory
-    generation = generating.generation_memory(dimensions, context=step.block_size, dtype=step.weight_dtype)
+    generation = generation_memory(dimensions, context=step.block_size, dtype=step.weight_dtype)
     training = training_memory(dimensions, step)
     evaluation = None
     if evaluated and not is_measured(dimensions):
-        evaluation = memory.evaluation_memory(dimensions, step, evaluated)
+        evaluation = evaluation_memory(dimensions, step, evaluated)
     if not available:
         return Memory(training, generation, evaluation)
     largest, excess = largest_micro_batch(dimensions, available, step), training["total"] - available
@@ -85,18 +85,12 @@ def plan_memory(
         advice += ", or ".join(changes)
     if evaluation and evaluation["total"] > available:
         sizes = range(evaluated - 1, 0, -1)
-        fitting = (n for n in sizes if memory.evaluation_memory(dimensions, step, n)["total"] <= available)
+        fitting = (n for n in sizes if evaluation_memory(dimensions, step, n)["total"] <= available)
         change = f"--training.per_device_eval_batch_size={next(fitting, 1)}"
         needed = gibibytes(evaluation["total"])
         advice += f"; an evaluation of {evaluated} windows at a time needs {needed} GiB: {change}"
         changes.append(change)
     return Memory(training, generation, evaluation, available, excess <= 0, largest, advice, changes)
-
-
-def training_memory(dimensions: dict, step: Step) -> dict:
-    """That of `mypt.planning.memory`, or where it has no formulas for the architecture, from the modules' shapes."""
-    model = shape_memory if is_measured(dimensions) else memory
-    return model.training_memory(dimensions, step)
 
 
 def fits(dimensions: dict, step: Step, available: int) -> bool:
@@ -189,9 +183,3 @@ def _written(step: Step, changed: Step, flags: dict[str, str]) -> str:
     before, after = asdict(step), asdict(changed)
     names = [name for name in flags if name in _SIZES or (name in before and before[name] != after[name])]
     return " ".join(flags[name].format(str(after[name]).lower()) for name in names if flags[name])
-
-
-def gibibytes(size: int) -> str:
-    """Bytes as GiB with three digits or so: 0.012, 1.53, 24.0."""
-    value = size / 2**30
-    return f"{value:.3f}" if value < 0.1 else f"{value:.2f}" if value < 10 else f"{value:,.1f}"

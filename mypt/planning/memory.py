@@ -4,6 +4,7 @@ from collections import Counter
 
 from mypt.errors import MyPTError
 from mypt.planning.activations import (
+    FLOAT32,
     checkpointed_layer,
     layer_activations,
     spared_by_frozen_embeddings,
@@ -11,7 +12,14 @@ from mypt.planning.activations import (
     stream_activations,
 )
 from mypt.planning.coverage import whole
-from mypt.planning.parameters import complete, count_parameters, frozen_parameters, hidden_matrices, lora_parameters
+from mypt.planning.parameters import (
+    complete,
+    count_parameters,
+    frozen_parameters,
+    hidden_matrices,
+    is_measured,
+    lora_parameters,
+)
 from mypt.planning.parameters import projections as layer_projections
 from mypt.planning.step import BYTES, FRAMEWORK, MUON_TOGETHER, STATES, Step
 
@@ -26,6 +34,10 @@ NO_ADAPTER = {"r": 0, "targets": []}  # a frozen layer through which gradients f
 GIVEN_BACK = 32 * 2**20
 KEPT = 256 * 2**20  # of freed blocks at the end of glibc's heap (mypt.hardware.main_memory.keep_freed)
 HOLES, HOLES_LORA, HOLES_CHECKPOINTING = 0.37, 0.8, 0.6
+
+# Of a model without formulas: chosen by what autograd kept of 51 tiny models (docs/estimate.md).
+ALLOWANCE = 1.3
+HOLES_SHAPES = 0.4  # of the activations: what an allocator on a CPU cannot use again
 
 COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary", "allocator", "framework")
 PHASES = ("forward", "loss", "backward", "update")
@@ -57,16 +69,20 @@ def training_memory(dimensions: dict, step: Step) -> dict:
     FSDP divides weights, gradients and states, and adds to `temporary` what is gathered: c x (two layers, embedding and
     head) and the gradient of the largest of these. document_mask and kernels' scratch space are left out.
 
+    Of an architecture without formulas all is a rough estimate from the shapes of its modules, `_training_by_shapes`.
+
     Raises MyPTError as `complete` and `adapted` do.
     """
+    if is_measured(dimensions):
+        return _training_by_shapes(dimensions, step)
     d = complete(dimensions)
     pieces = _pieces(d, step)
     phases = _phases({name: sum(size for size, _ in rows) for name, rows in pieces.items()}, step)
-    return at_peak(phases, _allocator(pieces, step))
+    return _at_peak(phases, _allocator(pieces, step))
 
 
-def at_peak(phases: dict[str, dict[str, int]], allocator: dict[str, int]) -> dict:
-    """The result of `training_memory`. phases: `components`. allocator: its bytes in each."""
+def _at_peak(phases: dict[str, dict[str, int]], allocator: dict[str, int]) -> dict:
+    """The result of `training_memory`. phases: `_components`. allocator: its bytes in each."""
     for name, phase in phases.items():
         phase |= {"allocator": allocator[name], "framework": FRAMEWORK}
         phase["total"] = sum(phase.values())
@@ -74,7 +90,7 @@ def at_peak(phases: dict[str, dict[str, int]], allocator: dict[str, int]) -> dic
     return phases[peak] | {"phase": peak, "phases": phases}
 
 
-def components(parts: dict[str, int], rows: dict[str, tuple[int, int, int, int]]) -> dict[str, dict[str, int]]:
+def _components(parts: dict[str, int], rows: dict[str, tuple[int, int, int, int]]) -> dict[str, dict[str, int]]:
     """The phases from `rows`: each one's gradients, activations, logits and temporary bytes."""
     return {
         name: {
@@ -116,7 +132,7 @@ def _pieces(d: dict, step: Step) -> dict[str, list[tuple[int, int]]]:
         "layer": [(layer, block)],
         "kept": [(kept + stream, block)],
         "holes": [(round(share * computed), block)],
-        "logits": [(tokens * d["vocab_size"], BYTES["float32"] * tokens * d["vocab_size"])],
+        "logits": [(tokens * d["vocab_size"], FLOAT32 * tokens * d["vocab_size"])],
         "copies": [(autocast * matrices, autocast * matrix), (autocast * table, autocast * table)],
         "head_copy": [(autocast * table, autocast * table)],
         "layer_copies": [(autocast * hidden_matrices(d) // layers, autocast * matrix)],
@@ -137,7 +153,7 @@ def _weight_pieces(d: dict, step: Step, matrix: int) -> dict[str, list[tuple[int
     weights = _in_tables_and_layers(width * parameters, tables, table, width * matrix, step.fsdp)
     states = STATES[step.optimizer]
     if step.lora:
-        adapters = BYTES["float32"] * lora_parameters(d, step.lora_r, step.lora_targets) // step.fsdp
+        adapters = FLOAT32 * lora_parameters(d, step.lora_r, step.lora_targets) // step.fsdp
         return {
             "weights": [*weights, (adapters, 0)],
             "gradients": [(adapters, 0)],
@@ -176,14 +192,14 @@ def _phases(parts: dict[str, int], step: Step) -> dict[str, dict[str, int]]:
     compute = BYTES[step.compute_dtype]
     going = parts["gradients"] if step.accumulation > 1 else 0
     copies = parts["head_copy"] if step.checkpointing else parts["copies"]
-    upward = 8 if compute == BYTES["float32"] else 8 + compute
+    upward = 8 if compute == FLOAT32 else 8 + compute
     rows = {
         "forward": (going, parts["kept"], upward * parts["logits"], parts["copies"] + parts["gathered"]),
         "loss": (going, parts["kept"], 12 * parts["logits"], copies + parts["gathered"]),
         "backward": _backward(parts, going, parts["layer"] if step.checkpointing else 0, copies),
         "update": (parts["gradients"], 0, 0, parts["workspace"]),
     }
-    return components(parts, rows)
+    return _components(parts, rows)
 
 
 def _backward(parts: dict[str, int], going: int, again: int, copies: int) -> tuple[int, int, int, int]:
@@ -235,7 +251,7 @@ def _muon_workspaces(d: dict, step: Step) -> list[tuple[int, int]]:
     iteration ends.
     """
     weight, compute = step.widths
-    inner = 2 if step.compute_dtype == "bfloat16" and compute != weight else BYTES["float32"]
+    inner = 2 if step.compute_dtype == "bfloat16" and compute != weight else FLOAT32
     layers = _layers(d, step)[1]
     shapes = Counter(tuple(sorted(shape)) for shape in layer_projections(d).values())
     needs = []
@@ -244,6 +260,62 @@ def _muon_workspaces(d: dict, step: Step) -> list[tuple[int, int]]:
         total = weight * short * long + 2 * inner * (short * long + short**2)
         needs.append((members * total, members * inner * short * long))
     return sorted(needs, reverse=True)
+
+
+def _training_by_shapes(d: dict, step: Step) -> dict:
+    """As `training_memory`, for an architecture without formulas.
+
+    A token keeps, for each matrix that it passes, the input and the output, and for each norm its input and the
+    normalised states. ALLOWANCE covers what activation functions and routers keep; recurrent states are counted.
+    """
+    weight, compute = step.widths
+    tokens, layers = step.micro_batch_size * step.block_size, max(1, d["num_hidden_layers"])
+    parts = _weights_by_shapes(d, step)
+    kept = tokens * _kept_by_shapes(d, step)
+    again = 0
+    if step.checkpointing:
+        kept, again = tokens * layers * weight * d["hidden_size"], kept // layers
+    copies = compute * d["parameters"]["total"] if compute != weight else 0
+    gathered = 0
+    if step.fsdp > 1:
+        gathered = BYTES[step.compute_dtype] * (2 * d["layer_parameters"] // layers + d["parameters"]["embedding"])
+    logits = tokens * d["vocab_size"]
+    going = parts["gradients"] if step.accumulation > 1 else 0
+    upward = 8 if compute == FLOAT32 else 8 + compute
+    rows = {
+        "forward": (going, kept, upward * logits, copies + gathered),
+        "loss": (going, kept, 12 * logits, copies + gathered),
+        "backward": (parts["gradients"], kept + again, 0, copies + gathered),
+        "update": (parts["gradients"], 0, 0, 0),
+    }
+    holes = {name: round(HOLES_SHAPES * row[1]) if step.device == "cpu" else 0 for name, row in rows.items()}
+    return _at_peak(_components(parts, rows), holes)
+
+
+def _weights_by_shapes(d: dict, step: Step) -> dict[str, int]:
+    """Bytes of weights, gradients and optimizer states on one device."""
+    width, total = step.widths[0], d["parameters"]["total"]
+    states = STATES[step.optimizer]
+    if step.lora:
+        adapters = FLOAT32 * lora_parameters(d, step.lora_r, step.lora_targets)
+        sizes = {"weights": width * total + adapters, "gradients": adapters, "optimizer": states * adapters}
+    else:
+        trained = width * (total - frozen_parameters(d, step.freeze_layers, step.freeze_embeddings))
+        sizes = {"weights": width * total, "gradients": trained, "optimizer": states * trained}
+    return {name: -(-size // step.fsdp) for name, size in sizes.items()}
+
+
+def _kept_by_shapes(d: dict, step: Step) -> int:
+    """Bytes that autograd keeps for a token in all layers."""
+    compute = step.widths[1]
+    matrices = sum(module["used"] * module["count"] * (module["inward"] + module["outward"]) for module in d["modules"])
+    kept = ALLOWANCE * (compute * matrices + 2 * FLOAT32 * d["norm_width"]) + FLOAT32 * d["state_numbers"]
+    weights = d["attention_layers"] * d["num_attention_heads"] * step.block_size
+    if step.attention == "eager":
+        kept += weights * (FLOAT32 + compute)
+    elif d["attention_dropout"]:  # SDPA has no kernel for it on a CPU
+        kept += 3 * FLOAT32 * weights
+    return round(kept)
 
 
 def generation_memory(dimensions: dict, *, context: int, batch_size: int = 1, dtype: str = "float32") -> dict[str, int]:
@@ -260,18 +332,27 @@ def generation_memory(dimensions: dict, *, context: int, batch_size: int = 1, dt
                      blocks are smaller and the allocator keeps them (see `mypt.planning.memory`)
         framework    FRAMEWORK
 
+    Of an architecture without formulas, what a layer makes is estimated from the widest of its modules.
+
     Raises MyPTError as `complete` does, and for an unknown dtype or a size below 1.
     """
-    d = complete(dimensions)
+    measured = is_measured(dimensions)
+    d = dimensions if measured else complete(dimensions)
     if dtype not in BYTES:
         raise MyPTError(f"dtype is {dtype!r}, expected one of: {', '.join(BYTES)}")
     width, tokens = BYTES[dtype], whole("context", context) * whole("batch_size", batch_size)
-    keys = d["num_key_value_heads"] * d["head_dim"]
+    if measured:
+        cached = d["attention_layers"] * d["key_value_width"]
+        widest = max((module["inward"] + module["outward"] for module in d["modules"]), default=0)
+        made = ALLOWANCE * (widest + 4 * d["hidden_size"])
+    else:
+        cached = d["num_hidden_layers"] * d["num_key_value_heads"] * d["head_dim"]
+        made = _made_in_layer(d)
     parts = {
         "weights": count_parameters(d)["total"] * width,
-        "kv_cache": 2 * d["num_hidden_layers"] * keys * tokens * width,
+        "kv_cache": 2 * cached * tokens * width,
         "logits": batch_size * d["vocab_size"] * (width + 16),
-        "temporary": tokens * width * _made_in_layer(d),
+        "temporary": round(tokens * width * made),
         "framework": FRAMEWORK,
     }
     return parts | {"total": sum(parts.values())}
@@ -302,10 +383,10 @@ def evaluation_memory(dimensions: dict, step: Step, windows: int) -> dict[str, i
     tokens = whole("windows", windows) * step.block_size
     phases = training_memory(dimensions, step)["phases"]
     between, forward = phases["update"], phases["forward"]
-    numbers = 8 if compute == BYTES["float32"] else 8 + compute
+    numbers = 8 if compute == FLOAT32 else 8 + compute
     temporary = tokens * weight * _made_in_layer(d)
     if step.attention == "eager":
-        temporary += tokens * d["num_attention_heads"] * step.block_size * (BYTES["float32"] + 2 * compute)
+        temporary += tokens * d["num_attention_heads"] * step.block_size * (FLOAT32 + 2 * compute)
     if compute != weight:
         temporary += compute * (hidden_matrices(d) + d["vocab_size"] * d["hidden_size"])
     parts = {

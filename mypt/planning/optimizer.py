@@ -6,8 +6,7 @@ tokens. AdamW's work, a few operations for each parameter, counts as nothing.
 
 from typing import NamedTuple
 
-from mypt.planning import shapes
-from mypt.planning.parameters import complete, projections
+from mypt.planning.parameters import complete, is_measured, projections
 from mypt.planning.scaling import flops_per_token
 
 NS_STEPS = 3  # Newton-Schulz iterations of Muon
@@ -35,7 +34,7 @@ def newton_schulz_flops(rows: int, columns: int, steps: int = NS_STEPS) -> int:
 
 def muon_flops(dimensions: dict, steps: int = NS_STEPS, freeze_layers: int = 0) -> int:
     """FLOPs of Muon's Newton-Schulz iterations in one optimizer step, over all hidden matrices that are trained."""
-    if shapes.is_measured(dimensions):  # whose modules are not told apart by layers: none counts as frozen
+    if is_measured(dimensions):  # whose modules are not told apart by layers: none counts as frozen
         matrices = [(m["inward"], m["outward"], m["count"]) for m in dimensions["modules"] if m["linear"]]
     else:
         d = complete(dimensions)

@@ -1,11 +1,15 @@
-"""Parameter counts from a configuration's dimensions, part by part."""
+"""Parameter counts from a model's dimensions, part by part.
+
+Dimensions are the fields of a MyPTConfig or, of an architecture without formulas, the parameters and the shapes of its
+modules, as `mypt.checkpoints.meta` reads them: these have the key `modules`.
+"""
 
 import difflib
 import re
 
 from mypt.errors import MyPTError
-from mypt.planning import shapes
-from mypt.planning.shapes import ALL_LINEAR
+
+ALL_LINEAR = "all-linear"  # every linear layer but the head
 
 FIELDS = (
     "vocab_size",
@@ -53,6 +57,11 @@ FORMULAS = {
         "lm_head_bias": False,
     },
 }
+
+
+def is_measured(dimensions: dict) -> bool:
+    """Whether these are shapes of modules, and no MyPTConfig fields."""
+    return "modules" in dimensions
 
 
 def complete(dimensions: dict) -> dict:
@@ -106,7 +115,7 @@ def with_positions(dimensions: dict, block_size: int) -> dict:
     limit = dimensions["max_position_embeddings"]
     if limit is None or block_size <= limit:
         return dimensions
-    if shapes.is_measured(dimensions):
+    if is_measured(dimensions):
         raise MyPTError(
             f"block_size {block_size:,} is longer than the {limit:,} positions of {dimensions['architecture']}; lower "
             "data.block_size (--block-size)"
@@ -139,7 +148,7 @@ def count_parameters(dimensions: dict) -> dict[str, int]:
     Raises:
         MyPTError: a field is missing.
     """
-    if shapes.is_measured(dimensions):
+    if is_measured(dimensions):
         return dict(dimensions["parameters"])
     d = complete(dimensions)
     layers, width = d["num_hidden_layers"], d["hidden_size"]
@@ -195,10 +204,8 @@ def adapted(d: dict, targets: str | list[str]) -> dict[str, tuple[int, int]]:
     if targets == ALL_LINEAR:
         return known
     paths = {name: f"model.layers.0.{'self_attn' if name in ATTENTION else 'mlp'}.{name}" for name in known}
-    if isinstance(targets, str):
-        found = {target: [n for n, path in paths.items() if re.fullmatch(target, path)] for target in [targets]}
-    else:
-        found = {target: [n for n, path in paths.items() if f".{path}".endswith(f".{target}")] for target in targets}
+    wanted = [targets] if isinstance(targets, str) else targets
+    found = {target: [n for n, path in paths.items() if _is_target(path, target, targets)] for target in wanted}
     for target, names in found.items():
         if not names:
             near = difflib.get_close_matches(target, known, n=1)
@@ -209,25 +216,53 @@ def adapted(d: dict, targets: str | list[str]) -> dict[str, tuple[int, int]]:
 
 
 def lora_parameters(dimensions: dict, r: int, targets: str | list[str] = ALL_LINEAR) -> int:
-    """Parameters that LoRA of rank `r` trains: r x (input + output width) for each adapted linear layer."""
-    if shapes.is_measured(dimensions):
-        return shapes.lora_parameters(dimensions, r, targets)
+    """Parameters that LoRA of rank `r` trains: r x (input + output width) for each adapted linear layer.
+
+    Raises MyPTError if one of the targets finds nothing.
+    """
+    if is_measured(dimensions):
+        modules = _adapted_modules(dimensions, targets)
+        return r * sum(module["count"] * (module["inward"] + module["outward"]) for module in modules)
     d = complete(dimensions)
     return d["num_hidden_layers"] * r * sum(map(sum, adapted(d, targets).values()))
+
+
+def _adapted_modules(d: dict, targets: str | list[str]) -> list[dict]:
+    """The measured modules that peft would find by these names."""
+    linear = [module for module in d["modules"] if module["adapted"]]
+    if targets == ALL_LINEAR:
+        return linear
+    paths = [module["name"].replace(".*.", ".0.") for module in linear]
+    wanted = [targets] if isinstance(targets, str) else targets
+    for target in wanted:
+        if not any(_is_target(path, target, targets) for path in paths):
+            names = sorted({path.rpartition(".")[2] for path in paths})
+            raise MyPTError(
+                f"LoRA target {target!r} finds no linear layer of this model; expected {ALL_LINEAR} or some of "
+                f"{', '.join(names)}"
+            )
+    pairs = zip(linear, paths, strict=True)
+    return [module for module, path in pairs if any(_is_target(path, target, targets) for target in wanted)]
+
+
+def _is_target(path: str, target: str, targets: str | list[str]) -> bool:
+    """As peft matches: one text is a regular expression of whole names, each of a list the end of a name."""
+    return bool(re.fullmatch(target, path)) if isinstance(targets, str) else f".{path}".endswith(f".{target}")
 
 
 def frozen_parameters(dimensions: dict, layers: int, embeddings: bool) -> int:
     """Parameters of the first `layers` layers and, if asked, of the embedding tables (a tied head is one of them).
 
-    Raises MyPTError for more layers than there are.
+    The layers of a model without formulas count as equally large. Raises MyPTError for more layers than there are.
     """
-    if shapes.is_measured(dimensions):
-        return shapes.frozen_parameters(dimensions, layers, embeddings)
-    d = complete(dimensions)
-    if not 0 <= layers <= d["num_hidden_layers"]:
-        raise MyPTError(f"freeze_layers is {layers}, expected 0 to {d['num_hidden_layers']}: the model has no more")
+    d = dimensions if is_measured(dimensions) else complete(dimensions)
+    most = d["num_hidden_layers"]
+    if not 0 <= layers <= most:
+        raise MyPTError(f"freeze_layers is {layers}, expected 0 to {most}: the model has no more")
     parts = count_parameters(d)
     tables = parts["embedding"] + parts["positions"] if embeddings else 0
+    if is_measured(d):
+        return d["layer_parameters"] * layers // max(1, most) + tables
     return layers * parameters_per_layer(d)["total"] + tables
 
 
@@ -237,7 +272,7 @@ def parameter_report(dimensions: dict, lora: dict | None = None, frozen: int = 0
     lora: {"r": rank, "targets": as `adapted` takes them}. frozen: `frozen_parameters` without LoRA.
     """
     report = count_parameters(dimensions)
-    if not shapes.is_measured(dimensions):  # whose layers may differ
+    if not is_measured(dimensions):  # whose layers may differ
         report |= {"per_layer": parameters_per_layer(dimensions)}
     if lora:
         adapters = lora_parameters(dimensions, lora["r"], lora["targets"])

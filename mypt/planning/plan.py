@@ -1,9 +1,6 @@
 """Cost and worth of a run, worked out before any compute is spent: one frozen `Plan`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING
 
 from mypt.planning.checks import FAILED, Check, check_plan
 from mypt.planning.disk import Disk, Saving, plan_disk
@@ -11,13 +8,10 @@ from mypt.planning.evaluation_budget import Evaluation, plan_evaluation
 from mypt.planning.fit import RECIPE_FLAGS, Memory, plan_memory
 from mypt.planning.optimizer import Choice, muon_flops
 from mypt.planning.parameters import count_parameters, frozen_parameters, parameter_report
-from mypt.planning.scaling import TOKENS_PER_PARAMETER, Interval, flops_per_token
+from mypt.planning.scaling import TOKENS_PER_PARAMETER, Interval, Optimum, flops_per_token
 from mypt.planning.step import Step
 from mypt.planning.time import Assumption, Measured, Speed, Time, assumed_speed, given_speed, plan_time
 from mypt.planning.verdict import Coverage, DataSource, assess
-
-if TYPE_CHECKING:  # numpy, where there is a ladder
-    from mypt.planning.ladder import Optimum
 
 
 @dataclass(frozen=True, kw_only=True)

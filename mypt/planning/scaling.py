@@ -7,8 +7,7 @@ data: L = E + A / N'^alpha + B / D'^alpha, in nats per token, with effective par
 import math
 from dataclasses import dataclass
 
-from mypt.planning import shapes
-from mypt.planning.parameters import complete, count_parameters
+from mypt.planning.parameters import complete, count_parameters, is_measured
 
 TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann 2022)
 
@@ -30,6 +29,16 @@ class Interval:
     low: float
     middle: float
     high: float
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The size with the lowest loss for a number of FLOPs (6 N D), and the tokens that they are enough for."""
+
+    flops: float
+    parameters: Interval
+    tokens: float
+    loss: Interval
 
 
 def effective_tokens(viewed: float, unique: float) -> float:
@@ -73,14 +82,17 @@ def flops_per_token(dimensions: dict, block_size: int, adapters: int = 0) -> int
     adapters: parameters of LoRA, which cost 6 each, while the frozen N get no gradient and cost 4.
     """
     each = 4 if adapters else 6
-    if shapes.is_measured(dimensions):
-        return shapes.flops_per_token(dimensions, block_size, each) + 6 * adapters
-    d = complete(dimensions)
-    multiplying = count_parameters(d)["non_embedding"]
-    if d["tie_word_embeddings"]:
-        multiplying += d["vocab_size"] * d["hidden_size"]
-    attention = 12 * d["num_hidden_layers"] * d["num_attention_heads"] * d["head_dim"] * block_size
-    return each * multiplying + 6 * adapters + attention
+    if is_measured(dimensions):  # of experts those count that a token passes
+        matrices = (m["used"] * m["inward"] * m["outward"] * m["count"] for m in dimensions["modules"])
+        multiplying = sum(matrices) + dimensions["vocab_size"] * dimensions["hidden_size"]
+        attention = dimensions["attention_layers"] * dimensions["query_width"]
+    else:
+        d = complete(dimensions)
+        multiplying = count_parameters(d)["non_embedding"]
+        if d["tie_word_embeddings"]:
+            multiplying += d["vocab_size"] * d["hidden_size"]
+        attention = d["num_hidden_layers"] * d["num_attention_heads"] * d["head_dim"]
+    return round(each * multiplying) + 6 * adapters + 12 * attention * block_size
 
 
 def dataset_hint(total_tokens: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from html import escape
 from itertools import pairwise
 
 from mypt.report.html import plain, text_of
-from mypt.training.callbacks.curves import smoothed
+from mypt.training.callbacks.pictures import smoothed
 
 MOST_POINTS = 1_000  # of a curve: of more, the lowest and the highest of each group are drawn
 COLORS = 6  # of the style sheet, s0 to s5; from the seventh curve on they come again, dashed

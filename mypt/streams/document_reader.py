@@ -9,8 +9,8 @@ import numpy as np
 
 from mypt.errors import DataError
 from mypt.preparation.assignment import hashed_to_val
-from mypt.streams.config import JitConfig
 from mypt.streams.permutation import derive_key, permute
+from mypt.streams.stream_config import JitConfig
 from mypt.text.clean import Cleaner
 from mypt.text.dedup import text_hash
 from mypt.text.plain import Document

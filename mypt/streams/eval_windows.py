@@ -15,7 +15,7 @@ import xxhash
 from mypt.errors import DataError
 from mypt.shards.format import Manifest
 from mypt.shards.reader import ShardReader
-from mypt.streams.config import to_batch
+from mypt.streams.stream_config import to_batch
 from mypt.streams.windows import evaluation_starts
 
 if TYPE_CHECKING:

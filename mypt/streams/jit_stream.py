@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from mypt.errors import DataError
-from mypt.streams.config import JitConfig, to_batch
 from mypt.streams.document_reader import GROUP, Cursor, DocumentReader, kept_text, pack
 from mypt.streams.size import UNKNOWN, EstimatedLedger, Size, document_encoder, fingerprint
+from mypt.streams.stream_config import JitConfig, to_batch
 from mypt.text.clean import Cleaner
 from mypt.text.sources import Unit, find_units
 from mypt.tokenization.load import load_tokenizer, tokenizer_hash

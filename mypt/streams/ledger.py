@@ -69,3 +69,11 @@ class Ledger:
             "sources": [asdict(source) for source in self.timeline.sources],
             "events": list(self.events),
         }
+
+
+def saved_ledger(state: dict) -> list[dict]:
+    """What each source had given when a stream's state was saved; that of a `JitStream` records it."""
+    if "seen" in state:
+        return state["seen"]
+    ledger = Ledger([Source(**source) for source in state["sources"]], state["block_size"], state["events"])
+    return [asdict(seen) for seen in ledger.seen(state["next_sample"])]

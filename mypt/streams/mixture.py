@@ -5,6 +5,8 @@ import math
 import numpy as np
 
 from mypt.errors import DataError
+from mypt.planning.verdict import DataSource
+from mypt.streams.windows import window_count
 
 PERIOD = 1_000
 
@@ -61,3 +63,13 @@ def _slot_counts(weights: list[float]) -> list[int]:
             "raise its weight or leave it out"
         )
     return counts
+
+
+def epoch_size(sources: list[DataSource], block_size: int) -> tuple[int, int]:
+    """Samples and tokens of the whole mixture in which its main source is seen once, as `ShardStream` counts them."""
+    weights = [source.weight for source in sources]
+    main = weights.index(max(weights))
+    mixture, tokens = Mixture(weights), sources[main].tokens
+    windows = window_count(tokens, block_size) if tokens > block_size else 1  # fewer tokens: a check of the plan fails
+    samples = -(-windows * PERIOD // mixture.counts[main])
+    return samples, round(tokens / mixture.shares[main])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,14 @@ import torch
 from mypt.errors import DataError
 from mypt.shards.open_dataset import open_dataset
 from mypt.shards.reader import ShardReader
-from mypt.streams.config import StreamConfig, to_batch
 from mypt.streams.curriculum import cut, length_at
 from mypt.streams.ledger import Ledger
+from mypt.streams.stream_config import StreamConfig, to_batch
 from mypt.streams.timeline import Source, events_since
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
+    from transformers import PreTrainedTokenizerFast
 
 CHUNK = 16_384  # samples whose places are worked out at once: numpy's cost per call then vanishes
 FIRST_CHUNK = 256  # doubled up to CHUNK: a small dataset has many epochs in a large chunk, each with its own order
@@ -207,3 +209,32 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
 def _rows(stream: ShardStream) -> Iterator[dict[str, np.ndarray]]:
     for sample in stream:
         yield {"input_ids": sample["input_ids"].numpy()}
+
+
+@dataclass(frozen=True)
+class ShownWindow:
+    """One training sample: its number, the place of its first token in the split, its input ids and their text."""
+
+    sample: int
+    first_token: int
+    input_ids: list[int]
+    text: str
+
+
+def decoded_windows(
+    directory: str | Path, tokenizer: PreTrainedTokenizerFast, count: int, *, block_size: int, seed: int = 0
+) -> list[ShownWindow]:
+    """Samples 0 .. count - 1 of the train split, as a model with this block size and seed gets them; EOS is shown.
+
+    Raises DataError if `count` is below 1 or the split is shorter than one window.
+    """
+    if count < 1 or block_size < 1:
+        raise DataError(f"{count} windows of {block_size} tokens were asked for; give 1 or more of each")
+    stream = ShardStream(directory, block_size=block_size, seed=seed, micro_batch_size=None)
+    _, starts = stream.places(np.arange(count))
+    shown = []
+    for sample, (start, window) in enumerate(zip(starts.tolist(), stream, strict=False)):
+        ids = window["input_ids"].tolist()
+        text = tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
+        shown.append(ShownWindow(sample, start, ids, text))
+    return shown

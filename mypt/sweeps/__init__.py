@@ -1,1 +1,1 @@
-"""Many runs of one recipe: the trials of a sweep, the rungs of a ladder."""
+"""Many runs of one recipe: the trials of a sweep."""

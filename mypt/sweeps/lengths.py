@@ -11,10 +11,11 @@ from mypt.hardware.machine import Machine
 from mypt.planning.coverage import planned_steps
 from mypt.planning.plan import plan
 from mypt.planning.step import MICRO_BATCH
+from mypt.streams.mixture import epoch_size
 from mypt.sweeps.subset import SweepData
 from mypt.sweeps.trial import as_override
 from mypt.training.speed import expected_speed
-from mypt.training.target import DEFAULT_BLOCK, Target, epoch_size, read_target
+from mypt.training.target import DEFAULT_BLOCK, Target, read_target
 
 EVALUATIONS = 10  # of a trial, after that of step 0: what a pruner sees
 

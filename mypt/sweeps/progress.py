@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Self
 
-from mypt.planning.verdict import duration
+from mypt.formatting import duration
 from mypt.terminal import LiveTable, is_terminal, say
 
 SHOWN = 12  # trials that ended, the last ones, in the table

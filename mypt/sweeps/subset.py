@@ -22,7 +22,7 @@ from mypt.shards.open_dataset import open_dataset
 from mypt.streams.size import fingerprint
 from mypt.terminal import say
 from mypt.text.sources import document_count, find_units, own_validation
-from mypt.training.data.sources import (
+from mypt.training.data.run_data import (
     default_sets,
     is_dataset,
     require_one_tokenizer,
@@ -163,7 +163,7 @@ def _made(place: Path, tell: Callable[[str], object], make: Callable[[], object]
 
 
 def _default_sets(texts: list[str], manifests: dict[str, Manifest]) -> dict[str, str]:
-    """As `mypt.training.data.sources.resolve_data` finds them."""
+    """As `mypt.training.data.run_data.resolve_data` finds them."""
     own = {source_name(source): split for source in texts if (split := own_validation(source))}
     return own or default_sets(manifests)
 

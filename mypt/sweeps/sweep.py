@@ -8,9 +8,9 @@ from pathlib import Path
 from mypt.errors import recipe_wording
 from mypt.files import replace_text
 from mypt.folders import require_own
+from mypt.formatting import duration
 from mypt.hardware.devices import machine_like
 from mypt.hardware.machine import cpus, this_machine
-from mypt.planning.verdict import duration
 from mypt.recipe import Recipe, SweepSection, load_recipe
 from mypt.sweeps.lengths import EVALUATIONS, Lengths
 from mypt.sweeps.record import RECORD_NAME, TRIALS_NAME, SweepRecord, TrialRecord, turn

@@ -11,7 +11,7 @@ from pathlib import Path
 import optuna
 
 from mypt.errors import CheckFailed, MyPTError
-from mypt.planning.verdict import duration
+from mypt.formatting import duration
 from mypt.sweeps.progress import Progress
 from mypt.sweeps.record import turn, write_record
 from mypt.sweeps.study import BEAT, Claimed, Study

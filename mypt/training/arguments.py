@@ -14,7 +14,7 @@ from mypt.planning.step import OWN_OPTIMIZERS
 from mypt.recipe import OptimizerSection, Recipe
 from mypt.terminal import say
 from mypt.training.optim.schedules import require_schedule, schedule_arguments, warmup_length
-from mypt.training.target import default_learning_rate
+from mypt.training.recipe_settings import default_learning_rate
 
 
 class RunArguments(TrainingArguments):

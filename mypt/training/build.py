@@ -26,10 +26,10 @@ from mypt.checkpoints.probes import require_document_mask
 from mypt.checkpoints.state import STATE_NAME, read_state
 from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
 from mypt.files import free_for
+from mypt.formatting import gibibytes
 from mypt.hardware.speeds import identify
 from mypt.inspection.dataset_commands import recorded_datasets
 from mypt.planning.disk import Saving, plan_disk
-from mypt.planning.fit import gibibytes
 from mypt.planning.step import OWN_OPTIMIZERS
 from mypt.preparation.contamination import contamination_line, find_contamination
 from mypt.recipe import AUTO, RESOLVED_NAME, Recipe, save_recipe
@@ -47,8 +47,8 @@ from mypt.training.callbacks.progress import ProgressBarCallback
 from mypt.training.callbacks.throughput import ThroughputCallback
 from mypt.training.callbacks.upload import UploadCallback
 from mypt.training.data.fetched import as_given, fetched
-from mypt.training.data.sources import RunData, resolve_data
-from mypt.training.data.stream import build_eval_sets, build_stream, place_stream
+from mypt.training.data.run_data import RunData, resolve_data
+from mypt.training.data.run_stream import build_eval_sets, build_stream, place_stream
 from mypt.training.interpolation import Start
 from mypt.training.launch import refuse_zero, require_processes
 from mypt.training.model.build import build_model

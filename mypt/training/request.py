@@ -19,7 +19,7 @@ from mypt.streams.windows import window_count
 from mypt.tokenization.load import require_same_tokenizer
 from mypt.training import run_folder
 from mypt.training.data.fetched import fetched
-from mypt.training.data.sources import default_sets, is_dataset, replay_sources, text_sources
+from mypt.training.data.run_data import default_sets, is_dataset, replay_sources, text_sources
 from mypt.training.launch import SIZES
 
 WORKERS_PER_CPU = 16  # a worker that waits for a disk or the hub needs no core; more than this only take memory

@@ -21,11 +21,11 @@ from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
 from mypt.terminal import say
 from mypt.training.arguments import build_arguments, default_arguments, unused_settings
-from mypt.training.data.sources import RunData
-from mypt.training.data.stream import data_identity
+from mypt.training.data.run_data import RunData
+from mypt.training.data.run_stream import data_identity
 from mypt.training.data.text import length_follows_from_data, tokenizer_name
+from mypt.training.recipe_settings import choose_run_optimizer, evaluation_settings
 from mypt.training.resolve_hardware import REUSED, Hardware, is_sharded, passes_per_step, resolve_compile, with_values
-from mypt.training.target import choose_run_optimizer, evaluation_settings
 
 
 def resolve(recipe: Recipe, data: RunData, model: PreTrainedModel, block_size: int, recorded: dict) -> Recipe:

@@ -10,12 +10,14 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from transformers import PreTrainedModel
 
 from mypt.errors import MyPTError, RecipeError
+from mypt.formatting import gibibytes
 from mypt.hardware.batch import divide_batch, room
 from mypt.hardware.choices import GIVEN, autocast_dtype, choose_attention, choose_compile, choose_dtype, choose_liger
 from mypt.hardware.machine import Machine, machine_of
 from mypt.hardware.main_memory import main_memory
 from mypt.planning.evaluation_budget import MOST_WINDOWS
-from mypt.planning.fit import fits, gibibytes, knobs, training_memory
+from mypt.planning.fit import fits, knobs
+from mypt.planning.memory import training_memory
 from mypt.planning.optimizer import Choice
 from mypt.planning.parameters import adapted, dimensions_of
 from mypt.planning.step import MICRO_BATCH, Step
@@ -23,8 +25,8 @@ from mypt.recipe import RESOLVED_NAME, Recipe, load_recipe
 from mypt.training.model.attention import choose_working_attention
 from mypt.training.model.compiled import obstacle
 from mypt.training.model.precision import choose_precision
+from mypt.training.recipe_settings import memory_settings
 from mypt.training.request import require_workers
-from mypt.training.target import memory_settings
 
 REUSED = "as when the run began"
 IDS = 16  # bytes of a token in a batch: an input and a target of int64
@@ -292,7 +294,7 @@ _CHOICES = {
 
 def _step(recipe: Recipe, hardware: Hardware, passes: int = 1) -> Step:
     """This run as the memory model sees it."""
-    settings = memory_settings(recipe, hardware.machine, recipe.data.block_size, [])
+    settings = memory_settings(recipe, hardware.machine, recipe.data.block_size)
     shards = PartialState().num_processes if is_sharded() else 1
     sizes = settings | {"accumulation": passes, "block_size": recipe.data.block_size}
     return Step(**sizes, device=hardware.machine.device, fsdp=shards)

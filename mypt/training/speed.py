@@ -7,8 +7,8 @@ from mypt.errors import MyPTError
 from mypt.hardware.machine import Machine
 from mypt.hardware.peak import assumption
 from mypt.hardware.speeds import identify, recorded_speed
+from mypt.planning.parameters import is_measured
 from mypt.planning.plan import Plan
-from mypt.planning.shapes import is_measured
 from mypt.planning.step import Step
 from mypt.planning.time import measured_speed
 from mypt.training.target import Target
@@ -45,7 +45,7 @@ def measured_now(target: Target, settings: dict, found: Plan) -> dict:
     Raises:
         MyPTError: There is no recipe, its step does not fit in memory, or `measure` raises it.
     """
-    from mypt.training.measure import measure
+    from mypt.training.measured_steps import measure
 
     if target.recipe is None:
         raise MyPTError("--measure needs a recipe, whose model and data it can train; name one")

@@ -10,10 +10,9 @@ from transformers import AutoModelForCausalLM, FalconConfig, GPTNeoXConfig, Mamb
 from mypt.checkpoints.meta import HubError, measured_dimensions, read_config
 from mypt.cli.main import main
 from mypt.errors import CheckpointError
-from mypt.planning.fit import training_memory
+from mypt.planning.memory import generation_memory, training_memory
+from mypt.planning.parameters import lora_parameters
 from mypt.planning.scaling import flops_per_token
-from mypt.planning.shape_memory import generation_memory
-from mypt.planning.shapes import lora_parameters
 from mypt.planning.step import Step
 from mypt.recipe import LoraSection
 from mypt.training.model.flops import flops_per_token as trained_flops

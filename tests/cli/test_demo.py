@@ -212,7 +212,7 @@ def test_a_dialogue_remembers_its_turns(page, models):
 
 
 def test_the_tokens_of_a_text_are_coloured_and_tell_their_losses(page, models):
-    from mypt.evaluation.text_losses import compare_texts, text_losses
+    from mypt.demo.text_losses import compare_texts, text_losses
 
     page.get_by_role("tab", name="Learned and forgotten").click()
     text = "class A:\n    return None\n"

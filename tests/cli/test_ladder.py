@@ -13,12 +13,12 @@ import yaml
 
 from mypt.cli.main import main
 from mypt.errors import CheckpointError
-from mypt.planning.ladder import DESIGN
-from mypt.planning.verdict import figure
+from mypt.forecasting.ladder import read_ladder
+from mypt.forecasting.ladder_law import DESIGN
+from mypt.forecasting.ladder_record import LadderRecord, RungRecord, data_identity, read_record, read_rung
+from mypt.forecasting.ladder_report import draw_ladder, ladder_lines, ladder_table, summary
+from mypt.formatting import figure
 from mypt.recipe import load_recipe
-from mypt.sweeps.ladder import read_ladder
-from mypt.sweeps.ladder_record import LadderRecord, RungRecord, data_identity, read_record, read_rung
-from mypt.sweeps.ladder_report import draw_ladder, ladder_lines, ladder_table, summary
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from mypt.demo import markup
-from mypt.evaluation.text_losses import Piece, TextLosses
+from mypt.demo.text_losses import Piece, TextLosses
 
 NASTY = "<script>alert(1)</script> & \"quotes\" 'x' ${1 + 1} {{value}} `tick`\n\tif a < b:\x1b[31m\u202e"
 NAMES = ["before", "after <b>"]

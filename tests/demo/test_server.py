@@ -130,7 +130,7 @@ def test_visitors_wait_for_each_other_and_all_get_their_own(url, engines):
 
 
 def test_losses_over_the_network_are_those_of_the_evaluation(client, engines):
-    from mypt.evaluation.text_losses import text_losses
+    from mypt.demo.text_losses import text_losses
 
     text = "class A:\n    pass\n"
     tables, coloured, _ = client.predict(text, "change", api_name="/losses")

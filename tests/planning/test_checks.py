@@ -8,7 +8,7 @@ from mypt.models.presets import preset_dimensions
 from mypt.planning.disk import Saving
 from mypt.planning.fit import RECIPE_FLAGS
 from mypt.planning.plan import plan
-from mypt.planning.report import verdict_lines
+from mypt.planning.plan_report import verdict_lines
 from mypt.planning.verdict import DataSource
 
 GIB = 2**30

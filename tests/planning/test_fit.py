@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from mypt.formatting import gibibytes
 from mypt.models.presets import preset_dimensions
-from mypt.planning.fit import divisors, gibibytes, knobs, largest_micro_batch, plan_memory
+from mypt.planning.fit import divisors, knobs, largest_micro_batch, plan_memory
 from mypt.planning.memory import evaluation_memory, training_memory
 from mypt.planning.step import Step
 

@@ -7,8 +7,9 @@ from fractions import Fraction
 import pytest
 
 from mypt.errors import MyPTError
+from mypt.formatting import figure, short
 from mypt.planning.coverage import calculate_dataset_coverage
-from mypt.planning.verdict import DataSource, assess, figure, judge, short
+from mypt.planning.verdict import DataSource, assess, judge
 
 STEP = 8_192
 

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from mypt.streams.config import JitConfig
 from mypt.streams.document_reader import Cursor, DocumentReader
+from mypt.streams.stream_config import JitConfig
 from mypt.text.sources import Unit
 
 SIZES = (7, 11, 1, 6, 10)

@@ -30,7 +30,7 @@ from mypt.training.run import train
 from mypt.yaml12 import dump_yaml
 from tests.checkpoints.test_adapter import adapter, base  # noqa: F401
 from tests.processes import Command, launch
-from tests.training.data.test_stream import fed  # noqa: F401
+from tests.training.data.test_run_stream import fed  # noqa: F401
 
 LOWER, UPPER = "abcdefghijklm", "NOPQRSTUVWXYZ"
 

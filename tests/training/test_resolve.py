@@ -8,8 +8,9 @@ from mypt.models.presets import preset_dimensions
 from mypt.recipe import load_recipe, parse_recipe, save_recipe
 from mypt.training.build import build_trainer
 from mypt.training.launch import refuse_zero
+from mypt.training.recipe_settings import choose_run_optimizer
 from mypt.training.run import train
-from mypt.training.target import choose_run_optimizer, read_target
+from mypt.training.target import read_target
 
 FEW, MANY = 1, 64  # sequences of 8 tokens in a step
 

@@ -24,7 +24,7 @@ from mypt.shards.reader import ShardReader
 from mypt.streams.document_reader import Cursor
 from mypt.tokenization.load import largest_id, load_tokenizer, tokenizer_hash
 from mypt.training.build import build_trainer
-from mypt.training.data.sources import resolve_data
+from mypt.training.data.run_data import resolve_data
 from mypt.training.run import train
 from tests.processes import launch
 from tests.training.test_kill import start, twins, wait_for

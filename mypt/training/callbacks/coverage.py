@@ -29,12 +29,11 @@ from mypt.checkpoints.lineage import (
 from mypt.checkpoints.state import LEDGER_NAME, loaded_state
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.files import replace_text
-from mypt.planning.report import coverage_lines
+from mypt.planning.coverage_report import coverage_lines
 from mypt.planning.verdict import DataSource, assess
 from mypt.streams.dataset_ledger import DatasetLedger, is_map_style, ledger_of
 from mypt.streams.jit_stream import JitLoader, JitStream
-from mypt.streams.ledger import Ledger, Seen
-from mypt.streams.show import saved_ledger
+from mypt.streams.ledger import Ledger, Seen, saved_ledger
 from mypt.streams.timeline import describe
 from mypt.terminal import say
 from mypt.training.optim.schedules import rewarm_of

@@ -29,8 +29,8 @@ from mypt.files import replace_text
 from mypt.streams.eval_windows import EvalWindows
 from mypt.terminal import say
 from mypt.training.callbacks.coverage import CoverageCallback
-from mypt.training.callbacks.curves import Pace, plot_forgetting
 from mypt.training.callbacks.guard import Guard, require_lambda_schedule
+from mypt.training.callbacks.pictures import Pace, plot_forgetting
 from mypt.training.model.compiled import eager
 
 KEYS = ("loss", "standard_error", "bits_per_byte", "delta", "delta_error", "state")  # of a set in the history

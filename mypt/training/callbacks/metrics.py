@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from mypt.checkpoints.state import METRICS_NAME
-from mypt.training.callbacks.curves import Pace, plot_loss
+from mypt.training.callbacks.pictures import Pace, plot_loss
 
 
 class MetricsCallback(TrainerCallback):

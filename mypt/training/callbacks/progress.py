@@ -2,7 +2,7 @@
 
 from transformers import TrainerCallback
 
-from mypt.planning.report import duration
+from mypt.formatting import duration
 from mypt.terminal import progress_bar, say
 
 # Without tqdm's estimate of the time left, which ignores evaluations.

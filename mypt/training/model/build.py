@@ -7,16 +7,16 @@ from transformers import PreTrainedModel, set_seed
 from mypt.checkpoints.complete import holds_model
 from mypt.conversion.weights import cast
 from mypt.errors import CheckpointError, RecipeError, UnreadableCheckpoint
+from mypt.formatting import gibibytes
 from mypt.hardware.main_memory import main_memory
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config, preset_dimensions
-from mypt.planning.fit import gibibytes
 from mypt.planning.parameters import count_parameters
 from mypt.planning.step import BYTES, VOCABULARY_MULTIPLE
 from mypt.recipe import ModelSection, model_fault, too_few_rows
 from mypt.tokenization.load import largest_id
-from mypt.training.data.sources import RunData
+from mypt.training.data.run_data import RunData
 from mypt.training.model.init_from import continued_model, existing_model
 from mypt.training.model.loading import is_of_machine
 

@@ -18,7 +18,7 @@ from mypt.recipe import ModelSection
 from mypt.terminal import say
 from mypt.tokenization.add_tokens import added_pieces
 from mypt.tokenization.load import largest_id, model_tokenizer, require_model_tokenizer
-from mypt.training.data.sources import RunData
+from mypt.training.data.run_data import RunData
 
 DROPOUTS = ("attention_dropout", "hidden_dropout")
 CHANGEABLE = (*DROPOUTS, "max_position_embeddings", "rope_parameters")  # fields of MyPTConfig beside init_from

@@ -28,8 +28,8 @@ from mypt.streams.jit_stream import JitLoader, JitStream
 from mypt.streams.shard_stream import ShardStream
 from mypt.terminal import say
 from mypt.training.callbacks.coverage import CoverageCallback
-from mypt.training.callbacks.curves import draw_what_ends_it
 from mypt.training.callbacks.guard import LOWERS_THE_RATE
+from mypt.training.callbacks.pictures import draw_what_ends_it
 from mypt.training.model.compiled import compiled_layers
 from mypt.training.model.flops import flops_per_token
 from mypt.training.model.loading import loading, require_optimizer_state, require_rng_state, require_weights

@@ -9,10 +9,10 @@ import pytest
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mypt.errors import MyPTError
-from mypt.training.callbacks import curves
-from mypt.training.callbacks.curves import PAUSE, Pace, draw_what_ends_it, plot_forgetting, plot_loss, smoothed
+from mypt.training.callbacks import pictures as curves
 from mypt.training.callbacks.forgetting import ForgettingCallback
 from mypt.training.callbacks.metrics import METRICS_NAME, MetricsCallback
+from mypt.training.callbacks.pictures import PAUSE, Pace, draw_what_ends_it, plot_forgetting, plot_loss, smoothed
 
 pytestmark = pytest.mark.plots
 PNG = b"\x89PNG"
@@ -113,7 +113,7 @@ class Absent(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
 from pathlib import Path
-from mypt.training.callbacks.curves import plot_forgetting, plot_loss
+from mypt.training.callbacks.pictures import plot_forgetting, plot_loss
 plot_loss([{"loss": 1.0, "step": 1}], Path(sys.argv[1]))
 plot_forgetting({}, Path(sys.argv[1]))
 """

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from mypt.errors import Interrupted, MyPTError, RecipeError
 from mypt.evaluation.forgetting import Policy, assess, describe_sets, guarded_sets, require_sets
-from mypt.planning.replay import Advice, Interpolated, Probe, advise
+from mypt.forecasting.replay_law import Advice, Interpolated, Probe, advise
 from mypt.recipe import Recipe, load_recipe
 from mypt.shards.open_dataset import open_dataset
 from mypt.terminal import progress_bar, say
 from mypt.training.data.fetched import fetched
-from mypt.training.data.sources import default_sets, is_dataset
+from mypt.training.data.run_data import default_sets, is_dataset
 from mypt.training.request import check
 from mypt.training.target import is_recipe
 from mypt.yaml12 import flow_yaml

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mypt.errors import MyPTError
+from mypt.forecasting.ladder_law import DESIGN, NOISE, Law, Rung, smaller_model
 from mypt.models.presets import PRESETS, preset_dimensions
-from mypt.planning.ladder import DESIGN, NOISE, Law, Rung, smaller_model
 from mypt.planning.parameters import count_parameters
 
 BYTES = 4.0  # per token: E of the priors is 0.42 x 4 = 1.68 nats, as published laws have it

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mypt.planning.curve import coverage_curve, draw_coverage
+from mypt.planning.coverage_report import coverage_curve, draw_coverage
 from mypt.planning.scaling import effective_tokens
 from mypt.planning.verdict import DataSource, assess
 

@@ -7,8 +7,8 @@ import torch
 
 from mypt import MyPTConfig, MyPTForCausalLM
 from mypt.checkpoints.load import load_model
+from mypt.demo.text_losses import TextLosses, compare_texts, text_losses
 from mypt.errors import MyPTError
-from mypt.evaluation.text_losses import TextLosses, compare_texts, text_losses
 from mypt.generation.engine import Engine
 from mypt.tokenization.load import load_tokenizer
 from mypt.tokenization.train import build_char_tokenizer, train_bpe_tokenizer

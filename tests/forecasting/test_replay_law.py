@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mypt.errors import MyPTError
-from mypt.planning.replay import (
+from mypt.forecasting.replay_law import (
     Interpolated,
     Probe,
     advise,

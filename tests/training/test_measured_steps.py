@@ -11,10 +11,10 @@ import yaml
 
 from mypt.cli.main import main
 from mypt.errors import MyPTError
-from mypt.planning.fit import training_memory
+from mypt.planning.memory import training_memory
 from mypt.recipe import parse_recipe
-from mypt.training import measure as module
-from mypt.training.measure import measure_here
+from mypt.training import measured_steps as module
+from mypt.training.measured_steps import measure_here
 from mypt.training.target import read_target
 
 

@@ -92,8 +92,8 @@ def measure_here(
     from mypt.planning.memory import evaluation_memory, training_memory
     from mypt.planning.step import FRAMEWORK
     from mypt.training.build import build_trainer
-    from mypt.training.callbacks.measure import StepMeter
-    from mypt.training.data.sources import resolve_data
+    from mypt.training.callbacks.step_meter import StepMeter
+    from mypt.training.data.run_data import resolve_data
 
     recipe, share, notes = _measurable(recipe, folder, steps)
     PartialState(cpu=recipe.training.get("use_cpu", not torch.accelerator.is_available()))
@@ -180,7 +180,7 @@ def _data(recipe: Recipe, folder: Path, notes: list[str]):
     from mypt.shards.format import METADATA_NAME
     from mypt.streams.size import STREAMED_KINDS
     from mypt.text.sources import document_count, find_units
-    from mypt.training.data.sources import text_sources
+    from mypt.training.data.run_data import text_sources
     from mypt.training.data.text import DATA_NAME
 
     section, texts = recipe.data, text_sources(recipe.data.train)

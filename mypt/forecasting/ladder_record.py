@@ -9,8 +9,8 @@ import xxhash
 
 from mypt.checkpoints.model_config import read_config_file
 from mypt.errors import CheckpointError
+from mypt.forecasting.ladder_law import Law, Rung
 from mypt.json_files import read_json
-from mypt.planning.ladder import Law, Rung
 from mypt.planning.parameters import count_parameters, dimensions_of
 from mypt.planning.plan import Plan
 from mypt.planning.scaling import effective_tokens
@@ -18,7 +18,7 @@ from mypt.recipe import Recipe
 from mypt.shards.open_dataset import open_dataset
 from mypt.streams.size import fingerprint
 from mypt.text.sources import find_units
-from mypt.training.data.sources import is_dataset
+from mypt.training.data.run_data import is_dataset
 from mypt.training.data.text import tokenizer_options
 from mypt.training.request import output_dir
 from mypt.training.result import read_result

@@ -12,22 +12,31 @@ import xxhash
 from mypt.errors import CheckFailed, MyPTError, RecipeError, recipe_wording
 from mypt.files import replace_text
 from mypt.folders import only_writer, require_own
+from mypt.forecasting.ladder_law import DESIGN, FACTOR, smaller_model
+from mypt.forecasting.ladder_record import (
+    RECORD_NAME,
+    LadderRecord,
+    data_identity,
+    default_folder,
+    is_finished,
+    read_rung,
+)
+from mypt.formatting import duration, short
 from mypt.hardware.machine import this_machine
 from mypt.planning.checks import FEW_PASSES
-from mypt.planning.ladder import DESIGN, FACTOR, smaller_model
 from mypt.planning.parameters import count_parameters
-from mypt.planning.verdict import DataSource, duration, short
+from mypt.planning.verdict import DataSource
 from mypt.preparation.subset import subset_dataset
 from mypt.recipe import Recipe, load_recipe
 from mypt.shards.open_dataset import open_dataset
-from mypt.sweeps.ladder_record import RECORD_NAME, LadderRecord, data_identity, default_folder, is_finished, read_rung
 from mypt.sweeps.lengths import Lengths
 from mypt.sweeps.subset import SweepData, place_eval_text, prepare_data
 from mypt.sweeps.trial import run_trial, stop_on_signal, train_command
 from mypt.text.hub_datasets import PREFIX
 from mypt.training.data.fetched import fetched
+from mypt.training.recipe_settings import default_learning_rate
 from mypt.training.request import check
-from mypt.training.target import Target, default_learning_rate, read_target
+from mypt.training.target import Target, read_target
 from mypt.yaml12 import dump_yaml
 
 RECIPE_NAME, RUNGS_NAME, PARTS_NAME, CACHE_NAME = "rung.yaml", "rungs", "parts", "prepared"

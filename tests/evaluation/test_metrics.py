@@ -9,7 +9,7 @@ import pytest
 from mypt.checkpoints.load import load_model
 from mypt.cli.main import main
 from mypt.errors import MyPTError
-from mypt.evaluation.references import corpus_scores, read_references
+from mypt.evaluation.metrics import corpus_scores, read_references
 from mypt.generation.engine import Engine
 from mypt.generation.settings import GenerationSettings
 from mypt.tokenization.load import load_tokenizer
@@ -99,7 +99,7 @@ def test_a_missing_extra_is_one_line(package, option, tmp_path, untrained_models
     import importlib.util
 
     find = importlib.util.find_spec
-    for module in ("references", "tasks"):
+    for module in ("metrics", "tasks"):
         monkeypatch.setattr(f"mypt.evaluation.{module}.find_spec", lambda name: None if name == package else find(name))
     (tmp_path / "x.jsonl").write_text('{"prompt": "a", "reference": "b"}\n')
     value = f"x={tmp_path / 'x.jsonl'}" if package == "sacrebleu" else "arc_easy"

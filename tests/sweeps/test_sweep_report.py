@@ -10,7 +10,7 @@ import pytest
 from mypt.sweeps.confirm import FOLDER, Confirmation, Look, Rerun, write_confirmation
 from mypt.sweeps.pictures import Line, varied
 from mypt.sweeps.record import SweepRecord, TrialRecord
-from mypt.sweeps.report import PICTURES, build_report, curve_of, importance_of, print_report, write_report
+from mypt.sweeps.sweep_report import PICTURES, build_report, curve_of, importance_of, print_report, write_report
 
 RATE, DROPOUT, ORDER = "training.learning_rate", "model.hidden_dropout", "data.train_order"
 

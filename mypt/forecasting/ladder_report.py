@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mypt.planning.ladder import Law
+from mypt.forecasting.ladder_law import Law
+from mypt.forecasting.ladder_record import LadderRecord
+from mypt.formatting import duration, figure, short
+from mypt.planning.coverage_report import beyond_words, loss_words, optimum_words
 from mypt.planning.plan import Forecast
-from mypt.planning.report import beyond_words, loss_words, optimum_words
 from mypt.planning.scaling import GUESSING_LOSS, Interval, predicted_loss
-from mypt.planning.verdict import duration, figure, short
 from mypt.plots import add_legend, new_axes
-from mypt.sweeps.ladder_record import LadderRecord
 
 PICTURE_NAME = "ladder.png"
 _SHOWN = ("E", "alpha", "beta")  # of the law; A and B are of one parameter and one token

@@ -26,7 +26,7 @@ import numpy as np
 
 from mypt.errors import MyPTError
 from mypt.planning.parameters import count_parameters
-from mypt.planning.scaling import ALPHA, LN_A, LN_B, Interval
+from mypt.planning.scaling import ALPHA, LN_A, LN_B, Interval, Optimum
 
 LEVEL = 0.95  # of every interval
 FACTOR = 8.0  # compute of the planned run by that of the largest rung
@@ -66,16 +66,6 @@ class Rung:
     effective_tokens: float
     loss: float
     error: float
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """The size with the lowest loss for a number of FLOPs (6 N D), and the tokens that they are enough for."""
-
-    flops: float
-    parameters: Interval
-    tokens: float
-    loss: Interval
 
 
 class Law:

@@ -213,10 +213,14 @@ def _is_main_process() -> bool:
 
 def is_dataset(source: str) -> bool:
     """Whether it is a directory of shards. Raises DataError for a path where nothing is."""
-    path = Path(source)
     if is_remote(source):
         return False  # of datasets there is a copy here (`mypt.training.data.fetched`)
-    if not (path.exists() or source.startswith(PREFIX) or has_magic(source) or "#" in source):
+    if not (Path(source).exists() or source.startswith(PREFIX) or has_magic(source) or "#" in source):
         advice = f"name a text source or a directory made by `mypt prepare --out {source}`"
         raise DataError(f"data source {source} does not exist; {advice_for(source, advice)}")
-    return path.is_dir() and dataset_directory(source) is None and not holds_records(path)
+    return holds_shards(source)
+
+
+def holds_shards(source: str) -> bool:
+    """Whether it is a directory of shards that is here."""
+    return Path(source).is_dir() and dataset_directory(source) is None and not holds_records(Path(source))

@@ -5,10 +5,12 @@ import math
 
 import pytest
 
+from mypt.formatting import duration, times
 from mypt.models.presets import preset_dimensions
 from mypt.planning.coverage import calculate_dataset_coverage
+from mypt.planning.coverage_report import coverage_lines
 from mypt.planning.plan import plan
-from mypt.planning.report import coverage_lines, duration, plan_tables, times
+from mypt.planning.plan_report import plan_tables
 from mypt.planning.verdict import DataSource, assess
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mypt.checkpoints.state import METRICS_NAME
 from mypt.files import replace_text
-from mypt.planning.verdict import duration
+from mypt.formatting import duration
 from mypt.sweeps.confirm import Confirmed, candidate, latest
 from mypt.sweeps.pictures import Line, draw_fidelity, draw_importance, draw_losses, draw_parallel
 from mypt.sweeps.record import SweepRecord, TrialRecord, is_loss

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from mypt.cli.main import main
+from mypt.forecasting.replay import plan_probes
 from mypt.recipe import load_recipe, parse_recipe
-from mypt.training.replay import plan_probes
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_probes_are_the_runs_of_that_length(adaptation, advice, corpora, tmp_pat
 
 def test_a_probe_keeps_the_shape_of_the_runs_schedule(adaptation):
     """What counts steps is shortened as the run is; what follows from the length is left to it."""
-    from mypt.training.replay import _recipe
+    from mypt.forecasting.replay import _recipe
 
     content = adaptation(
         training={"max_steps": 80, "warmup_steps": 20, "eval_delay": 3, "report_to": ["tensorboard"]},
@@ -148,7 +148,7 @@ def test_a_mapping_of_replay_sources(adaptation, corpora):
     """`forgetting.guard: {name: source}` replays what it names."""
     recipe = parse_recipe(yaml.safe_load(Path(adaptation()).read_text()))
     recipe.forgetting.guard = {"general": str(corpora / "domain")}
-    from mypt.training.replay import _split
+    from mypt.forecasting.replay import _split
 
     recipe.data.train = {str(corpora / "general"): 1.0}
     now, domain, replay, policy = _split(recipe)

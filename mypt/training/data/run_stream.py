@@ -14,7 +14,7 @@ from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
 from mypt.streams.size import fingerprint
 from mypt.terminal import say
-from mypt.training.data.sources import RunData
+from mypt.training.data.run_data import RunData
 
 
 def build_stream(recipe: Recipe, data: RunData, saved: dict | None) -> ShardStream | JitStream:
