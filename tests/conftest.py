@@ -38,7 +38,7 @@ from tests.runs import (  # noqa: F401
     whole_copy,
     whole_run,
 )
-from tests.stores import az, az_server, bucket, gs, gs_server, s3, s3_server, s3_wire  # noqa: F401
+from tests.stores import az, az_server, azure_account, bucket, gs, gs_server, s3, s3_server, s3_wire  # noqa: F401
 from tests.studies import postgresql, sweep_recipe  # noqa: F401
 
 # A shell's background job begins with Ctrl-C ignored, and so would all that the tests start.

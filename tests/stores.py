@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 SECRET = "wJalrXUtnFEMI-loopback-only-secret"
+AZURE_ACCOUNT = "devstoreaccount1"
 AZURE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # of every Azurite
 )
@@ -75,6 +76,30 @@ class Wire(threading.Thread):
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+
+class Tunnel(Wire):
+    """A proxy that every name leads to the one server behind, whatever it is: for clients that know real names alone.
+
+    Attributes:
+        asked: The host and port of each connection.
+    """
+
+    def __init__(self, target: int):
+        self.asked: list[str] = []
+        super().__init__(target)
+
+    def _carry(self, client: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            if not (data := client.recv(1 << 14)):
+                return client.close()
+            head += data
+        method, host, _ = head.split(b"\r\n")[0].decode().split()
+        assert method == "CONNECT", head
+        self.asked.append(host)
+        client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        super()._carry(client)
 
 
 @contextlib.contextmanager
@@ -200,9 +225,42 @@ def az(az_server, monkeypatch) -> Iterator[str]:
     yield from _connected(monkeypatch, "az", {"AZURE_STORAGE_CONNECTION_STRING": connection})
 
 
+@pytest.fixture
+def azure_account(tmp_path) -> Iterator[tuple[str, dict[str, str], Tunnel]]:
+    """An account as Azure's own are reached: by its name, https://ACCOUNT.blob.core.windows.net, with a certificate.
+
+    Yields a new container, the environment of a process that finds the server by that name, without credentials, and
+    the tunnel to it. Only new processes take the certificate: aiohttp reads it when it is imported.
+    """
+    pytest.importorskip("adlfs", reason="adlfs is not installed (the extra azure)")
+    azurite, openssl = shutil.which("azurite-blob"), shutil.which("openssl")
+    if not (azurite and openssl):
+        pytest.skip("azurite (npm install -g azurite) or openssl is not in PATH")
+    from azure.storage.blob import BlobServiceClient
+
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    name = f"{AZURE_ACCOUNT}.blob.core.windows.net"
+    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+    words += ["-addext", f"subjectAltName=DNS:{name},IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([openssl, *words], check=True, capture_output=True)
+    port, container = free_port(), f"b{uuid.uuid4().hex[:12]}"
+    options = ["--silent", "--skipApiVersionCheck", "--disableTelemetry", "--inMemoryPersistence", "--cert"]
+    options += [str(certificate), "--key", str(key), "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+    with served([azurite, *options], port):
+        address = f"https://127.0.0.1:{port}/{AZURE_ACCOUNT}"
+        with BlobServiceClient(address, AZURE_KEY, connection_verify=str(certificate)) as client:
+            client.create_container(container)
+        tunnel = Tunnel(port)
+        environment = {"AZURE_STORAGE_ACCOUNT_NAME": AZURE_ACCOUNT, "SSL_CERT_FILE": str(certificate)}
+        environment |= {"HTTPS_PROXY": f"http://127.0.0.1:{tunnel.port}", "NO_PROXY": ""}
+        yield container, environment, tunnel
+        tunnel.close()
+
+
 def azure_endpoint(port: int) -> str:
     """The part of a connection string that names Azurite and its account."""
-    return f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;BlobEndpoint=http://127.0.0.1:{port}/devstoreaccount1;"
+    at = f"BlobEndpoint=http://127.0.0.1:{port}/{AZURE_ACCOUNT}"
+    return f"DefaultEndpointsProtocol=http;AccountName={AZURE_ACCOUNT};{at};"
 
 
 @pytest.fixture(params=["s3", "file", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gs", "az"))])

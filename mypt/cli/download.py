@@ -22,12 +22,18 @@ def run(args: argparse.Namespace) -> None:
 
     from mypt.inspection.dataset import short_description
     from mypt.storage.card import describe_model
+    from mypt.storage.export_files import describe_export, is_export
     from mypt.storage.run_files import is_dataset
     from mypt.storage.uri import parse_uri
 
     store, folder = parse_uri(args.uri), Path(args.directory)
     received = store.download(folder)
-    kind, found = ("dataset", short_description(folder)) if is_dataset(folder) else ("model", describe_model(folder))
+    if is_dataset(folder):
+        kind, found = "dataset", short_description(folder)
+    elif is_export(folder):
+        kind, found = "export", describe_export(folder)
+    else:
+        kind, found = "model", describe_model(folder)
     if args.json:
         say_json({"uri": args.uri, "directory": args.directory, kind: found, **received._asdict()})
         return

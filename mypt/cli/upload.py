@@ -11,7 +11,7 @@ HELP = "send a model, run or dataset to the hub or an object store"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("directory", metavar="DIR", help="run folder, its best/, a checkpoint-N, an adapter or a dataset directory")
+    add("directory", metavar="DIR", help="run folder, its best/, a checkpoint-N, an adapter, an export or a dataset")
     uri = (
         "hf://user/name[@branch], which is created if absent and takes models; or s3://bucket/path, gs://bucket/path, "
         "az://container/path, file:///path, which take all of them"

@@ -27,14 +27,15 @@ from mypt.conversion.parity import (
 )
 from mypt.conversion.weights import from_mypt, to_mypt
 from mypt.errors import CheckpointError
-from mypt.files import replace_text, require_file
+from mypt.files import replace_text, require_file, xxh3_128
 from mypt.folders import new_folder, require_free
+from mypt.json_files import Recorded
+from mypt.storage.upload_files import EXPORT_NAME
 from mypt.tokenization.load import model_tokenizer, save_tokenizer, tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-REPORT_NAME = "export.json"
 WRITERS = {"safetensors": safetensors, "onnx": onnx, "gguf": gguf, "int8": int8}  # what they have: formats.py
 
 
@@ -67,7 +68,8 @@ def export_model(
         kind of input, of the two comparisons; `largest_logit`; `tolerance`, the largest difference that passes;
         `greedy_equal`, of a continuation of `greedy_tokens` tokens; `rounding`, what the file's dtype costs, or None;
         `source` and `result`, with `bits_per_byte` (None without a tokenizer), `tokens_per_second` of one thread,
-        `bytes` and `runtime`; `text`, tokens and bytes that were measured; `notes`.
+        `bytes` and `runtime`; `text`, tokens and bytes that were measured; `files`, bytes and xxh3-128 by name, all but
+        export.json; `notes`.
 
     Raises:
         CheckpointError: `out` is not empty; the target or the format lacks a named part, or cannot hold this tokenizer.
@@ -109,8 +111,9 @@ def export_model(
             report["result"] = measure(runner, sample, probes, context)
         report["greedy_as_source"] = _common(exact.greedy, found.greedy)
         report["text"] = {"tokens": sum(w.shape[1] for w in sample.windows), "bytes": sample.bytes} if sample else None
-        report["result"]["bytes"] = _folder_bytes(folder)
-        replace_text(folder / REPORT_NAME, json.dumps(report, indent=1) + "\n")
+        report["files"] = _files(folder)
+        report["result"]["bytes"] = sum(entry["bytes"] for entry in report["files"].values())
+        replace_text(folder / EXPORT_NAME, json.dumps(report, indent=1) + "\n")
     return report
 
 
@@ -134,13 +137,18 @@ def _read(text: str | Path) -> str:
     return Path(text).read_text(encoding="utf-8", errors="replace")
 
 
-def _folder_bytes(folder: Path) -> int:
-    """Bytes of the files, without those that are hidden."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.relative_to(folder).as_posix()[0] != ".")
-
-
 def _parameter_bytes(model) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _files(folder: Path) -> dict[str, Recorded]:
+    """Every file of an export by its path there; those of the writing itself begin with a dot."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        name: {"bytes": path.stat().st_size, "xxh3_128": xxh3_128(path)}
+        for name, path in paths.items()
+        if not name.startswith(".")
+    }
 
 
 def _common(first: list[int], second: list[int]) -> int:

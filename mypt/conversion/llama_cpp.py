@@ -72,7 +72,7 @@ class LlamaCppRunner:
 
     def __init__(self, address: str, process: subprocess.Popen, log: Any, size: int, context: int):
         self.name = f"llama.cpp of xllamacpp {version_of('xllamacpp')}"
-        self.address, self._process, self._log, self._size = address, process, log, size
+        self.address, self.process, self._log, self._size = address, process.pid, log, size
         self.every = min(8, context)  # the server gives the probabilities of one position a request
         self._letter = self.tokenize("a", special=False)[-1]  # a whole character
 

@@ -7,6 +7,7 @@ config and tokenizer.
 from __future__ import annotations
 
 import json
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -190,7 +191,7 @@ class OnnxRunner:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self.name = f"onnxruntime {version_of('onnxruntime')}"
+        self.name, self.process = f"onnxruntime {version_of('onnxruntime')}", os.getpid()
         self._session = onnxruntime.InferenceSession(folder / FILE, options, providers=["CPUExecutionProvider"])
         self._names = [value.name for value in self._session.get_inputs() if value.name.startswith("past_")]
         self._heads, self._width = _cache_shape(AutoConfig.from_pretrained(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,11 +43,13 @@ class Runner(Protocol):
         name: The library and its version.
         every: It gives the logits of each `every`-th position, the first of them at position `every // 2`.
         normalized: They are log-probabilities, over the ids from 0 to the last that the tokenizer has.
+        process: The id of the process that computes: this one, or a server's.
     """
 
     name: str
     every: int
     normalized: bool
+    process: int
 
     def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Compute float32 (B, positions, V) for int64 ids and attention mask (B, T); anything where the mask is 0."""
@@ -137,6 +140,7 @@ class TransformersRunner:
 
     def __init__(self, model: PreTrainedModel, exact: bool = True):
         self.name, self.model, self._exact = f"transformers {version_of('transformers')}", model, exact
+        self.process = os.getpid()
 
     @contextmanager
     def _in_float32(self) -> Iterator[None]:

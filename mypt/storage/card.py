@@ -24,11 +24,16 @@ _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MARKUP = re.compile(r"[&<>\\`*\[\]~#$@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
-def card_of(folder: Path, name: str, *, revision: str | None = None, license: str | None = None) -> str:
-    """The card to send: the folder's own README.md if somebody wrote one, else `model_card`."""
+def written_card(folder: Path) -> str | None:
+    """The README.md that somebody wrote into a folder; None without one, and for peft's form that is not filled in."""
     own = folder / CARD_NAME
     text = own.read_text(encoding="utf-8") if own.is_file() else _STUB
-    return model_card(folder, name, revision=revision, license=license) if _STUB in text else text
+    return None if _STUB in text else text
+
+
+def card_of(folder: Path, name: str, *, revision: str | None = None, license: str | None = None) -> str:
+    """The card to send: the folder's own README.md if somebody wrote one, else `model_card`."""
+    return written_card(folder) or model_card(folder, name, revision=revision, license=license)
 
 
 def model_card(folder: Path, name: str, *, revision: str | None = None, license: str | None = None) -> str:
@@ -51,6 +56,32 @@ def model_card(folder: Path, name: str, *, revision: str | None = None, license:
         _recipe(info),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def export_card(report: dict, name: str, license: str | None = None) -> str:
+    """Markdown with the hub's metadata about a model that `mypt export` wrote: its export.json in words."""
+    from huggingface_hub import ModelCardData
+
+    result, title = report["result"], name.rpartition("/")[2]
+    data = ModelCardData(pipeline_tag="text-generation", license=license, tags=["mypt", one_line(report["format"])])
+    rows = [
+        ("architecture", _plain(report["to"])),
+        ("parameters", f"{report['parameters']:,}"),
+        ("format", _plain(f"{report['format']} {report['dtype']}")),
+        ("run and checked by", _plain(result.get("runtime"))),
+        ("largest difference of a logit", f"{max(report['differences'].values()):.1e}"),
+        ("greedy text", "that of the same weights" if report["greedy_equal"] else "NOT that of the same weights"),
+    ]
+    if result.get("bits_per_byte") is not None:
+        rows.append(("bits/byte of a sample", f"{result['bits_per_byte']:.4f}"))
+    sections = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {_plain(title)}",
+        "A causal language model, written by `mypt export` for other programs. The difference is that between the "
+        "files and the same weights in transformers.",
+        _table(("", ""), rows),
+    ]
+    return "\n\n".join(sections) + "\n"
 
 
 def _metadata(info: RunInfo, name: str, license: str | None) -> str:

@@ -13,7 +13,7 @@ from mypt.json_files import read_json
 from mypt.remote.cache import cached_folder
 from mypt.remote.place import Place
 from mypt.shards.format import METADATA_NAME
-from mypt.storage.manifest import Entry, Manifest, dump_manifest, read_manifest
+from mypt.storage.manifest import Entry, Manifest, dump_manifest, kind_in_words, read_manifest
 from mypt.storage.transfer import digest_of, fetch_folder
 
 _LISTED = "manifest.json"  # beside a copy: what it was fetched by
@@ -35,7 +35,7 @@ def local_dataset(uri: str) -> Path | None:
     if manifest is None:
         return None
     if manifest["kind"] != "dataset":
-        raise DataError(f"{uri} is a {manifest['kind']}, not a dataset; name a dataset directory or text")
+        raise DataError(f"{uri} is {kind_in_words(manifest)}, not a dataset; name a dataset directory or text")
     if METADATA_NAME not in manifest["files"]:
         raise CheckpointError(f"{uri} lists no {METADATA_NAME}; upload it again")
     digest = xxhash.xxh3_128(f"{uri} {digest_of(manifest)}".encode()).hexdigest()

@@ -20,8 +20,16 @@ from mypt import hub_errors
 from mypt.checkpoints.model_config import CONFIGS
 from mypt.errors import CheckpointError, MyPTError, without_secrets
 from mypt.folders import beside, contents, empty, require_free, take_place
+from mypt.storage.export_files import (
+    EXPORTED_WEIGHTS,
+    export_files,
+    is_export,
+    is_export_file,
+    is_replaced_export,
+    require_whole_export,
+)
 from mypt.storage.store import Outgoing, Received, Sent, Store
-from mypt.storage.upload_files import CARD_NAME, WEIGHTS, check_weights, is_model_file, is_replaced
+from mypt.storage.upload_files import CARD_NAME, EXPORT_NAME, WEIGHTS, check_weights, is_model_file, is_replaced
 from mypt.terminal import is_terminal
 
 if TYPE_CHECKING:
@@ -48,6 +56,12 @@ class HubStore(Store):
 
     def __str__(self) -> str:
         return f"hf://{self.name}" + (f"@{self.revision}" if self.revision else "")
+
+    def outgoing(self, folder: str | Path, *, license: str | None = None) -> list[Outgoing]:
+        """As of every store for a model; an export with the files that it names."""
+        if is_export(Path(folder)):
+            return export_files(Path(folder), self.name, license)
+        return super().outgoing(folder, license=license)
 
     def connect(self, *, private: bool | None = None) -> bool:
         from huggingface_hub import get_token
@@ -91,14 +105,20 @@ class HubStore(Store):
         api, names = _api(progress), {file.name for file in files}
         with hub_errors.explained(str(self)):
             before = self._tree(api, self.revision)
-            removed = sorted(name for name in before if name not in names and is_replaced(name))
+            exported = EXPORT_NAME in names and not any(WEIGHTS.fullmatch(name) for name in names)
+            if exported and (own := next((name for name in before if WEIGHTS.fullmatch(name)), None)):
+                raise CheckpointError(
+                    f"{self} holds a model ({own}), which an export does not replace; choose another name"
+                )
+            replaced = is_replaced_export if exported else is_replaced
+            removed = sorted(name for name in before if name not in names and replaced(name))
 
             def commit():
                 # The library hashes and marks these objects: every try gets new ones.
                 operations = [CommitOperationAdd(file.name, file.content) for file in files]
                 for operation in operations:
                     # One after the other in this thread: those of the library's pool would hold up the process's end.
-                    if WEIGHTS.fullmatch(operation.path_in_repo):
+                    if _is_large(operation.path_in_repo):
                         api.preupload_lfs_files(self.name, [operation], revision=self.revision)
                 operations += [CommitOperationDelete(name) for name in removed]
                 return api.create_commit(self.name, operations, commit_message=message, revision=self.revision)
@@ -126,7 +146,7 @@ class HubStore(Store):
             shutil.rmtree(aside / ".cache", ignore_errors=True)  # the library's notes
             sizes = {name: (aside / name).stat().st_size for name in wanted}
             try:
-                check_weights(aside)
+                (require_whole_export if is_export(aside) else check_weights)(aside)
                 take_place(aside, folder.resolve())
             except MyPTError as error:
                 empty(aside)
@@ -147,6 +167,8 @@ class HubStore(Store):
                 raise CheckpointError(
                     f"{self} lists the file {name!r}, which would leave the folder; nothing was written"
                 )
+        if EXPORT_NAME in remote and not any(WEIGHTS.fullmatch(name) for name in remote):
+            return sorted(name for name in remote if is_export_file(name))
         wanted = sorted(name for name in remote if is_model_file(name) or re.fullmatch(r"\w+\.py", name))
         if not any(name in remote for name in CONFIGS):
             configs = " or ".join(CONFIGS)
@@ -156,6 +178,10 @@ class HubStore(Store):
             there = f"only {others[0]}" if others else "none"
             raise CheckpointError(f"{self} has no weights in safetensors ({there}), and pickles are not loaded")
         return wanted
+
+
+def _is_large(name: str) -> bool:
+    return bool(WEIGHTS.fullmatch(name) or EXPORTED_WEIGHTS.fullmatch(name))
 
 
 def _check_card(files: list[Outgoing]) -> None:

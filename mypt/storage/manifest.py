@@ -21,11 +21,16 @@ class Manifest(TypedDict):
 
     format: Literal["mypt-folder"]
     version: Literal[1]
-    kind: Literal["model", "checkpoint", "dataset"]
+    kind: Literal["model", "checkpoint", "dataset", "export"]
     compression: NotRequired[Literal["zstd"]]
     message: NotRequired[str]
     run: NotRequired[str]
     files: dict[InnerPath, Entry]
+
+
+def kind_in_words(manifest: Manifest) -> str:
+    """What a folder is, with its article."""
+    return "an export" if manifest["kind"] == "export" else f"a {manifest['kind']}"
 
 
 def read_manifest(place: Place) -> Manifest | None:

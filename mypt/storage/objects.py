@@ -13,9 +13,11 @@ from mypt.checkpoints.environment import ENVIRONMENT_NAME
 from mypt.errors import CheckpointError, MyPTError
 from mypt.folders import beside, require_free, take_place
 from mypt.remote.place import FORMS, Place
+from mypt.storage.export_files import export_files, is_export
 from mypt.storage.manifest import (
     MANIFEST_NAME,
     Manifest,
+    kind_in_words,
     read_manifest,
     replaceable_manifest,
     require_manifest,
@@ -61,10 +63,12 @@ class ObjectStore(Store):
         return self.place.name
 
     def outgoing(self, folder: str | Path, *, license: str | None = None) -> list[Outgoing]:
-        """List the files of a model as every store does, of a checkpoint or a dataset all of them."""
+        """List the files of a model or an export as every store does, of a checkpoint or a dataset all of them."""
         folder = Path(folder)
         if is_dataset(folder):
             return dataset_files(folder)
+        if is_export(folder):
+            return export_files(folder, self.name, license)
         if is_checkpoint(folder):
             return checkpoint_files(folder)
         files, environment = super().outgoing(folder, license=license), folder / ENVIRONMENT_NAME
@@ -167,7 +171,7 @@ class ObjectStore(Store):
         store = self.below(name)
         manifest: Manifest = require_manifest(store.place)
         if manifest["kind"] != "checkpoint":
-            raise CheckpointError(f"{store} is a {manifest['kind']}, not a checkpoint; choose another upload.uri")
+            raise CheckpointError(f"{store} is {kind_in_words(manifest)}, not a checkpoint; choose another upload.uri")
         target = run / name
         if target.is_dir():  # an interrupted save of the same step
             shutil.rmtree(target)

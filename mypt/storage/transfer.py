@@ -19,18 +19,20 @@ from mypt.files import xxh3_128
 from mypt.folders import LOCK_NAME
 from mypt.remote.place import Place
 from mypt.shards.format import METADATA_NAME
+from mypt.storage.export_files import is_export_file, require_whole_export
 from mypt.storage.manifest import (
     MANIFEST_NAME,
     Entry,
     Manifest,
     dump_manifest,
+    kind_in_words,
     replaceable_manifest,
     stored_name,
     write_manifest,
 )
 from mypt.storage.run_files import recorded_run
 from mypt.storage.store import Outgoing, Sent
-from mypt.storage.upload_files import check_weights, is_model_file
+from mypt.storage.upload_files import EXPORT_NAME, WEIGHTS, check_weights, is_model_file
 from mypt.terminal import bytes_bar
 
 _LEVEL = 3  # zstandard's default
@@ -48,10 +50,15 @@ def send_folder(
     """Send files, then the manifest that lists them. Arguments as of `Store.send`; those of an earlier upload that are
     not among them are removed. A folder that is replaced is not whole until its new manifest is there.
 
-    Raises CheckpointError if the store does not hold what was sent.
+    Raises CheckpointError if the store does not hold what was sent, or something there that this does not replace.
     """
     before, there = replaceable_manifest(place), place.files()
     manifest = _manifest_of(files, message, compress)
+    if before and before["kind"] != manifest["kind"] and "export" in (before["kind"], manifest["kind"]):
+        raise CheckpointError(  # the weights of a model would be removed by its own export
+            f"{place} holds {kind_in_words(before)}, which {kind_in_words(manifest)} does not replace; choose another "
+            "place, such as a folder below it"
+        )
     unchanged = _unchanged(before, manifest, there)
     sent = [file for file in files if file.name not in unchanged]
     removed = sorted({*before["files"]} - {*manifest["files"]}) if before else []
@@ -124,6 +131,8 @@ def fetch_folder(
             bar.update(entry["bytes"])
     if manifest["kind"] == "model":
         _named(place, folder, lambda: check_weights(folder))
+    elif manifest["kind"] == "export":
+        _named(place, folder, lambda: require_whole_export(folder))
     elif manifest["kind"] == "checkpoint" and (fault := what_is_missing(folder)):
         raise CheckpointError(f"{place} cannot be resumed from: {fault}; upload it again")
     (folder / MANIFEST_NAME).unlink()
@@ -168,8 +177,10 @@ def _named(place: Place, folder: Path, action: Callable[[], object]) -> None:
 
 
 def kind_of(files: list[Outgoing]) -> str:
-    """The kind of folder that the files make up: model, checkpoint or dataset."""
+    """The kind of folder that the files make up: model, checkpoint, dataset or export."""
     names = {file.name for file in files}
+    if EXPORT_NAME in names and not any(WEIGHTS.fullmatch(name) for name in names):
+        return "export"
     return "dataset" if METADATA_NAME in names else "checkpoint" if STATE_NAME in names else "model"
 
 
@@ -209,12 +220,13 @@ def _unchanged(before: Manifest | None, manifest: Manifest, there: dict[str, int
 
 
 def _require_loadable(place: Place, manifest: Manifest) -> None:
-    """Raises CheckpointError for a model with files that no model of ours has, such as pickles."""
-    if manifest["kind"] != "model":
-        return
+    """Raises CheckpointError for a model or an export with files that none of ours has, such as pickles."""
     for name in manifest["files"]:
-        if not (is_model_file(name) or name == ENVIRONMENT_NAME or (name.endswith(".py") and "/" not in name)):
+        code = name.endswith(".py") and "/" not in name
+        if manifest["kind"] == "model" and not (is_model_file(name) or name == ENVIRONMENT_NAME or code):
             raise CheckpointError(f"{place} lists {name}, which is no file of a model; nothing was downloaded")
+        if manifest["kind"] == "export" and not is_export_file(name):
+            raise CheckpointError(f"{place} lists {name}, which is no file of an export; nothing was downloaded")
 
 
 def _remove_others(folder: Path, manifest: Manifest) -> None:

@@ -27,19 +27,21 @@ from mypt.yaml12 import dump_yaml, load_yaml
 
 WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 CARD_NAME = "README.md"
+EXPORT_NAME = "export.json"  # the report of `mypt export`, which names the files
 RUN_FILES = (
     LEDGER_NAME, "diagnosis.json", FORGETTING_NAME, "forgetting.png", "loss.png", METRICS_NAME, RESOLVED_NAME,
     REPORT_NAME, PLOT_NAME, EVALUATION_NAME, *PLOT_NAMES,
 )  # fmt: skip
+LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
 # An allow-list: what is not named here (optimizer and random states, pickles, logs, a user's own files) stays.
 NAMES = {
-    *CONFIGS, BASE_NAME, LINEAGE_NAME, *RUN_FILES, CARD_NAME, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE",
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    *CONFIGS, BASE_NAME, LINEAGE_NAME, *RUN_FILES, CARD_NAME, *LICENSES, "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja",
 }  # fmt: skip
 _WITH_PATHS = (
     *CONFIGS, BASE_NAME, LINEAGE_NAME, "tokenizer_config.json", LEDGER_NAME, FORGETTING_NAME, RESOLVED_NAME,
-    REPORT_NAME, EVALUATION_NAME,
+    REPORT_NAME, EVALUATION_NAME, EXPORT_NAME,
 )  # fmt: skip
 TEXT = (".json", ".jsonl", ".yaml", ".md", ".txt", ".py", ".jinja")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")

@@ -383,6 +383,47 @@ def test_azure_by_a_signed_token_that_nobody_sees(finished_run, az, az_server, m
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sas", "?sas", "key", "read only", "wrong key"])
+def test_an_azure_account_by_its_name_and_the_secret_of_the_environment(finished_run, azure_account, kind, tmp_path):
+    """As it is with Azure itself, but for the server: the account's own host name, TLS, credentials by variables."""
+    from datetime import UTC, datetime, timedelta
+
+    from azure.storage.blob import ContainerSasPermissions, generate_container_sas
+
+    from tests.stores import AZURE_ACCOUNT, AZURE_KEY
+
+    container, environment, tunnel = azure_account
+    permissions = ContainerSasPermissions.from_string("rl" if kind == "read only" else "rwdl")
+    expiry = datetime.now(UTC) + timedelta(hours=1)
+    token = generate_container_sas(AZURE_ACCOUNT, container, AZURE_KEY, None, permissions, expiry)
+    secret = {
+        "sas": {"AZURE_STORAGE_SAS_TOKEN": token},
+        "?sas": {"AZURE_STORAGE_SAS_TOKEN": f"?{token}"},
+        "key": {"AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY},
+        "read only": {"AZURE_STORAGE_SAS_TOKEN": token},
+        "wrong key": {"AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY[::-1].strip("=") + "=="},
+    }[kind]
+    uri, host = f"az://{container}/model", f"{AZURE_ACCOUNT}.blob.core.windows.net"
+    upload = Command(["upload", finished_run / "best", uri], env=environment | secret, fresh=True)
+    code = upload.wait()
+    printed = upload.output()
+    assert {*tunnel.asked} == {f"{host}:443"}
+    if kind in ("sas", "?sas", "key"):
+        assert code == 0, printed
+        named = f"abfs://{container}@{AZURE_ACCOUNT}.dfs.core.windows.net/model"
+        environment.pop("AZURE_STORAGE_ACCOUNT_NAME")
+        download = Command(["download", named, tmp_path / "copy"], env=environment | secret, fresh=True)
+        assert download.wait() == 0, download.output()
+        printed += download.output()
+        copy, sent = content(tmp_path / "copy"), content(finished_run / "best")
+        assert copy["model.safetensors"] == sent["model.safetensors"]
+    else:
+        assert code == 2 and printed.count("\n") == 1 and "you may not read or write there" in printed, printed
+    signature = token.partition("sig=")[2].partition("&")[0]
+    assert signature not in printed and not any(value in printed for value in secret.values())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gs", "az"])
 def test_other_servers_may_die_too(finished_run, kind, request, monkeypatch, capsys, tmp_path):
     """Their clients try for about a minute each time."""

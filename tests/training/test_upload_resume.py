@@ -1,13 +1,17 @@
 """A run that uploads to an object store continues on an empty machine, bit for bit, whatever happened before."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from transformers import TrainerState
@@ -22,8 +26,8 @@ from mypt.storage.uri import parse_uri
 from mypt.training.callbacks.upload import UploadCallback
 from mypt.training.run import train
 from mypt.yaml12 import dump_yaml
-from tests.processes import Command
-from tests.stores import SECRET
+from tests.processes import ROOT, WAIT, Command
+from tests.stores import SECRET, Wire, s3_environment
 from tests.training.test_kill import wait_for
 
 
@@ -213,3 +217,93 @@ def test_the_recipe_says_what_a_kind_of_store_cannot_do(tmp_path):
             parse_recipe({"upload": section})
     (tmp_path / "recipe.yaml").write_text(dump_yaml(parse_recipe({"upload": {"uri": "s3://b/x"}}).to_dict()))
     assert load_recipe(tmp_path / "recipe.yaml").upload.uri == "s3://b/x"
+
+
+class Launch:
+    """`accelerate launch --config_file cpu_2.yaml scripts/train.py ARGUMENTS`, as a user starts it."""
+
+    def __init__(self, arguments: list, log: Path, env: dict[str, str]):
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+            str(ROOT / "recipes" / "accelerate" / "cpu_2.yaml"), "--main_process_port", "0",
+            str(ROOT / "scripts" / "train.py"), *map(str, arguments),
+        ]  # fmt: skip
+        self.log, environment = log, {**os.environ, "OMP_NUM_THREADS": "1", **env}
+        with open(log, "wb") as file:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment
+            )
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def wait(self) -> int:
+        return self._process.wait(WAIT)
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def kill(self) -> int:
+        """SIGKILL of the launcher and all that it started, at once; returns how many processes there were."""
+        launcher = psutil.Process(self._process.pid)
+        everyone = [launcher, *launcher.children(recursive=True)]
+        for process in everyone:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+        psutil.wait_procs(everyone, timeout=WAIT)
+        return len(everyone)
+
+
+@pytest.mark.slow
+def test_two_processes_are_killed_in_an_upload_and_two_continue_elsewhere(
+    recipe_for, corpora, weights, s3, s3_server, tmp_path
+):
+    """kill -9 of a launch of two while a checkpoint goes up; its folder and its copies of the data are lost, too.
+
+    The whole run reads the data from this disk, the other from the store.
+    """
+    content = recipe_for()
+    content["training"] |= {"max_steps": 200, "save_steps": 20, "eval_steps": 20, "per_device_train_batch_size": 2}
+    content["training"]["output_dir"] = str(tmp_path / "whole")
+    (tmp_path / "whole.yaml").write_text(dump_yaml(content))
+    whole = Launch([tmp_path / "whole.yaml"], tmp_path / "whole.log", {})
+    assert whole.wait() == 0, whole.output()
+
+    for name in ("domain", "general"):
+        assert main(["upload", str(corpora / name), f"{s3}/data/{name}"]) == 0
+    uri, run, cache = f"{s3}/two", tmp_path / "run", tmp_path / "cache"
+    content["data"]["train"] = {f"{s3}/data/domain": 0.75, f"{s3}/data/general": 0.25}
+    content["data"]["eval"] = {name: f"{s3}/data/{name}" for name in ("domain", "general")}
+    content["data"]["cache_dir"] = str(cache)
+    content["training"]["output_dir"] = str(run)
+    content["upload"] = {"uri": uri}
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(content))
+    wire = Wire(s3_server)
+    try:
+        first = Launch([tmp_path / "recipe.yaml"], tmp_path / "first.log", s3_environment(wire.port))
+        while not whole_checkpoints(uri) and first.poll() is None:
+            time.sleep(0.05)
+        wire.hold = wire.bytes + 20_000  # in the middle of the next one
+        while not wire.reached.wait(0.05):
+            assert first.poll() is None, first.output()
+        assert first.kill() >= 3  # a launcher and two that train
+    finally:
+        wire.close()
+    found = whole_checkpoints(uri)
+    assert found and "checkpoint-200" not in found, first.output()
+    shutil.rmtree(run)
+    shutil.rmtree(cache)
+
+    second = Launch([tmp_path / "recipe.yaml", "--resume"], tmp_path / "second.log", {})
+    assert second.wait() == 0, second.output()
+    newest = max(int(name.rpartition("-")[2]) for name in found)
+    assert second.output().count(f"fetched checkpoint-{newest} from {uri}") == 1
+    for name in ("", "best"):
+        assert equal(weights(run / name), weights(tmp_path / "whole" / name)), name
+    for name in ("optimizer.pt", "rng_state_0.pth", "rng_state_1.pth"):
+        files = [folder / "checkpoint-200" / name for folder in (run, tmp_path / "whole")]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+    assert "checkpoint-200" in whole_checkpoints(uri)
+    for log in (first.output(), second.output()):
+        assert SECRET not in log
