@@ -109,7 +109,8 @@ def export_model(
             report["result"] = measure(runner, sample, probes, context)
         report["greedy_as_source"] = _common(exact.greedy, found.greedy)
         report["text"] = {"tokens": sum(w.shape[1] for w in sample.windows), "bytes": sample.bytes} if sample else None
-        report["result"]["bytes"] = _folder_bytes(folder)
+        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*"))}
+        report["result"]["bytes"] = sum(size for file, size in sizes.items() if not file.startswith("."))
         replace_text(folder / REPORT_NAME, json.dumps(report, indent=1) + "\n")
     return report
 
@@ -132,11 +133,6 @@ def require_export(
 
 def _read(text: str | Path) -> str:
     return Path(text).read_text(encoding="utf-8", errors="replace")
-
-
-def _folder_bytes(folder: Path) -> int:
-    """Bytes of the files, without those that are hidden."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.relative_to(folder).as_posix()[0] != ".")
 
 
 def _parameter_bytes(model) -> int:

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from mypt import hub_errors
-from mypt.checkpoints.model_config import CONFIGS
 from mypt.errors import CheckpointError, MyPTError, without_secrets
 from mypt.folders import beside, contents, empty, require_free, take_place
 from mypt.storage.store import Outgoing, Received, Sent, Store
-from mypt.storage.upload_files import CARD_NAME, WEIGHTS, check_weights, is_model_file, is_replaced
+from mypt.storage.upload_files import CARD_NAME, CONFIGS, WEIGHTS, check_weights, is_model_file, is_replaced
 from mypt.terminal import is_terminal
 
 if TYPE_CHECKING:

@@ -61,7 +61,7 @@ class ObjectStore(Store):
         return self.place.name
 
     def outgoing(self, folder: str | Path, *, license: str | None = None) -> list[Outgoing]:
-        """List the files of a model as every store does, of a checkpoint or a dataset all of them."""
+        """As of every store for a model; a checkpoint with all that a resume needs, a dataset with its shards."""
         folder = Path(folder)
         if is_dataset(folder):
             return dataset_files(folder)

@@ -168,7 +168,7 @@ def _named(place: Place, folder: Path, action: Callable[[], object]) -> None:
 
 
 def kind_of(files: list[Outgoing]) -> str:
-    """The kind of folder that the files make up: model, checkpoint or dataset."""
+    """What the files make up: model, checkpoint or dataset."""
     names = {file.name for file in files}
     return "dataset" if METADATA_NAME in names else "checkpoint" if STATE_NAME in names else "model"
 
