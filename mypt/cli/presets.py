@@ -7,8 +7,6 @@ from mypt.terminal import print_table, say, say_json
 
 HELP = "list model sizes with exact parameter counts"
 
-PARTS = ("embedding", "positions", "attention", "mlp", "norms", "head", "total", "non_embedding")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="preset to show in full (default: a table of all)")
@@ -45,6 +43,6 @@ def _print_all(presets: dict[str, dict], counts: dict[str, dict[str, int]]) -> N
 
 
 def _print_one(name: str, dimensions: dict, counts: dict[str, int]) -> None:
-    print_table(name, ["parameters", "number"], [[part, f"{counts[part]:,}"] for part in PARTS])
+    print_table(name, ["parameters", "number"], [[part, f"{count:,}"] for part, count in counts.items()])
     say()
     print_table("", ["field of MyPTConfig", "value"], [[field, value] for field, value in dimensions.items()])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from mypt.errors import DataError
 from mypt.json_files import Count, check
-from mypt.legacy.tokenizer import STATE_NAME
+from mypt.legacy.tokenizer import TOKENIZER_STATE_NAME
 
 _SHARD = re.compile(r"shard_(\d+)\.bin")
 _TODAYS_KEYS = {"format", "splits", "tokenizer_hash"}
@@ -41,7 +41,7 @@ def find_shards(directory: Path, metadata: dict[str, Any] | None = None) -> Orig
     if (directory / "train.bin").is_file():
         program, names = "nanoGPT", {"train": ["train.bin"], "val": ["val.bin"]}
         files = {split: [directory / name for name in names[split] if (directory / name).is_file()] for split in names}
-    elif metadata or (directory / STATE_NAME).is_file():
+    elif metadata or (directory / TOKENIZER_STATE_NAME).is_file():
         program, is_flat = "the original MyPT", not (directory / "train").is_dir()
         files = {"train": _numbered(directory if is_flat else directory / "train")}
         files["val"] = [] if is_flat else _numbered(directory / "val")

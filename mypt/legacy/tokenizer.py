@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypedDict
 from mypt.errors import TokenizerError
 from mypt.json_files import LARGER, Rule, Text, check, read_json
 
-STATE_NAME = "tokenizer_state.json"
+TOKENIZER_STATE_NAME = "tokenizer_state.json"
 _GPT2_SIZE = 50_257
 _SPECIAL_KEYS = ("special_token_encoder", "special_tokens", "added_special_tokens", "added_tokens")
 _Id = Annotated[int, Rule(lambda id: 0 <= id < 2**32, "an id")]
@@ -56,7 +56,7 @@ def find_state(directory: Path) -> TokenizerState | None:
     if (directory / "tokenizer_config.json").is_file():  # a tokenizer of today's
         return None
     for name, keys in (
-        (STATE_NAME, ("token_kind", "kind")),
+        (TOKENIZER_STATE_NAME, ("token_kind", "kind")),
         ("tokenizer.json", ("token_kind",)),
         ("dataset_metadata.json", ("tokenization", "token_kind", "tokenizer_kind")),
     ):

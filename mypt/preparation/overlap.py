@@ -15,7 +15,7 @@ import xxhash
 from mypt.errors import DataError
 from mypt.shards.format import Manifest
 from mypt.shards.open_dataset import open_dataset
-from mypt.shards.scan import checked_chunks, pieces, read_chunks
+from mypt.shards.scan import checked_chunks, piece_lengths, read_chunks
 from mypt.terminal import bytes_bar
 from mypt.text.dedup import shared
 from mypt.tokenization.data_tokenizer import load_data_tokenizer
@@ -113,11 +113,11 @@ def _write_hashes(
 ) -> None:
     """Write xxh3-64 of each document with any text, and of each long line, to TARGET.documents and TARGET.lines."""
     eos, digest, size, rest = manifest.eos_token_id, xxhash.xxh3_64(), 0, b""
-    chunks = whole_documents(checked_chunks(directory, manifest, split, advance), eos)
+    chunks = chunks_of_documents(checked_chunks(directory, manifest, split, advance), eos)
     with open(f"{target}.documents", "wb") as documents, open(f"{target}.lines", "wb") as long_lines:
         for ids in chain(chunks, [np.array([eos], manifest.numpy_dtype)]):  # the last may end in val
             hashes, line_hashes, begin = [], [], 0
-            for end in np.cumsum(pieces(ids, eos)).tolist():
+            for end in np.cumsum(piece_lengths(ids, eos)).tolist():
                 ended = bool(ids[end - 1] == eos)
                 text = encode(ids[begin : end - ended])
                 digest.update(text)
@@ -132,7 +132,7 @@ def _write_hashes(
             long_lines.write(np.array(line_hashes, np.uint64).data)
 
 
-def whole_documents(chunks: Iterable[np.ndarray], eos: int) -> Iterator[np.ndarray]:
+def chunks_of_documents(chunks: Iterable[np.ndarray], eos: int) -> Iterator[np.ndarray]:
     """The same stream in chunks that end with a document, but for documents of more than 16 Mi tokens."""
     waiting: list[np.ndarray] = []
     for ids in chunks:

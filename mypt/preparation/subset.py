@@ -13,7 +13,7 @@ from mypt.folders import only_writer
 from mypt.shards.format import Manifest, Split
 from mypt.shards.open_dataset import open_dataset
 from mypt.shards.publishing import fingerprints, made_before, own_tokenizer, publish, require_dataset_folder, staged
-from mypt.shards.scan import Advance, checked_chunks, pieces
+from mypt.shards.scan import Advance, checked_chunks, piece_lengths
 from mypt.shards.writer import ShardWriter
 from mypt.terminal import bytes_bar
 from mypt.text.dedup import mix
@@ -165,7 +165,7 @@ def _numbered_pieces(directory: Path, manifest: Manifest, split: str, advance: A
     """Chunks of ids, the lengths of the pieces of documents in them, and the ordinal of each one's first document."""
     eos, ordinal, expected, is_open = manifest.eos_token_id, 0, manifest.splits[split].documents, False
     for ids in checked_chunks(directory, manifest, split, advance):
-        tokens = pieces(ids, eos)
+        tokens = piece_lengths(ids, eos)
         if ordinal + len(tokens) > expected:
             raise DataError(
                 f"{directory}: {split} has more documents than its metadata says; run mypt verify {directory}"

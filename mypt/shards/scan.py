@@ -92,7 +92,7 @@ def shard_problem(directory: Path, shard: Shard, manifest: Manifest) -> str | No
     return None
 
 
-def pieces(ids: np.ndarray, eos: int) -> np.ndarray:
+def piece_lengths(ids: np.ndarray, eos: int) -> np.ndarray:
     """The lengths, int64, of the parts of `ids` that end with EOS, and of what follows the last one."""
     ends = np.flatnonzero(ids == eos) + 1
     if not len(ends) or ends[-1] != len(ids):

@@ -11,7 +11,7 @@ import xxhash
 
 from mypt.errors import DataError
 from mypt.shards.format import DTYPES, Shard, Split
-from mypt.shards.scan import pieces
+from mypt.shards.scan import piece_lengths
 
 
 class ShardWriter:
@@ -116,6 +116,6 @@ def write_stream(
     """Write a stream of ids as it is; `text_bytes(ids, tokens)` gives the bytes of text in each piece."""
     continued = False
     for ids in chunks:
-        tokens = pieces(ids, eos)
+        tokens = piece_lengths(ids, eos)
         writer.write(ids, tokens, text_bytes(ids, tokens), continued=continued)
         continued = bool(ids[-1] != eos)

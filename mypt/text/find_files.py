@@ -167,7 +167,7 @@ def document_of(path: Path, kind: str) -> str:
     return "block" if kind == "text" and path.stat().st_size > LARGE_FILE else "file"
 
 
-def pieces(path: Path, form: Format, document: str, text_column: str) -> Iterator[tuple[int, int | None]]:
+def unit_ranges(path: Path, form: Format, document: str, text_column: str) -> Iterator[tuple[int, int | None]]:
     """Start and stop of the units of a file, in bytes, row groups or record batches; (0, None): read as a whole."""
     kind, size = KINDS[form.kind], path.stat().st_size
     if kind.sizes and (sizes := kind.sizes(str(path), text_column)):

@@ -14,7 +14,7 @@ from mypt.errors import DataError
 from mypt.remote.copies import local_path
 from mypt.text import hub_datasets, tables
 from mypt.text.bad_records import OnFault, RecordError, Stopped, stop
-from mypt.text.find_files import UNIT_BYTES, dataset_directory, document_of, find_files, pieces
+from mypt.text.find_files import UNIT_BYTES, dataset_directory, document_of, find_files, unit_ranges
 from mypt.text.formats import KINDS, Format, detect
 from mypt.text.opening import compression, open_utf8
 from mypt.text.plain import LONGEST, Document, boundary, cut, cut_text, decoded, whole_documents
@@ -131,7 +131,7 @@ def _file_units(shape: Unit, files: list[tuple[Path, Format, str]], on_error: st
             held += size
             continue
         try:
-            places = list(pieces(path, form, document, shape.text_column))
+            places = list(unit_ranges(path, form, document, shape.text_column))
         except DataError as error:
             if on_error == "stop":
                 stop(error)

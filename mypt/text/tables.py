@@ -160,17 +160,17 @@ def strings(column: pyarrow.Array | pyarrow.ChunkedArray) -> list[str]:
     return [text or "" for text in texts] if column.null_count else texts
 
 
-def open_dataset(directory: str, column: str) -> Dataset:
+def open_saved_dataset(directory: str, column: str) -> Dataset:
     """A directory that `Dataset.save_to_disk` wrote, cut down to its text column; it is memory-mapped."""
     try:
         written = (Path(directory) / "state.json").stat().st_mtime_ns
     except OSError as error:
         raise DataError(f"{directory} is not a whole dataset directory ({error.strerror}: state.json)") from None
-    return _open_dataset(directory, column, written)
+    return _open_saved_dataset(directory, column, written)
 
 
 @lru_cache(maxsize=16)
-def _open_dataset(directory: str, column: str, written: int) -> Dataset:
+def _open_saved_dataset(directory: str, column: str, written: int) -> Dataset:
     import datasets
 
     try:
@@ -185,14 +185,14 @@ def _open_dataset(directory: str, column: str, written: int) -> Dataset:
 
 def rows_per_unit(directory: str, column: str, unit_bytes: int) -> tuple[int, int]:
     """Rows of a dataset directory, and how many of them hold about `unit_bytes` of text."""
-    dataset = open_dataset(directory, column)
+    dataset = open_saved_dataset(directory, column)
     rows = len(dataset)
     return rows, max(1, unit_bytes * rows // max(1, dataset.data.nbytes))
 
 
 def arrow_texts(directory: str, column: str, start: int = 0, stop: int | None = None) -> Iterator[list[str]]:
     """The texts of the rows from `start` to `stop` of a dataset directory, in lists."""
-    dataset = open_dataset(directory, column)
+    dataset = open_saved_dataset(directory, column)
     stop = len(dataset) if stop is None else stop
     step = _rows_per_batch(len(dataset), dataset.data.nbytes)
     for row in range(start, stop, step):

@@ -9,6 +9,9 @@ from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
 import xxhash
 
 from mypt.errors import TokenizerError
+from mypt.planning.coverage import OPTIMAL
+from mypt.planning.scaling import TOKENS_PER_PARAMETER
+from mypt.planning.step import VOCABULARY_MULTIPLE
 from mypt.tokenization.load import EOS, wrap
 
 if TYPE_CHECKING:
@@ -144,9 +147,6 @@ def build_char(characters: Iterable[str]) -> Tokenizer:
 
 
 BYTES_PER_TOKEN = 4.0  # of English text and a vocabulary of this order
-TOKENS_PER_PARAMETER = 20  # Hoffmann 2022 (2203.15556)
-PASSES = 3.5  # the coverage that this project recommends
-MULTIPLE = 64
 
 
 class VocabSize(NamedTuple):
@@ -171,22 +171,22 @@ def choose_vocab_size(text_bytes: int, minimum: int = 5000, maximum: int = 50_00
             f"min_vocab_size {minimum} and max_vocab_size {maximum} leave no room; give 0 < minimum <= maximum"
         )
     tokens = text_bytes / BYTES_PER_TOKEN
-    parameters = max(PASSES * tokens / TOKENS_PER_PARAMETER, 1.0)
+    parameters = max(OPTIMAL * tokens / TOKENS_PER_PARAMETER, 1.0)
     # Layers of 12 d^2 parameters and a depth of d / 64, the shape of the presets: N_nv = 12 d^3 / 64.
     hidden_size = (parameters * 64 / 12) ** (1 / 3)
     size = optimal_vocab_size(parameters, hidden_size)
     reasons = [
-        f"{text_bytes:,} bytes are about {tokens:,.0f} tokens; seen {PASSES:g} times they feed a model of about "
+        f"{text_bytes:,} bytes are about {tokens:,.0f} tokens; seen {OPTIMAL:g} times they feed a model of about "
         f"{parameters:,.0f} parameters, width {hidden_size:.0f} ({TOKENS_PER_PARAMETER} tokens per parameter)",
         f"the optimal vocabulary of such a model is {size:,.0f} (Tao 2024)",
     ]
-    size = round(size / MULTIPLE) * MULTIPLE
+    size = round(size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     if size < minimum:
         reasons.append(f"raised to the lower bound of {minimum:,}")
     elif size > maximum:
         reasons.append(f"lowered to the upper bound of {maximum:,}")
     else:
-        reasons.append(f"rounded to {size:,}, a multiple of {MULTIPLE}")
+        reasons.append(f"rounded to {size:,}, a multiple of {VOCABULARY_MULTIPLE}")
     size = min(max(size, minimum), maximum)
     reasons.append(f"an id is used about {tokens / size:,.0f} times on average")
     return VocabSize(size, reasons)

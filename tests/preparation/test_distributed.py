@@ -146,7 +146,7 @@ def test_ranks_made_otherwise_are_named(corpus, tmp_path):
     write_rank(out, 1, RANKS, texts(1))
     start(out, corpus / "bpe", "datatrove")  # how shards are cut changes no unit
     write_rank(out, 2, RANKS, texts(2))
-    with pytest.raises(DataError, match="1 are made with other settings or another tokenizer: 0;"):
+    with pytest.raises(DataError, match="1 of 3 ranks are made with other settings or another tokenizer: 0;"):
         finish(out)
     write_rank(out, 0, RANKS, texts(0))
     finish(out)
