@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from accelerate.utils import set_seed as set_rank_seed
 from transformers import (
     PreTrainedModel,
@@ -24,9 +23,10 @@ from mypt.checkpoints.adapter import INSTALL_PEFT
 from mypt.checkpoints.environment import ENVIRONMENT_NAME, RecordedDataset, this_session
 from mypt.checkpoints.probes import require_document_mask
 from mypt.checkpoints.state import STATE_NAME, read_state
-from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
+from mypt.errors import CheckpointError, RecipeError, UnreadableCheckpoint, recipe_wording
 from mypt.files import free_for
 from mypt.formatting import gibibytes
+from mypt.hardware.processes import agreed, is_main_process, on_main, say_once
 from mypt.hardware.speeds import identify
 from mypt.inspection.dataset_commands import recorded_datasets
 from mypt.planning.disk import Saving, plan_disk
@@ -95,7 +95,7 @@ def build_trainer(
     # The first PartialState decides for all; without `cpu` it would not know a CPU launch's other processes.
     PartialState(cpu=recipe.training.get("use_cpu", not torch.accelerator.is_available()))
     require_trackers(recipe.training.get("report_to"))
-    give_back = _on_main(lambda: run_folder.hold(run)) or (lambda: None)
+    give_back = on_main(lambda: run_folder.hold(run)) or (lambda: None)
     try:
         trainer = _build(recipe, run, resume, assume_yes, unreadable, give_back)
         for callback in callbacks:
@@ -119,12 +119,12 @@ def _build(
     transformers_logging.disable_progress_bar()
     recipe, copies = fetched(recipe)
     upload, seed = _upload(recipe), recipe.training.get("seed", 42)
-    brought = (_on_main(lambda: upload.restore(run)) or []) if upload and resume is True else []
+    brought = (on_main(lambda: upload.restore(run)) or []) if upload and resume is True else []
 
     data = resolve_data(recipe)
     recorded = run_folder.recorded_identity(run)
     # The main process decides: all have to resume from the same checkpoint.
-    checkpoint, skipped = broadcast_object_list([_on_main(lambda: run_folder.choose(run, resume, unreadable))])[0]
+    checkpoint, skipped = agreed(on_main(lambda: run_folder.choose(run, resume, unreadable)))
     block_size = recipe.data.block_size or default_block_size(recipe.model)
     model = _model(recipe, data, block_size, seed, checkpoint)
     start = _start(recipe, data, block_size)
@@ -132,7 +132,7 @@ def _build(
     recipe = resolve(recipe, data, model, block_size or _longest_context(recipe, model), recorded)
     identity = run_identity(recipe, data, model, recorded)
     _claim(run, identity, bool(resume), upload, brought)
-    _on_main(lambda: _report_start(run, checkpoint, skipped))
+    on_main(lambda: _report_start(run, checkpoint, skipped))
     steps_done, stream_state = _progress(checkpoint, bool(data.streamed))
     recipe, hardware = resolve_hardware(recipe, model, run if checkpoint else None)
     stream = build_stream(recipe, data, stream_state)
@@ -140,17 +140,17 @@ def _build(
     place_stream(stream, recipe, args)
     eval_sets = build_eval_sets(recipe, data, going_on=bool(checkpoint))
     if not checkpoint:
-        _on_main(lambda: _report_contamination(data))
-    _on_main(lambda: _report_disk(run, args, hardware, bool(eval_sets)))
+        on_main(lambda: _report_contamination(data))
+    on_main(lambda: _report_disk(run, args, hardware, bool(eval_sets)))
 
     callbacks = _callbacks(recipe, data, model, stream, eval_sets, assume_yes)
     set_aside = None
-    if checkpoint and PartialState().is_main_process:
+    if checkpoint and is_main_process():
         set_aside = functools.partial(_set_aside, run, checkpoint, not isinstance(resume, bool), upload)
     resumed = {"checkpoint": str(checkpoint) if checkpoint else None, "set_aside": set_aside}
     ends = {"upload": upload, "start": start, "give_back": give_back}
     trainer = _trainer(recipe, args, data, model, stream, hardware, callbacks, **resumed, **ends)
-    if PartialState().is_main_process:
+    if is_main_process():
         session = this_session(hardware.machine, PartialState().num_processes)
         run_folder.record(run, identity, session, _recorded_datasets(data, copies), steps_done)
         save_recipe(as_given(recipe, copies), run / RESOLVED_NAME)
@@ -289,9 +289,8 @@ def _model(
         require_document_mask(model, recipe.model.init_from or recipe.model.preset)
     if lora:
         model = lora.attach_adapters(model, recipe.lora, recipe.model.init_from, seed)
-    frozen = freeze(model, recipe.model, recipe.training)
-    if frozen and PartialState().is_main_process:
-        say(frozen)
+    if frozen := freeze(model, recipe.model, recipe.training):
+        say_once(frozen)
     return model
 
 
@@ -318,22 +317,8 @@ def _upload(recipe: Recipe) -> UploadCallback | None:
     if recipe.upload is None:
         return None
     upload = UploadCallback(**vars(recipe.upload))
-    _on_main(upload.connect)
+    on_main(upload.connect)
     return upload
-
-
-def _on_main(action: Callable):
-    """The result of `action` in the main process, None in the others. A MyPTError is raised in all of them, since the
-    others would wait for a process that has left."""
-    result, refused = None, [None]
-    if PartialState().is_main_process:
-        try:
-            result = action()
-        except MyPTError as error:
-            refused = [error]
-    if broadcast_object_list(refused)[0]:
-        raise refused[0]
-    return result
 
 
 def _claim(run: Path, identity: dict, resume: bool, upload: UploadCallback | None, brought: list[Path]) -> None:
@@ -344,7 +329,7 @@ def _claim(run: Path, identity: dict, resume: bool, upload: UploadCallback | Non
             run_folder.claim(run, identity, resume, upload.uri if is_fetched else None)
         if upload:
             run_id = recorded_run(run) or run_folder.run_hash(identity)
-            _on_main(lambda: upload.claim(run_id, resume=resume))
+            on_main(lambda: upload.claim(run_id, resume=resume))
     except CheckpointError:
         if is_fetched:  # another run's: a wrong upload.uri leaves nothing behind
             run_folder.discard(brought)
