@@ -36,14 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from mypt.evaluation.compare import parse_data
+    from mypt.evaluation.compare import Settings, parse_data
     from mypt.evaluation.evaluate import Request, evaluate, save
 
     names = ("split", "block_size", "batch_size", "guard", "tolerance", "document_mask", "by")
+    named = {name: getattr(args, name) for name in names}
+    settings = Settings(**named, definition="rolling" if args.rolling else "windows")
     request = Request(
         args.models,
         parse_data(args.data),
-        {name: getattr(args, name) for name in names} | {"definition": "rolling" if args.rolling else "windows"},
+        settings,
         references=parse_data(args.references, "--references"),
         tasks=args.tasks,
         max_new_tokens=args.max_new_tokens,

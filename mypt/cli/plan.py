@@ -14,13 +14,12 @@ from mypt.cli.replay import add_replay_options, planned_probes, print_advice, ru
 from mypt.errors import CheckFailed, MyPTError, shown
 from mypt.hardware.devices import HERE, machine_like
 from mypt.hardware.machine import Machine, other_machine
-from mypt.planning.parameters import with_positions
 from mypt.planning.step import BYTES, MICRO_BATCH, OWN_OPTIMIZERS, Step
 from mypt.terminal import print_table, say, say_json
-from mypt.training.target import DEFAULT_BLOCK, Target, is_recipe, read_target
+from mypt.training.target import DEFAULT_BLOCK, Target, is_recipe, planned_run, read_target
 
 if TYPE_CHECKING:
-    from mypt.planning.plan import Plan
+    from mypt.planning.plan import Plan, PlannedRun
 
 HELP = "show coverage, memory and compute of a run before it starts"
 
@@ -73,18 +72,26 @@ def names(text: str) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> None:
-    from mypt.planning.coverage_report import coverage_lines
     from mypt.planning.plan import as_dict
-    from mypt.planning.plan_report import alternatives_table, measured_lines, plan_tables, verdict_lines
 
     _require_measurable(args)
-    found, settings = _compared(args, _machine(args))
-    probes = planned_probes(args, settings, found)
+    found, planned = _compared(args, _machine(args))
+    probes = planned_probes(args, planned, found)
     drawn = _draw(found, args.plot) if args.plot else None
     if args.json:
         say_json(found.as_dict() | ({"replay": as_dict(run_probes(probes))} if probes else {}))
-        _require_works(found)
-        return
+    else:
+        _print(found, planned, drawn)
+    _require_works(found)
+    if probes and not args.json:
+        print_advice(probes)
+
+
+def _print(found: Plan, planned: PlannedRun, drawn: str | None) -> None:
+    """What to act on first, then the figures; drawn: a line about a picture."""
+    from mypt.planning.coverage_report import coverage_lines
+    from mypt.planning.plan_report import alternatives_table, measured_lines, plan_tables, verdict_lines
+
     say(*verdict_lines(found))
     if found.alternatives:
         say()
@@ -101,19 +108,14 @@ def run(args: argparse.Namespace) -> None:
     if found.evaluation:
         say(found.evaluation)
     if found.coverage:
-        layout = {
-            name.removesuffix("_size"): settings[name]
-            for name in ("batch_size", "block_size", "accumulation", "processes")
-        }
+        layout = {"batch": planned.batch_size, "block": planned.block_size}
+        layout |= {"accumulation": planned.accumulation, "processes": planned.processes}
         say(*coverage_lines(found.coverage, layout, found.ladder))
     for table in plan_tables(found):
         say()
         print_table(*table)
     if found.measured:
         say("", *measured_lines(found.measured))
-    _require_works(found)
-    if probes:
-        print_advice(probes)
 
 
 def _require_works(found: Plan) -> None:
@@ -124,8 +126,8 @@ def _require_works(found: Plan) -> None:
         raise CheckFailed(f"this run cannot work as it is planned ({failed}); the first lines say what to change")
 
 
-def _compared(args: argparse.Namespace, machine: Machine) -> tuple[Plan, dict]:
-    """The plan, with its alternatives if options ask for them, and its settings."""
+def _compared(args: argparse.Namespace, machine: Machine) -> tuple[Plan, PlannedRun]:
+    """The plan, with its alternatives if options ask for them, and the run that it is of."""
     from mypt.planning.plan import alternative
 
     steps, presets = args.steps or [None], list(args.compare or [])
@@ -138,16 +140,15 @@ def _compared(args: argparse.Namespace, machine: Machine) -> tuple[Plan, dict]:
         own = "this run"
     if args.measure and not args.json:
         say(f"measuring a few steps of {args.target}")
-    found, settings = _planned(args, machine, steps[0], is_first=True)
+    found, planned = _planned(args, machine, steps[0], is_first=True)
     if len(steps) == 1 and not args.compare:
-        return found, settings
-    if presets and settings["init_from"]:
-        raise MyPTError(f"--compare plans presets, and {args.target} starts from {settings['init_from']}")
+        return found, planned
+    if presets and planned.init_from:
+        raise MyPTError(f"--compare plans presets, and {args.target} starts from {planned.init_from}")
     rows = [alternative(f"{steps[0]:,} steps" if steps[0] else own, found)]
-    speed = {name: settings[name] for name in ("speed", "assumption") if name in settings}
-    rows += [alternative(f"{count:,} steps", _planned(args, machine, count, speed=speed)[0]) for count in steps[1:]]
+    rows += [alternative(f"{count:,} steps", _planned(args, machine, count, same=planned)[0]) for count in steps[1:]]
     rows += [alternative(name, _planned(args, machine, steps[0], name)[0]) for name in presets]
-    return replace(found, alternatives=rows), settings
+    return replace(found, alternatives=rows), planned
 
 
 def _planned(
@@ -157,29 +158,29 @@ def _planned(
     preset: str | None = None,
     *,
     is_first: bool = False,
-    speed: dict | None = None,
-) -> tuple[Plan, dict]:
-    """The plan with a number of steps and the preset in the place of the target's, and its settings.
+    same: PlannedRun | None = None,
+) -> tuple[Plan, PlannedRun]:
+    """The plan with a number of steps and the preset in the place of the target's, and the run that it is of.
 
     A speed that was given or is measured is the target's alone. is_first: measure if it is asked for, and compare the
-    text of evaluation sets with that of the training data. speed: arguments of `plan` that are known already.
+    text of evaluation sets with that of the training data. same: a run of the same speed.
     """
     from mypt.planning.plan import plan
-    from mypt.training.speed import expected_speed, measured_now
+    from mypt.training.speed import with_expected_speed, with_measured_speed
 
     target = _target(args, machine, preset)
-    settings = _settings(args, machine, target)
-    settings["steps"], settings["reason"] = _steps(steps, settings, target.steps)
+    found = _run(args, machine, target)
+    length, reason = _steps(steps, found, target.steps)
+    found = replace(found, steps=length, reason=reason, shared_text=target.shared_text() if is_first else {})
     if preset:
-        settings["tokens_per_second"] = None
-    settings["shared_text"] = target.shared_text() if is_first else {}
-    if speed is None and is_first and args.measure:
-        speed = measured_now(target, settings, plan(**settings))
-    elif speed is None:
-        here = not (args.memory or args.device)
-        speed = expected_speed(target, machine, settings, plan(**settings), here=here)
-    settings |= speed
-    return with_ladder(plan(**settings), target, args.ladder), settings
+        found = replace(found, tokens_per_second=None)
+    if same:
+        found = replace(found, speed=same.speed, assumption=same.assumption)
+    elif is_first and args.measure:
+        found = with_measured_speed(found, target)
+    else:
+        found = with_expected_speed(found, target, machine, here=not (args.memory or args.device))
+    return with_ladder(plan(found), target, args.ladder), found
 
 
 def _draw(found: Plan, path: Path) -> str:
@@ -195,39 +196,25 @@ def _draw(found: Plan, path: Path) -> str:
     return f"picture: {path}"
 
 
-def _settings(args: argparse.Namespace, machine: Machine, target: Target) -> dict:
-    """Arguments of `plan`, but the number of steps."""
+def _run(args: argparse.Namespace, machine: Machine, target: Target) -> PlannedRun:
+    """All that is planned but the number of steps and the speed."""
     from mypt.planning.verdict import DataSource
 
-    notes, dimensions = [*target.notes], target.dimensions
-    if args.params and dimensions:
+    if args.params and target.dimensions:
         raise MyPTError(f"--params {args.params:,}: {args.target} has a number of parameters already; leave one out")
-    step = {"accumulation": 1} | target.settings | given_step(args)
-    for name, option, default in (
-        ("micro_batch_size", "--batch-size", MICRO_BATCH),
-        ("block_size", "--block-size", DEFAULT_BLOCK),
-    ):
-        if name not in step:
-            step[name] = default
-            notes.append(f"no {option} given: {default} assumed")
-    if dimensions:
-        longer = with_positions(dimensions, step["block_size"])
-        if longer is not dimensions:
-            limit, block_size = dimensions["max_position_embeddings"], step["block_size"]
-            notes.append(f"the model has {limit:,} positions, fewer than the block size: planned with {block_size:,}")
-        dimensions = longer
-    sources = [DataSource("data", args.tokens)] if args.tokens else target.sources
-    if not sources:
-        notes.append("the size of the data is not known: give --tokens to plan coverage")
-    step |= {"batch_size": step.pop("micro_batch_size"), "device": machine.device}
-    return step | {"processes": args.processes or _world_size(), "sources": sources, "dimensions": dimensions,
-                   "parameters": args.params, "tokens_per_second": args.tokens_per_second,
-                   "available": machine.memory, "device_name": _device_name(args, machine),
-                   "flags": target.flags, "evaluation": target.evaluation, "eval_sets": target.eval_sets,
-                   "saving": target.saving, "init_from": target.init_from, "smaller": target.smaller,
-                   "evaluation_batch": target.evaluation_batch,
-                   "text": 0 if args.tokens else target.text, "price": args.price,
-                   "target": args.target, "notes": notes, "choices": target.choices}  # fmt: skip
+    found = planned_run(target, machine, given=given_step(args), processes=args.processes or _world_size())
+    if args.tokens:
+        found = replace(found, sources=[DataSource("data", args.tokens)], text=0)
+    unknown = "the size of the data is not known: give --tokens to plan coverage"
+    return replace(
+        found,
+        parameters=args.params,
+        tokens_per_second=args.tokens_per_second,
+        device_name=_device_name(args, machine),
+        price=args.price,
+        target=args.target,
+        notes=found.notes if found.sources else [*found.notes, unknown],
+    )
 
 
 def _device_name(args: argparse.Namespace, machine: Machine) -> str:
@@ -293,27 +280,25 @@ def _target(args: argparse.Namespace, machine: Machine, preset: str | None = Non
     return Target()
 
 
-def _steps(given: int | None, settings: dict, recipe_steps: dict) -> tuple[int | None, str | None]:
+def _steps(given: int | None, found: PlannedRun, recipe_steps: dict) -> tuple[int | None, str | None]:
     """The rule by which training decides, too; None where the size of the data is needed and not known."""
     from mypt.planning.coverage import planned_steps
+    from mypt.streams.mixture import epoch_size
 
     if given:
         return given, "--steps"
-    sources = settings["sources"]
-    if not sources:
+    if not found.sources:
         steps = recipe_steps.get("max_steps")
         return (steps, "training.max_steps") if isinstance(steps, int) and steps > 0 else (None, None)
-    from mypt.streams.mixture import epoch_size
-
-    samples, tokens = epoch_size(sources, settings["block_size"])
+    samples, tokens = epoch_size(found.sources, found.block_size)
     return planned_steps(
         recipe_steps.get("max_steps"),
         recipe_steps.get("num_train_epochs"),
         recipe_steps.get("coverage_target"),
         samples,
         tokens,
-        settings["batch_size"] * settings["accumulation"] * settings["processes"],
-        settings["block_size"],
+        found.sequences,
+        found.block_size,
     )
 
 

@@ -14,7 +14,7 @@ from mypt.terminal import print_table, say
 if TYPE_CHECKING:
     from mypt.forecasting.replay import Probes
     from mypt.forecasting.replay_law import Advice
-    from mypt.planning.plan import Plan
+    from mypt.planning.plan import Plan, PlannedRun
 
 
 def add_replay_options(add: Callable) -> None:
@@ -25,8 +25,8 @@ def add_replay_options(add: Callable) -> None:
     add("--probe-steps", type=count, help=steps)
 
 
-def planned_probes(args: argparse.Namespace, settings: dict, found: Plan) -> Probes | None:
-    """The probes that the options ask for. settings: the arguments of `plan`. Raises MyPTError as `plan_probes`."""
+def planned_probes(args: argparse.Namespace, run: PlannedRun, found: Plan) -> Probes | None:
+    """The probes that the options ask for; found: the plan of the run. Raises MyPTError as `plan_probes`."""
     if not args.replay:
         if args.replay_ratios or args.probe_steps:
             raise MyPTError("--replay-ratios and --probe-steps are for --replay, which is missing")
@@ -35,10 +35,9 @@ def planned_probes(args: argparse.Namespace, settings: dict, found: Plan) -> Pro
 
     if found.memory and found.memory.fits is False and not args.memory:
         raise MyPTError(f"--replay trains on this machine, and a probe {found.memory.advice}")
-    layout = {name: settings[name] for name in ("steps", "batch_size", "accumulation", "processes", "block_size")}
     windows = found.evaluation.windows if found.evaluation else None
-    given = {"ratios": args.replay_ratios or RATIOS, "probe_steps": args.probe_steps, "windows": windows}
-    return plan_probes(args.target, args.overrides, **layout, **given)
+    ratios = args.replay_ratios or RATIOS
+    return plan_probes(args.target, args.overrides, run, windows=windows, ratios=ratios, probe_steps=args.probe_steps)
 
 
 def run_probes(probes: Probes) -> Advice:

@@ -56,19 +56,56 @@ class Score:
     parts: dict[str, list[dict]] = field(default_factory=dict)  # {position or source: fields of `breakdown.Part`}
 
 
-def compare(
-    models: list[str],
-    data: dict[str, Source],
-    *,
-    split: str = "val",
-    block_size: int | None = None,
-    batch_size: int = 8,
-    guard: list[str] | None = None,
-    tolerance: float | None = None,
-    document_mask: bool = False,
-    definition: str = "windows",
-    by: list[str] | None = None,
-) -> list[Score]:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How losses are measured and compared.
+
+    Attributes:
+        split: Of each dataset directory.
+        block_size: Context in tokens; default the shortest among the models' contexts, so that all see the same
+            windows.
+        batch_size: Windows computed at once.
+        guard: Sets whose change is judged as forgetting.
+        tolerance: Nats per token that they may lose; default that of the run which trained the model, else 0.05.
+        document_mask: Tokens see their own document only.
+        definition: `windows`: every token but the first of the text is a target, EOS included. `rolling`: lm-eval's
+            rolling log-likelihood of each document.
+        by: `position`, `source` or both: divide each loss.
+    """
+
+    split: str = "val"
+    block_size: int | None = None
+    batch_size: int = 8
+    guard: list[str] = field(default_factory=list)
+    tolerance: float | None = None
+    document_mask: bool = False
+    definition: str = "windows"
+    by: list[str] = field(default_factory=list)
+
+    def check(self, models: list[str], data: dict[str, Source]) -> None:
+        """Raise as `compare` for what can be checked before torch is imported."""
+        for name in self.guard:
+            if name not in data:
+                raise MyPTError(f"--guard names {name!r}, --data has: {', '.join(data)}")
+        if self.batch_size < 1:
+            raise MyPTError(f"--batch-size is {self.batch_size}, expected 1 window or more")
+        if self.tolerance is not None:
+            require_tolerance(self.tolerance)
+        if self.definition not in DEFINITIONS:
+            raise MyPTError(f"the definition is {self.definition!r}, expected one of: {', '.join(DEFINITIONS)}")
+        if self.definition == "rolling" and self.document_mask:
+            raise MyPTError("--rolling evaluates each document alone already; leave out --document-mask")
+        adapters = {model: require_model(model) for model in models}
+        for name, source in data.items():
+            require_source(name, source, self.split, models)
+        require_parts(self.by, data, self.split)
+        if self.block_size is not None and not any(adapters.values()) and all(Path(model).is_dir() for model in models):
+            contexts = {model: read_config(model)[1].get("max_position_embeddings") for model in models}
+            if all(contexts.values()):  # else only their classes know its name
+                common_block_size(contexts, self.block_size)
+
+
+def compare(models: list[str], data: dict[str, Source], **options) -> list[Score]:
     """Exact loss of every model on every set of `data`, over the whole split.
 
     The models compute in float32.
@@ -77,14 +114,7 @@ def compare(
         data: {name: source}: a dataset directory; several, joined by commas, of one text prepared with different
             tokenizers, of which each model takes its own; a text file, or a list of texts, which each model's
             tokenizer encodes.
-        block_size: Context in tokens; default the shortest among the models' contexts, so that all see the same
-            windows.
-        guard: Sets whose change is judged as forgetting.
-        tolerance: Nats per token that they may lose; default that of the run which trained the model, else 0.05.
-        document_mask: Tokens see their own document only.
-        definition: `windows`: every token but the first of the text is a target, EOS included. `rolling`: lm-eval's
-            rolling log-likelihood of each document.
-        by: `position`, `source` or both: divide each loss.
+        options: Fields of `Settings`: split, block_size, batch_size, guard, tolerance, document_mask, definition, by.
 
     Raises:
         CheckpointError: A model cannot be loaded or is not causal.
@@ -92,37 +122,36 @@ def compare(
         DataError: A dataset directory is damaged, or directories of one name are not of the same text.
         MyPTError: The context is too long, a model cannot keep documents apart, or a loss is NaN or infinite.
     """
-    checked = {"split": split, "block_size": block_size, "batch_size": batch_size, "guard": guard, "by": by}
-    checked |= {"definition": definition, "document_mask": document_mask}
-    require_comparable(models, data, **checked, tolerance=tolerance)
+    settings = Settings(**options)
+    settings.check(models, data)
     from mypt.checkpoints.probes import require_causal, require_document_mask
     from mypt.evaluation.loss import token_losses
 
     loaded = {path: load_model(path).float() for path in dict.fromkeys(models)}
     for path, model in loaded.items():
         require_causal(model, path)
-        if document_mask:
+        if settings.document_mask:
             require_document_mask(model, path)
     contexts = {path: getattr(model.config, "max_position_embeddings", None) for path, model in loaded.items()}
-    options = {"split": split, "block_size": common_block_size(contexts, block_size)}
-    options |= {"document_mask": document_mask, "definition": definition}
+    shared = {"split": settings.split, "block_size": common_block_size(contexts, settings.block_size)}
+    shared |= {"document_mask": settings.document_mask, "definition": settings.definition}
     sets = {
-        path: {name: open_set(name, source, path, model.config.vocab_size, **options) for name, source in data.items()}
+        path: {name: open_set(name, source, path, model.config.vocab_size, **shared) for name, source in data.items()}
         for path, model in loaded.items()
     }
     for path, own in sets.items():
-        _require_same_sets(models[0], sets[models[0]], path, own, guard or [])
+        _require_same_sets(models[0], sets[models[0]], path, own, settings.guard)
     scores, first = [], {}
     total = sum(len(its.windows) for own in sets.values() for its in own.values())
     with progress_bar(total=total, unit="window") as bar:
         for path, model in loaded.items():
             report = read_interpolation(Path(path))
-            about = {"model": path, "alpha": report["alpha"] if report else None, **options}
-            limit = tolerance or run_tolerance(Path(path)) or TOLERANCE
+            about = {"model": path, "alpha": report["alpha"] if report else None, **shared}
+            limit = settings.tolerance or run_tolerance(Path(path)) or TOLERANCE
             for name, its in sets[path].items():
-                measured = token_losses(model, its.windows, batch_size, bar.update), its
-                judged_by = limit if name in (guard or []) else None
-                scores.append(_score(name, measured, first.get(name), judged_by, by or [], about))
+                measured = token_losses(model, its.windows, settings.batch_size, bar.update), its
+                judged_by = limit if name in settings.guard else None
+                scores.append(_score(name, measured, first.get(name), judged_by, settings.by, about))
                 first.setdefault(name, measured)
     return scores
 
@@ -189,41 +218,6 @@ def _score(
         parts={kind: [asdict(part) for part in break_down(kind, *measured, first)] for kind in by},
         **about,
     )
-
-
-def require_comparable(
-    models: list[str],
-    data: dict[str, Source],
-    *,
-    split: str = "val",
-    block_size: int | None = None,
-    batch_size: int = 8,
-    guard: list[str] | None = None,
-    tolerance: float | None = None,
-    document_mask: bool = False,
-    definition: str = "windows",
-    by: list[str] | None = None,
-) -> None:
-    """Check what can be checked before torch is imported. Arguments and errors as of `compare`."""
-    for name in guard or []:
-        if name not in data:
-            raise MyPTError(f"--guard names {name!r}, --data has: {', '.join(data)}")
-    if batch_size < 1:
-        raise MyPTError(f"--batch-size is {batch_size}, expected 1 window or more")
-    if tolerance is not None:
-        require_tolerance(tolerance)
-    if definition not in DEFINITIONS:
-        raise MyPTError(f"the definition is {definition!r}, expected one of: {', '.join(DEFINITIONS)}")
-    if definition == "rolling" and document_mask:
-        raise MyPTError("--rolling evaluates each document alone already; leave out --document-mask")
-    adapters = {model: require_model(model) for model in models}
-    for name, source in data.items():
-        require_source(name, source, split, models)
-    require_parts(by or [], data, split)
-    if block_size is not None and not any(adapters.values()) and all(Path(model).is_dir() for model in models):
-        contexts = {model: read_config(model)[1].get("max_position_embeddings") for model in models}
-        if all(contexts.values()):  # else only their classes know its name
-            common_block_size(contexts, block_size)
 
 
 def open_sets(

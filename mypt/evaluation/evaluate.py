@@ -12,7 +12,7 @@ from mypt.checkpoints.adapter import weights_fingerprint
 from mypt.checkpoints.evaluations import EVALUATION_NAME, Entry, add_evaluations, read_evaluations
 from mypt.checkpoints.load import load_model
 from mypt.errors import MyPTError, TokenizerError
-from mypt.evaluation.compare import Score, compare, require_comparable
+from mypt.evaluation.compare import Score, Settings, compare
 from mypt.evaluation.metrics import MAX_NEW_TOKENS, Metric, read_references, score_references, with_changes
 from mypt.evaluation.sets import Source
 from mypt.evaluation.tasks import require_tasks, run_tasks
@@ -27,7 +27,7 @@ class Request:
 
     Attributes:
         models: Folders or hub ids; changes are relative to the first.
-        data: Evaluation sets, as of `compare`; options: its other arguments.
+        data: Evaluation sets, as of `compare`; settings: how they are measured.
         references: {name: .jsonl file with prompts and references}.
         tasks: Names of lm-eval's tasks, or YAML files.
         max_new_tokens: Of a text that is compared with references.
@@ -37,7 +37,7 @@ class Request:
 
     models: list[str]
     data: dict[str, Source] = field(default_factory=dict)
-    options: dict = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
     references: dict[str, str] = field(default_factory=dict)
     tasks: list[str] = field(default_factory=list)
     max_new_tokens: int = MAX_NEW_TOKENS
@@ -56,7 +56,7 @@ class Request:
             require_tasks(self.tasks)
         for file in self.references.values():
             read_references(file)
-        require_comparable(self.models, self.data, **self.options)
+        self.settings.check(self.models, self.data)
         for file in filter(None, (self.texts, self.out)):
             folder = Path(file).parent
             if Path(file).is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
@@ -83,7 +83,7 @@ def evaluate(request: Request) -> list[Score | Metric]:
         metrics, texts = _metrics(request)
         if request.texts:
             replace_text(request.texts, "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts))
-    scores = compare(request.models, request.data, **request.options) if request.data else []
+    scores = compare(request.models, request.data, **vars(request.settings)) if request.data else []
     return [*scores, *with_changes(metrics, request.models[0])]
 
 
@@ -94,7 +94,7 @@ def _metrics(request: Request) -> tuple[list[Metric], list[dict]]:
     metrics, texts = [], []
     references = {name: read_references(file) for name, file in request.references.items()}
     models = list(dict.fromkeys(request.models))
-    batch_size = request.options.get("batch_size", 8)
+    batch_size = request.settings.batch_size
     total = len(models) * sum(len(pairs.prompts) for pairs in references.values())
     with progress_bar(total=total, unit="text", shown=total > 0) as bar:
         for path in models:
@@ -114,7 +114,7 @@ def _metrics(request: Request) -> tuple[list[Metric], list[dict]]:
                     for prompt, right, text in zip(pairs.prompts, pairs.references, new, strict=True)
                 ]
             if request.tasks:
-                block_size = request.options.get("block_size")
+                block_size = request.settings.block_size
                 metrics += run_tasks(
                     model, tokenizer, request.tasks, path=path, batch_size=batch_size, block_size=block_size
                 )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mypt.errors import Interrupted, MyPTError, RecipeError
 from mypt.evaluation.forgetting import Policy, assess, describe_sets, guarded_sets, require_sets
 from mypt.forecasting.replay_law import Advice, Interpolated, Probe, advise
+from mypt.planning.plan import PlannedRun
 from mypt.recipe import Recipe, load_recipe
 from mypt.shards.open_dataset import open_dataset
 from mypt.terminal import progress_bar, say
@@ -117,20 +118,18 @@ class Probes:
 def plan_probes(
     target: str,
     overrides: list[str],
+    run: PlannedRun,
     *,
-    steps: int | None,
-    batch_size: int,
-    accumulation: int,
-    processes: int,
-    block_size: int,
     windows: int | str | None,
     ratios: tuple[float, ...] = RATIOS,
     probe_steps: int | None = None,
 ) -> Probes:
-    """The probes of a recipe, whose run has these steps, batch and evaluation windows.
+    """The probes of a recipe, with the batch and the evaluation windows of the planned run.
 
     Args:
         target, overrides: The recipe, as `load_recipe` takes it.
+        run: It as it is planned.
+        windows: Of each set in an evaluation; None where they are not planned.
         ratios: Replayed shares of the samples to try; one of them more than 0.
         probe_steps: Of the longest probe of each ratio; None: a tenth of the run, from 40 to 400.
 
@@ -143,6 +142,7 @@ def plan_probes(
     recipe, _ = fetched(load_recipe(target, overrides))
     if not recipe.model.init_from:
         raise RecipeError("--replay is for the adaptation of a model: name it in model.init_from")
+    steps = run.steps
     if not steps:
         raise RecipeError("--replay needs the length of the run: give training.max_steps")
     ratios = tuple(sorted(set(ratios)))
@@ -154,10 +154,10 @@ def plan_probes(
         raise RecipeError(f"the longest probe has {longest} steps, expected 4 or more: give --probe-steps")
     now, domain, replay, policy = _split(recipe)
     training = recipe.training | {
-        "per_device_train_batch_size": batch_size,
-        "gradient_accumulation_steps": accumulation * processes,
+        "per_device_train_batch_size": run.batch_size,
+        "gradient_accumulation_steps": run.accumulation * run.processes,
     }
-    data = replace(recipe.data, block_size=block_size, tokens_per_step=None)
+    data = replace(recipe.data, block_size=run.block_size, tokens_per_step=None)
     section = replace(recipe.forgetting, eval_windows=windows)
     recipe = replace(recipe, training=training, data=data, forgetting=section)
     probes = Probes(recipe, steps, longest, ratios, now, domain, replay, policy)

@@ -36,30 +36,14 @@ class Check:
     changes: list[str] = field(default_factory=list)
 
 
-def check_plan(
-    plan,
-    *,
-    device_name: str,
-    eval_sets: dict[str, int | None],
-    shared_text: dict[str, str],
-    init_from: str | None,
-    smaller: dict[str, dict],
-    flags: dict[str, str],
-) -> list[Check]:
+def check_plan(plan, run) -> list[Check]:
     """The checks of a plan, in the order in which a person asks.
 
-    Args:
-        plan: A `mypt.planning.plan.Plan` without checks.
-        device_name: The device whose memory counts, in words; empty for one that is not here.
-        eval_sets: Tokens of each evaluation set, None where they are not known.
-        shared_text: Evaluation sets whose text is in the training data, with the share in words.
-        init_from: The model that the run starts from.
-        smaller: Dimensions of smaller presets by name, the largest first.
-        flags: How changes are written, as `mypt.planning.fit.knobs` takes them.
+    plan: a `mypt.planning.plan.Plan` without checks. run: the `PlannedRun` that it is of.
     """
-    found = [_memory(plan, device_name), _disk(plan), _data(plan, flags), *_sources(plan)]
-    found += [Check(f"val split of {name}", WARNING, words, [_OTHER_TEXT]) for name, words in shared_text.items()]
-    found += [*_sets(plan, eval_sets, flags), _model(plan, init_from, smaller, flags), _time(plan)]
+    shared = [Check(f"val split of {name}", WARNING, words, [_OTHER_TEXT]) for name, words in run.shared_text.items()]
+    found = [_memory(plan, run.device_name), _disk(plan), _data(plan, run.flags), *_sources(plan), *shared]
+    found += [*_sets(plan, run.eval_sets, run.flags), _model(plan, run.init_from, run.smaller, run.flags), _time(plan)]
     return [check for check in found if check]
 
 

@@ -15,6 +15,77 @@ from mypt.planning.verdict import Coverage, DataSource, assess
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """What is known of a run before it starts.
+
+    Attributes:
+        batch_size, accumulation: Sequences per process and pass; passes per step.
+        block_size, processes: Tokens per sequence; processes, one per device.
+        settings: The other fields of `mypt.planning.step.Step`.
+        steps, reason: Optimizer steps, and why so many.
+        sources: The training data; None where its size is not known.
+        dimensions, parameters: MyPTConfig fields; without them the number of parameters.
+        available: Bytes of memory on one device; device_name: it in words, where it is one that is here.
+        tokens_per_second, speed, assumption: The speed, the first of them that is given: a rate over all processes;
+            one that was measured or recorded; a share of the devices' peak.
+        measured: Shown as it is.
+        price: Of one device for one hour.
+        text: As `mypt.planning.time.plan_time` takes it.
+        evaluation: Arguments of `plan_evaluation`, those of the run left out; None without evaluation sets.
+        evaluation_batch: Windows in a forward pass of an evaluation, for the memory; None without evaluation sets.
+        eval_sets: Tokens of each evaluation set, None where they are not known.
+        shared_text: Evaluation sets whose text is in the training data, with the share in words.
+        saving: What a recipe says about its run folder.
+        init_from: The model that the run starts from; None for random weights.
+        flags, smaller: As `mypt.planning.fit.knobs` takes them.
+        target, notes, choices: As `Plan` has them.
+    """
+
+    batch_size: int
+    block_size: int
+    accumulation: int = 1
+    processes: int = 1
+    settings: dict = field(default_factory=dict)
+    steps: int | None = None
+    reason: str | None = None
+    sources: list[DataSource] | None = None
+    dimensions: dict | None = None
+    parameters: int | None = None
+    available: int | None = None
+    device_name: str = ""
+    tokens_per_second: float | None = None
+    speed: Speed | None = None
+    assumption: Assumption | None = None
+    measured: Measured | None = None
+    price: float | None = None
+    text: int = 0
+    evaluation: dict | None = None
+    evaluation_batch: int | None = None
+    eval_sets: dict[str, int | None] = field(default_factory=dict)
+    shared_text: dict[str, str] = field(default_factory=dict)
+    saving: Saving | None = None
+    init_from: str | None = None
+    flags: dict[str, str] = field(default_factory=lambda: RECIPE_FLAGS)
+    smaller: dict[str, dict] = field(default_factory=dict)
+    target: str | None = None
+    notes: list[str] = field(default_factory=list)
+    choices: dict[str, Choice] = field(default_factory=dict)
+
+    @property
+    def sequences(self) -> int:
+        """Of the global batch."""
+        return self.batch_size * self.accumulation * self.processes
+
+    @property
+    def step(self) -> Step | None:
+        """A training step on one device; None without dimensions. Raises MyPTError for settings that do not fit."""
+        if not self.dimensions:
+            return None
+        sizes = {"micro_batch_size": self.batch_size, "block_size": self.block_size, "accumulation": self.accumulation}
+        return Step(**sizes, **self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """Length and batch of a run, over all processes; compute_optimal_tokens: None for adapters and unknown models."""
 
@@ -142,123 +213,46 @@ def as_dict(value):
     return [as_dict(held) for held in value] if isinstance(value, list | tuple) else value
 
 
-def plan(
-    *,
-    batch_size: int,
-    block_size: int,
-    accumulation: int = 1,
-    processes: int = 1,
-    steps: int | None = None,
-    reason: str | None = None,
-    sources: list[DataSource] | None = None,
-    dimensions: dict | None = None,
-    parameters: int | None = None,
-    available: int | None = None,
-    device_name: str = "",
-    tokens_per_second: float | None = None,
-    speed: Speed | None = None,
-    assumption: Assumption | None = None,
-    measured: Measured | None = None,
-    price: float | None = None,
-    text: int = 0,
-    evaluation: dict | None = None,
-    eval_sets: dict[str, int | None] | None = None,
-    shared_text: dict[str, str] | None = None,
-    saving: Saving | None = None,
-    init_from: str | None = None,
-    smaller: dict[str, dict] | None = None,
-    evaluation_batch: int | None = None,
-    flags: dict[str, str] = RECIPE_FLAGS,
-    target: str | None = None,
-    notes: list[str] | None = None,
-    choices: dict[str, Choice] | None = None,
-    **settings,
-) -> Plan:
-    """Everything that can be worked out from what is given.
-
-    Args:
-        batch_size, accumulation: Sequences per process and pass; passes per step.
-        steps, reason: Optimizer steps, and why so many.
-        dimensions, parameters: MyPTConfig fields; without them the number of parameters.
-        available: Bytes of memory on one device; device_name: it in words, where it is one that is here.
-        tokens_per_second, speed, assumption: The speed, the first of them that is given: a rate over all processes;
-            one that was measured or recorded; a share of the devices' peak.
-        measured: Shown as it is.
-        price: Of one device for one hour.
-        text: As `mypt.planning.time.plan_time` takes it.
-        evaluation: Arguments of `plan_evaluation`, those of the run left out; None without evaluation sets.
-        evaluation_batch: Windows in a forward pass of an evaluation, for the memory; None without evaluation sets.
-        eval_sets: Tokens of each evaluation set, None where they are not known.
-        shared_text: Evaluation sets whose text is in the training data, with the share in words.
-        saving: What a recipe says about its run folder.
-        init_from: The model that the run starts from; None for random weights.
-        flags, smaller: As `mypt.planning.fit.knobs` takes them.
-        target, notes, choices: As `Plan` has them.
-        settings: The other fields of `mypt.planning.step.Step`.
-
-    Raises:
-        MyPTError: As the parts do.
-    """
-    sequences = batch_size * accumulation * processes
-    step = counts = None
-    if dimensions:
-        step = Step(micro_batch_size=batch_size, block_size=block_size, accumulation=accumulation, **settings)
-        counts = _counts(dimensions, step)
-    elif parameters:
-        counts = {"total": parameters}
-    optimal = None
-    if counts and "adapters" not in counts:  # the rule is about training from scratch
-        optimal = TOKENS_PER_PARAMETER * counts["total"]
+def plan(run: PlannedRun) -> Plan:
+    """Everything that can be worked out from what is given. Raises MyPTError as the parts do."""
+    step, steps = run.step, run.steps
+    counts = _counts(run)
     training = Training(
-        steps=steps, tokens_per_step=sequences * block_size, block_size=block_size, compute_optimal_tokens=optimal
+        steps=steps,
+        tokens_per_step=run.sequences * run.block_size,
+        block_size=run.block_size,
+        # The rule is about training from scratch.
+        compute_optimal_tokens=TOKENS_PER_PARAMETER * counts["total"] if counts and "adapters" not in counts else None,
     )
-    run = {"steps": steps, "sequences": sequences, "block_size": block_size}
-    compute = _compute(training, counts, dimensions, step, processes) if counts and steps else None
-    memory = plan_memory(dimensions, step, available, flags, smaller, evaluation_batch) if step else None
-    evaluated = plan_evaluation(**run, **evaluation) if evaluation and steps else None
-    if tokens_per_second:
-        speed = given_speed(tokens_per_second, training.tokens_per_step)
-    elif not speed and assumption and compute:
-        speed = assumed_speed(assumption, compute.flops / steps)
-    disk = time = None
+    compute = _compute(run, training, counts) if counts and steps else None
+    memory = None
+    if step:
+        memory = plan_memory(run.dimensions, step, run.available, run.flags, run.smaller, run.evaluation_batch)
+    evaluation = None
+    if run.evaluation and steps:
+        length = {"steps": steps, "sequences": run.sequences, "block_size": run.block_size}
+        evaluation = plan_evaluation(**length, **run.evaluation)
+    disk = None
     if step and steps:
-        disk = plan_disk(dimensions, step, steps=steps, evaluated=bool(evaluation), saving=saving or Saving())
-    if speed and steps:
-        time = plan_time(
-            speed,
-            steps=steps,
-            save_steps=saving.save_steps if saving else None,
-            checkpoint=disk.weights + disk.optimizer if disk else None,
-            windows=evaluated.forward if evaluated else 0,
-            evaluation_share=_evaluation_share(evaluated, compute),
-            text=text,
-            devices=processes,
-            price=price,
-        )
+        evaluated, saving = bool(run.evaluation), run.saving or Saving()
+        disk = plan_disk(run.dimensions, step, steps=steps, evaluated=evaluated, saving=saving)
+    coverage = assess(run.sources, training.tokens_per_step, steps, 0, counts) if run.sources and steps else None
     found = Plan(
-        target=target,
-        notes=notes or [],
-        choices=choices or {},
-        reason=reason,
+        target=run.target,
+        notes=run.notes,
+        choices=run.choices,
+        reason=run.reason,
         training=training,
         parameters=counts,
-        coverage=assess(sources, training.tokens_per_step, steps, 0, counts) if sources and steps else None,
+        coverage=coverage,
         compute=compute,
-        time=time,
-        measured=measured,
+        time=_time(run, training, compute, evaluation, disk),
+        measured=run.measured,
         memory=memory,
-        evaluation=evaluated,
-        disk=disk if saving else None,
+        evaluation=evaluation,
+        disk=disk if run.saving else None,
     )
-    about = {
-        "device_name": device_name,
-        "eval_sets": eval_sets or {},
-        "shared_text": shared_text or {},
-        "init_from": init_from,
-        "smaller": smaller or {},
-        "flags": flags,
-    }
-    return replace(found, checks=check_plan(found, **about))
+    return replace(found, checks=check_plan(found, run))
 
 
 def alternative(name: str, plan: Plan) -> Alternative:
@@ -280,6 +274,30 @@ def alternative(name: str, plan: Plan) -> Alternative:
     )
 
 
+def _time(
+    run: PlannedRun, training: Training, compute: Compute | None, evaluation: Evaluation | None, disk: Disk | None
+) -> Time | None:
+    """None where no speed is known."""
+    speed = run.speed
+    if run.tokens_per_second:
+        speed = given_speed(run.tokens_per_second, training.tokens_per_step)
+    elif not speed and run.assumption and compute:
+        speed = assumed_speed(run.assumption, compute.flops / run.steps)
+    if not (speed and run.steps):
+        return None
+    return plan_time(
+        speed,
+        steps=run.steps,
+        save_steps=run.saving.save_steps if run.saving else None,
+        checkpoint=disk.weights + disk.optimizer if disk else None,
+        windows=evaluation.forward if evaluation else 0,
+        evaluation_share=_evaluation_share(evaluation, compute),
+        text=run.text,
+        devices=run.processes,
+        price=run.price,
+    )
+
+
 def _evaluation_share(evaluation: Evaluation | None, compute: Compute | None) -> float:
     """Compute of all evaluations by that of all steps, the optimizer's included."""
     if evaluation is None:
@@ -288,8 +306,11 @@ def _evaluation_share(evaluation: Evaluation | None, compute: Compute | None) ->
     return evaluation.share / (1 - evaluation.share) * passes
 
 
-def _counts(dimensions: dict, step: Step) -> dict[str, int]:
+def _counts(run: PlannedRun) -> dict[str, int] | None:
     """`count_parameters`, and where not all of them are trained, how many are, with the adapters that LoRA adds."""
+    dimensions, step = run.dimensions, run.step
+    if not step:
+        return {"total": run.parameters} if run.parameters else None
     frozen = frozen_parameters(dimensions, step.freeze_layers, step.freeze_embeddings)
     if not step.lora and not frozen:
         return count_parameters(dimensions)
@@ -297,13 +318,13 @@ def _counts(dimensions: dict, step: Step) -> dict[str, int]:
     return {name: number for name, number in report.items() if name != "per_layer"}
 
 
-def _compute(training: Training, counts: dict, dimensions: dict | None, step: Step | None, processes: int) -> Compute:
-    tokens, per_token = training.steps * training.tokens_per_step, 6 * counts["total"]
+def _compute(run: PlannedRun, training: Training, counts: dict) -> Compute:
+    tokens, per_token, step = training.steps * training.tokens_per_step, 6 * counts["total"], run.step
     if step:
-        per_token = flops_per_token(dimensions, step.block_size, counts.get("adapters", 0))
+        per_token = flops_per_token(run.dimensions, step.block_size, counts.get("adapters", 0))
     flops, muon, share = per_token * tokens, None, None
     if step and step.optimizer == "muon":
-        muon = muon_flops(dimensions, step.ns_steps, step.freeze_layers) * processes // step.fsdp
+        muon = muon_flops(run.dimensions, step.ns_steps, step.freeze_layers) * run.processes // step.fsdp
         share = muon / (muon + per_token * training.tokens_per_step)
         flops += training.steps * muon
     return Compute(flops_per_token=per_token, flops=flops, muon_flops_per_step=muon, muon_share=share)

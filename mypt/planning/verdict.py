@@ -137,9 +137,10 @@ def assess(
     index = weights.index(max(weights))
     main, step = seen[index], shares[index]
     viewed = sum(source.tokens_viewed for source in seen)
-    in_all = sum(source.tokens_in_all for source in seen)
-    judged = (main.tokens_in_all, main.tokens, step, parameters["total"] if parameters else None, in_all)
-    verdict = judge(*judged)
+    scaling = _worth(seen, parameters)
+    size, per_parameter = parameters["total"] if parameters else None, scaling.tokens_per_parameter
+    passes = judge_data(main.tokens_in_all, main.tokens, step, size, per_parameter)
+    verdict = judge(passes, per_parameter)
     suggestion, suggested_steps = _suggest(verdict, main, step, steps, start_step)
     return Coverage(
         sources=seen,
@@ -153,8 +154,8 @@ def assess(
         recommended_steps={
             f"{passes:g}x": _steps_until(passes, main, step, start_step) for passes in (MINIMUM, OPTIMAL, MAXIMUM)
         },
-        scaling=_worth(seen, parameters),
-        passes=judge_data(*judged),
+        scaling=scaling,
+        passes=passes,
         verdict=verdict,
         suggestion=suggestion,
         suggested_steps=suggested_steps,
@@ -193,20 +194,12 @@ def _steps_until(passes: float, main: SourceCoverage, step: Fraction, start_step
     return max(0, start_step + math.ceil(remaining / step))
 
 
-def judge(
-    viewed: int,
-    total_tokens: int,
-    tokens_per_step: int | Fraction,
-    parameters: int | None = None,
-    all_viewed: int | None = None,
-) -> Verdict:
-    """The verdict of `judge_data`, with a note on a model that is large for the data. Arguments: the same."""
-    verdict = judge_data(viewed, total_tokens, tokens_per_step, parameters, all_viewed)
-    per_parameter = (all_viewed or viewed) / parameters if parameters else 0
-    if verdict.level != "good" or not 0 < per_parameter < FEW_TOKENS_PER_PARAMETER:
-        return verdict
-    words = f"; but with {figure(per_parameter)} tokens per parameter the model is large for this data, unless it was "
-    return replace(verdict, level="note", sentence=f"{verdict.sentence}{words}trained before")
+def judge(passes: Verdict, tokens_per_parameter: float | None) -> Verdict:
+    """The verdict of `judge_data`, with a note on a model that is large for the data."""
+    if passes.level != "good" or not 0 < (tokens_per_parameter or 0) < FEW_TOKENS_PER_PARAMETER:
+        return passes
+    words = f"with {figure(tokens_per_parameter)} tokens per parameter the model is large for this data"
+    return replace(passes, level="note", sentence=f"{passes.sentence}; but {words}, unless it was trained before")
 
 
 def judge_data(
@@ -214,17 +207,15 @@ def judge_data(
     total_tokens: int,
     tokens_per_step: int | Fraction,
     parameters: int | None = None,
-    all_viewed: int | None = None,
+    tokens_per_parameter: float | None = None,
 ) -> Verdict:
     """Whether `viewed / total` passes over a dataset are a good number.
 
     The size hints of dataset and model decide where they and the band disagree; either hint is enough. Fewer passes
-    are fine, too, if the model gets its compute-optimal 20 tokens per parameter, of all sources together: all_viewed,
-    where there are others.
+    are fine, too, if the model gets its compute-optimal 20 tokens per parameter, of all sources together.
     """
     low, high, reason = advised_passes(total_tokens, parameters)
     band = find_band(viewed, total_tokens, tokens_per_step)
-    per_parameter = (all_viewed or viewed) / parameters if parameters else 0
     but = "the band is good, but" if band is GOOD else "too few passes:"
     if is_within(viewed, low, high, total_tokens, tokens_per_step):
         level, sentence = "good", f"{reason}, and this run is within"
@@ -233,11 +224,11 @@ def judge_data(
     elif viewed >= low * total_tokens:
         level = "warning" if band is VERY_HIGH else "note"
         sentence = f"{but.replace('too few', 'too many')} {reason}; further passes are worth less and less"
-    elif per_parameter >= TOKENS_PER_PARAMETER:
+    elif (tokens_per_parameter or 0) >= TOKENS_PER_PARAMETER:
         level = "good"
         sentence = (
-            f"enough for this model, although the band is {band.name}: it gets {figure(per_parameter)} tokens per "
-            f"parameter, and about {TOKENS_PER_PARAMETER} are compute-optimal; {reason}"
+            f"enough for this model, although the band is {band.name}: it gets {figure(tokens_per_parameter)} tokens "
+            f"per parameter, and about {TOKENS_PER_PARAMETER} are compute-optimal; {reason}"
         )
     else:
         level, sentence = "note" if band is GOOD else band.level, f"{but} {reason}"

@@ -1,7 +1,7 @@
 """How long trials are: the repetition of the full run is kept on the subset, and each tenth of a trial is evaluated."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
@@ -14,8 +14,8 @@ from mypt.planning.step import MICRO_BATCH
 from mypt.streams.mixture import epoch_size
 from mypt.sweeps.subset import SweepData
 from mypt.sweeps.trial import as_override
-from mypt.training.speed import expected_speed
-from mypt.training.target import DEFAULT_BLOCK, Target, read_target
+from mypt.training.speed import with_expected_speed
+from mypt.training.target import DEFAULT_BLOCK, Target, planned_run, read_target
 
 EVALUATIONS = 10  # of a trial, after that of step 0: what a pruner sees
 
@@ -97,15 +97,8 @@ class Lengths:
     def seconds(self, overrides: Mapping[str, object]) -> float | None:
         """Wall time that a trial is expected to take on this machine; None where nothing is known about its speed."""
         target = self._target(overrides)
-        step = {"accumulation": 1, "block_size": DEFAULT_BLOCK, "micro_batch_size": MICRO_BATCH} | target.settings
-        step |= {"batch_size": step.pop("micro_batch_size"), "device": self.machine.device}
-        settings = step | {
-            "processes": 1, "steps": self._run(overrides).steps, "sources": target.sources,
-            "dimensions": target.dimensions, "available": self.machine.memory, "evaluation": target.evaluation,
-            "eval_sets": target.eval_sets, "saving": target.saving, "evaluation_batch": target.evaluation_batch,
-        }  # fmt: skip
-        settings |= expected_speed(target, self.machine, settings, plan(**settings), here=True)
-        found = plan(**settings).time
+        run = replace(planned_run(target, self.machine), steps=self._run(overrides).steps, text=0)
+        found = plan(with_expected_speed(run, target, self.machine, here=True)).time
         return found.seconds if found else None
 
     def _run(self, overrides: Mapping[str, object]) -> Run:

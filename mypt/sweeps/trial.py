@@ -3,6 +3,8 @@
 A trial of a sweep and a rung of a ladder are such runs. This module imports no torch.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import shlex
@@ -151,7 +153,7 @@ def run_trial(
     folder.mkdir(parents=True, exist_ok=True)
     command, before, began = train_command(recipe, overrides, folder), _version(folder / RESULT_NAME), time.monotonic()
     words = [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), sys.executable, "-m", *command]
-    metrics, pruned, asked = Metrics(folder / METRICS_NAME), False, None
+    metrics = Metrics(folder / METRICS_NAME)
     with open(folder / LOG_NAME, "ab") as log:
         log.write(f"$ {shlex.join(command)}\n".encode(errors="backslashreplace"))
         log.flush()
@@ -160,18 +162,7 @@ def run_trial(
             words, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
         )
         try:
-            while True:
-                code, usage = _ended(process)
-                for entry in metrics.new() if on_metrics else ():
-                    pruned |= bool(on_metrics(entry))
-                if code is not None:
-                    break
-                if asked is None and (pruned or (stop and stop.is_set())):
-                    process.terminate()
-                    asked = time.monotonic()
-                elif asked is not None and time.monotonic() - asked > GRACE:
-                    process.kill()
-                time.sleep(POLL)
+            code, usage, pruned, asked = _watch(process, metrics, on_metrics, stop)
         except BaseException:  # of on_metrics, or Ctrl-C in the thread that waits
             process.kill()
             process.wait()
@@ -180,7 +171,7 @@ def run_trial(
     changed = _version(folder / RESULT_NAME) != before
     result = _result(folder) if changed or code == 0 else None
     message = result.message if result else _last_line(folder / LOG_NAME, begin)
-    state, reason = _state(result, code, pruned=pruned and asked is not None, stopped=asked is not None)
+    state, reason = _state(result, code, pruned=pruned and asked, stopped=asked)
     return Ended(
         state=state,
         reason=reason,
@@ -192,6 +183,28 @@ def run_trial(
         cpu_seconds=round(usage.ru_utime + usage.ru_stime, 3),
         message=message,
     )
+
+
+def _watch(
+    process: subprocess.Popen,
+    metrics: Metrics,
+    on_metrics: Callable[[dict], bool | None] | None,
+    stop: threading.Event | None,
+) -> tuple[int, object, bool, bool]:
+    """Wait for a process: exit code, resource usage, whether `on_metrics` wants its end, whether it got SIGTERM."""
+    pruned, asked = False, None
+    while True:
+        code, usage = _ended(process)
+        for entry in metrics.new() if on_metrics else ():
+            pruned |= bool(on_metrics(entry))
+        if code is not None:
+            return code, usage, pruned, asked is not None
+        if asked is None and (pruned or (stop and stop.is_set())):
+            process.terminate()
+            asked = time.monotonic()
+        elif asked is not None and time.monotonic() - asked > GRACE:
+            process.kill()
+        time.sleep(POLL)
 
 
 def _state(result: Result | None, code: int, *, pruned: bool, stopped: bool) -> tuple[str, str]:

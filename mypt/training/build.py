@@ -1,14 +1,13 @@
 """Recipe -> data, model, optimizer, callbacks and Trainer, at the position where a resume continues."""
 
-import dataclasses
 import functools
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from accelerate.utils import set_seed as set_rank_seed
 from transformers import (
     PreTrainedModel,
@@ -24,9 +23,10 @@ from mypt.checkpoints.adapter import INSTALL_PEFT
 from mypt.checkpoints.environment import ENVIRONMENT_NAME, RecordedDataset, this_session
 from mypt.checkpoints.probes import require_document_mask
 from mypt.checkpoints.state import STATE_NAME, read_state
-from mypt.errors import CheckpointError, MyPTError, RecipeError, UnreadableCheckpoint, recipe_wording
+from mypt.errors import CheckpointError, RecipeError, UnreadableCheckpoint, recipe_wording
 from mypt.files import free_for
 from mypt.formatting import gibibytes
+from mypt.hardware.processes import agreed, is_main_process, on_main, say_once
 from mypt.hardware.speeds import identify
 from mypt.inspection.dataset_commands import recorded_datasets
 from mypt.planning.disk import Saving, plan_disk
@@ -35,6 +35,8 @@ from mypt.preparation.contamination import contamination_line, find_contaminatio
 from mypt.recipe import AUTO, RESOLVED_NAME, Recipe, save_recipe
 from mypt.storage.run_files import recorded_run
 from mypt.streams.eval_windows import EvalWindows
+from mypt.streams.jit_stream import JitStream
+from mypt.streams.shard_stream import ShardStream
 from mypt.terminal import say
 from mypt.training import run_folder
 from mypt.training.arguments import hf_optimizer, refused_values
@@ -93,7 +95,7 @@ def build_trainer(
     # The first PartialState decides for all; without `cpu` it would not know a CPU launch's other processes.
     PartialState(cpu=recipe.training.get("use_cpu", not torch.accelerator.is_available()))
     require_trackers(recipe.training.get("report_to"))
-    give_back = _on_main(lambda: run_folder.hold(run)) or (lambda: None)
+    give_back = on_main(lambda: run_folder.hold(run)) or (lambda: None)
     try:
         trainer = _build(recipe, run, resume, assume_yes, unreadable, give_back)
         for callback in callbacks:
@@ -117,30 +119,20 @@ def _build(
     transformers_logging.disable_progress_bar()
     recipe, copies = fetched(recipe)
     upload, seed = _upload(recipe), recipe.training.get("seed", 42)
-    brought: list[Path] = []
-    if upload and resume is True:
-        brought = _on_main(lambda: upload.restore(run)) or []
+    brought = (on_main(lambda: upload.restore(run)) or []) if upload and resume is True else []
 
     data = resolve_data(recipe)
     recorded = run_folder.recorded_identity(run)
     # The main process decides: all have to resume from the same checkpoint.
-    checkpoint, skipped = broadcast_object_list([_on_main(lambda: run_folder.choose(run, resume, unreadable))])[0]
+    checkpoint, skipped = agreed(on_main(lambda: run_folder.choose(run, resume, unreadable)))
     block_size = recipe.data.block_size or default_block_size(recipe.model)
     model = _model(recipe, data, block_size, seed, checkpoint)
     start = _start(recipe, data, block_size)
 
     recipe = resolve(recipe, data, model, block_size or _longest_context(recipe, model), recorded)
     identity = run_identity(recipe, data, model, recorded)
-    is_fetched = run / ENVIRONMENT_NAME in brought  # the folder held no run before
-    try:
-        _claim(run, identity, resume, checkpoint, skipped, upload.uri if is_fetched else None)
-        if upload:
-            run_id = recorded_run(run) or run_folder.run_hash(identity)
-            _on_main(lambda: upload.claim(run_id, resume=bool(resume)))
-    except CheckpointError:
-        if is_fetched:  # another run's: a wrong upload.uri leaves nothing behind
-            run_folder.discard(brought)
-        raise
+    _claim(run, identity, bool(resume), upload, brought)
+    on_main(lambda: _report_start(run, checkpoint, skipped))
     steps_done, stream_state = _progress(checkpoint, bool(data.streamed))
     recipe, hardware = resolve_hardware(recipe, model, run if checkpoint else None)
     stream = build_stream(recipe, data, stream_state)
@@ -148,25 +140,72 @@ def _build(
     place_stream(stream, recipe, args)
     eval_sets = build_eval_sets(recipe, data, going_on=bool(checkpoint))
     if not checkpoint:
-        _on_main(lambda: _report_contamination(data))
-    _on_main(lambda: _report_disk(run, args, hardware, bool(eval_sets)))
+        on_main(lambda: _report_contamination(data))
+    on_main(lambda: _report_disk(run, args, hardware, bool(eval_sets)))
 
+    callbacks = _callbacks(recipe, data, model, stream, eval_sets, assume_yes)
+    set_aside = None
+    if checkpoint and is_main_process():
+        set_aside = functools.partial(_set_aside, run, checkpoint, not isinstance(resume, bool), upload)
+    resumed = {"checkpoint": str(checkpoint) if checkpoint else None, "set_aside": set_aside}
+    ends = {"upload": upload, "start": start, "give_back": give_back}
+    trainer = _trainer(recipe, args, data, model, stream, hardware, callbacks, **resumed, **ends)
+    if is_main_process():
+        session = this_session(hardware.machine, PartialState().num_processes)
+        run_folder.record(run, identity, session, _recorded_datasets(data, copies), steps_done)
+        save_recipe(as_given(recipe, copies), run / RESOLVED_NAME)
+    # Each process its own dropout masks; a resume restores them from its checkpoint.
+    set_rank_seed(seed, device_specific=True)
+    return trainer
+
+
+@dataclass(frozen=True)
+class _Callbacks:
+    """Those of a run that others refer to, or that have to be last."""
+
+    coverage: CoverageCallback
+    forgetting: ForgettingCallback | None
+    stopping: EarlyStoppingCallback | None
+
+
+def _callbacks(
+    recipe: Recipe,
+    data: RunData,
+    model: PreTrainedModel,
+    stream: ShardStream | JitStream,
+    eval_sets: dict[str, EvalWindows],
+    assume_yes: bool,
+) -> _Callbacks:
     coverage = _coverage(recipe, model, stream, assume_yes)
     forgetting = _forgetting(recipe, data, eval_sets, coverage)
-    interpolates = forgetting and forgetting.policy.guard and recipe.forgetting.interpolate == AUTO
-    diagnosis = DiagnosisCallback(coverage, forgetting and forgetting.policy.target)
-    ours = [coverage, forgetting, MetricsCallback(), ProgressBarCallback(), diagnosis]
     patience = recipe.safety.early_stopping_patience
-    stopping = None if patience is None else EarlyStoppingCallback(forgetting, patience)
-    set_aside = None
-    if checkpoint and PartialState().is_main_process:
-        set_aside = functools.partial(_set_aside, run, checkpoint, not isinstance(resume, bool), upload)
+    return _Callbacks(coverage, forgetting, None if patience is None else EarlyStoppingCallback(forgetting, patience))
+
+
+def _trainer(
+    recipe: Recipe,
+    args: TrainingArguments,
+    data: RunData,
+    model: PreTrainedModel,
+    stream: ShardStream | JitStream,
+    hardware: Hardware,
+    callbacks: _Callbacks,
+    *,
+    upload: UploadCallback | None,
+    start: Start | None,
+    **options,
+) -> MyPTTrainer:
+    """options: checkpoint, set_aside and give_back of `MyPTTrainer`."""
+    forgetting, stopping = callbacks.forgetting, callbacks.stopping
+    interpolates = forgetting and forgetting.policy.guard and recipe.forgetting.interpolate == AUTO
+    diagnosis = DiagnosisCallback(callbacks.coverage, forgetting and forgetting.policy.target)
+    ours = [callbacks.coverage, forgetting, MetricsCallback(), ProgressBarCallback(), diagnosis]
     with refused_values(recipe, "HF's Trainer"):
         trainer = MyPTTrainer(
             model=model,
             args=args,
             train_dataset=stream,
-            eval_dataset=eval_sets or None,
+            eval_dataset=forgetting.eval_sets if forgetting else None,
             processing_class=data.tokenizer,
             callbacks=[callback for callback in ours if callback],
             optimizer_cls_and_kwargs=_optimizer(recipe, args, model),
@@ -178,9 +217,7 @@ def _build(
             hardware=hardware,
             compile_layers=recipe.training["torch_compile"],
             on_nan=recipe.safety.on_nan,
-            checkpoint=str(checkpoint) if checkpoint else None,
-            set_aside=set_aside,
-            give_back=give_back,
+            **options,
         )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -188,12 +225,6 @@ def _build(
     for last in (upload, stopping):  # upload: after those whose files it reads
         if last:
             trainer.add_callback(last)
-    if PartialState().is_main_process:
-        session = this_session(hardware.machine, PartialState().num_processes)
-        run_folder.record(run, identity, session, _recorded_datasets(data, copies), steps_done)
-        save_recipe(as_given(recipe, copies), run / RESOLVED_NAME)
-    # Each process its own dropout masks; a resume restores them from its checkpoint.
-    set_rank_seed(seed, device_specific=True)
     return trainer
 
 
@@ -258,9 +289,8 @@ def _model(
         require_document_mask(model, recipe.model.init_from or recipe.model.preset)
     if lora:
         model = lora.attach_adapters(model, recipe.lora, recipe.model.init_from, seed)
-    frozen = freeze(model, recipe.model, recipe.training)
-    if frozen and PartialState().is_main_process:
-        say(frozen)
+    if frozen := freeze(model, recipe.model, recipe.training):
+        say_once(frozen)
     return model
 
 
@@ -287,42 +317,33 @@ def _upload(recipe: Recipe) -> UploadCallback | None:
     if recipe.upload is None:
         return None
     upload = UploadCallback(**vars(recipe.upload))
-    _on_main(upload.connect)
+    on_main(upload.connect)
     return upload
 
 
-def _on_main(action: Callable):
-    """The result of `action` in the main process, None in the others. A MyPTError is raised in all of them, since the
-    others would wait for a process that has left."""
-    result, refused = None, [None]
-    if PartialState().is_main_process:
-        try:
-            result = action()
-        except MyPTError as error:
-            refused = [error]
-    if broadcast_object_list(refused)[0]:
-        raise refused[0]
-    return result
+def _claim(run: Path, identity: dict, resume: bool, upload: UploadCallback | None, brought: list[Path]) -> None:
+    """Refuse a folder or a store of another run. brought: the files that were fetched from the store before."""
+    is_fetched = run / ENVIRONMENT_NAME in brought  # the folder held no run before
+    try:
+        with PartialState().main_process_first():
+            run_folder.claim(run, identity, resume, upload.uri if is_fetched else None)
+        if upload:
+            run_id = recorded_run(run) or run_folder.run_hash(identity)
+            on_main(lambda: upload.claim(run_id, resume=resume))
+    except CheckpointError:
+        if is_fetched:  # another run's: a wrong upload.uri leaves nothing behind
+            run_folder.discard(brought)
+        raise
 
 
-def _claim(
-    run: Path,
-    identity: dict,
-    resume: bool | str | Path,
-    checkpoint: Path | None,
-    skipped: list[str],
-    fetched_from: str | None,
-) -> None:
-    """Refuse a folder or a store of another run, and report from where this one starts."""
-    with PartialState().main_process_first():
-        run_folder.claim(run, identity, bool(resume), fetched_from)
-        if PartialState().is_main_process:
-            for line in skipped:
-                say(line)
-            if checkpoint:
-                say(f"resuming from {checkpoint}")
-            else:
-                run_folder.set_aside_incomplete(run, None)
+def _report_start(run: Path, checkpoint: Path | None, skipped: list[str]) -> None:
+    """Report from where the run starts; a run that starts anew moves incomplete checkpoints aside."""
+    for line in skipped:
+        say(line)
+    if checkpoint:
+        say(f"resuming from {checkpoint}")
+    else:
+        run_folder.set_aside_incomplete(run, None)
 
 
 def _set_aside(run: Path, checkpoint: Path, chosen: bool, upload: UploadCallback | None) -> None:
@@ -345,7 +366,7 @@ def _progress(checkpoint: Path | None, streamed: bool) -> tuple[int, dict | None
     saved = state.coverage
     if saved is None:
         raise UnreadableCheckpoint(str(checkpoint), f"{STATE_NAME} does not say how far the data was read")
-    unknown = state.trainer.keys() - {field.name for field in dataclasses.fields(TrainerState)}
+    unknown = state.trainer.keys() - {field.name for field in fields(TrainerState)}
     if unknown or ("lanes" if streamed else "weights") not in saved:
         fault = f"has {', '.join(sorted(unknown))}" if unknown else "does not say where the data stream was"
         raise CheckpointError(

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from mypt.errors import MyPTError
 from mypt.planning.time import Measured
-from mypt.recipe import RESOLVED_NAME, Recipe, load_recipe, save_recipe
+from mypt.recipe import RESOLVED_NAME, DataSection, Recipe, load_recipe, save_recipe
 from mypt.training.launch import SIZES
 
 WARMUP, LEAST, MOST = 2, 3, 60  # steps that do not count; that do
@@ -89,19 +90,17 @@ def measure_here(
     from accelerate import PartialState
 
     from mypt.hardware.out_of_memory import explain_out_of_memory_at_start
-    from mypt.planning.memory import evaluation_memory, training_memory
-    from mypt.planning.step import FRAMEWORK
     from mypt.training.build import build_trainer
     from mypt.training.callbacks.step_meter import StepMeter
     from mypt.training.data.run_data import resolve_data
 
-    recipe, share, notes = _measurable(recipe, folder, steps)
+    sample = _measurable(recipe, folder, steps)
     PartialState(cpu=recipe.training.get("use_cpu", not torch.accelerator.is_available()))
     with explain_out_of_memory_at_start():
         start = clock()
-        resolve_data(recipe)
+        resolve_data(sample.recipe)
         preparing = clock() - start
-        trainer = build_trainer(recipe, assume_yes=True)
+        trainer = build_trainer(sample.recipe, assume_yes=True)
     meter = StepMeter(trainer, clock, warmup=WARMUP, least=LEAST, most=MOST, seconds=SECONDS)
     try:
         trainer.train()
@@ -115,15 +114,8 @@ def measure_here(
     once = max(0.0, marks[WARMUP] - marks[0] - WARMUP * step)
     starting = marks[0] - began - preparing - (meter.evaluations[0] if meter.evaluations else 0.0)
     windows = sum(len(one) for one in trainer.forgetting.eval_sets.values()) if trainer.forgetting else None
-    hardware, args = trainer.hardware, trainer.args
-    predicted = evaluated = None
-    if hardware.step:
-        framework = FRAMEWORK if hardware.machine.device == "gpu" else 0  # which is in main memory
-        predicted = training_memory(hardware.dimensions, hardware.step)["total"] - framework
-        size = min(args.per_device_eval_batch_size, windows or 0)
-        if size:
-            evaluated = evaluation_memory(hardware.dimensions, hardware.step, size)["total"] - framework
-    samples = args.train_batch_size * args.gradient_accumulation_steps
+    predicted, evaluated = _predicted(trainer, windows)
+    samples, share = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps, sample.share
     return Measured(
         steps=len(times),
         warmup=WARMUP,
@@ -141,42 +133,62 @@ def measure_here(
         evaluation_memory=meter.evaluation_memory,
         predicted=predicted,
         predicted_evaluation=evaluated,
-        free=hardware.machine.free,
-        notes=notes,
+        free=trainer.hardware.machine.free,
+        notes=sample.notes,
     )
 
 
-def _measurable(recipe: Recipe, folder: Path, steps: int) -> tuple[Recipe, float | None, list[str]]:
-    """The recipe in `folder`, without what asks, sends or ends it early; by how much to multiply the seconds of
-    preparing, None if nothing is prepared; notes."""
-    notes: list[str] = []
+def _predicted(trainer, windows: int | None) -> tuple[int | None, int | None]:
+    """Bytes of a step and of an evaluation by the memory model; None for a model that it does not know."""
+    from mypt.planning.memory import evaluation_memory, training_memory
+    from mypt.planning.step import FRAMEWORK
+
+    hardware = trainer.hardware
+    if not hardware.step:
+        return None, None
+    framework = FRAMEWORK if hardware.machine.device == "gpu" else 0  # which is in main memory
+    step = training_memory(hardware.dimensions, hardware.step)["total"] - framework
+    size = min(trainer.args.per_device_eval_batch_size, windows or 0)
+    if not size:
+        return step, None
+    return step, evaluation_memory(hardware.dimensions, hardware.step, size)["total"] - framework
+
+
+class _Sample(NamedTuple):
+    """What is measured instead of the whole: by how much to multiply the seconds of preparing (None: nothing is)."""
+
+    recipe: Recipe
+    share: float | None
+    notes: list[str]
+
+
+def _measurable(recipe: Recipe, folder: Path, steps: int) -> _Sample:
+    """The recipe in `folder`, with a part of the text, and without what asks, sends or ends it early."""
     own = {"output_dir": str(folder / "run"), "max_steps": max(steps, WARMUP + LEAST), "report_to": "none"}
     own |= dict.fromkeys(("eval_steps", "save_steps"), own["max_steps"])
     left_out = ("num_train_epochs", "eval_delay", "save_strategy")
     training = {key: value for key, value in recipe.training.items() if key not in left_out} | own
-    data, share = _data(recipe, folder, notes)
+    data, share, note = _data(recipe, folder)
+    notes = [note] if note else []
     if data.curriculum:
         data = replace(data, curriculum=None)
         notes.append("data.curriculum was left out: all sequences are as long as the last ones of the run")
     windows, most = recipe.forgetting.eval_windows, max(WINDOWS, 2 * training.get("per_device_eval_batch_size", 8))
     windows = most if windows in (None, "all") else min(windows, most)
-    return (
-        replace(
-            recipe,
-            data=data,
-            training=training,
-            coverage=replace(recipe.coverage, confirm=False, strict=False),
-            forgetting=replace(recipe.forgetting, eval_windows=windows, action="warn"),
-            safety=replace(recipe.safety, early_stopping_patience=None),
-            upload=None,
-        ),
-        share,
-        notes,
+    changed = replace(
+        recipe,
+        data=data,
+        training=training,
+        coverage=replace(recipe.coverage, confirm=False, strict=False),
+        forgetting=replace(recipe.forgetting, eval_windows=windows, action="warn"),
+        safety=replace(recipe.safety, early_stopping_patience=None),
+        upload=None,
     )
+    return _Sample(changed, share, notes)
 
 
-def _data(recipe: Recipe, folder: Path, notes: list[str]):
-    """The section `data` with text as it is prepared in the run folder, else a part of it."""
+def _data(recipe: Recipe, folder: Path) -> tuple[DataSection, float | None, str]:
+    """The section `data` with text as it is prepared in the run folder, else a part of it; its share; a note."""
     from mypt.shards.format import METADATA_NAME
     from mypt.streams.size import STREAMED_KINDS
     from mypt.text.sources import document_count, find_units
@@ -185,35 +197,34 @@ def _data(recipe: Recipe, folder: Path, notes: list[str]):
 
     section, texts = recipe.data, text_sources(recipe.data.train)
     if not texts:
-        return section, None
+        return section, None, ""
     (source,) = texts
     prepared = Path(recipe.training.get("output_dir", ""), DATA_NAME)
     units = find_units([source], text_column=section.text_column)
     if section.streaming and units[0].kind in STREAMED_KINDS:
-        notes.append(f"{source} is streamed: its first documents were prepared, as a run does it")
-        return section, 1.0
+        return section, 1.0, f"{source} is streamed: its first documents were prepared, as a run does it"
     if (prepared / METADATA_NAME).is_file():
-        return _renamed(section, source, str(prepared)), None
+        return _renamed(section, source, str(prepared)), None, ""
     if units[0].kind == "text":
         paths = [Path(path) for path in dict.fromkeys(path for unit in units for path in unit.paths)]
         size = sum(path.stat().st_size for path in paths)
         if size <= SAMPLE:
-            return section, 1.0
+            return section, 1.0, ""
         sample, read = folder / "sample.txt", b""
         for path in paths:
             with open(path, "rb") as file:
                 read += file.read(SAMPLE - len(read))
         sample.write_bytes(read)
-        notes.append(f"the first {SAMPLE / 2**20:g} MiB of {source} were prepared; the vocabulary of all may be larger")
-        return _renamed(section, source, str(sample)), size / SAMPLE
+        note = f"the first {SAMPLE / 2**20:g} MiB of {source} were prepared; the vocabulary of all may be larger"
+        return _renamed(section, source, str(sample)), size / SAMPLE, note
     documents = section.max_train_examples or document_count(units)
     if documents <= DOCUMENTS:
-        return section, 1.0
-    notes.append(f"the first {DOCUMENTS:,} documents of {source} were prepared; the vocabulary of all may be larger")
-    return replace(section, max_train_examples=DOCUMENTS), documents / DOCUMENTS
+        return section, 1.0, ""
+    note = f"the first {DOCUMENTS:,} documents of {source} were prepared; the vocabulary of all may be larger"
+    return replace(section, max_train_examples=DOCUMENTS), documents / DOCUMENTS, note
 
 
-def _renamed(section, source: str, other: str):
+def _renamed(section: DataSection, source: str, other: str) -> DataSection:
     sets = {name: other if where == source else where for name, where in section.eval.items()}
     return replace(section, train={other: section.train[source]}, eval=sets)
 

@@ -5,11 +5,11 @@ import math
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, TrainingArguments
 
 from mypt.checkpoints.adapter import weights_fingerprint
 from mypt.errors import RecipeError
+from mypt.hardware.processes import agreed, is_main_process, say_once
 from mypt.models.configuration_mypt import MyPTConfig
 from mypt.planning.coverage import planned_steps
 from mypt.planning.evaluation_budget import Evaluation, plan_evaluation
@@ -19,7 +19,6 @@ from mypt.planning.step import MICRO_BATCH
 from mypt.recipe import AUTO, ModelSection, Recipe
 from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
-from mypt.terminal import say
 from mypt.training.arguments import build_arguments, default_arguments, unused_settings
 from mypt.training.data.run_data import RunData
 from mypt.training.data.run_stream import data_identity
@@ -34,8 +33,7 @@ def resolve(recipe: Recipe, data: RunData, model: PreTrainedModel, block_size: i
     recorded: the identity of the run that the folder holds, whose optimizer is kept where the recipe leaves it open.
     """
     optimizer = _optimizer(recipe, model, block_size, recorded)
-    if PartialState().is_main_process:
-        say(f"optimizer: {optimizer.value} ({optimizer.reason})")
+    say_once(f"optimizer: {optimizer.value} ({optimizer.reason})")
     return dataclasses.replace(
         recipe,
         model=_resolved_model(recipe, model),
@@ -113,16 +111,14 @@ def _base(recipe: Recipe, model: PreTrainedModel, recorded: dict) -> dict | str 
         return before if same or (recorded.get("lora") or {}).get("base_weights") else name
     if recipe.lora:
         return {"weights": model.base_weights}
-    found = [weights_fingerprint(name) if PartialState().is_main_process else None]
-    broadcast_object_list(found)
-    if found[0] is None and before:
-        if PartialState().is_main_process:
-            say(
-                f"model.init_from {name} is not there any more: the run resumes from its checkpoint, which contains "
-                "the whole model"
-            )
+    weights = agreed(weights_fingerprint(name) if is_main_process() else None)
+    if weights is None and before:
+        say_once(
+            f"model.init_from {name} is not there any more: the run resumes from its checkpoint, which contains the "
+            "whole model"
+        )
         return before
-    return {"weights": found[0]}
+    return {"weights": weights}
 
 
 def resolve_evaluation(
@@ -184,12 +180,11 @@ def resolve_arguments(
     args = build_arguments(with_values(recipe, "training", gradient_accumulation_steps=passes), parameters, steps)
     defaults = default_arguments(recipe, parameters, steps)
     chosen = {name: value for name, value in defaults.items() if name not in recipe.training}
-    if PartialState().is_main_process:
-        say(f"{steps:,} steps: {reason}", *hardware.lines, compile_choice)
-        say(*_model_lines(recipe, model, args, parameters, steps))
-        say(f"defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
-        if evaluation:
-            say(evaluation)
+    say_once(f"{steps:,} steps: {reason}", *hardware.lines, compile_choice)
+    say_once(*_model_lines(recipe, model, args, parameters, steps))
+    say_once(f"defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}")
+    if evaluation:
+        say_once(evaluation)
     training = recipe.training | chosen | {"max_steps": steps}
     training.pop("num_train_epochs", None)
     return dataclasses.replace(recipe, training=training), args

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, gather_object
 from transformers import PreTrainedModel
 
 from mypt.errors import MyPTError, RecipeError
@@ -15,6 +15,7 @@ from mypt.hardware.batch import divide_batch, room
 from mypt.hardware.choices import GIVEN, autocast_dtype, choose_attention, choose_compile, choose_dtype, choose_liger
 from mypt.hardware.machine import Machine, machine_of
 from mypt.hardware.main_memory import main_memory
+from mypt.hardware.processes import agreed
 from mypt.planning.evaluation_budget import MOST_WINDOWS
 from mypt.planning.fit import fits, knobs
 from mypt.planning.memory import training_memory
@@ -89,7 +90,7 @@ def resolve_hardware(recipe: Recipe, model: PreTrainedModel, run: Path | None) -
 def resolve_compile(recipe: Recipe, hardware: Hardware, model: PreTrainedModel, steps: int) -> tuple[bool, str]:
     """`training.torch_compile` and a line with the reason. Raises RecipeError for a given one that cannot work."""
     given, why = recipe.training.get("torch_compile"), hardware.why("training.torch_compile")
-    in_the_way = _agreed(obstacle(model, hardware.machine.device))
+    in_the_way = agreed(obstacle(model, hardware.machine.device))
     if given and in_the_way:
         raise RecipeError(f"training.torch_compile ({why}): {in_the_way}; give --training.torch_compile=false")
     if given is not None:
@@ -212,7 +213,7 @@ def _dtype(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> tuple[
 def _precision(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> tuple[Recipe, Choice]:
     given, tf32 = recipe.hardware.matmul_precision, recipe.training.get("tf32")
     measured = given is None or (given == "medium" and "hardware.matmul_precision" in hardware.reused)
-    choice = _agreed(choose_precision(model, hardware.machine, _compute(recipe)) if measured and tf32 is None else None)
+    choice = agreed(choose_precision(model, hardware.machine, _compute(recipe)) if measured and tf32 is None else None)
     if tf32 is not None:
         by_tf32 = "high" if tf32 else "highest"
         if given not in (None, by_tf32):
@@ -236,7 +237,7 @@ def _attention(recipe: Recipe, hardware: Hardware, model: PreTrainedModel) -> tu
         if is_sharded():  # a whole model may not fit where one would be tried
             candidates = [choice for choice in candidates if choice.value in ("sdpa", "eager")]
     own = choose_working_attention(model, candidates, compute, section.document_mask, automatic=not given)
-    choice = _agreed(own)
+    choice = agreed(own)
     if choice.value != own.value:
         model.set_attn_implementation(choice.value)
     return with_values(recipe, "hardware", attention=choice.value), choice
@@ -298,11 +299,6 @@ def _step(recipe: Recipe, hardware: Hardware, passes: int = 1) -> Step:
     shards = PartialState().num_processes if is_sharded() else 1
     sizes = settings | {"accumulation": passes, "block_size": recipe.data.block_size}
     return Step(**sizes, device=hardware.machine.device, fsdp=shards)
-
-
-def _agreed(choice):
-    """That of the main process, for all."""
-    return broadcast_object_list([choice])[0] if PartialState().num_processes > 1 else choice
 
 
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")

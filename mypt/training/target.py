@@ -19,6 +19,7 @@ from mypt.planning.disk import KEPT, Saving
 from mypt.planning.fit import OPTIONS, RECIPE_FLAGS
 from mypt.planning.optimizer import Choice, choose_optimizer
 from mypt.planning.parameters import count_parameters, is_measured, with_positions
+from mypt.planning.plan import PlannedRun
 from mypt.planning.step import MICRO_BATCH, VOCABULARY_MULTIPLE
 from mypt.planning.verdict import DataSource
 from mypt.recipe import Recipe, load_recipe, model_fault, too_few_rows
@@ -66,6 +67,46 @@ class Target:
     choices: dict[str, Choice] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=lambda: OPTIONS)
     notes: list[str] = field(default_factory=list)
+
+
+def planned_run(target: Target, machine: Machine, *, given: dict | None = None, processes: int = 1) -> PlannedRun:
+    """The run of a target on a machine, but its number of steps and its speed; given: fields of `Step` instead of its.
+
+    Sizes that nothing gives are assumed, with a note.
+    """
+    settings = target.settings | (given or {}) | {"device": machine.device}
+    notes, defaults = [*target.notes], {"micro_batch_size": MICRO_BATCH, "block_size": DEFAULT_BLOCK}
+    options = {"micro_batch_size": "--batch-size", "block_size": "--block-size"}
+    notes += [f"no {options[name]} given: {size} assumed" for name, size in defaults.items() if name not in settings]
+    sizes = defaults | {"accumulation": 1}
+    sizes = {name: settings.pop(name, size) for name, size in sizes.items()}
+    dimensions, block_size = target.dimensions, sizes["block_size"]
+    if dimensions:
+        longer = with_positions(dimensions, block_size)
+        if longer is not dimensions:
+            limit = dimensions["max_position_embeddings"]
+            notes.append(f"the model has {limit:,} positions, fewer than the block size: planned with {block_size:,}")
+        dimensions = longer
+    return PlannedRun(
+        batch_size=sizes["micro_batch_size"],
+        block_size=block_size,
+        accumulation=sizes["accumulation"],
+        processes=processes,
+        settings=settings,
+        sources=target.sources,
+        dimensions=dimensions,
+        available=machine.memory,
+        text=target.text,
+        evaluation=target.evaluation,
+        evaluation_batch=target.evaluation_batch,
+        eval_sets=target.eval_sets,
+        saving=target.saving,
+        init_from=target.init_from,
+        flags=target.flags,
+        smaller=target.smaller,
+        notes=notes,
+        choices=target.choices,
+    )
 
 
 def is_recipe(target: str) -> bool:

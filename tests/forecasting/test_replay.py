@@ -11,6 +11,7 @@ import yaml
 
 from mypt.cli.main import main
 from mypt.forecasting.replay import plan_probes
+from mypt.planning.plan import PlannedRun
 from mypt.recipe import load_recipe, parse_recipe
 
 
@@ -100,8 +101,8 @@ def test_the_option_is_the_mixture(adaptation, corpora):
 
 
 def _planned(recipe, **options):
-    layout = {"batch_size": 4, "accumulation": 1, "processes": 1, "block_size": 32, "windows": 10}
-    return plan_probes(recipe, [], **{"steps": 12} | layout | options)
+    run = PlannedRun(batch_size=4, block_size=32, steps=options.pop("steps", 12))
+    return plan_probes(recipe, [], run, windows=10, **options)
 
 
 @pytest.mark.parametrize(

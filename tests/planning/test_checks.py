@@ -7,7 +7,7 @@ import pytest
 from mypt.models.presets import preset_dimensions
 from mypt.planning.disk import Saving
 from mypt.planning.fit import RECIPE_FLAGS
-from mypt.planning.plan import plan
+from mypt.planning.plan import PlannedRun, plan
 from mypt.planning.plan_report import verdict_lines
 from mypt.planning.verdict import DataSource
 
@@ -25,7 +25,7 @@ def planned(**changes):
         "tokens_per_second": 10_000,
         "flags": RECIPE_FLAGS,
     }
-    return plan(**given | changes)
+    return plan(PlannedRun(**given | changes))
 
 
 def check(result, name):

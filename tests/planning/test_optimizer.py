@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.models.presets import preset_config, preset_dimensions
 from mypt.planning.optimizer import MUON_BOUND, choose_optimizer, muon_flops, muon_share, newton_schulz_flops
-from mypt.planning.plan import plan
+from mypt.planning.plan import PlannedRun, plan
 from mypt.planning.scaling import flops_per_token
 from mypt.training.optim.optimizers import build_muon_adamw, orthogonalize
 
@@ -91,8 +91,11 @@ def test_the_choice(case):
 @pytest.mark.parametrize(("processes", "fsdp", "repeats"), [(1, 1, 1), (4, 1, 4), (4, 4, 1)])
 def test_a_plan_counts_muon_as_often_as_processes_repeat_it(processes, fsdp, repeats):
     dimensions, steps = preset_dimensions("modern-nano"), 10
-    sizes = {"batch_size": 4, "block_size": 128, "steps": steps, "processes": processes, "fsdp": fsdp}
-    with_muon, without = (plan(dimensions=dimensions, optimizer=name, **sizes).compute for name in ("muon", "adamw"))
+    sizes = {"batch_size": 4, "block_size": 128, "steps": steps, "processes": processes}
+    with_muon, without = (
+        plan(PlannedRun(dimensions=dimensions, settings={"optimizer": name, "fsdp": fsdp}, **sizes)).compute
+        for name in ("muon", "adamw")
+    )
     muon = repeats * muon_flops(dimensions)
     assert with_muon.muon_flops_per_step == muon
     assert with_muon.flops - without.flops == steps * muon

@@ -9,7 +9,7 @@ from mypt.formatting import duration, times
 from mypt.models.presets import preset_dimensions
 from mypt.planning.coverage import calculate_dataset_coverage
 from mypt.planning.coverage_report import coverage_lines
-from mypt.planning.plan import plan
+from mypt.planning.plan import PlannedRun, plan
 from mypt.planning.plan_report import plan_tables
 from mypt.planning.verdict import DataSource, assess
 
@@ -116,15 +116,17 @@ def test_coverage_is_never_rounded_up_to_a_pass(coverage, text):
 
 def test_a_plan_joins_all_figures_and_is_json():
     result = plan(
-        batch_size=8,
-        block_size=1024,
-        accumulation=2,
-        processes=2,
-        steps=1_000,
-        sources=[DataSource("data", 10_000_000)],
-        dimensions=preset_dimensions("modern-tiny"),
-        available=2**35,
-        tokens_per_second=32_768,
+        PlannedRun(
+            batch_size=8,
+            block_size=1024,
+            accumulation=2,
+            processes=2,
+            steps=1_000,
+            sources=[DataSource("data", 10_000_000)],
+            dimensions=preset_dimensions("modern-tiny"),
+            available=2**35,
+            tokens_per_second=32_768,
+        )
     )
     assert json.loads(json.dumps(result.as_dict())) == result.as_dict()
     cov = calculate_dataset_coverage(1_000, 32, 1024, 10_000_000)
@@ -143,7 +145,7 @@ def test_a_plan_joins_all_figures_and_is_json():
 
 
 def test_a_plan_of_a_model_alone_says_how_much_data_it_wants():
-    result = plan(batch_size=8, block_size=1024, parameters=124_000_000)
+    result = plan(PlannedRun(batch_size=8, block_size=1024, parameters=124_000_000))
     assert result.training.compute_optimal_tokens == 2_480_000_000
     assert {name for name, section in result.as_dict().items() if section} == {"training", "parameters", "checks"}
 
@@ -156,7 +158,7 @@ def test_a_plan_with_adapters_leaves_out_what_is_about_training_from_scratch():
     sources = [DataSource("data", 10**7)]
     given = {"batch_size": 8, "block_size": 256, "steps": 1_000, "sources": sources, "available": 2**34}
     dimensions = preset_dimensions("modern-nano")
-    whole, lora = (plan(dimensions=dimensions, **given, lora_r=r) for r in (0, 8))
+    whole, lora = (plan(PlannedRun(dimensions=dimensions, **given, settings={"lora_r": r})) for r in (0, 8))
     adapters = lora.parameters["adapters"]
     assert lora.parameters["trained"] == adapters and lora.parameters["frozen"] == whole.parameters["total"]
     assert lora.coverage.adapters == adapters

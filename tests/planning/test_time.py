@@ -8,7 +8,7 @@ import pytest
 from mypt.errors import MyPTError
 from mypt.models.presets import preset_dimensions
 from mypt.planning.parameters import count_parameters
-from mypt.planning.plan import plan
+from mypt.planning.plan import PlannedRun, plan
 from mypt.planning.time import (
     DISK,
     PREPARING,
@@ -66,19 +66,21 @@ def test_an_assumed_speed_is_a_stated_share_of_the_peak():
 def test_a_plan_takes_the_given_speed_before_the_measured_before_the_assumed():
     half = Assumption(flops=1e12, utilisation=(0.25, 0.5, 1.0), words="", reason="")
     sizes = {"batch_size": 8, "block_size": 1_024, "steps": 100, "dimensions": preset_dimensions("modern-nano")}
-    assumed = plan(**sizes, assumption=half)
+    assumed = plan(PlannedRun(**sizes, assumption=half))
     assert assumed.time.source == "assumed"
     assert math.isclose(assumed.time.parts["steps"], assumed.compute.flops / 0.5e12)
-    assert plan(**sizes, assumption=half, speed=SPEED).time.parts["steps"] == 50
-    given = plan(**sizes, assumption=half, speed=SPEED, tokens_per_second=8_192)
+    assert plan(PlannedRun(**sizes, assumption=half, speed=SPEED)).time.parts["steps"] == 50
+    given = plan(PlannedRun(**sizes, assumption=half, speed=SPEED, tokens_per_second=8_192))
     assert (given.time.source, given.time.parts["steps"]) == ("given", 100)
-    assert plan(**sizes).time is None
+    assert plan(PlannedRun(**sizes)).time is None
 
 
 @pytest.mark.parametrize(("settings", "copies"), [({"optimizer": "adamw"}, 3), ({"optimizer": "sgd"}, 1)])
 def test_a_checkpoint_holds_weights_and_states(settings, copies):
     dimensions = preset_dimensions("modern-nano")
-    found = plan(batch_size=1, block_size=64, steps=1, dimensions=dimensions, tokens_per_second=1, **settings)
+    found = plan(
+        PlannedRun(batch_size=1, block_size=64, steps=1, dimensions=dimensions, tokens_per_second=1, settings=settings)
+    )
     assert found.time.parts["saving"] == copies * 4 * count_parameters(dimensions)["total"] / DISK
 
 
@@ -95,9 +97,11 @@ def test_several_processes_share_evaluations_and_are_as_fast_as_one():
 def test_lines_name_range_reason_and_price():
     layout = {"batch_size": 8, "block_size": 64, "processes": 8, "parameters": 1_000}
     (line,) = (
-        check.sentence for check in plan(**layout, steps=1_000, speed=SPEED, price=2.5).checks if check.name == "time"
+        check.sentence
+        for check in plan(PlannedRun(**layout, steps=1_000, speed=SPEED, price=2.5)).checks
+        if check.name == "time"
     )
     assert line.startswith("9 min") or line.startswith("8 min"), line
     assert " to " in line and "device hours at 2.5" in line
-    found = plan(batch_size=8, block_size=64, steps=10, parameters=1_000, speed=SPEED, price=1)
+    found = plan(PlannedRun(batch_size=8, block_size=64, steps=10, parameters=1_000, speed=SPEED, price=1))
     assert json.loads(json.dumps(found.as_dict()))["time"]["parts"]["steps"] == 5

@@ -9,7 +9,7 @@ import pytest
 from mypt.errors import MyPTError
 from mypt.formatting import figure, short
 from mypt.planning.coverage import calculate_dataset_coverage
-from mypt.planning.verdict import DataSource, assess, judge
+from mypt.planning.verdict import DataSource, assess, judge, judge_data
 
 STEP = 8_192
 
@@ -36,7 +36,9 @@ def one(tokens, **more):
     ],
 )
 def test_verdicts(tokens, coverage, parameters, level, says):
-    verdict = judge(int(tokens * coverage), tokens, STEP, parameters)
+    viewed = int(tokens * coverage)
+    each = viewed / parameters if parameters else None
+    verdict = judge(judge_data(viewed, tokens, STEP, parameters, each), each)
     assert (verdict.level, says in verdict.sentence) == (level, True), verdict
 
 

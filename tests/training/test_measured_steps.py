@@ -73,7 +73,7 @@ def test_prepared_text_is_not_prepared_again(recipe_for, corpora, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "data").symlink_to(corpora / "domain")
     recipe = parse_recipe(recipe_for(data={"train": str(text), "eval": {"own": str(text)}}))
-    section, share = module._data(recipe, tmp_path, [])
+    section, share, _ = module._data(recipe, tmp_path)
     assert share is None
     assert list(section.train) == list(section.eval.values()) == [str(tmp_path / "run" / "data")]
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from accelerate.data_loader import IterableDatasetShard
-from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -29,6 +28,7 @@ from mypt.checkpoints.lineage import (
 from mypt.checkpoints.state import LEDGER_NAME, loaded_state
 from mypt.errors import CheckFailed, CheckpointError, MyPTError
 from mypt.files import replace_text
+from mypt.hardware.processes import agreed
 from mypt.planning.coverage_report import coverage_lines
 from mypt.planning.verdict import DataSource, assess
 from mypt.streams.dataset_ledger import DatasetLedger, is_map_style, ledger_of
@@ -125,16 +125,16 @@ class CoverageCallback(TrainerCallback, ExportableState):
         self._note_changes(args, state, saved.get("settings", {}), kwargs.get("lr_scheduler"))
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         planned = self.next_sample + (state.max_steps - state.global_step) * self._batch
-        refusal = [None]
+        refusal = None
         if state.is_world_process_zero:
             say(*self._report(args, state))
             main, before = self._main(planned), self._seen_before()[self.stream.main]
             is_seen = main.tokens + before >= self.stream.sources[self.stream.main].tokens
-            refusal = [None if is_seen else self._refusal()]
+            refusal = None if is_seen else self._refusal()
         if args.world_size > 1:
-            broadcast_object_list(refusal)
-        if refusal[0]:
-            raise CheckFailed(refusal[0], "declined")
+            refusal = agreed(refusal)
+        if refusal:
+            raise CheckFailed(refusal, "declined")
 
     def on_step_end(self, args, state, control, **kwargs):
         left = self._epoch - self.next_sample % self._epoch if self._epoch else self._batch

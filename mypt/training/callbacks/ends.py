@@ -1,16 +1,12 @@
 """Measure a short run at its two ends alone, and save nothing: the probes of `mypt plan --replay`."""
 
-import math
-
 from transformers import TrainerCallback
 
-from mypt.errors import MyPTError
-from mypt.evaluation.evaluator import Evaluator, Readings
+from mypt.evaluation.evaluator import Readings
 from mypt.training.callbacks.diagnosis import DiagnosisCallback
-from mypt.training.callbacks.forgetting import ForgettingCallback
+from mypt.training.callbacks.forgetting import ForgettingCallback, measure_finite
 from mypt.training.callbacks.metrics import MetricsCallback
 from mypt.training.callbacks.progress import ProgressBarCallback
-from mypt.training.model.compiled import eager
 
 
 class MeasureEnds(TrainerCallback):
@@ -46,13 +42,5 @@ class MeasureEnds(TrainerCallback):
             self.end = self._measure(model, args, state)
 
     def _measure(self, model, args, state) -> Readings:
-        evaluator = Evaluator(self._sets, args.per_device_eval_batch_size, args.process_index, args.world_size)
-        with eager(model):
-            readings = evaluator.measure(model)
-        for name, reading in readings.items():
-            if not math.isfinite(reading.losses.loss):
-                raise MyPTError(
-                    f"the loss on {name} is {reading.losses.loss} after {state.global_step} steps of a probe; lower "
-                    "training.learning_rate"
-                )
-        return readings
+        words = f"after {state.global_step} steps of a probe; lower training.learning_rate"
+        return measure_finite(self._sets, model, args, words)

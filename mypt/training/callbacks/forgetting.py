@@ -228,16 +228,8 @@ class ForgettingCallback(TrainerCallback, ExportableState):
         control.should_log = is_due  # the Trainer's own entry of this step may come yet
 
     def _read(self, model: torch.nn.Module, args, state) -> Readings:
-        evaluator = Evaluator(self.eval_sets, args.per_device_eval_batch_size, args.process_index, args.world_size)
-        with eager(model):
-            readings = evaluator.measure(model)
-        for name, reading in readings.items():
-            if not math.isfinite(reading.losses.loss):
-                raise MyPTError(
-                    f"the loss on {name} is {reading.losses.loss} at step {state.global_step}: the model is broken; "
-                    "lower training.learning_rate and resume from the last checkpoint with --resume"
-                )
-        return readings
+        broken = f"at step {state.global_step}: the model is broken; lower training.learning_rate and resume from the "
+        return measure_finite(self.eval_sets, model, args, f"{broken}last checkpoint with --resume")
 
     def _judge(self, readings: Readings, state) -> tuple[dict, dict[str, float]]:
         """The entry of the history, and the metrics to log."""
@@ -285,6 +277,17 @@ class ForgettingCallback(TrainerCallback, ExportableState):
     def _say(self, state, line: str) -> None:
         if state.is_world_process_zero:
             say(line)
+
+
+def measure_finite(eval_sets: dict[str, EvalWindows], model: torch.nn.Module, args, words: str) -> Readings:
+    """The readings of a model on all processes. Raises MyPTError with `words` for a NaN or infinite loss."""
+    evaluator = Evaluator(eval_sets, args.per_device_eval_batch_size, args.process_index, args.world_size)
+    with eager(model):
+        readings = evaluator.measure(model)
+    for name, reading in readings.items():
+        if not math.isfinite(reading.losses.loss):
+            raise MyPTError(f"the loss on {name} is {reading.losses.loss} {words}")
+    return readings
 
 
 def human_line(entry: dict) -> str:

@@ -3,13 +3,13 @@
 import math
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list
 from torch.optim.lr_scheduler import LambdaLR
 
 from mypt.checkpoints.state import RunState
 from mypt.checkpoints.verify import fault_of
 from mypt.errors import RecipeError
 from mypt.evaluation.forgetting import Decision, Policy, raised_shares
+from mypt.hardware.processes import agreed
 from mypt.streams.mixture import Mixture
 from mypt.terminal import say
 from mypt.training.callbacks.coverage import CoverageCallback
@@ -105,11 +105,11 @@ class Guard:
 
     def _roll_back(self, entry: dict, state, trainer) -> str:
         """To the best saved step, if it is better than now; with a lower rate, since else the same would follow."""
-        now, best, found = trainer.forgetting.history[-1]["constrained_loss"], state.best_metric, [None]
+        now, best, found = trainer.forgetting.history[-1]["constrained_loss"], state.best_metric, None
         if state.best_model_checkpoint and best is not None and best < now and state.is_world_process_zero:
             checkpoint = Path(state.best_model_checkpoint)
-            found = [checkpoint if checkpoint.is_dir() and not fault_of(checkpoint) else None]
-        checkpoint = broadcast_object_list(found)[0]
+            found = checkpoint if checkpoint.is_dir() and not fault_of(checkpoint) else None
+        checkpoint = agreed(found)
         entry["to"] = checkpoint.name if checkpoint else None
         if checkpoint is None:
             return f"no better step is saved; {self._reduce_rate(entry, trainer.lr_scheduler)}"

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from mypt.errors import DataError, RecipeError
 from mypt.evaluation.forgetting import guarded_sets
+from mypt.hardware.processes import say_once
 from mypt.legacy.checkpoint import refuse_original
 from mypt.recipe import Recipe
 from mypt.remote.place import is_remote
 from mypt.shards.format import Manifest
 from mypt.shards.open_dataset import open_dataset
 from mypt.shards.publishing import own_tokenizer
-from mypt.terminal import say
 from mypt.text.find_files import dataset_directory, holds_records
 from mypt.text.hub_datasets import PREFIX, advice_for
 from mypt.text.sources import own_validation
@@ -135,16 +135,14 @@ def _announce_tokenizer(recipe: Recipe) -> None:
     if model_tokenizer(base) is None:
         raise RecipeError(f"model.init_from {base} holds no tokenizer; name the one that it was trained with in "
                           "tokenizer.name")  # fmt: skip
-    if _is_main_process():
-        say(f"tokenizer: the one of model.init_from {base}; set tokenizer.name to use another")
+    say_once(f"tokenizer: the one of model.init_from {base}; set tokenizer.name to use another")
 
 
 def _own_sets(texts: list[str]) -> dict[str, str]:
     """The validation split that a text source brings along, by the source's name."""
     sets = {source_name(source): split for source in texts if (split := own_validation(source))}
     for source in sets.values():
-        if _is_main_process():
-            say(f"evaluation: {source}, the dataset's own validation split; set data.eval to use another")
+        say_once(f"evaluation: {source}, the dataset's own validation split; set data.eval to use another")
     return sets
 
 
@@ -203,12 +201,6 @@ def source_name(source: str) -> str:
     """
     path = Path(re.split("[:@#]", source.removeprefix(PREFIX))[0] if source.startswith(PREFIX) else source)
     return path.name if path.is_dir() or source.startswith(PREFIX) else path.stem
-
-
-def _is_main_process() -> bool:
-    from accelerate import PartialState  # which imports torch
-
-    return PartialState().is_main_process
 
 
 def is_dataset(source: str) -> bool:

@@ -3,17 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
-from accelerate import PartialState
 from transformers import TrainingArguments
 
 from mypt.evaluation.baseline import measured_data
+from mypt.hardware.processes import say_once
 from mypt.recipe import Recipe
 from mypt.streams.curriculum import stages
 from mypt.streams.eval_windows import EvalWindows
 from mypt.streams.jit_stream import JitStream
 from mypt.streams.shard_stream import ShardStream
 from mypt.streams.size import fingerprint
-from mypt.terminal import say
 from mypt.training.data.run_data import RunData
 
 
@@ -51,21 +50,18 @@ def place_stream(stream: ShardStream | JitStream, recipe: Recipe, args: Training
     if isinstance(stream, JitStream):
         workers = max(1, args.dataloader_num_workers)
         stream.begin(workers)
-        if PartialState().is_main_process:
-            readers = args.world_size * workers
-            say(f"streaming {stream.name}: {len(stream.units)} units, {readers} readers, "
-                  f"shuffled {stream.config.shuffle_buffer:,} documents at a time")  # fmt: skip
+        readers = args.world_size * workers
+        say_once(f"streaming {stream.name}: {len(stream.units)} units, {readers} readers, "
+                 f"shuffled {stream.config.shuffle_buffer:,} documents at a time")  # fmt: skip
         return
     if recipe.data.curriculum and stream.curriculum is None:
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         stream.curriculum = stages(**recipe.data.curriculum, block_size=stream.block_size, samples_per_step=per_step)
-    if not PartialState().is_main_process:
-        return
     for reader in stream.readers:
-        say(f"reading {reader.summary}")
+        say_once(f"reading {reader.summary}")
     if stream.curriculum:
         later = "".join(f", {length} from sample {first:,} on" for first, length in stream.curriculum[1:])
-        say(f"sequences of {stream.curriculum[0][1]} tokens{later}")
+        say_once(f"sequences of {stream.curriculum[0][1]} tokens{later}")
 
 
 def build_eval_sets(recipe: Recipe, data: RunData, going_on: bool) -> dict[str, EvalWindows]:
@@ -89,8 +85,8 @@ def build_eval_sets(recipe: Recipe, data: RunData, going_on: bool) -> dict[str, 
             reading=recipe.data.reading,
             manifest=manifest,
         )
-        if shards and shards < len(manifest.splits[split].shards) and PartialState().is_main_process:
-            say(
+        if shards and shards < len(manifest.splits[split].shards):
+            say_once(
                 f"{name} was extended since the run began; it is still measured on the {len(sets[name].reader):,} "
                 "tokens that it had then, so that the baseline stays comparable"
             )

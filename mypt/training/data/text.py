@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mypt.errors import DataError, RecipeError
+from mypt.hardware.processes import is_main_process, say_once
 from mypt.preparation.prepare import prepare_dataset
 from mypt.recipe import DataSection, Recipe
 from mypt.shards.format import METADATA_NAME, Manifest, read_manifest
 from mypt.streams.size import SIZE_NAME, STREAMED_KINDS, Size, count_epoch, fingerprint, read_size, write_size
-from mypt.terminal import say
 from mypt.text.sources import FEWEST_FOR_HASH, Unit, document_count, find_units
 from mypt.tokenization.load import load_tokenizer, tokenizer_hash
 
@@ -54,7 +54,7 @@ def prepare(recipe: Recipe, source: str, name: str, tokenizer: str | None = None
     own = {"tokenizer": str(directory)} if base_is_gone(recipe, name) else {}
     made = {"tokenizer": tokenizer} if tokenizer else tokenizer_options(recipe) | own
     with PartialState().main_process_first():
-        if PartialState().is_main_process or not (directory / METADATA_NAME).exists():
+        if is_main_process() or not (directory / METADATA_NAME).exists():
             prepare_dataset([source], directory, text_column=recipe.data.text_column, **made, **options)
     return str(directory)
 
@@ -146,8 +146,7 @@ def _counted(recipe: Recipe, units: list[Unit], head: str, held_out: float) -> S
     with PartialState().main_process_first():
         size = read_size(path, **counted)
         if size is None:
-            if PartialState().is_main_process:
-                say(f"counting the tokens of {units[0].source}: the length of the run follows from them")
+            say_once(f"counting the tokens of {units[0].source}: the length of the run follows from them")
             size = count_epoch(units, tokenizer, **settings)
             write_size(path, size, **counted)
     return size

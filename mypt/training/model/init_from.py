@@ -13,6 +13,7 @@ from mypt.conversion.extend import changed, grow_vocabulary, longer_context
 from mypt.conversion.families import obstacles
 from mypt.conversion.weights import cast, to_mypt
 from mypt.errors import RecipeError
+from mypt.hardware.processes import is_main_process
 from mypt.models.modeling_mypt import MyPTForCausalLM
 from mypt.recipe import ModelSection
 from mypt.terminal import say
@@ -62,7 +63,7 @@ def existing_model(
     rows = model.get_input_embeddings().weight.shape[0]
     if texts or (isinstance(model, MyPTForCausalLM) and model.config.unpadded_vocab_size is None and not adapter):
         grow_vocabulary(model, known, pieces)
-    if PartialState().is_main_process:
+    if is_main_process():
         report(f"init_from {source}: {words}")
         if stretched:
             report(stretched)

@@ -4,7 +4,6 @@ import copy
 import math
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -13,6 +12,7 @@ from mypt.checkpoints.complete import last_complete_checkpoint, newest_without_f
 from mypt.checkpoints.state import loaded_state
 from mypt.checkpoints.verify import fault_of
 from mypt.errors import Diverged, MyPTError, RecipeError
+from mypt.hardware.processes import agreed
 from mypt.terminal import say
 from mypt.training.optim.schedules import scale_rates
 from mypt.training.stability.loss_spikes import describe, worst_sample
@@ -98,8 +98,7 @@ class SafetyCallback(TrainerCallback, ExportableState):
         if self.rollbacks == MOST_ROLLBACKS:
             self._stop(trainer, stats, worst, f"{MOST_ROLLBACKS} rollbacks did not help; ")
         run, first = trainer.args.output_dir, trainer.is_world_process_zero()
-        found = [newest_without_fault(run, fault_of)[0] if first else None]
-        checkpoint: Path | None = broadcast_object_list(found)[0]
+        checkpoint: Path | None = agreed(newest_without_fault(run, fault_of)[0] if first else None)
         if checkpoint is None:
             self._stop(trainer, stats, worst, "there is nothing to go back to; ")
         before = trainer.args.learning_rate * trainer.rate_factor
