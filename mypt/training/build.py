@@ -314,15 +314,19 @@ def _claim(
     fetched_from: str | None,
 ) -> None:
     """Refuse a folder or a store of another run, and report from where this one starts."""
-    with PartialState().main_process_first():
+
+    def claim() -> None:
         run_folder.claim(run, identity, bool(resume), fetched_from)
-        if PartialState().is_main_process:
-            for line in skipped:
-                say(line)
-            if checkpoint:
-                say(f"resuming from {checkpoint}")
-            else:
-                run_folder.set_aside_incomplete(run, None)
+        for line in skipped:
+            say(line)
+        if checkpoint:
+            say(f"resuming from {checkpoint}")
+        else:
+            run_folder.set_aside_incomplete(run, None)
+
+    _on_main(claim)  # first: all end together with the words of its refusal
+    if not PartialState().is_main_process:
+        run_folder.claim(run, identity, bool(resume), fetched_from)
 
 
 def _set_aside(run: Path, checkpoint: Path, chosen: bool, upload: UploadCallback | None) -> None:
