@@ -157,13 +157,16 @@ def require_run(run: Path) -> None:
     raise CheckpointError(f"{run} is no run folder: it holds neither {RESOLVED_NAME} nor checkpoint-N; {hint}")
 
 
-def read_content(run: Path) -> RunContent:
-    """Raises CheckpointError for a folder that is no run, a damaged file, or an access token in the recipe."""
+def read_content(run: Path, result: Result | None = None) -> RunContent:
+    """Raises CheckpointError for a folder that is no run, a damaged file, or an access token in the recipe.
+
+    result: how the run ends, where result.json does not have it yet.
+    """
     require_run(run)
     info, saved = RunInfo(run), last_complete_checkpoint(run)[0]
     state = last_state(run)[1]
     log, unreadable = _read_log(run, state)
-    result, history = read_result(run), info.forgetting.get("history", [])
+    result, history = result or read_result(run), info.forgetting.get("history", [])
     if len(history) > 1 and not info.interpolation:  # RunInfo's are those of the weights: maybe of an earlier step
         info.first, info.last = history[0], history[-1]
     steps = [entry["step"] for entry in log] + [step for step in [info.step] if step is not None]

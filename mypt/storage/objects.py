@@ -32,6 +32,7 @@ from mypt.storage.run_files import (
     is_dataset,
     parts_of,
     recorded_run,
+    report_page,
 )
 from mypt.storage.store import Outgoing, Received, Sent, Store
 from mypt.storage.transfer import digest_of, fetch_folder, send_folder, was_fetching
@@ -64,7 +65,7 @@ class ObjectStore(Store):
 
     def outgoing(self, folder: str | Path, *, license: str | None = None) -> list[Outgoing]:
         """As of every store for a model; a checkpoint with all that a resume needs, a dataset with its shards, an
-        export with the files that it names."""
+        export with the files that it names; a run with its report.html."""
         folder = Path(folder)
         if is_dataset(folder):
             return dataset_files(folder)
@@ -75,7 +76,8 @@ class ObjectStore(Store):
         files, environment = super().outgoing(folder, license=license), folder / ENVIRONMENT
         if environment.is_file():  # whose run it is
             files.append(Outgoing(ENVIRONMENT, environment, environment.stat().st_size))
-        return files
+        page = report_page(folder)
+        return [*files, page] if page else files
 
     def connect(self, *, private: bool | None = None) -> bool | None:
         if private is not None:

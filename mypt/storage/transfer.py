@@ -28,7 +28,7 @@ from mypt.storage.manifest import (
     stored_name,
     write_manifest,
 )
-from mypt.storage.run_files import ENVIRONMENT, recorded_run
+from mypt.storage.run_files import ENVIRONMENT, REPORT_NAME, recorded_run
 from mypt.storage.store import Outgoing, Sent
 from mypt.storage.upload_files import EXPORT_NAME, WEIGHTS, check_weights, is_model_file
 from mypt.terminal import progress_bar
@@ -219,7 +219,7 @@ def _require_loadable(place: Place, manifest: Manifest) -> None:
     """Raises CheckpointError for a model or an export with files that none of ours has, such as pickles."""
     for name in manifest["files"]:
         code = name.endswith(".py") and "/" not in name
-        if manifest["kind"] == "model" and not (is_model_file(name) or name == ENVIRONMENT or code):
+        if manifest["kind"] == "model" and not (is_model_file(name) or name in (ENVIRONMENT, REPORT_NAME) or code):
             raise CheckpointError(f"{place} lists {name}, which is no file of a model; nothing was downloaded")
         if manifest["kind"] == "export" and not is_export_file(name):
             raise CheckpointError(f"{place} lists {name}, which is no file of an export; nothing was downloaded")
