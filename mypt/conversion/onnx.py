@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mypt.conversion.parity import Runner
 
 FILE, WEIGHTS, GENAI = "onnx/model.onnx", "model.onnx_data", "genai_config.json"
+_TRACE = "pkg.torch.onnx.stack_trace"  # of each node the lines of Python that made it, by paths of this machine
 
 
 def check(config: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None) -> None:
@@ -92,6 +93,8 @@ def write(
             dynamic_shapes=([{0: dynamic, 2: dynamic}] * len(past), rows, rows, rows),
             verbose=False,
         )
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.pop(_TRACE, None)
     onnx_ir.save(program.model, folder / FILE, external_data=WEIGHTS)
     (folder / GENAI).write_text(json.dumps(_genai(model, tokenizer), indent=1) + "\n")
     model.config.save_pretrained(folder)

@@ -24,10 +24,10 @@ from mypt.report.curves import draw_curves, evaluation_curves, points_of
 from mypt.report.html import block, details, list_of, pairs_of, table_of, text_of
 from mypt.report.samples import Samples
 from mypt.storage import run_tables
+from mypt.storage.run_files import GENERATOR
 from mypt.storage.run_tables import Code, Table, seen_by_source
 from mypt.storage.upload_files import without_places
 
-GENERATOR = '<meta name="generator" content="mypt report">'
 _SIGNS = {"good": "\u2713", "plain": "", "warning": "!", "bad": "\u00d7"}
 _HISTORY_ROWS = 200  # of the table of all measurements
 

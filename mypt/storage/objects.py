@@ -32,6 +32,7 @@ from mypt.storage.run_files import (
     is_dataset,
     parts_of,
     recorded_run,
+    report_page,
 )
 from mypt.storage.store import Outgoing, Received, Sent, Store
 from mypt.storage.transfer import digest_of, fetch_folder, send_folder, was_fetching
@@ -63,7 +64,8 @@ class ObjectStore(Store):
         return self.place.name
 
     def outgoing(self, folder: str | Path, *, license: str | None = None) -> list[Outgoing]:
-        """List the files of a model or an export as every store does, of a checkpoint or a dataset all of them."""
+        """List the files of a model or an export as every store does, those of a checkpoint or a dataset, and of a run
+        its report.html, too."""
         folder = Path(folder)
         if is_dataset(folder):
             return dataset_files(folder)
@@ -74,7 +76,8 @@ class ObjectStore(Store):
         files, environment = super().outgoing(folder, license=license), folder / ENVIRONMENT_NAME
         if environment.is_file():  # whose run it is
             files.append(Outgoing(ENVIRONMENT_NAME, environment, environment.stat().st_size))
-        return files
+        page = report_page(folder)
+        return [*files, page] if page else files
 
     def connect(self, *, private: bool | None = None) -> bool | None:
         if private is not None:

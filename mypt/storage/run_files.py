@@ -1,6 +1,7 @@
-"""List the files of whole checkpoints and of datasets, which object stores take as they are."""
+"""List the files of checkpoints and datasets, which object stores take as they are, and the page about a run."""
 
 import re
+from html import escape
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -8,15 +9,18 @@ from mypt.checkpoints.complete import SAVING_NAME, checkpoints, last_complete_ch
 from mypt.checkpoints.environment import ENVIRONMENT_NAME
 from mypt.checkpoints.model_config import is_model
 from mypt.checkpoints.state import STATE_NAME, read_state
-from mypt.errors import CheckpointError, DataError
+from mypt.errors import CheckpointError, DataError, mask_secrets
 from mypt.files import xxh3_128
 from mypt.json_files import find_json
 from mypt.recipe import RESOLVED_NAME
+from mypt.remote.clients import secrets
 from mypt.shards.format import METADATA_NAME, read_manifest
 from mypt.shards.scan import shard_problem
 from mypt.storage.store import Outgoing
 from mypt.storage.upload_files import NAMES, TEXT, require_inside, require_no_token
 
+REPORT_NAME = "report.html"  # of a run
+GENERATOR = '<meta name="generator" content="mypt report">'  # in its first lines
 RUN = "run"  # in a checkpoint in a store: the files of its run that a resume compares
 _RUN_STATE = (ENVIRONMENT_NAME, RESOLVED_NAME, "forgetting_baseline.safetensors")
 _PICKLE = "training_args.bin"  # of stock Trainers; nothing reads it
@@ -104,6 +108,26 @@ def dataset_files(directory: Path) -> list[Outgoing]:
             raise DataError(f"{path} {problem or 'was changed: its checksum differs'}; run `mypt verify {directory}`")
         paths[shard.file] = path
     return _outgoing(paths)
+
+
+def report_page(run: Path) -> Outgoing | None:
+    """The page about a run, with its secrets masked anew: those of an older version, and those of the environment.
+
+    None where there is none, or report.html is somebody's own. Raises CheckpointError for a link that leads out.
+    """
+    path = run / REPORT_NAME
+    if not path.is_file():
+        return None
+    require_inside(run, [path])
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if GENERATOR not in text[:500]:
+        return None
+    text = mask_secrets(text)
+    for secret in secrets():
+        text = text.replace(escape(secret), "***").replace(secret, "***")
+    content = text.encode()
+    require_no_token(path, content)
+    return Outgoing(REPORT_NAME, content, len(content))
 
 
 def _outgoing(paths: dict[str, Path]) -> list[Outgoing]:

@@ -30,7 +30,7 @@ from mypt.storage.manifest import (
     stored_name,
     write_manifest,
 )
-from mypt.storage.run_files import recorded_run
+from mypt.storage.run_files import REPORT_NAME, recorded_run
 from mypt.storage.store import Outgoing, Sent
 from mypt.storage.upload_files import EXPORT_NAME, WEIGHTS, check_weights, is_model_file
 from mypt.terminal import bytes_bar
@@ -223,7 +223,8 @@ def _require_loadable(place: Place, manifest: Manifest) -> None:
     """Raises CheckpointError for a model or an export with files that none of ours has, such as pickles."""
     for name in manifest["files"]:
         code = name.endswith(".py") and "/" not in name
-        if manifest["kind"] == "model" and not (is_model_file(name) or name == ENVIRONMENT_NAME or code):
+        is_ours = is_model_file(name) or name in (ENVIRONMENT_NAME, REPORT_NAME) or code
+        if manifest["kind"] == "model" and not is_ours:
             raise CheckpointError(f"{place} lists {name}, which is no file of a model; nothing was downloaded")
         if manifest["kind"] == "export" and not is_export_file(name):
             raise CheckpointError(f"{place} lists {name}, which is no file of an export; nothing was downloaded")

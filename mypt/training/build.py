@@ -325,8 +325,10 @@ def _claim(run: Path, identity: dict, resume: bool, upload: UploadCallback | Non
     """Refuse a folder or a store of another run. brought: the files that were fetched from the store before."""
     is_fetched = run / ENVIRONMENT_NAME in brought  # the folder held no run before
     try:
-        with PartialState().main_process_first():
-            run_folder.claim(run, identity, resume, upload.uri if is_fetched else None)
+        claim = functools.partial(run_folder.claim, run, identity, resume, upload.uri if is_fetched else None)
+        on_main(claim)  # first: all processes end with the words of its refusal
+        if not PartialState().is_main_process:
+            claim()
         if upload:
             run_id = recorded_run(run) or run_folder.run_hash(identity)
             on_main(lambda: upload.claim(run_id, resume=resume))

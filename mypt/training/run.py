@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from accelerate import Accelerator
 from transformers import TrainerCallback
@@ -35,6 +36,14 @@ from mypt.training.interpolation import InterpolatedBest, describe, kept_guards,
 from mypt.training.result import RESULT_NAME, Result, write_result
 from mypt.training.run_folder import others
 from mypt.training.trainer.trainer import MyPTTrainer
+
+
+@runtime_checkable
+class BeforeUpload(Protocol):
+    """A callback that writes into the finished run folder what is to go up with it to an object store."""
+
+    def before_upload(self, run: Path, result: Result | None) -> None:
+        """The main process alone calls it. result: how the run ends; None: as result.json has it already."""
 
 
 @recipe_wording()
@@ -109,6 +118,9 @@ def finish(trainer: MyPTTrainer) -> Path:
                 say(*lines)
             record(run, report)
             if trainer.upload:
+                ends = _ends_well(run, done, early, report, lines[0])
+                is_recorded = not made and decided == [*ends[:3]]
+                _prepare_upload(trainer, None if is_recorded else _result(trainer, done, began, *ends, report))
                 trainer.upload.finish(run)
         elif wanted:
             return run  # the main process decides how the run ends
@@ -217,6 +229,28 @@ def _leave(trainer: MyPTTrainer) -> None:
     )
 
 
+def _prepare_upload(trainer: MyPTTrainer, result: Result | None) -> None:
+    """Let callbacks write what goes up with the run. result: how it ends, unless result.json has that already."""
+    if trainer.upload.store.keeps_runs:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, BeforeUpload):
+                callback.before_upload(Path(trainer.args.output_dir), result)
+
+
+def _ends_well(
+    run: Path, done: dict, early: str | None, report: InterpolationReport | None, line: str
+) -> tuple[str, str, int, str]:
+    """State, reason, exit code and message of a run if nothing fails from here on."""
+    state, reason = ("stopped", early) if early else ("completed", "max_steps")
+    if report:
+        return state, "interpolated", 0, line
+    try:
+        _require_feasible(run, done)
+    except CheckFailed as error:
+        return *_ending(error, early), str(error)
+    return state, reason, 0, line
+
+
 def _require_feasible(run: Path, done: dict) -> None:
     """Raise CheckFailed if no saved step kept every guarded set within the tolerance."""
     if not kept_guards(done):
@@ -261,11 +295,28 @@ def _record(
     """Write `result.json` from the main process; a disk that is full keeps nobody from reading the first error."""
     if not trainer.is_world_process_zero():
         return
+    result = _result(trainer, done, began, state, reason, code, message, interpolation)
+    try:
+        write_result(Path(trainer.args.output_dir), result)
+    except OSError as error:
+        say(f"{RESULT_NAME} could not be written: {error.strerror or error}", error=True)
+
+
+def _result(
+    trainer,
+    done: dict,
+    began: float,
+    state: str,
+    reason: str,
+    code: int,
+    message: object,
+    interpolation: InterpolationReport | None,
+) -> Result:
     best, step = done.get("best_metric"), done.get("best_global_step")
     if interpolation:
         best = chosen_point(interpolation)["sets"][trainer.forgetting.policy.target]["loss"]
         step = interpolation["step"]
-    result = Result(
+    return Result(
         state,
         reason,
         code,
@@ -277,10 +328,6 @@ def _record(
         seconds=round(time.monotonic() - began, 3),
         message=str(message) or type(message).__name__,
     )
-    try:
-        write_result(Path(trainer.args.output_dir), result)
-    except OSError as error:
-        say(f"{RESULT_NAME} could not be written: {error.strerror or error}", error=True)
 
 
 def part(accelerator: Accelerator) -> None:

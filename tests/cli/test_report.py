@@ -59,6 +59,27 @@ def test_training_leaves_a_report_with_samples(recipe, tmp_path):
     assert (tmp_path / "run" / "report.html").stat().st_mtime_ns == before, "nothing was trained"
 
 
+@pytest.mark.parametrize("infeasible", [False, True])
+def test_the_report_that_goes_up_tells_how_the_run_ended(recipe_for, corpora, tmp_path, infeasible):
+    """It is sent before result.json is written, which a killed upload must not call complete."""
+    store = tmp_path / "store"
+    content = recipe_for(training={"max_steps": 4}, upload={"uri": f"file://{store}"})
+    if infeasible:
+        content["data"]["train"] = str(corpora / "domain")
+        content["training"] |= {"max_steps": 12, "learning_rate": 3.0}
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(content))
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == int(infeasible)
+    sent = (store / "report.html").read_text()
+    words = "Completed, but no saved step kept every guarded set" if infeasible else "Completed</b>"
+    assert words in sent and "Not finished" not in sent and "<h3>general</h3>" in sent, "with samples"
+    assert words in (tmp_path / "run" / "report.html").read_text()
+    before = (store / "report.html").stat().st_mtime_ns
+    assert main(["train", str(tmp_path / "recipe.yaml"), "--resume"]) == int(infeasible)
+    assert (store / "report.html").stat().st_mtime_ns >= before and words in (store / "report.html").read_text()
+    assert main(["download", f"file://{store}", str(tmp_path / "copy")]) == 0
+    assert words in (tmp_path / "copy" / "report.html").read_text()
+
+
 def test_a_report_never_fails_a_run(recipe, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", str(recipe)]) == 0

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 from mypt.conversion import onnx as onnx_format
@@ -43,6 +44,9 @@ def test_the_graph_computes_the_same(target, tmp_path):
     assert report["notes"] == ["20 rows of ids that the tokenizer does not have are left out"]
     names = {path.name for path in (tmp_path / "out" / "onnx").iterdir()}
     assert names == {"model.onnx", "model.onnx_data"}
+    graph = (tmp_path / "out" / "onnx" / "model.onnx").read_bytes()
+    places = (transformers.__file__, onnx_format.__file__, str(tmp_path), '.py", line')
+    assert not any(place.encode() in graph for place in places), "a place of this machine"
     runner, model = onnx_format.OnnxRunner(tmp_path / "out"), AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.randint(tokenizer.vocab_size, (3, 41))
     with torch.no_grad():

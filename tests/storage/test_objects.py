@@ -60,6 +60,22 @@ def test_a_run_is_its_model_its_best_and_its_newest_checkpoint(finished_run, buc
     assert again["sent"] == again["removed"] == [] and {*again["unchanged"]} == {*report["files"]}
 
 
+def test_the_report_of_a_run_goes_up_with_its_secrets_masked(run_copy, bucket, logged_in, monkeypatch, tmp_path):
+    """Also one that an earlier version wrote, and what is a secret by the environment alone."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", f"{SECRET}&<x>")
+    assert main(["report", str(run_copy), "--samples", "0"]) == 0
+    page = (run_copy / "report.html").read_text()
+    leaks = f"<p>https://ann:hunter2@host/x {SECRET}&amp;&lt;x&gt; hf_{'a' * 32} AccountKey={SECRET};</p></body>"
+    (run_copy / "report.html").write_text(page.replace("</body>", leaks))
+    upload(run_copy, f"{bucket}/run")
+    parse_uri(f"{bucket}/run").download(tmp_path / "copy")
+    copy = (tmp_path / "copy" / "report.html").read_text()
+    assert copy == page.replace("</body>", "<p>https://***@host/x *** *** AccountKey=***;</p></body>")
+    assert "report.html" not in {file.name for file in parse_uri("hf://me/run").outgoing(run_copy)}
+    (run_copy / "report.html").write_text("<html>my own</html>")
+    assert "report.html" in upload(run_copy, f"{bucket}/run").removed
+
+
 def test_only_changes_are_sent_and_what_is_gone_is_removed(run_copy, bucket):
     uri = f"{bucket}/model"
     upload(run_copy, uri)

@@ -307,3 +307,20 @@ def test_two_processes_are_killed_in_an_upload_and_two_continue_elsewhere(
     assert "checkpoint-200" in whole_checkpoints(uri)
     for log in (first.output(), second.output()):
         assert SECRET not in log
+
+
+@pytest.mark.slow
+def test_two_processes_end_together_where_the_store_holds_another_run(recipe_for, finished_run, tmp_path):
+    """The main process alone fetches and compares; the other one must not wait for it for ever."""
+    uri = f"file://{tmp_path / 'store'}"
+    assert main(["upload", str(finished_run), uri]) == 0
+    before = Place.parse(uri).find()
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(recipe_for(upload={"uri": uri})))
+    for options in ((), ("--resume",)):
+        launch = Launch([tmp_path / "recipe.yaml", *options], tmp_path / f"{len(options)}.log", {})
+        assert launch.wait() != 0
+        assert launch.output().count("mypt train: ") == 2 and "holds another run" in launch.output()
+        assert "[rank1]" not in launch.output(), launch.output()
+        left = [path.name for path in (tmp_path / "run").iterdir()] if (tmp_path / "run").exists() else []
+        assert left == [], launch.output()
+    assert Place.parse(uri).find() == before
