@@ -4,8 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import evaluate
-
 import mypt
 from mypt.cli.main import main
 
@@ -13,6 +11,8 @@ METRICS = Path(mypt.__file__).parent / "metrics"
 
 
 def test_a_metric_is_what_the_command_prints(untrained_models, tmp_path, monkeypatch, capsys):
+    import evaluate
+
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)

@@ -14,9 +14,9 @@ from mypt.conversion import onnx as onnx_format
 from mypt.conversion.export import export_model
 from mypt.errors import CheckFailed, CheckpointError
 from tests.conversion.models import TEXT, bpe_tokenizer, save_model
+from tests.packages import needs
 
-pytest.importorskip("onnxscript", reason="pip install 'mypt[onnx]'")
-onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'mypt[onnx]'")
+pytestmark = [needs("onnxscript", "pip install 'mypt[onnx]'"), needs("onnxruntime", "pip install 'mypt[onnx]'")]
 
 LLAMA = {"qk_norm": False, "attention_bias": True, "rope_parameters": {"rope_type": "linear", "factor": 2.0}}
 LLAMA["rope_parameters"]["rope_theta"] = 1e4
@@ -32,6 +32,8 @@ MODELS = {
 )
 def test_the_graph_computes_the_same(target, tmp_path):
     """Logits of a left-padded batch, the second half of each row from the cache; the greedy loop; a batch of 3."""
+    import onnxruntime
+
     preset, changes = MODELS[target]
     tokenizer = bpe_tokenizer()
     folder = save_model(tmp_path / "model", tokenizer, preset, **changes)

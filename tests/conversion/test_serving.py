@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 from mypt.conversion.export import export_model
 from mypt.conversion.llama_cpp import serve
 from mypt.tokenization.load import load_tokenizer, save_tokenizer
+from tests.packages import needs
 from tests.processes import free_port
 
-openai = pytest.importorskip("openai", reason="pip install openai")
+pytestmark = needs("openai", "pip install openai")
 
 SERVE = "import sys; sys.modules['mypt'] = None; from transformers.cli.transformers import main; main()"
 PROMPT, TOKENS = "The state", 16
@@ -45,6 +46,8 @@ def require_text(address, name, folder, chat=True):
 
     transformers 5.23 begins a streamed chat with the prompt, unless it knows the template's answers.
     """
+    import openai
+
     expected = generated(folder, PROMPT)
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
     asked = {"model": name, "max_tokens": TOKENS, "temperature": 0}

@@ -15,8 +15,9 @@ from mypt.errors import MyPTError
 from mypt.generation.engine import Engine
 from mypt.generation.settings import GenerationSettings
 from mypt.terminal import visible
+from tests.packages import needs
 
-pytest.importorskip("gradio", reason="gradio is not installed (the demo extra has it)")
+pytestmark = needs("gradio", "gradio is not installed (the demo extra has it)")
 
 
 def test_an_address_that_is_taken_or_not_ours_is_one_error():

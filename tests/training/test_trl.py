@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from mypt import CoverageCallback, EvalWindows, ForgettingCallback, ShardStream
 from mypt.errors import MyPTError
 from mypt.evaluation.loss import window_losses
+from tests.packages import needs
 from tests.processes import ROOT, launch
 
-trl = pytest.importorskip("trl", reason="TRL is not installed (the dev extra has it)")
+pytestmark = needs("trl", "TRL is not installed (the dev extra has it)")
 
 LETTERS = string.ascii_lowercase
 TEMPLATE = "{% for m in messages %}[{{ m['role'][0] }}]{{ m['content'] }}{{ eos_token }}{% endfor %}"
@@ -80,6 +81,8 @@ def make_trainer(tmp_path, tokenizer, domain):
     disable_progress_bars()
 
     def make(callbacks, *, train_dataset=domain, model=None, eval_dataset=None, peft_config=None, metrics=None, **args):
+        import trl
+
         defaults = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 2e-2, "save_steps": 2,
                     "lr_scheduler_type": "constant", "max_length": 48, "logging_steps": 1, "use_cpu": True,
                     "bf16": False, "report_to": "none", "disable_tqdm": True}  # fmt: skip
