@@ -39,15 +39,25 @@ _server.set_forkserver_preload(["mypt.cli.main", "mypt.training.run", "mypt.trai
 class Command:
     """`mypt ARGUMENTS`, or a Python script with arguments, in a process group of its own.
 
-    env: changes to the environment of the test. apart: keep standard error apart from standard output. stdin: the file
-    or terminal to read; a terminal becomes the controlling one. fresh: start an interpreter, which reads /dev/null.
+    env: changes to the environment of the test; None for a variable that is not to be set. cwd: its folder, that of
+    the test if None. apart: keep standard error apart from standard output. stdin: the file or terminal to read; a
+    terminal becomes the controlling one. fresh: start an interpreter, which reads /dev/null.
     Curves are drawn, and reports written, where the test draws curves.
     """
 
     def __init__(
-        self, arguments: Sequence[str | Path], *, script=None, env=None, apart=False, stdin=os.devnull, fresh=False
+        self,
+        arguments: Sequence[str | Path],
+        *,
+        script=None,
+        env=None,
+        cwd=None,
+        apart=False,
+        stdin=os.devnull,
+        fresh=False,
     ):
-        words, environment = [str(word) for word in arguments], {**os.environ, **(env or {})}
+        words, cwd = [str(word) for word in arguments], os.getcwd() if cwd is None else str(cwd)
+        environment = {key: value for key, value in {**os.environ, **(env or {})}.items() if value is not None}
         number = next(_numbers)
         self._files = [Path(_printed.name, f"{number}.{stream}") for stream in ("out", "err")[: 1 + apart]]
         for file in self._files:
@@ -56,11 +66,11 @@ class Command:
             program = [str(script)] if script else ["-m", "mypt"]
             self._process = subprocess.Popen(
                 [sys.executable, *program, *words], stdin=subprocess.DEVNULL, stdout=_appending(self._files[0]),
-                stderr=_appending(self._files[-1]), env=environment, process_group=0,
+                stderr=_appending(self._files[-1]), env=environment, cwd=cwd, process_group=0,
             )  # fmt: skip
         else:
             plots = sys.modules.get("matplotlib.figure", ...) is not None
-            arguments = (words, script, os.getcwd(), environment, stdin, self._files, plots)
+            arguments = (words, script, cwd, environment, stdin, self._files, plots)
             self._process = _server.Process(target=_run, args=arguments)
             self._process.start()
         self.pid = self._process.pid
@@ -122,6 +132,7 @@ def _run(
 
         for name, value in hub_constants(environment["HF_ENDPOINT"], environment["HF_HOME"]).items():
             setattr(huggingface_hub.constants, name, value)
+        huggingface_hub.constants.HF_TOKEN_PATH = str(Path(environment["HF_HOME"], "token"))
         datasets.config.HF_ENDPOINT = environment["HF_ENDPOINT"]
         datasets.config.HF_DATASETS_CACHE = str(Path(environment["HF_HOME"], "datasets"))
         datasets.config.HF_MODULES_CACHE = str(Path(environment["HF_HOME"], "modules"))

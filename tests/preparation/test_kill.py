@@ -26,16 +26,16 @@ def corpus(tmp_path_factory):
     root = tmp_path_factory.mktemp("corpus")
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(1, 8))) for _ in range(2_000)]
-    texts = [" ".join(draw.choices(words, k=draw.randint(5, 80))) for _ in range(6_000)]
+    texts = [" ".join(draw.choices(words, k=draw.randint(5, 80))) for _ in range(2_000)]
     for number in range(FILES):
-        rows = draw.sample(texts, 1_500)
+        rows = draw.sample(texts, 500)
         (root / f"{number}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     return root
 
 
 def options(corpus, workers=1):
     sources = [f"{corpus}/{number}.jsonl" for number in range(FILES)]  # a source is a unit at least
-    return {"sources": sources, "tokenizer": "bpe", "vocab_size": 400, "tokens_per_shard": 50_000,
+    return {"sources": sources, "tokenizer": "bpe", "vocab_size": 400, "tokens_per_shard": 17_000,
             "workers": workers, "progress": False}  # fmt: skip
 
 

@@ -3,12 +3,12 @@
 import io
 import json
 import os
-import subprocess
-import sys
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+
+from tests.processes import Command
 
 TOKEN = "hf_loopbackOnly"
 CARD = b"""---
@@ -52,7 +52,7 @@ def parquet(*texts):
 
 @pytest.fixture(scope="module")
 def ask(hub, tmp_path_factory):
-    """ask("hf://NAME", ...): what a fresh process reads of each source, or its error; and what it says meanwhile."""
+    """ask("hf://NAME", ...): what a new process reads of each source, or its error; and what it says meanwhile."""
     prose = {"prose/train-0.parquet": parquet("a", "b"), "prose/train-1.parquet": parquet("c")}
     files = {"README.md": CARD, "prose/test.parquet": parquet("t"), "code.parquet": parquet("x = 1"), **prose}
     old = {**files, "prose/train-1.parquet": parquet("old")}
@@ -64,14 +64,15 @@ def ask(hub, tmp_path_factory):
     def ask(*questions, token=None, endpoint=hub.url):
         home = tmp_path_factory.mktemp("home")
         (home / "me" / "public").mkdir(parents=True)  # a local directory of that name is not what hf:// names
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        environment = {key: None for key in os.environ if key.startswith("HF_")}
         environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
         environment |= {"HF_TOKEN": token} if token else {}
-        words = [sys.executable, "-c", PROGRAM, *questions]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=home)
-        assert done.returncode == 0, done.stderr
-        assert TOKEN not in done.stdout + done.stderr
-        return json.loads(done.stdout), done.stderr
+        (home / "program.py").write_text(PROGRAM)
+        process = Command(questions, script=home / "program.py", env=environment, apart=True, cwd=home)
+        code, printed, said = process.wait(), process.output(), process.errors()
+        assert code == 0, said
+        assert TOKEN not in printed + said
+        return json.loads(printed), said
 
     return ask
 
