@@ -210,7 +210,7 @@ def _settings(ladder: Ladder) -> str:
 
 
 def _scaled(recipe: Recipe, part: float) -> dict[str, object]:
-    """What the recipe gives in steps, for a run of this part of its steps."""
+    """The recipe's values in steps, scaled to a run of this part of its steps."""
     found, training = {}, recipe.training
     if (training.get("warmup_steps") or 0) >= 1:
         found["training.warmup_steps"] = max(1, round(training["warmup_steps"] * part))

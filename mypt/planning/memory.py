@@ -69,7 +69,7 @@ def training_memory(dimensions: dict, step: Step) -> dict:
     FSDP divides weights, gradients and states, and adds to `temporary` what is gathered: c x (two layers, embedding and
     head) and the gradient of the largest of these. document_mask and kernels' scratch space are left out.
 
-    Of an architecture without formulas all is a rough estimate from the shapes of its modules, `_training_by_shapes`.
+    An architecture without formulas gets a rough estimate from the shapes of its modules, `_training_by_shapes`.
 
     Raises MyPTError as `complete` and `adapted` do.
     """
@@ -332,7 +332,7 @@ def generation_memory(dimensions: dict, *, context: int, batch_size: int = 1, dt
                      blocks are smaller and the allocator keeps them (see `mypt.planning.memory`)
         framework    FRAMEWORK
 
-    Of an architecture without formulas, what a layer makes is estimated from the widest of its modules.
+    For an architecture without formulas, what a layer makes is estimated from the widest of its modules.
 
     Raises MyPTError as `complete` does, and for an unknown dtype or a size below 1.
     """

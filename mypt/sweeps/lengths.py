@@ -57,7 +57,7 @@ class Lengths:
 
     @cached_property
     def share(self) -> Fraction:
-        """Of the tokens of all data, those in the subset."""
+        """Share of the tokens of all data that the subset has."""
         full, subset = (self._target({"data.train": train}) for train in (self.data.full, self.data.train))
         return Fraction(_tokens(subset), _tokens(full))
 

@@ -1,4 +1,4 @@
-"""What a sweep tries: the `sweep.space` of a recipe as Optuna distributions, or the predefined configurations.
+"""Search space of a sweep: the `sweep.space` of a recipe as Optuna distributions, or the predefined configurations.
 
 The names are those of the recipe, and so are the rules: each bound and each choice is read as an override of it.
 """

@@ -179,7 +179,7 @@ def _trial_content(recipe: Recipe, section: SweepSection, data: SweepData | None
 
 
 def plan_lines(sweep: Sweep) -> list[str]:
-    """What will be tried, how long trials are and what was scaled."""
+    """The planned trials, their length, and the values that were scaled."""
     lengths, section = sweep.lengths, sweep.section
     if sweep.configurations:
         lines = []

@@ -221,7 +221,7 @@ def _ending(state: str, ended: Ended) -> str:
 
 
 def _standard_error(folder: Path, step: int | None) -> float | None:
-    """Of the target's loss at a step, as forgetting.json has it; None where it does not."""
+    """Standard error of the target's loss at a step, as forgetting.json has it; None where it does not."""
     try:
         report = json.loads((folder / "forgetting.json").read_text(encoding="utf-8"))
         found = next(entry for entry in report["history"] if entry["step"] == step)

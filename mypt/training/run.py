@@ -129,7 +129,7 @@ def finish(trainer: MyPTTrainer) -> Path:
 def _interpolation(
     trainer: MyPTTrainer, run: Path, done: dict, saved: RunState, decided: list | None
 ) -> InterpolatedBest | None:
-    """What may make a better OUT/best, where no saved step kept the guards, or the last one did not; None elsewhere.
+    """An interpolation that may give a better OUT/best; None where the last saved step kept the guards, among others.
 
     saved: the state that the run resumed from. decided: how a run ended that is complete: an earlier step that kept
     the guards may have been better.

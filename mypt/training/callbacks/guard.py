@@ -21,7 +21,7 @@ LOWERS_THE_RATE = ("reduce_lr", "rollback")
 
 
 class Guard:
-    """What the guard did in a run, and how it does it; all processes act alike, since they measure alike.
+    """The guard's actions in a run; all processes act alike, since they measure alike.
 
     No action moves the number of the next sample: what was trained on is never given again.
 
