@@ -39,7 +39,6 @@ HOLES, HOLES_LORA, HOLES_CHECKPOINTING = 0.37, 0.8, 0.6
 ALLOWANCE = 1.3
 HOLES_SHAPES = 0.4  # of the activations: what an allocator on a CPU cannot use again
 
-COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary", "allocator", "framework")
 PHASES = ("forward", "loss", "backward", "update")
 
 

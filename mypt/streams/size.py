@@ -203,11 +203,6 @@ class EstimatedLedger:
         self.size = Size(documents, per_document)
 
     @property
-    def documents_per_epoch(self) -> float:
-        """By what is known now; 0: not known."""
-        return self.size.documents
-
-    @property
     def tokens_per_epoch(self) -> int:
         """By what was known when the run began, as of a `ShardStream`: its length must not change; 0: not known."""
         return self.expected.tokens

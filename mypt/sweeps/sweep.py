@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mypt.errors import recipe_wording
-from mypt.files import replace_text
 from mypt.folders import require_own
 from mypt.formatting import duration
 from mypt.hardware.devices import machine_like
@@ -17,10 +16,9 @@ from mypt.sweeps.record import RECORD_NAME, TRIALS_NAME, SweepRecord, TrialRecor
 from mypt.sweeps.space import DEFAULT_SPACE, PREDEFINED, Space, read_space
 from mypt.sweeps.study import Search, Study, without_password
 from mypt.sweeps.subset import SweepData, prepare_data
-from mypt.sweeps.trial import as_override, train_command
+from mypt.sweeps.trial import as_override, train_command, write_recipe
 from mypt.training.data.fetched import fetched
 from mypt.training.request import check, output_dir
-from mypt.yaml12 import dump_yaml
 
 TRIAL_RECIPE, JOURNAL_NAME, CACHE_NAME = "trial.yaml", "study.journal", "prepared"
 
@@ -144,11 +142,9 @@ def read_sweep(
     data = prepare_data(
         fetched(recipe)[0], out.parent / CACHE_NAME, samples=section.samples, seed=section.seed, tell=tell
     )
-    content = dump_yaml(_trial_content(recipe, section, data))
+    trial_recipe = out / TRIAL_RECIPE
     with turn(out):
-        trial_recipe = out / TRIAL_RECIPE
-        if not trial_recipe.exists() or trial_recipe.read_text(encoding="utf-8") != content:
-            replace_text(trial_recipe, content)
+        write_recipe(trial_recipe, _trial_content(recipe, section, data))
     lengths = Lengths(trial_recipe, data, machine_like(device) if device else this_machine())
     configurations = {}
     if section.type == "predefined":
