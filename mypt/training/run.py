@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from accelerate import Accelerator
 from transformers import TrainerCallback
@@ -35,6 +36,14 @@ from mypt.training.interpolation import InterpolatedBest, describe, kept_guards,
 from mypt.training.result import RESULT_NAME, Result, write_result
 from mypt.training.run_folder import others
 from mypt.training.trainer.trainer import MyPTTrainer
+
+
+class Ending(NamedTuple):
+    """How a run ended, as `Result` has it."""
+
+    state: str
+    reason: str
+    exit_code: int = 0
 
 
 @recipe_wording()
@@ -117,17 +126,18 @@ def finish(trainer: MyPTTrainer) -> Path:
     except UnreadableCheckpoint:
         raise  # another one may do
     except BaseException as error:
-        _record(trainer, done if is_complete else vars(trainer.state), began, *_ending(error, early), error, report)
+        _record(trainer, done if is_complete else vars(trainer.state), began, _ending(error, early), error, report)
         raise
-    state, reason = ("stopped", early) if early else ("completed", "max_steps")
-    reason = "interpolated" if report else reason
-    if made or decided != [state, reason, 0]:  # which has the seconds of training
-        _record(trainer, done, began, state, reason, 0, lines[0], report)
+    ending = Ending("stopped", early) if early else Ending("completed", "max_steps")
+    if report:
+        ending = ending._replace(reason="interpolated")
+    if made or decided != ending:  # which has the seconds of training
+        _record(trainer, done, began, ending, lines[0], report)
     return run
 
 
 def _interpolation(
-    trainer: MyPTTrainer, run: Path, done: dict, saved: RunState, decided: list | None
+    trainer: MyPTTrainer, run: Path, done: dict, saved: RunState, decided: Ending | None
 ) -> InterpolatedBest | None:
     """An interpolation that may give a better OUT/best; None where the last saved step kept the guards, among others.
 
@@ -135,7 +145,7 @@ def _interpolation(
     the guards may have been better.
     """
     forgetting = trainer.forgetting
-    if trainer.start is None or (kept_guards(done) and decided and decided[1] != "interpolated"):
+    if trainer.start is None or (kept_guards(done) and decided and decided.reason != "interpolated"):
         return None
     history = forgetting.history or (saved.forgetting or {}).get("history")
     if kept_guards(done) and (not history or kept_all(history[-1], forgetting.policy)):
@@ -227,24 +237,25 @@ def _require_feasible(run: Path, done: dict) -> None:
         )
 
 
-def _ending(error: BaseException, early: str | None) -> tuple[str, str, int]:
-    """State, reason and exit code of a run that an error ends."""
+def _ending(error: BaseException, early: str | None) -> Ending:
+    """The ending of a run by an error."""
     if isinstance(error, Interrupted):
-        return "interrupted", signal.Signals(error.exit_code - 128).name, error.exit_code
+        return Ending("interrupted", signal.Signals(error.exit_code - 128).name, error.exit_code)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", signal.SIGINT.name, 128 + signal.SIGINT
+        return Ending("interrupted", signal.SIGINT.name, 128 + signal.SIGINT)
     if isinstance(error, CheckFailed):
-        return "stopped" if early or error.reason == "declined" else "completed", error.reason, error.exit_code
+        state = "stopped" if early or error.reason == "declined" else "completed"
+        return Ending(state, error.reason, error.exit_code)
     code = error.exit_code if isinstance(error, MyPTError) else 2 if isinstance(error, OSError) else 1
-    return "failed", "diverged" if isinstance(error, Diverged) else "error", code
+    return Ending("failed", "diverged" if isinstance(error, Diverged) else "error", code)
 
 
-def _recorded_ending(run: Path, done: dict) -> list | None:
-    """State, reason and exit code in `result.json`; None without a readable one of this step."""
+def _recorded_ending(run: Path, done: dict) -> Ending | None:
+    """The ending in `result.json`; None without a readable one of this step."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         found = json.loads((run / RESULT_NAME).read_text(encoding="utf-8"))
         if found.get("step") == done["global_step"]:
-            return [found.get(name) for name in ("state", "reason", "exit_code")]
+            return Ending(*(found.get(name) for name in Ending._fields))
     return None
 
 
@@ -252,9 +263,7 @@ def _record(
     trainer,
     done: dict,
     began: float,
-    state: str,
-    reason: str,
-    code: int,
+    ending: Ending,
     message: object,
     interpolation: InterpolationReport | None,
 ) -> None:
@@ -266,9 +275,7 @@ def _record(
         best = chosen_point(interpolation)["sets"][trainer.forgetting.policy.target]["loss"]
         step = interpolation["step"]
     result = Result(
-        state,
-        reason,
-        code,
+        *ending,
         step=done["global_step"],
         max_steps=trainer.args.max_steps,
         objective=best if best is not None and math.isfinite(best) else None,
