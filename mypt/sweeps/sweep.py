@@ -13,10 +13,10 @@ from mypt.hardware.machine import cpus, this_machine
 from mypt.recipe import Recipe, SweepSection, load_recipe
 from mypt.sweeps.lengths import EVALUATIONS, Lengths
 from mypt.sweeps.record import RECORD_NAME, TRIALS_NAME, SweepRecord, TrialRecord, turn
-from mypt.sweeps.space import DEFAULT_SPACE, PREDEFINED, Space, read_space
+from mypt.sweeps.space import DEFAULT_SPACE, PREDEFINED, Space, parser, read_space
 from mypt.sweeps.study import Search, Study, without_password
 from mypt.sweeps.subset import SweepData, prepare_data
-from mypt.sweeps.trial import as_override, train_command, write_recipe
+from mypt.sweeps.trial import train_command, write_recipe
 from mypt.training.data.fetched import fetched
 from mypt.training.request import check, output_dir
 
@@ -134,11 +134,7 @@ def read_sweep(
     section = replace(section, type=section.type or ("optimized" if section.space else "predefined"))
     space = Space({})
     if section.type != "predefined":
-
-        def parse(values: dict[str, object]) -> Recipe:
-            return load_recipe(path, [*overrides, *(as_override(*pair) for pair in values.items())])
-
-        space = read_space(section.space or DEFAULT_SPACE, parse)
+        space = read_space(section.space or DEFAULT_SPACE, parser(path, overrides))
     data = prepare_data(
         fetched(recipe)[0], out.parent / CACHE_NAME, samples=section.samples, seed=section.seed, tell=tell
     )
