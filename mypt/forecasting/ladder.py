@@ -29,7 +29,7 @@ from mypt.preparation.subset import subset_dataset
 from mypt.recipe import Recipe, load_recipe
 from mypt.shards.opening import open_dataset
 from mypt.sweeps.lengths import Lengths
-from mypt.sweeps.subset import SweepData, place_eval_text, prepare_data
+from mypt.sweeps.sweep_data import SweepData, place_eval_text, prepare_data
 from mypt.sweeps.trial import run_trial, stop_on_signal, train_command, write_recipe
 from mypt.text.hub import PREFIX
 from mypt.training.data.fetched import fetched

@@ -12,7 +12,7 @@ from mypt.planning.coverage import planned_steps
 from mypt.planning.plan import plan
 from mypt.planning.step import MICRO_BATCH
 from mypt.streams.mixture import epoch_size
-from mypt.sweeps.subset import SweepData
+from mypt.sweeps.sweep_data import SweepData
 from mypt.sweeps.trial import as_override
 from mypt.training.speed import with_expected_speed
 from mypt.training.target import DEFAULT_BLOCK, Target, planned_run, read_target

@@ -15,7 +15,7 @@ from mypt.sweeps.lengths import EVALUATIONS, Lengths
 from mypt.sweeps.record import RECORD_NAME, TRIALS_NAME, SweepRecord, TrialRecord, turn
 from mypt.sweeps.space import DEFAULT_SPACE, PREDEFINED, Space, parser, read_space
 from mypt.sweeps.study import Search, Study, without_password
-from mypt.sweeps.subset import SweepData, prepare_data
+from mypt.sweeps.sweep_data import SweepData, prepare_data
 from mypt.sweeps.trial import train_command, write_recipe
 from mypt.training.data.fetched import fetched
 from mypt.training.request import check, output_dir

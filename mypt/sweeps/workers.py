@@ -15,8 +15,8 @@ from mypt.formatting import duration
 from mypt.sweeps.progress import Progress
 from mypt.sweeps.record import turn, write_record
 from mypt.sweeps.study import BEAT, Claimed, Study
-from mypt.sweeps.subset import place_eval_text
 from mypt.sweeps.sweep import Device, Sweep, make_record
+from mypt.sweeps.sweep_data import place_eval_text
 from mypt.sweeps.trial import Ended, run_trial, stop_on_signal
 
 ATTEMPTS = 3  # processes of a trial that may be killed, before it counts as failed
