@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def with_ladder(found: Plan, target: Target, folder: Path | None) -> Plan:
-    """A plan with what a ladder says of it. folder: as `mypt plan --ladder` gives it; None: next to the run's folder.
+    """A plan with a ladder's forecast. folder: as `mypt plan --ladder` gives it; None: next to the run's folder.
 
     A ladder that was not asked for and does not fit the run is named in a note.
 
@@ -70,9 +70,9 @@ def with_ladder(found: Plan, target: Target, folder: Path | None) -> Plan:
         return found
     fault = find_difference(record, recipe, found)
     if fault and given:
-        raise MyPTError(f"the ladder in {folder} says nothing about this run: {fault}")
+        raise MyPTError(f"the ladder in {folder} does not apply to this run: {fault}")
     if fault:
-        return replace(found, notes=[*found.notes, f"the ladder in {folder} says nothing about this run: {fault}"])
+        return replace(found, notes=[*found.notes, f"the ladder in {folder} does not apply to this run: {fault}"])
     from mypt.forecasting.ladder_report import forecast
 
     law, tokens = record.law(), found.training.steps * found.training.tokens_per_step

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print(found: Plan, planned: PlannedRun, drawn: str | None) -> None:
-    """What to act on first, then the figures; drawn: a line about a picture."""
+    """Print the checks first, then the figures; drawn: a line about a picture."""
     from mypt.planning.coverage_report import coverage_lines
     from mypt.planning.plan_report import alternatives_table, measured_lines, plan_tables, verdict_lines
 
@@ -123,7 +123,7 @@ def _require_works(found: Plan) -> None:
 
     if not found.works:
         failed = ", ".join(check.name for check in found.checks if check.level == FAILED)
-        raise CheckFailed(f"this run cannot work as it is planned ({failed}); the first lines say what to change")
+        raise CheckFailed(f"this run cannot work as it is planned ({failed}); the first lines name the changes")
 
 
 def _compared(args: argparse.Namespace, machine: Machine) -> tuple[Plan, PlannedRun]:

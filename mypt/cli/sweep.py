@@ -15,7 +15,7 @@ HELP = "search settings on a subset of the data, on several devices"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     parser.usage = "%(prog)s RECIPE [options] [--section.key=value ...]"
-    add("recipe", metavar="RECIPE", help="a YAML recipe; its section `sweep` says what to search")
+    add("recipe", metavar="RECIPE", help="a YAML recipe; its section `sweep` defines the search")
     kinds = ("predefined", "random", "optimized")
     add("--type", choices=kinds, help="kind of search (default: the recipe's; optimized where it has sweep.space)")
     add("--num-random", type=int, metavar="N", help="trials of a random search (default: sweep.trials, 20)")

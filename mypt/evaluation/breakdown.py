@@ -22,7 +22,7 @@ class Part:
     Attributes:
         part: `17-32`, tokens of context; or the name of a source.
         loss, standard_error: Nats per token, with windows as the sample.
-        bits_per_byte: None where the tokenizer does not tell the bytes of its ids.
+        bits_per_byte: None where the bytes of the tokenizer's ids are not known.
         delta, delta_error: Change from the first model, in nats per token; None for itself and other tokenizers.
     """
 
@@ -96,7 +96,7 @@ def _sources(of: EvaluationSet) -> tuple[list[str], np.ndarray]:
     documents = len(of.ends) + (not len(of.ends) or of.ends[-1] < len(of.ids) - 1)
     if documents != ends[-1]:
         raise DataError(
-            f"{of.directory} has {documents} documents in {of.split}, its metadata tells of {ends[-1]}, so that the "
-            "sources cannot be told apart; prepare it again for --by source"
+            f"{of.directory} has {documents} documents in {of.split}, its metadata names {ends[-1]}, so that the "
+            "sources cannot be separated; prepare it again for --by source"
         )
     return names, np.searchsorted(ends, of.documents_of_targets, side="right")

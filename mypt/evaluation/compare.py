@@ -220,16 +220,14 @@ def _score(
     )
 
 
-def open_sets(
-    data: dict[str, str], vocabularies: dict[str, int], split: str = "val", **options
-) -> dict[str, EvalWindows]:
-    """The windows of each set in `data`; options: as of `EvalWindows`.
+def open_sets(data: dict[str, str], vocabularies: dict[str, int], **options) -> dict[str, EvalWindows]:
+    """The windows of the val split of each set in `data`; options: as of `EvalWindows`.
 
     Raises TokenizerError if the tokenizer of a model, of {model: ids that it knows}, is not the data's.
     """
     from mypt.streams.eval_windows import EvalWindows
 
-    sets = {name: EvalWindows(directory, split, **options) for name, directory in data.items()}
+    sets = {name: EvalWindows(directory, **options) for name, directory in data.items()}
     for model, vocabulary in vocabularies.items():
         for name, windows in sets.items():
             manifest = windows.reader.manifest

@@ -23,7 +23,7 @@ from mypt.versions import version_of
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure of which models.
+    """Models, and the figures to measure of them.
 
     Attributes:
         models: Folders or hub ids; changes are relative to the first.

@@ -115,7 +115,7 @@ def interpolate(
     """Write W_base + alpha (W_adapted - W_base) to the folder `out`, in the adapted model's dtype and layout.
 
     One pair of tensors is in memory beside one model, in float32. The models are compared first: W(0) must give the
-    base model's own logits. What is measured at each alpha is what would be written.
+    base model's own logits. The model that is measured at an alpha is the one that would be written.
 
     Args:
         base: Folder or hub id of the model that training started from.

@@ -10,7 +10,6 @@ from pathlib import Path
 import xxhash
 
 from mypt.errors import CheckFailed, MyPTError, RecipeError, recipe_wording
-from mypt.files import replace_text
 from mypt.folders import only_writer, require_own
 from mypt.forecasting.ladder_law import DESIGN, FACTOR, smaller_model
 from mypt.forecasting.ladder_record import (
@@ -30,14 +29,13 @@ from mypt.preparation.subset import subset_dataset
 from mypt.recipe import Recipe, load_recipe
 from mypt.shards.open_dataset import open_dataset
 from mypt.sweeps.lengths import Lengths
-from mypt.sweeps.subset import SweepData, place_eval_text, prepare_data
-from mypt.sweeps.trial import run_trial, stop_on_signal, train_command
+from mypt.sweeps.sweep_data import SweepData, place_eval_text, prepare_data
+from mypt.sweeps.trial import run_trial, stop_on_signal, train_command, write_recipe
 from mypt.text.hub_datasets import PREFIX
 from mypt.training.data.fetched import fetched
 from mypt.training.recipe_settings import default_learning_rate
 from mypt.training.request import check
 from mypt.training.target import Target, read_target
-from mypt.yaml12 import dump_yaml
 
 RECIPE_NAME, RUNGS_NAME, PARTS_NAME, CACHE_NAME = "rung.yaml", "rungs", "parts", "prepared"
 WINDOWS = 1_000  # of the evaluation set, at the end of each rung, where the recipe does not say how many
@@ -97,13 +95,10 @@ def read_ladder(
     data = prepare_data(fetched(recipe)[0], out.parent / CACHE_NAME, samples=None, seed=0, tell=tell)
     name = recipe.forgetting.target or next(iter(data.eval))
     out.mkdir(parents=True, exist_ok=True)
-    content = dump_yaml(_rung_content(recipe, data, name))
-    if not (out / RECIPE_NAME).exists() or (out / RECIPE_NAME).read_text(encoding="utf-8") != content:
-        replace_text(out / RECIPE_NAME, content)
+    write_recipe(out / RECIPE_NAME, _rung_content(recipe, data, name))
     machine = this_machine()
     lengths, target = Lengths(out / RECIPE_NAME, data, machine), read_target(str(out / RECIPE_NAME), [], machine)
-    run, parameters = lengths.full, count_parameters(target.dimensions)["total"]
-    shares = _shares(target.sources)
+    run, counts = lengths.full, count_parameters(target.dimensions)
     train = [open_dataset(directory, recipe.data.dtype).splits["train"] for directory in data.full]
     record = LadderRecord(
         recipe=path,
@@ -111,13 +106,12 @@ def read_ladder(
         target=name,
         bytes_per_token=sum(split.bytes for split in train) / sum(split.tokens for split in train),
         block_size=run.block_size,
-        sources=[[share, source.tokens] for share, source in zip(shares, target.sources, strict=True)],
-        parameters=parameters,
+        sources=[[share, source.tokens] for share, source in zip(_shares(target.sources), target.sources, strict=True)],
+        parameters=counts["total"],
         tokens=run.steps * run.tokens_per_step,
         rungs=[],
     )
     optimizer = target.choices["optimizer"].value
-    counts = count_parameters(target.dimensions)
     given = replace(target.recipe, optimizer=replace(target.recipe.optimizer, name=optimizer))
     rate = recipe.training.get("learning_rate") or default_learning_rate(given, counts["non_embedding"])
     ladder = Ladder(out, data, record, [], rate, run.passes)
@@ -125,7 +119,7 @@ def read_ladder(
     different = {rung.folder: rung for rung in rungs}
     if len(different) < len(rungs):
         raise MyPTError(
-            f"the planned run ({short(parameters)} parameters, {short(record.tokens)} tokens) is too small for "
+            f"the planned run ({short(record.parameters)} parameters, {short(record.tokens)} tokens) is too small for "
             f"{len(rungs)} different rungs below 1/{factor:g} of its compute; lower --factor"
         )
     return replace(ladder, rungs=sorted(rungs, key=lambda rung: rung.parameters * rung.tokens))
@@ -210,7 +204,7 @@ def _settings(ladder: Ladder) -> str:
 
 
 def _scaled(recipe: Recipe, part: float) -> dict[str, object]:
-    """What the recipe gives in steps, for a run of this part of its steps."""
+    """The recipe's values in steps, scaled to a run of this part of its steps."""
     found, training = {}, recipe.training
     if (training.get("warmup_steps") or 0) >= 1:
         found["training.warmup_steps"] = max(1, round(training["warmup_steps"] * part))

@@ -73,7 +73,7 @@ class Law:
 
     Args:
         rungs: Four or more.
-        bytes_per_token: Of the text, which says about how large E can be.
+        bytes_per_token: Of the text; it bounds E.
 
     Attributes:
         terms: Intervals of E, A, B, alpha and beta. A and B are of N and D in units of one.

@@ -89,7 +89,7 @@ def default_folder(recipe: Recipe) -> Path:
 def data_identity(recipe: Recipe, name: str | None = None) -> dict[str, str]:
     """{train or eval, and its place among them: hash} of what a recipe trains on and evaluates, with its tokenizer.
 
-    Of a text that is not prepared the hash is of its files and of the tokenizer's settings.
+    For a text that is not prepared, the hash is of its files and of the tokenizer's settings.
     """
     name = name or recipe.forgetting.target or next(iter(recipe.data.eval), None)
     whole = math.fsum(recipe.data.train.values())
@@ -196,7 +196,7 @@ def read_record(folder: Path) -> LadderRecord | None:
 
 
 def find_difference(record: LadderRecord, recipe: Recipe | None, plan: Plan) -> str | None:
-    """Why a ladder says nothing about a planned run, None where it does: both are of the same data, by its hashes."""
+    """Why a ladder does not apply to a planned run, None where it does: both are of the same data, by its hashes."""
     if recipe is None:
         return "only a recipe names the data that is compared"
     if recipe.model.init_from or recipe.lora:

@@ -1,4 +1,4 @@
-"""What a ladder says: its law, the planned run and the best size, as a dict, a table, lines and a picture."""
+"""Report a ladder: its law, the planned run and the best size, as a dict, a table, lines and a picture."""
 
 import math
 from dataclasses import asdict
@@ -65,7 +65,7 @@ def ladder_lines(record: LadderRecord, law: Law) -> list[str]:
     generic = f"{found.generic_loss:.3f}" if found.generic_loss < GUESSING_LOSS else "worse than guessing"
     return [
         f"law: L = E + A / N^alpha + B / D^beta with {terms}",
-        f"planned run: {loss_words(found.loss)} nats per token; the generic law says {generic}",
+        f"planned run: {loss_words(found.loss)} nats per token; the generic law predicts {generic}",
         f"extrapolated {beyond_words(found.beyond)}",
         optimum_words(found.optimum),
     ]
@@ -76,7 +76,7 @@ def _range(interval: Interval) -> str:
 
 
 def forecast(record: LadderRecord, law: Law, parameters: int, tokens: int, folder: str) -> Forecast:
-    """What the law says of a run from scratch on the ladder's data."""
+    """The law's forecast of a run from scratch on the ladder's data."""
     unique = round(sum(min(tokens * share, size) for share, size in record.sources))
     return Forecast(
         folder=folder,

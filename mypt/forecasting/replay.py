@@ -38,7 +38,7 @@ _LR_STEPS = ("num_decay_steps", "num_stable_steps", "num_warmup_steps")  # of lr
 
 @dataclass(frozen=True)
 class Probes:
-    """What will be run.
+    """The probes of a run.
 
     Attributes:
         recipe: Of the run that is planned, with its batch.

@@ -76,7 +76,7 @@ class Interpolated:
         alpha: Of that probe (`mypt.evaluation.interpolate.largest_kept`); 0 if no step keeps every guard.
         target_loss: There, in nats.
         curve: The points that were measured: alpha, and the sets as `assess` has them.
-        alpha_at_end, target_at_end: Expected of the whole run; None where the curve does not tell.
+        alpha_at_end, target_at_end: Expected of the whole run; None where the curve leaves it open.
     """
 
     steps: int
@@ -89,7 +89,7 @@ class Interpolated:
 
 @dataclass(frozen=True)
 class Advice:
-    """What the probes say about the run.
+    """The recommendation that follows from the probes.
 
     Attributes:
         steps: Optimizer steps of the run.
@@ -154,7 +154,7 @@ class Curve:
         self._scatter = noise * random.standard_normal(_DRAWS)
 
     def predict(self, ratio: float, steps: int) -> Interval:
-        """What a run would measure at its end."""
+        """The predicted measurement at the end of a run."""
         shape = self._shape(np.array([ratio]), np.array([float(steps)]))[self._node, 0]
         tail = 100 * (1 - LEVEL) / 2
         bounds = np.percentile(self._amplitude * shape + self._scatter, [tail, 50, 100 - tail])
@@ -253,7 +253,7 @@ def advise(
 
 
 def _at_end(measured: Interpolated, end: Prediction, target: str, start: float, tolerance: float) -> Interpolated:
-    """What interpolating the whole run would give, if its curve has the shape of the probe's.
+    """The expected interpolation of the whole run, if its curve has the shape of the probe's.
 
     A guarded set that lost F at alpha 1 has lost F alpha^q at alpha, with q fitted to the probe's curve, and the
     target's gain is shared out over alpha as the probe's was.

@@ -31,7 +31,7 @@ class Device:
 
     @property
     def dtype(self) -> str:
-        """Of matrix products under autocast, as `mypt.hardware.machine` chooses it; "float32" for none."""
+        """Dtype of matrix products under autocast, as `mypt.hardware.machine` chooses it; "float32" for none."""
         return "bfloat16" if self.bfloat16 else "float16" if self.float16 else "float32"
 
     def flops(self, dtype: str) -> float | None:

@@ -40,7 +40,7 @@ def this_machine() -> Machine:
 
 
 def gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES names, else the numbers of all GPUs that nvidia-smi lists."""
+    """The devices that CUDA_VISIBLE_DEVICES names, else the numbers of all GPUs that nvidia-smi lists."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip()]
@@ -121,7 +121,7 @@ def cpus() -> int:
 
 
 def cpuinfo() -> str:
-    """What Linux reports about the processors; empty elsewhere."""
+    """The processors' entry as Linux reports it; empty elsewhere."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

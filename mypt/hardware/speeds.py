@@ -17,7 +17,7 @@ _SHAPE = (*FIELDS, "num_key_value_heads", "head_dim", "hidden_act", "hidden_drop
 
 
 def identify(machine: Machine, dimensions: dict, step: Step, processes: int) -> dict:
-    """What two runs must share to be as fast as each other: the machine, the model's shape, the batch.
+    """The properties that two runs must share to be equally fast: the machine, the model's shape, the batch.
 
     The machine's own name stays in the run folder: `mypt upload` does not send the file.
     """
@@ -34,7 +34,7 @@ def write_speed(run: Path, identity: dict, figures: dict) -> None:
 def recorded_speed(run: Path, identity: dict) -> Speed | None:
     """The speed that this run or another in the same parent folder recorded for the same step on this machine.
 
-    Of several that of the run with the most steps; None without one. A file that cannot be read counts as none.
+    The longest run counts; None without one. A file that cannot be read counts as none.
     """
     found = [(path, _read(path, identity)) for path in sorted(run.parent.glob(f"*/{SPEED_NAME}"))]
     found = [(path, figures) for path, figures in found if figures]

@@ -1,4 +1,4 @@
-"""What the modules of HF's `evaluate` library share: one figure of texts, measured as `mypt evaluate` does."""
+"""Base of the modules of HF's `evaluate` library: one figure of texts, measured as `mypt evaluate` does."""
 
 import datasets
 import evaluate

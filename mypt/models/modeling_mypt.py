@@ -250,7 +250,7 @@ class MyPTDecoderLayer(GradientCheckpointingLayer):
 
 
 class MyPTPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know of every MyPT class, and how weights start."""
+    """Settings that transformers reads from every MyPT class, and how weights start."""
 
     config: MyPTConfig
     base_model_prefix = "model"
@@ -292,7 +292,7 @@ class MyPTPreTrainedModel(PreTrainedModel):
 
 
 def look_up(table: nn.Embedding, ids: torch.Tensor, name: str) -> torch.Tensor:
-    """Rows of `table`; on CPU an id outside it is a ValueError that says so (a check on GPU would wait for the GPU)."""
+    """Rows of `table`; on CPU an id outside it is a ValueError (a check on GPU would wait for the GPU)."""
     try:
         return table(ids)
     except IndexError:

@@ -53,7 +53,7 @@ def _memory(plan, device_name: str) -> Check | None:
         return None
     needed = gibibytes(memory.training["total"])
     if memory.fits is None:
-        return Check("memory", UNKNOWN, f"a step needs {needed} GiB; --memory says what there is")
+        return Check("memory", UNKNOWN, f"a step needs {needed} GiB; give the memory there is with --memory")
     available = gibibytes(memory.available)
     evaluation = memory.evaluation["total"] if memory.evaluation else 0
     if memory.fits and evaluation > memory.available:

@@ -18,7 +18,7 @@ TOKENIZER_ENTRY = 60  # bytes of tokenizer.json for each id
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
-    """What of a recipe decides the size of its run folder.
+    """The settings of a recipe that decide the size of its run folder.
 
     Attributes:
         save_steps: Steps from one checkpoint to the next, below 1 a share of the run; None for a tenth.

@@ -61,7 +61,7 @@ def training_passes(
     """Cost of training on a token in forward passes: 3, of which 2 are the backward pass.
 
     A frozen layer gets no gradient of its weights (2), and above frozen embeddings the first frozen layers need no
-    backward pass at all (1). Beside adapters all layers are frozen; the adapters themselves cost next to nothing.
+    backward pass at all (1). With adapters all layers are frozen; the adapters themselves cost next to nothing.
     """
     if lora:
         return 2

@@ -39,7 +39,6 @@ HOLES, HOLES_LORA, HOLES_CHECKPOINTING = 0.37, 0.8, 0.6
 ALLOWANCE = 1.3
 HOLES_SHAPES = 0.4  # of the activations: what an allocator on a CPU cannot use again
 
-COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary", "allocator", "framework")
 PHASES = ("forward", "loss", "backward", "update")
 
 
@@ -69,7 +68,7 @@ def training_memory(dimensions: dict, step: Step) -> dict:
     FSDP divides weights, gradients and states, and adds to `temporary` what is gathered: c x (two layers, embedding and
     head) and the gradient of the largest of these. document_mask and kernels' scratch space are left out.
 
-    Of an architecture without formulas all is a rough estimate from the shapes of its modules, `_training_by_shapes`.
+    An architecture without formulas gets a rough estimate from the shapes of its modules, `_training_by_shapes`.
 
     Raises MyPTError as `complete` and `adapted` do.
     """
@@ -332,7 +331,7 @@ def generation_memory(dimensions: dict, *, context: int, batch_size: int = 1, dt
                      blocks are smaller and the allocator keeps them (see `mypt.planning.memory`)
         framework    FRAMEWORK
 
-    Of an architecture without formulas, what a layer makes is estimated from the widest of its modules.
+    For an architecture without formulas, what a layer makes is estimated from the widest of its modules.
 
     Raises MyPTError as `complete` does, and for an unknown dtype or a size below 1.
     """

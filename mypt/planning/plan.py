@@ -16,7 +16,7 @@ from mypt.planning.verdict import Coverage, DataSource, assess
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """What is known of a run before it starts.
+    """A run as it is known before it starts.
 
     Attributes:
         batch_size, accumulation: Sequences per process and pass; passes per step.
@@ -35,7 +35,7 @@ class PlannedRun:
         evaluation_batch: Windows in a forward pass of an evaluation, for the memory; None without evaluation sets.
         eval_sets: Tokens of each evaluation set, None where they are not known.
         shared_text: Evaluation sets whose text is in the training data, with the share in words.
-        saving: What a recipe says about its run folder.
+        saving: The recipe's settings of its run folder.
         init_from: The model that the run starts from; None for random weights.
         flags, smaller: As `mypt.planning.fit.knobs` takes them.
         target, notes, choices: As `Plan` has them.
@@ -73,7 +73,7 @@ class PlannedRun:
 
     @property
     def sequences(self) -> int:
-        """Of the global batch."""
+        """Sequences of the global batch."""
         return self.batch_size * self.accumulation * self.processes
 
     @property
@@ -134,7 +134,7 @@ class Alternative:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a ladder's law says of a run, in the place of the generic law.
+    """The forecast of a run by a ladder's law, in the place of the generic one.
 
     Attributes:
         folder: The ladder's.
@@ -193,7 +193,7 @@ class Plan:
 
     @property
     def works(self) -> bool:
-        """Whether no check says that the run cannot work."""
+        """Whether no check has failed."""
         return all(check.level != FAILED for check in self.checks)
 
     def as_dict(self) -> dict:

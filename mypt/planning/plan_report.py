@@ -17,7 +17,7 @@ _WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}  # paths a
 
 
 def verdict_lines(plan: Plan) -> list[str]:
-    """What a person acts on: whether the run can work and is worth it, check by check, and what to change."""
+    """The lines that a person acts on: whether the run can work and is worth it, check by check, and what to change."""
     names = {level: [check.name for check in plan.checks if check.level == level] for level in _MARKS}
     if failed := names[FAILED]:
         words = f"cannot run: {', '.join(failed)}"
@@ -66,7 +66,7 @@ def time_table(time: Time) -> Table:
 
 
 def measured_lines(found: Measured) -> list[str]:
-    """What was measured, and the memory beside what the memory model predicts."""
+    """The measured figures, and the measured memory with the predicted one."""
     lines = [
         f"Measured: {_span(found.step)} a step ({_span(found.fast)} to {_span(found.slow)}, {found.steps} steps after "
         f"{found.warmup} of warm-up), {found.tokens_per_second:,.0f} tokens/s in one process"

@@ -24,7 +24,7 @@ _MODEL_HINTS = ((20_000_000, 3, 5), (150_000_000, 2, 4), (math.inf, 1, 3))
 
 @dataclass(frozen=True)
 class Interval:
-    """What a fitted law predicts (of a sample of fits, the median), and the bounds of a central interval of 95%."""
+    """The prediction of a fitted law (the median of a sample of fits), and the bounds of a central interval of 95%."""
 
     low: float
     middle: float

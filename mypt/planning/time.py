@@ -38,7 +38,7 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Assumption:
-    """What devices could do at most, and the share of it that a run is assumed to reach.
+    """The peak of devices, and the share of it that a run is assumed to reach.
 
     flops: FLOP/s of one device. devices: how many work at once. utilisation: (least, expected, most), shares of 1.
     words: where the peak is from; reason: where the utilisation is from.
@@ -53,7 +53,7 @@ class Assumption:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a few real steps of a recipe on this machine took, on one process.
+    """The measurements of a few real steps of a recipe on this machine, in one process.
 
     Attributes:
         steps, warmup: Optimizer steps that count, and those before them that do not.

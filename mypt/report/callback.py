@@ -8,7 +8,6 @@ from transformers import TrainerCallback
 from mypt.report.samples import EACH, MOST_BYTES
 from mypt.report.write import REPORT_NAME, write_report
 from mypt.terminal import say
-from mypt.training.result import Result
 
 PAUSE = 30.0  # seconds between two reports at least
 SHARE = 100  # a report may take a hundredth of the time
@@ -30,8 +29,8 @@ class ReportCallback(TrainerCallback):
         _write(Path(args.output_dir), samples=0)
         self._next = time.monotonic() + max(PAUSE, SHARE * (time.monotonic() - began))
 
-    def before_upload(self, run: Path, result: Result | None) -> None:
-        _write(run, samples=EACH, most_bytes=MOST_BYTES, result=result)
+    def before_upload(self, run: Path) -> None:
+        _write(run, samples=EACH, most_bytes=MOST_BYTES)
 
 
 def _write(run: Path, **options) -> None:

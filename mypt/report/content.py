@@ -156,16 +156,13 @@ def require_run(run: Path) -> None:
     raise CheckpointError(f"{run} is no run folder: it holds neither {RESOLVED_NAME} nor checkpoint-N; {hint}")
 
 
-def read_content(run: Path, result: Result | None = None) -> RunContent:
-    """Raises CheckpointError for a folder that is no run, a damaged file, or an access token in the recipe.
-
-    result: how the run ends, where result.json does not have it yet.
-    """
+def read_content(run: Path) -> RunContent:
+    """Raises CheckpointError for a folder that is no run, a damaged file, or an access token in the recipe."""
     require_run(run)
     info, saved = RunInfo(run, newest=True), last_complete_checkpoint(run)[0]
     state = last_state(run)[1]
     log, unreadable = _read_log(run, state)
-    result = result or read_result(run)
+    result = read_result(run)
     steps = [entry["step"] for entry in log] + [step for step in [info.step] if step is not None]
     reached = max(steps, default=None)
     if result and _is_stale(result, reached):

@@ -15,27 +15,19 @@ from mypt.report.samples import EACH, MOST_BYTES, Samples, make_samples, model_f
 from mypt.storage.run_files import GENERATOR, REPORT_NAME
 from mypt.terminal import say
 from mypt.training.launch import rank
-from mypt.training.result import RESULT_NAME, Result
+from mypt.training.result import RESULT_NAME
 
 
-def write_report(
-    run: Path,
-    out: Path | None = None,
-    *,
-    samples: int = EACH,
-    most_bytes: float = float("inf"),
-    result: Result | None = None,
-) -> Path:
+def write_report(run: Path, out: Path | None = None, *, samples: int = EACH, most_bytes: float = float("inf")) -> Path:
     """Write the page about a run to `out` (default: report.html in its folder), and return where it is.
 
     samples: texts of each evaluation set that the model continues, unless samples.json has them already; 0: the page
-    has those of samples.json, if any, and no model is loaded. most_bytes: of weights that are loaded for it. result:
-    how the run ends, where result.json does not have it yet.
+    has those of samples.json, if any, and no model is loaded. most_bytes: of weights that are loaded for it.
     Raises CheckpointError for a folder that is no run or is damaged, MyPTError for an `out` that holds something else,
     OSError if it cannot be written.
     """
     out = out or run / REPORT_NAME
-    content = read_content(run, result)
+    content = read_content(run)
     require_report(out)
     found, reason = _samples(run, samples, most_bytes)
     text = page(content, found, reason)

@@ -51,12 +51,12 @@ class DatasetLedger:
         return [Source(NAME, round(self.samples * self.block_size), 1.0)]
 
     def seen(self, next_sample: int) -> list[Seen]:
-        """What was given after so many samples."""
+        """The account of each source after so many samples."""
         passes = next_sample / self.samples if self.samples else None
         return [Seen(NAME, next_sample, round(next_sample * self.block_size), passes, passes, not self.exact)]
 
     def state(self, next_sample: int) -> dict:
-        """What is known, for JSON."""
+        """The state, JSON-ready."""
         return {
             "next_sample": next_sample,
             "block_size": max(1, round(self.block_size)),
@@ -70,7 +70,7 @@ def ledger_of(dataset: Any, tokens: int | None = None) -> Ledger | EstimatedLedg
     """The ledger of a training dataset; a stream of ours is its own.
 
     A map-style dataset is measured: the column `input_ids` of a HF dataset, or the `input_ids` of its items, without
-    what their `attention_mask` leaves out. Of a streaming HF dataset only the mean length is, from its first samples;
+    what their `attention_mask` leaves out. For a streaming HF dataset only the mean length is, from its first samples;
     other streaming datasets are not read, since some can be read only once.
 
     Args:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class EvalWindows(torch.utils.data.Dataset):
     """A map-style dataset over a whole split, or over `max_windows` of its windows, evenly spaced.
 
-    Of a dataset directory, or in memory: `from_texts`, `from_dataset`.
+    They come from a dataset directory, or from memory: `from_texts`, `from_dataset`.
 
     Item i is {input_ids, labels, shift_labels}: int64 (block_size,); the split's last window is filled up with
     end-of-text tokens whose labels are -100, so that windows stack and nothing else is predicted. With document_mask
@@ -153,7 +153,7 @@ class EvalWindows(torch.utils.data.Dataset):
         return self.reader.text_bytes / len(self.reader)
 
     def gather(self, indices: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """What a model gets for k windows of one length T, and their targets; each int64 (k, T)."""
+        """Inputs of a model for k windows of one length T, and their targets; each int64 (k, T)."""
         length = int(self.lengths[indices[0]])
         eos = self.reader.eos_token_id if self.document_mask else None
         inputs = to_batch(self.reader.gather(self.starts[indices], length + 1), eos)

@@ -1,4 +1,4 @@
-"""What has been seen, worked out from the number of the next sample: nothing is counted twice or lost in a resume."""
+"""The seen data, worked out from the number of the next sample: a resume counts nothing twice and loses nothing."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -49,7 +49,7 @@ class Ledger:
         self.events.append(event)
 
     def seen(self, next_sample: int) -> list[Seen]:
-        """What each source has given after global samples 0 .. next_sample - 1."""
+        """The account of each source after global samples 0 .. next_sample - 1."""
         return [
             Seen(
                 name=source.name,
@@ -72,7 +72,7 @@ class Ledger:
 
 
 def saved_ledger(state: dict) -> list[dict]:
-    """What each source had given when a stream's state was saved; that of a `JitStream` records it."""
+    """The account of each source when a stream's state was saved; that of a `JitStream` records it."""
     if "seen" in state:
         return state["seen"]
     ledger = Ledger([Source(**source) for source in state["sources"]], state["block_size"], state["events"])

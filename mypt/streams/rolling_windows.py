@@ -60,7 +60,7 @@ class RollingWindows:
         return self.reader.text_bytes / int(self.lengths.sum())
 
     def gather(self, indices: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """What a model gets for k windows, and their targets; each int64 (k, T), T the longest of them.
+        """Inputs of a model for k windows, and their targets; each int64 (k, T), T the longest of them.
 
         Shorter ones are filled up at the right. Targets that are no targets of the window are -100.
         """

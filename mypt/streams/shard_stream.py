@@ -222,15 +222,15 @@ class ShownWindow:
 
 
 def decoded_windows(
-    directory: str | Path, tokenizer: PreTrainedTokenizerFast, count: int, *, block_size: int, seed: int = 0
+    directory: str | Path, tokenizer: PreTrainedTokenizerFast, count: int, *, block_size: int
 ) -> list[ShownWindow]:
-    """Samples 0 .. count - 1 of the train split, as a model with this block size and seed gets them; EOS is shown.
+    """Samples 0 .. count - 1 of the train split, as a model with this block size gets them; EOS is shown.
 
     Raises DataError if `count` is below 1 or the split is shorter than one window.
     """
     if count < 1 or block_size < 1:
         raise DataError(f"{count} windows of {block_size} tokens were asked for; give 1 or more of each")
-    stream = ShardStream(directory, block_size=block_size, seed=seed, micro_batch_size=None)
+    stream = ShardStream(directory, block_size=block_size, micro_batch_size=None)
     _, starts = stream.places(np.arange(count))
     shown = []
     for sample, (start, window) in enumerate(zip(starts.tolist(), stream, strict=False)):

@@ -76,7 +76,7 @@ def count_epoch(
 ) -> Size:
     """The documents and tokens of one epoch of a `JitStream` with these settings, cleaned and tokenised as it does.
 
-    All is read up to `limit` characters, and the size is exact. Of a larger source whole units are read in an order
+    All is read up to `limit` characters, and the size is exact. For a larger source, whole units are read in an order
     that mixes them, until the limit is passed, and the rest is taken to be like them by its size in bytes, rows or
     shards. Raises DataError for a source without a document to train on, and as reading does.
     """
@@ -203,11 +203,6 @@ class EstimatedLedger:
         self.size = Size(documents, per_document)
 
     @property
-    def documents_per_epoch(self) -> float:
-        """By what is known now; 0: not known."""
-        return self.size.documents
-
-    @property
     def tokens_per_epoch(self) -> int:
         """By what was known when the run began, as of a `ShardStream`: its length must not change; 0: not known."""
         return self.expected.tokens
@@ -223,13 +218,13 @@ class EstimatedLedger:
         return [Source(self.name, self.size.tokens, 1.0)]
 
     def seen(self, next_sample: int) -> list[Seen]:
-        """What would have been given after so many samples, by what is known now."""
+        """The expected account of the source after so many samples, by what is known now."""
         tokens, viewed = self.size.tokens, next_sample * self.block_size
         epochs, coverage = (next_sample * self.stride / tokens, viewed / tokens) if tokens else (None, None)
         return [Seen(self.name, next_sample, viewed, epochs, coverage, estimated=not self.size.exact)]
 
     def state(self, next_sample: int) -> dict:
-        """What is known, for JSON; `seen` cannot be worked out from the rest."""
+        """The state, JSON-ready; `seen` cannot be worked out from the rest."""
         return {
             "next_sample": next_sample,
             "block_size": self.block_size,

@@ -165,7 +165,7 @@ def _require_extension(old: Source, now: Source, reader: ShardReader) -> None:
 
 
 def describe(event: dict, before: list[Source]) -> str:
-    """What an event changes, for people; before: the sources until then."""
+    """The changes of an event, in words; before: the sources until then."""
     if "weights" in event:
         old, new = ({s.name: weight for s, weight in zip(before, weights, strict=True)}
                     for weights in ([s.weight for s in before], event["weights"]))  # fmt: skip

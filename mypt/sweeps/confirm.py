@@ -102,7 +102,7 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """What the re-runs of the best trials on `samples` documents say.
+    """The result of re-runs of the best trials on `samples` documents.
 
     swept: {candidate: objective in the sweep}. agreement: of that ranking and the re-runs'.
     """

@@ -62,7 +62,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What re-runs say about candidates.
+    """The verdict of re-runs on candidates.
 
     Attributes:
         candidates: The best mean first; those with a failed run last.

@@ -12,7 +12,7 @@ from mypt.planning.coverage import planned_steps
 from mypt.planning.plan import plan
 from mypt.planning.step import MICRO_BATCH
 from mypt.streams.mixture import epoch_size
-from mypt.sweeps.subset import SweepData
+from mypt.sweeps.sweep_data import SweepData
 from mypt.sweeps.trial import as_override
 from mypt.training.speed import with_expected_speed
 from mypt.training.target import DEFAULT_BLOCK, Target, planned_run, read_target
@@ -57,7 +57,7 @@ class Lengths:
 
     @cached_property
     def share(self) -> Fraction:
-        """Of the tokens of all data, those in the subset."""
+        """Share of the tokens of all data that the subset has."""
         full, subset = (self._target({"data.train": train}) for train in (self.data.full, self.data.train))
         return Fraction(_tokens(subset), _tokens(full))
 

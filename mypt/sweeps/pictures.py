@@ -136,7 +136,7 @@ def _coloured(figure, axes, lines: Sequence[Line]):
     if not found:
         return [(line, _ABSENT, 0) for line in lines]
     # A few trials that went wrong would leave all the others one colour.
-    top = found[-1] if found[-1] <= 2 * _quantile(found, 0.75) - found[0] else _quantile(found, 0.75)
+    top = found[-1] if found[-1] <= 2 * _third_quartile(found) - found[0] else _third_quartile(found)
     scale = Normalize(found[0], top if top > found[0] else found[0] + 1e-9, clip=True)
     mapped = ScalarMappable(scale, colormaps[_COLOURS])
     figure.colorbar(mapped, ax=axes, label="objective", extend="max" if top < found[-1] else "neither", pad=0.02)
@@ -147,8 +147,8 @@ def _coloured(figure, axes, lines: Sequence[Line]):
     ]
 
 
-def _quantile(values: Sequence[float], share: float) -> float:
-    return values[min(len(values) - 1, int(share * len(values)))]
+def _third_quartile(values: Sequence[float]) -> float:
+    return values[int(0.75 * len(values))]
 
 
 class _Scale:

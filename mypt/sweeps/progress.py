@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a table on a terminal, a line for each event elsewhere."""
+"""Display of a sweep while it runs: a table on a terminal, a line for each event elsewhere."""
 
 import sys
 import threading

@@ -1,4 +1,4 @@
-"""What a sweep tries: the `sweep.space` of a recipe as Optuna distributions, or the predefined configurations.
+"""Search space of a sweep: the `sweep.space` of a recipe as Optuna distributions, or the predefined configurations.
 
 The names are those of the recipe, and so are the rules: each bound and each choice is read as an override of it.
 """
@@ -58,6 +58,11 @@ def _suggested(trial: BaseTrial, key: str, kind: BaseDistribution) -> object:
         return trial.suggest_categorical(key, kind.choices)
     suggest = trial.suggest_int if isinstance(kind, IntDistribution) else trial.suggest_float
     return suggest(key, kind.low, kind.high, step=kind.step, log=kind.log)
+
+
+def parser(path: str | Path, overrides: Sequence[str]) -> Callable[[dict[str, object]], Recipe]:
+    """A function that reads the recipe with further overrides {section.key: value}."""
+    return lambda values: load_recipe(path, [*overrides, *(as_override(*pair) for pair in values.items())])
 
 
 def read_space(section: Mapping[str, object], parse: Callable[[dict[str, object]], Recipe]) -> Space:
@@ -194,10 +199,7 @@ def hp_space(path: str | Path, overrides: Sequence[str] = ()) -> Callable[[BaseT
     if not (recipe.sweep and recipe.sweep.space):
         raise RecipeError(f"{path} has no sweep.space: name what to search, such as training.learning_rate")
 
-    def parse(values: dict[str, object]) -> Recipe:
-        return load_recipe(path, [*overrides, *(as_override(*pair) for pair in values.items())])
-
-    space = read_space(recipe.sweep.space, parse)
+    space = read_space(recipe.sweep.space, parser(path, overrides))
     for key in space.distributions:
         section, _, name = key.partition(".")
         if section != "training" or name not in TRAINER_KEYS:

@@ -44,7 +44,7 @@ _TRIES, _PAUSE = 20, 0.3  # to create a storage that other processes create at t
 
 @dataclass(frozen=True)
 class Search:
-    """What decides the values of every trial. configurations: {name: overrides} of predefined ones."""
+    """The settings that decide the values of every trial. configurations: {name: overrides} of predefined ones."""
 
     type: str
     space: Space
@@ -64,7 +64,7 @@ class Search:
         return TPESampler(seed=seed, n_startup_trials=max(STARTUP, self.trials // 4))
 
     def make_pruner(self) -> BasePruner:
-        """Of percentages of a run: rungs at 30 and 90% (ASHA), or the brackets of Hyperband (Li et al. 2017)."""
+        """A pruner by percents of a run: rungs at 30 and 90% (ASHA), or the brackets of Hyperband (Li et al. 2017)."""
         if self.pruner == "asha":
             return SuccessiveHalvingPruner(min_resource=FIRST, reduction_factor=RUNGS)
         if self.pruner == "hyperband":

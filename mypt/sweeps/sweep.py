@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mypt.errors import recipe_wording
-from mypt.files import replace_text
 from mypt.folders import require_own
 from mypt.formatting import duration
 from mypt.hardware.devices import machine_like
@@ -14,13 +13,12 @@ from mypt.hardware.machine import cpus, this_machine
 from mypt.recipe import Recipe, SweepSection, load_recipe
 from mypt.sweeps.lengths import EVALUATIONS, Lengths
 from mypt.sweeps.record import RECORD_NAME, TRIALS_NAME, SweepRecord, TrialRecord, turn
-from mypt.sweeps.space import DEFAULT_SPACE, PREDEFINED, Space, read_space
+from mypt.sweeps.space import DEFAULT_SPACE, PREDEFINED, Space, parser, read_space
 from mypt.sweeps.study import Search, Study, without_password
-from mypt.sweeps.subset import SweepData, prepare_data
-from mypt.sweeps.trial import as_override, train_command
+from mypt.sweeps.sweep_data import SweepData, prepare_data
+from mypt.sweeps.trial import train_command, write_recipe
 from mypt.training.data.fetched import fetched
 from mypt.training.request import check, output_dir
-from mypt.yaml12 import dump_yaml
 
 TRIAL_RECIPE, JOURNAL_NAME, CACHE_NAME = "trial.yaml", "study.journal", "prepared"
 
@@ -136,19 +134,13 @@ def read_sweep(
     section = replace(section, type=section.type or ("optimized" if section.space else "predefined"))
     space = Space({})
     if section.type != "predefined":
-
-        def parse(values: dict[str, object]) -> Recipe:
-            return load_recipe(path, [*overrides, *(as_override(*pair) for pair in values.items())])
-
-        space = read_space(section.space or DEFAULT_SPACE, parse)
+        space = read_space(section.space or DEFAULT_SPACE, parser(path, overrides))
     data = prepare_data(
         fetched(recipe)[0], out.parent / CACHE_NAME, samples=section.samples, seed=section.seed, tell=tell
     )
-    content = dump_yaml(_trial_content(recipe, section, data))
+    trial_recipe = out / TRIAL_RECIPE
     with turn(out):
-        trial_recipe = out / TRIAL_RECIPE
-        if not trial_recipe.exists() or trial_recipe.read_text(encoding="utf-8") != content:
-            replace_text(trial_recipe, content)
+        write_recipe(trial_recipe, _trial_content(recipe, section, data))
     lengths = Lengths(trial_recipe, data, machine_like(device) if device else this_machine())
     configurations = {}
     if section.type == "predefined":
@@ -179,7 +171,7 @@ def _trial_content(recipe: Recipe, section: SweepSection, data: SweepData | None
 
 
 def plan_lines(sweep: Sweep) -> list[str]:
-    """What will be tried, how long trials are and what was scaled."""
+    """The planned trials, their length, and the values that were scaled."""
     lengths, section = sweep.lengths, sweep.section
     if sweep.configurations:
         lines = []

@@ -1,4 +1,4 @@
-"""What a sweep found: the table of its trials, the best one's full run, report.json, pictures, re-runs, the verdict."""
+"""Report of a sweep: the table of its trials, the best one's full run, report.json, pictures, re-runs, the verdict."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def importance_of(record: SweepRecord) -> dict[str, float] | None:
 
 
 def _confirmation(found: Confirmed) -> dict:
-    """What re-runs say, by candidate in the order of the verdict."""
+    """The figures of re-runs, by candidate in the order of the verdict."""
     return {
         "samples": found.samples,
         "seeds": found.seeds,

@@ -22,8 +22,9 @@ import yaml
 
 from mypt.checkpoints.state import METRICS_NAME
 from mypt.errors import CheckpointError, Interrupted
+from mypt.files import replace_text
 from mypt.training.result import RESULT_NAME, Result, read_result
-from mypt.yaml12 import load_yaml
+from mypt.yaml12 import dump_yaml, load_yaml
 
 LOG_NAME = "train.log"
 POLL = 0.2  # seconds between two looks at a running process
@@ -69,6 +70,13 @@ class Ended:
     seconds: float
     cpu_seconds: float
     message: str
+
+
+def write_recipe(path: Path, content: dict) -> None:
+    """Write the recipe of trials, unless the file holds it already: other processes may be reading it."""
+    text = dump_yaml(content)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        replace_text(path, text)
 
 
 def train_command(recipe: str | Path, overrides: Mapping[str, object], folder: str | Path) -> list[str]:

@@ -15,8 +15,8 @@ from mypt.formatting import duration
 from mypt.sweeps.progress import Progress
 from mypt.sweeps.record import turn, write_record
 from mypt.sweeps.study import BEAT, Claimed, Study
-from mypt.sweeps.subset import place_eval_text
 from mypt.sweeps.sweep import Device, Sweep, make_record
+from mypt.sweeps.sweep_data import place_eval_text
 from mypt.sweeps.trial import Ended, run_trial, stop_on_signal
 
 ATTEMPTS = 3  # processes of a trial that may be killed, before it counts as failed
@@ -221,7 +221,7 @@ def _ending(state: str, ended: Ended) -> str:
 
 
 def _standard_error(folder: Path, step: int | None) -> float | None:
-    """Of the target's loss at a step, as forgetting.json has it; None where it does not."""
+    """Standard error of the target's loss at a step, as forgetting.json has it; None where it does not."""
     try:
         report = json.loads((folder / "forgetting.json").read_text(encoding="utf-8"))
         found = next(entry for entry in report["history"] if entry["step"] == step)

@@ -240,7 +240,7 @@ def _recorded_datasets(data: RunData, copies: dict[str, str]) -> list[RecordedDa
 
 
 def _report_contamination(data: RunData) -> None:
-    """One line if an evaluation set is among the training data. Of streamed text only the first documents are here."""
+    """One line if an evaluation set is among the training data. Only the first documents of streamed text are here."""
     sets = {name: (directory, data.eval_splits.get(name, "val")) for name, directory in data.eval.items()}
     if line := contamination_line(find_contamination(sets, [*data.train], data.manifests)):
         say(line)
@@ -367,10 +367,10 @@ def _progress(checkpoint: Path | None, streamed: bool) -> tuple[int, dict | None
     state = read_state(checkpoint)
     saved = state.coverage
     if saved is None:
-        raise UnreadableCheckpoint(str(checkpoint), f"{STATE_NAME} does not say how far the data was read")
+        raise UnreadableCheckpoint(str(checkpoint), f"{STATE_NAME} does not record how far the data was read")
     unknown = state.trainer.keys() - {field.name for field in fields(TrainerState)}
     if unknown or ("lanes" if streamed else "weights") not in saved:
-        fault = f"has {', '.join(sorted(unknown))}" if unknown else "does not say where the data stream was"
+        fault = f"has {', '.join(sorted(unknown))}" if unknown else "does not record where the data stream was"
         raise CheckpointError(
             f"{checkpoint / STATE_NAME} {fault}, which this version of mypt and transformers cannot resume from; "
             "resume with the version that saved it, or start a new run"
@@ -414,7 +414,7 @@ def _forgetting(
 
 
 def _speed_identity(hardware: Hardware) -> dict | None:
-    """What a plan recognises this run's speed by; None for a model that plans do not know by formulas."""
+    """The identity by which a plan recognises this run's speed; None for a model that plans do not know by formulas."""
     if hardware.step is None:
         return None
     return identify(hardware.machine, hardware.dimensions, hardware.step, PartialState().num_processes)

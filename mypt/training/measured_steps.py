@@ -155,7 +155,7 @@ def _predicted(trainer, windows: int | None) -> tuple[int | None, int | None]:
 
 
 class _Sample(NamedTuple):
-    """What is measured instead of the whole: by how much to multiply the seconds of preparing (None: nothing is)."""
+    """The measured part of a run; share: factor of the seconds of preparing, None if nothing is prepared."""
 
     recipe: Recipe
     share: float | None

@@ -1,4 +1,4 @@
-"""What a recipe decides alike for a plan and for a run, without torch: optimizer, rate, memory, evaluations."""
+"""Decide from a recipe, alike for a plan and for a run and without torch: optimizer, rate, memory, evaluations."""
 
 import math
 
@@ -108,7 +108,7 @@ def evaluation_settings(recipe: Recipe, layers: int) -> dict:
 
 
 def memory_notes(recipe: Recipe) -> list[str]:
-    """What `memory_settings` had to assume."""
+    """The assumptions of `memory_settings`."""
     notes = []
     if _known_optimizer(recipe) != recipe.optimizer.name:
         notes.append(f"the memory of optimizer {recipe.optimizer.name} is not known: AdamW's is assumed")

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe as far as that can be known without torch, whose import takes seconds."""
+"""Find the faults of a recipe that can be known without torch, whose import takes seconds."""
 
 import os
 from collections.abc import Iterator
@@ -60,9 +60,9 @@ def check(recipe: Recipe, resume: bool | str) -> None:
 
 
 def output_dir(recipe: Recipe) -> Path:
-    """Where the run goes. Raises RecipeError if the recipe does not say it."""
+    """Where the run goes. Raises RecipeError if the recipe does not name it."""
     if not recipe.training.get("output_dir"):
-        raise RecipeError("training.output_dir is missing: say where the run goes, for example runs/first")
+        raise RecipeError("training.output_dir is missing: name the run folder, for example runs/first")
     return Path(recipe.training["output_dir"])
 
 

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from accelerate import Accelerator
 from transformers import TrainerCallback
@@ -42,8 +42,16 @@ from mypt.training.trainer.trainer import MyPTTrainer
 class BeforeUpload(Protocol):
     """A callback that writes into the finished run folder what is to go up with it to an object store."""
 
-    def before_upload(self, run: Path, result: Result | None) -> None:
-        """The main process alone calls it. result: how the run ends; None: as result.json has it already."""
+    def before_upload(self, run: Path) -> None:
+        """Write it. The main process alone calls this; result.json has how the run ends if the upload succeeds."""
+
+
+class Ending(NamedTuple):
+    """How a run ended, as `Result` has it."""
+
+    state: str
+    reason: str
+    exit_code: int = 0
 
 
 @recipe_wording()
@@ -117,37 +125,34 @@ def finish(trainer: MyPTTrainer) -> Path:
                 lines = [f"interpolated, so that every guard is kept: {describe(report)}; {run / run_folder.BEST_NAME}"]
                 say(*lines)
             record(run, report)
-            if trainer.upload:
-                ends = _ends_well(run, done, early, report, lines[0])
-                is_recorded = not made and decided == [*ends[:3]]
-                _prepare_upload(trainer, None if is_recorded else _result(trainer, done, began, *ends, report))
-                trainer.upload.finish(run)
         elif wanted:
             return run  # the main process decides how the run ends
-        if not report:
-            _require_feasible(run, done)
+        infeasible = None if report else _infeasible(run, done)
+        ending = _ending(infeasible, early) if infeasible else _good_ending(early, report)
+        if made or decided != ending:  # which has the seconds of training
+            _record(trainer, done, began, ending, infeasible or lines[0], report)
+        if trainer.upload and trainer.is_world_process_zero():
+            _upload(trainer, run)
     except UnreadableCheckpoint:
         raise  # another one may do
     except BaseException as error:
-        _record(trainer, done if is_complete else vars(trainer.state), began, *_ending(error, early), error, report)
+        _record(trainer, done if is_complete else vars(trainer.state), began, _ending(error, early), error, report)
         raise
-    state, reason = ("stopped", early) if early else ("completed", "max_steps")
-    reason = "interpolated" if report else reason
-    if made or decided != [state, reason, 0]:  # which has the seconds of training
-        _record(trainer, done, began, state, reason, 0, lines[0], report)
+    if infeasible:
+        raise infeasible
     return run
 
 
 def _interpolation(
-    trainer: MyPTTrainer, run: Path, done: dict, saved: RunState, decided: list | None
+    trainer: MyPTTrainer, run: Path, done: dict, saved: RunState, decided: Ending | None
 ) -> InterpolatedBest | None:
-    """What may make a better OUT/best, where no saved step kept the guards, or the last one did not; None elsewhere.
+    """An interpolation that may give a better OUT/best; None where the last saved step kept the guards, among others.
 
     saved: the state that the run resumed from. decided: how a run ended that is complete: an earlier step that kept
     the guards may have been better.
     """
     forgetting = trainer.forgetting
-    if trainer.start is None or (kept_guards(done) and decided and decided[1] != "interpolated"):
+    if trainer.start is None or (kept_guards(done) and decided and decided.reason != "interpolated"):
         return None
     history = forgetting.history or (saved.forgetting or {}).get("history")
     if kept_guards(done) and (not history or kept_all(history[-1], forgetting.policy)):
@@ -229,56 +234,51 @@ def _leave(trainer: MyPTTrainer) -> None:
     )
 
 
-def _prepare_upload(trainer: MyPTTrainer, result: Result | None) -> None:
-    """Let callbacks write what goes up with the run. result: how it ends, unless result.json has that already."""
+def _upload(trainer: MyPTTrainer, run: Path) -> None:
+    """Send the finished run, after callbacks wrote what is to go up with it."""
     if trainer.upload.store.keeps_runs:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, BeforeUpload):
-                callback.before_upload(Path(trainer.args.output_dir), result)
+                callback.before_upload(run)
+    trainer.upload.finish(run)
 
 
-def _ends_well(
-    run: Path, done: dict, early: str | None, report: InterpolationReport | None, line: str
-) -> tuple[str, str, int, str]:
-    """State, reason, exit code and message of a run if nothing fails from here on."""
-    state, reason = ("stopped", early) if early else ("completed", "max_steps")
-    if report:
-        return state, "interpolated", 0, line
-    try:
-        _require_feasible(run, done)
-    except CheckFailed as error:
-        return *_ending(error, early), str(error)
-    return state, reason, 0, line
+def _infeasible(run: Path, done: dict) -> CheckFailed | None:
+    """What is wrong if no saved step kept every guarded set within the tolerance."""
+    if kept_guards(done):
+        return None
+    return CheckFailed(
+        f"no saved step kept every guarded set within the tolerance; {run / run_folder.BEST_NAME} is the one that "
+        f"lost least (step {done['best_global_step']})",
+        "infeasible",
+    )
 
 
-def _require_feasible(run: Path, done: dict) -> None:
-    """Raise CheckFailed if no saved step kept every guarded set within the tolerance."""
-    if not kept_guards(done):
-        raise CheckFailed(
-            f"no saved step kept every guarded set within the tolerance; {run / run_folder.BEST_NAME} is the one that "
-            f"lost least (step {done['best_global_step']})",
-            "infeasible",
-        )
+def _good_ending(early: str | None, report: InterpolationReport | None) -> Ending:
+    """The ending of a run in which nothing failed. early: the rule that stopped it before its last step."""
+    ending = Ending("stopped", early) if early else Ending("completed", "max_steps")
+    return ending._replace(reason="interpolated") if report else ending
 
 
-def _ending(error: BaseException, early: str | None) -> tuple[str, str, int]:
-    """State, reason and exit code of a run that an error ends."""
+def _ending(error: BaseException, early: str | None) -> Ending:
+    """The ending of a run by an error."""
     if isinstance(error, Interrupted):
-        return "interrupted", signal.Signals(error.exit_code - 128).name, error.exit_code
+        return Ending("interrupted", signal.Signals(error.exit_code - 128).name, error.exit_code)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", signal.SIGINT.name, 128 + signal.SIGINT
+        return Ending("interrupted", signal.SIGINT.name, 128 + signal.SIGINT)
     if isinstance(error, CheckFailed):
-        return "stopped" if early or error.reason == "declined" else "completed", error.reason, error.exit_code
+        state = "stopped" if early or error.reason == "declined" else "completed"
+        return Ending(state, error.reason, error.exit_code)
     code = error.exit_code if isinstance(error, MyPTError) else 2 if isinstance(error, OSError) else 1
-    return "failed", "diverged" if isinstance(error, Diverged) else "error", code
+    return Ending("failed", "diverged" if isinstance(error, Diverged) else "error", code)
 
 
-def _recorded_ending(run: Path, done: dict) -> list | None:
-    """State, reason and exit code in `result.json`; None without a readable one of this step."""
+def _recorded_ending(run: Path, done: dict) -> Ending | None:
+    """The ending in `result.json`; None without a readable one of this step."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         found = json.loads((run / RESULT_NAME).read_text(encoding="utf-8"))
         if found.get("step") == done["global_step"]:
-            return [found.get(name) for name in ("state", "reason", "exit_code")]
+            return Ending(*(found.get(name) for name in Ending._fields))
     return None
 
 
@@ -286,40 +286,19 @@ def _record(
     trainer,
     done: dict,
     began: float,
-    state: str,
-    reason: str,
-    code: int,
+    ending: Ending,
     message: object,
     interpolation: InterpolationReport | None,
 ) -> None:
     """Write `result.json` from the main process; a disk that is full keeps nobody from reading the first error."""
     if not trainer.is_world_process_zero():
         return
-    result = _result(trainer, done, began, state, reason, code, message, interpolation)
-    try:
-        write_result(Path(trainer.args.output_dir), result)
-    except OSError as error:
-        say(f"{RESULT_NAME} could not be written: {error.strerror or error}", error=True)
-
-
-def _result(
-    trainer,
-    done: dict,
-    began: float,
-    state: str,
-    reason: str,
-    code: int,
-    message: object,
-    interpolation: InterpolationReport | None,
-) -> Result:
     best, step = done.get("best_metric"), done.get("best_global_step")
     if interpolation:
         best = chosen_point(interpolation)["sets"][trainer.forgetting.policy.target]["loss"]
         step = interpolation["step"]
-    return Result(
-        state,
-        reason,
-        code,
+    result = Result(
+        *ending,
         step=done["global_step"],
         max_steps=trainer.args.max_steps,
         objective=best if best is not None and math.isfinite(best) else None,
@@ -328,6 +307,10 @@ def _result(
         seconds=round(time.monotonic() - began, 3),
         message=str(message) or type(message).__name__,
     )
+    try:
+        write_result(Path(trainer.args.output_dir), result)
+    except OSError as error:
+        say(f"{RESULT_NAME} could not be written: {error.strerror or error}", error=True)
 
 
 def part(accelerator: Accelerator) -> None:

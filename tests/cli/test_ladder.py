@@ -156,7 +156,7 @@ def test_a_ladder_of_other_data_is_named_and_not_used(recipe, finished, corpora,
     (tmp_path / "elsewhere").rename(tmp_path / "run-ladder")
     assert main(["plan", other, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert "ladder" not in found and any("says nothing about this run" in note for note in found["notes"])
+    assert "ladder" not in found and any("does not apply to this run" in note for note in found["notes"])
     assert main(["plan", "modern-nano", "--tokens", "1M", "--ladder", str(tmp_path / "run-ladder")]) == 2
     assert "only a recipe" in capsys.readouterr().err
     assert main(["plan", other, "--ladder", str(tmp_path / "nothing")]) == 2

@@ -253,7 +253,7 @@ def test_a_dataset_directory_of_hugging_face_is_streamed(streaming, documents, t
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": documents}).save_to_disk(tmp_path / "saved")
     trainer = build_trainer(parse_recipe(streaming(data={"train": str(tmp_path / "saved")})))
-    assert trainer.train_dataset.documents_per_epoch < 60 and list(trainer.eval_dataset) == ["saved"]
+    assert trainer.train_dataset.size.documents < 60 and list(trainer.eval_dataset) == ["saved"]
     assert next(iter(trainer.get_train_dataloader()))["input_ids"].shape == (4, 32)
 
 

@@ -280,7 +280,7 @@ class CoverageCallback(TrainerCallback, ExportableState):
 
 
 def _dataset(dataloader) -> object:
-    """What a Trainer's DataLoader reads, without accelerate's wrapper."""
+    """The dataset that a Trainer's DataLoader reads, without accelerate's wrapper."""
     dataset = dataloader.dataset
     while isinstance(dataset, IterableDatasetShard):
         dataset = dataset.dataset

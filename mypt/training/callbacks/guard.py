@@ -14,14 +14,13 @@ from mypt.streams.mixture import Mixture
 from mypt.terminal import say
 from mypt.training.callbacks.coverage import CoverageCallback
 from mypt.training.optim.schedules import scale_rates
-from mypt.training.stability.safety import restore_weights
+from mypt.training.stability.safety import CUT, restore_weights
 
-CUT = 0.5  # factor on the learning rate of `reduce_lr` and `rollback`
 LOWERS_THE_RATE = ("reduce_lr", "rollback")
 
 
 class Guard:
-    """What the guard did in a run, and how it does it; all processes act alike, since they measure alike.
+    """The guard's actions in a run; all processes act alike, since they measure alike.
 
     No action moves the number of the next sample: what was trained on is never given again.
 
@@ -113,7 +112,7 @@ class Guard:
         entry["to"] = checkpoint.name if checkpoint else None
         if checkpoint is None:
             return f"no better step is saved; {self._reduce_rate(entry, trainer.lr_scheduler)}"
-        restore_weights(trainer, checkpoint, CUT)
+        restore_weights(trainer, checkpoint)
         trainer.model.zero_grad()
         trainer.monitor.forget()
         return f"back to the weights of {checkpoint}; {self._note_cut(entry, trainer.lr_scheduler)}"

@@ -1,4 +1,4 @@
-"""What a plan knows of a run's data before it is prepared: sizes, vocabulary, text that sets share."""
+"""The data of a run as a plan knows it, before it is prepared: sizes, vocabulary, text that sets share."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -135,7 +135,7 @@ def _text_source(
 
 
 def _expected_vocabulary(recipe: Recipe) -> int | None:
-    """Of a text that is not prepared, as far as the recipe gives it; None for the preset's."""
+    """Vocabulary of a text that is not prepared, as far as the recipe gives it; None for the preset's."""
     size, head = recipe.tokenizer.vocab_size, Path(recipe.training.get("output_dir", ""), HEAD_NAME)
     if (head / METADATA_NAME).is_file():  # of streamed text, in the run folder
         return open_dataset(head).vocab_size

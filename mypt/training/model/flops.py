@@ -12,7 +12,7 @@ def flops_per_token(model: PreTrainedModel, length: int) -> int:
 
     6 N + 12 L A T, the rule of `mypt.planning.scaling.flops_per_token` (Chowdhery 2022, 2204.02311, appendix B), here
     of any model whose config has the usual names. N: parameters that multiply, so the head even if it is tied, but no
-    embedding table. Of the 6 a frozen one costs 4, since it gets no gradient, and 2 where the backward pass does not
+    embedding table. A frozen one costs 4 of the 6, since it gets no gradient, and 2 where the backward pass does not
     come by. Attention counts in full, as is usual, whatever a mask leaves of it; of experts those count that a token
     passes.
     """

@@ -21,7 +21,7 @@ from mypt.training.stability.step_monitor import StepStats
 ACTIONS = ("stop", "skip", "rollback")
 MOST_SKIPS = 5  # steps in a row
 MOST_ROLLBACKS = 3  # of a run
-CUT = 0.5  # factor on the learning rate in each rollback
+CUT = 0.5  # factor on the learning rate in each rollback, and where forgetting lowers it
 
 
 class SafetyCallback(TrainerCallback, ExportableState):
@@ -103,7 +103,7 @@ class SafetyCallback(TrainerCallback, ExportableState):
             self._stop(trainer, stats, worst, "there is nothing to go back to; ")
         before = trainer.args.learning_rate * trainer.rate_factor
         self.rollbacks += 1
-        restore_weights(trainer, checkpoint, CUT)
+        restore_weights(trainer, checkpoint)
         trainer.model.zero_grad()
         trainer.monitor.forget()
         rate = trainer.args.learning_rate * trainer.rate_factor
@@ -121,10 +121,10 @@ def require_lambda_schedule(scheduler, on_nan: str) -> None:
         )
 
 
-def restore_weights(trainer, checkpoint: Path, cut: float) -> None:
+def restore_weights(trainer, checkpoint: Path) -> None:
     """Load weights and optimizer state of a checkpoint.
 
-    The position in the schedule and the optimizer's settings stay; rates are multiplied by `cut`.
+    The position in the schedule and the optimizer's settings stay; rates are multiplied by CUT.
     """
     scheduler = trainer.lr_scheduler
     place = copy.deepcopy(scheduler.state_dict())
@@ -134,7 +134,7 @@ def restore_weights(trainer, checkpoint: Path, cut: float) -> None:
     scheduler.load_state_dict(place)
     for group, now in zip(trainer.optimizer.param_groups, settings, strict=True):
         group.update(now)
-    scale_rates(scheduler, cut)
+    scale_rates(scheduler, CUT)
 
 
 def _what(stats: StepStats) -> str:

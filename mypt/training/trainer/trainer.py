@@ -449,7 +449,7 @@ class _Events(TrainerCallback):
         self.best: tuple | None = None  # before an evaluation at a step that is not saved
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Log, evaluate and save as often as the current recipe says, not as the checkpoint's did."""
+        """Log, evaluate and save as often as the current recipe asks, not as the checkpoint's did."""
         state.compute_steps(args, state.max_steps)
         best = state.best_global_step
         # A resume from a chosen checkpoint moves a later best one away.

@@ -11,7 +11,7 @@ from mypt.preparation.prepare import prepare_dataset
 from mypt.recipe import parse_recipe
 from mypt.shards.open_dataset import open_dataset
 from mypt.sweeps.lengths import Lengths
-from mypt.sweeps.subset import prepare_data
+from mypt.sweeps.sweep_data import prepare_data
 from mypt.yaml12 import dump_yaml
 
 
