@@ -40,6 +40,14 @@ def handlers():
     return lambda: [signal.getsignal(number) for number in SIGNALS]
 
 
+@pytest.fixture(autouse=True)
+def hangups_are_received():
+    """As in a terminal: under `nohup` every process begins with SIGHUP ignored, and a run leaves it so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def interrupted(content: dict, sender: Sender) -> Interrupted:
     trainer = build_trainer(parse_recipe(content))
     trainer.add_callback(sender)
