@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import inspect
 import json
@@ -45,26 +46,50 @@ from tests.studies import postgresql, sweep_recipe  # noqa: F401
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Files of few tests that take long: begun first, so that no worker is left with one when the others have ended.
+# Files that take longest, in the order they begin: no worker is left with one when the others have ended. Those that
+# fork this process often come first, while it is small.
 LONG = (
     "test_docs.py",
-    "test_demo.py",
-    "test_distributed.py",
-    "test_streaming.py",
-    "test_lora.py",
+    "test_jit_stream.py",
+    "test_prepare.py",
     "test_kill.py",
-    "test_signals.py",
-    "test_sharded.py",
-    "test_ranks.py",
-    "test_hub.py",
-    "test_run.py",
+    "test_streaming.py",
     "test_compiled.py",
+    "test_objects.py",
+    "test_lora.py",
+    "test_run.py",
+    "test_stream.py",
+    "test_datasets.py",
+    "test_attention.py",
+    "test_faults.py",
+    "test_gguf.py",
+    "test_page.py",
+    "test_distributed.py",
+    "test_fast_decoder.py",
+    "test_export.py",
+    "test_auto.py",
+    "test_hub.py",
+    "test_init_from.py",
+    "test_onnx.py",
+    "test_fast.py",
+    "test_memory.py",
+    "test_dedup.py",
+    "test_original_checkpoint.py",
+    "test_shard_stream.py",
+    "test_engine.py",
+    "test_schedules.py",
+    "test_damage.py",
+    "test_recipes.py",
+    "test_data_tokenizer.py",
+    "test_signals.py",
     "test_agreement.py",
+    "test_demo.py",
+    "test_guard.py",
 )
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 _frozen = {"modules": 0}
@@ -83,7 +108,28 @@ def freeze() -> None:
     """Keep what was imported out of every garbage collection to come: training collects at each of its ends."""
     gc.collect()
     gc.freeze()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # of few tests it would be the longest
+        use_huge_pages()
     _frozen["modules"] = len(sys.modules)
+
+
+def use_huge_pages() -> None:
+    """Put this process's memory into huge pages, where Linux can: a fork then copies a third of the page tables.
+
+    Many hundred processes are forked from this one, by DataLoaders, by workers and by tests that kill them.
+    """
+    maps, size, collapse = Path("/proc/self/maps"), 2**21, 25  # MADV_COLLAPSE, since Linux 6.1
+    if not maps.exists():
+        return
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for line in maps.read_text().splitlines():
+        area, access, _, _, inode, *name = line.split()
+        if access.startswith("rw-p") and inode == "0" and name in ([], ["[heap]"]):
+            first, last = (int(end, 16) for end in area.split("-"))
+            first, last = -(-first // size) * size, last // size * size
+            if first < last:
+                advise(first, last - first, collapse)  # what it refuses stays as it is
 
 
 @pytest.fixture(autouse=True)
