@@ -83,10 +83,12 @@ def served(command: list[str], port: int) -> Iterator[subprocess.Popen]:
     """A server process that answers HTTP at `port`."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(600):
+        end = time.monotonic() + 300
+        while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
                 break
             assert process.poll() is None, f"{command} ended with exit code {process.returncode}"
+            assert time.monotonic() < end, f"{command} does not answer"
             time.sleep(0.05)
         yield process
     finally:
