@@ -108,7 +108,8 @@ def freeze() -> None:
     """Keep what was imported out of every garbage collection to come: training collects at each of its ends."""
     gc.collect()
     gc.freeze()
-    use_huge_pages()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # of few tests it would be the longest
+        use_huge_pages()
     _frozen["modules"] = len(sys.modules)
 
 

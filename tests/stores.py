@@ -1,6 +1,7 @@
 """Object stores on the loopback: real servers in processes of their own, and a wire before them that can be cut."""
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -107,10 +108,12 @@ def served(command: list[str], port: int) -> Iterator[subprocess.Popen]:
     """A server process that answers HTTP at `port`."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(600):
+        end = time.monotonic() + 300
+        while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
                 break
             assert process.poll() is None, f"{command} ended with exit code {process.returncode}"
+            assert time.monotonic() < end, f"{command} does not answer"
             time.sleep(0.05)
         yield process
     finally:
@@ -137,11 +140,15 @@ def forget_clients() -> None:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[int]:
-    """The port of a moto server, which keeps its buckets in memory."""
+    """The port of a moto server, which keeps its buckets in memory; clients share what botocore reads of its files."""
     pytest.importorskip("moto", reason='moto is not installed (pip install "moto[server]")')
     pytest.importorskip("s3fs", reason="s3fs is not installed (the extra s3)")
+    from botocore import loaders
+
     port = free_port()
-    with served([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port):
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with served(command, port), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("botocore.session.create_loader", functools.cache(loaders.create_loader))
         yield port
 
 

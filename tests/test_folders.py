@@ -163,7 +163,7 @@ def test_a_holder_on_another_host_is_watched_and_taken_over_when_it_is_silent(
 def test_the_holder_gives_signs_of_life(tmp_path, no_locks):
     with only_writer(tmp_path):
         before = (tmp_path / LOCK_NAME).stat().st_mtime_ns
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while (tmp_path / LOCK_NAME).stat().st_mtime_ns == before:
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -1,8 +1,5 @@
 """A checkpoint of the original MyPT is described as what it becomes."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -11,6 +8,7 @@ from mypt.inspection.checkpoint import inspect_checkpoint
 from mypt.inspection.describe import describe
 from mypt.inspection.original import inspect_original
 from tests.checkpoints.original_mypt import OriginalModel, write_bundle, write_single
+from tests.processes import bare_python
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_weights": True, "pos_encoding": "rope", "mlp_type": "swiglu"}])
@@ -56,6 +54,7 @@ def test_tensors_are_mapped_and_not_read(tmp_path):
         f"before = peak(); report = inspect_original(Path({str(old)!r}))\n"
         "print(report['weights']['parameters'] > 40_000_000, (peak() - before) / 1000)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = bare_python(program)
+    assert done.returncode == 0, done.stderr
     found, megabytes = done.stdout.split()
     assert found == "True" and float(megabytes) < 60

@@ -108,7 +108,7 @@ def test_a_second_process_gets_what_the_first_has_fetched_and_still_uses(root):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "fetching\n"
         try:
-            second = subprocess.run(command, input="", capture_output=True, text=True, timeout=15)
+            second = subprocess.run(command, input="", capture_output=True, text=True, timeout=300)
             assert second.stdout.splitlines()[-1] == "has it" and "fetching\n" not in second.stdout
             assert first.poll() is None
         finally:

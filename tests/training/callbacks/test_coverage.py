@@ -147,7 +147,7 @@ def verdict_of(callback: CoverageCallback, stdin: int | None, output: int, **arg
     os._exit(code)
 
 
-def finish(pid: int, source: int, seconds: float = 20) -> tuple[int, str]:
+def finish(pid: int, source: int, seconds: float = 120) -> tuple[int, str]:
     """Exit code and output of a child; a child that blocks fails the test."""
     deadline, text = time.monotonic() + seconds, b""
     while time.monotonic() < deadline:
@@ -268,7 +268,7 @@ def test_of_two_processes_only_the_first_asks_and_both_obey(stream, tmp_path):
             verdict_of(coverage_of(stream), stdin[rank], child_output)
         os.close(child_output)
         children[rank] = pid, output
-    results = {rank: finish(pid, output, seconds=60) for rank, (pid, output) in children.items()}
+    results = {rank: finish(pid, output) for rank, (pid, output) in children.items()}
     assert [results[rank][0] for rank in (0, 1)] == [1, 1], results
     assert "Dataset coverage" in results[0][1] and "Dataset coverage" not in results[1][1]
 
