@@ -133,7 +133,11 @@ def main() -> None:
         compare_speeds(engine.model, [engine.encode([text[:60]])[0] for text in texts[:10]], tokens=100)
         return
     prompts = [ids[:64] for ids in engine.encode(texts) if len(ids) >= 64][:8]
-    compare_speeds(engine.model, prompts, 64, load_model(draft[0]))
+    for settings in (GREEDY, GenerationSettings(temperature=0.8), GenerationSettings(temperature=0.3, top_p=0.9)):
+        print(
+            "greedy" if settings.greedy else f"temperature {settings.temperature}, top-p {settings.top_p}", flush=True
+        )
+        compare_speeds(engine.model, prompts, 96, load_model(draft[0]), settings)
 
 
 if __name__ == "__main__":

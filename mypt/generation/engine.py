@@ -342,10 +342,10 @@ class _Texts:
             return None if all(sequence.finish for sequence in sequences) else chosen
 
         windows, budget = [sequence.window for sequence in sequences], self._budget(sequences)
-        if self.settings.draws or not self.engine.speculate:
-            self.decoder.extend(windows, budget, choose)
-        else:
+        if self.engine.speculate:
             self.decoder.speculate(windows, budget, choose)
+        else:
+            self.decoder.extend(windows, budget, choose)
 
     def _search(self, sequence: TokenSequence, stopped: ShouldStop) -> None:
         """Add the best beam; the sequence ends at its own rules."""

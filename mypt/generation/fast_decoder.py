@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GUESSES = 4  # tokens at most that are guessed before a check
-LONGEST_PAUSE = 15  # steps without guesses after checks that found no guess right, 1, 3, 7 and so on
 
 # Rotary types whose cosines depend on the position alone; `dynamic` and `longrope` change with the text's length.
 FIXED_ROPE_TYPES = ("default", "linear", "yarn", "llama3")
@@ -122,12 +121,10 @@ class FastDecoder:
         logits, rows = self._start(windows, budget)
         text, end = [*windows[0]], len(windows[0]) + budget
         guesser = _Guesser(self.draft, self.model, rows, end)
-        chosen, count, pause, steps = choose(logits), GUESSES, 0, 0
+        chosen, count = choose(logits), GUESSES
         while chosen is not None and len(text) + 1 < end:
             text.append(int(chosen))
-            guesses, steps = [], steps - 1
-            if steps < 0:
-                guesses = guesser.guess(text, min(count, end - len(text) - 1))
+            guesses = guesser.guess(text, min(count, end - len(text) - 1))
             logits = self._read(rows, len(text) - 1, [text[-1], *guesses])
             if guesses and logits.isnan().any():  # of a guess alone, perhaps
                 guesses, logits = [], self._read(rows, len(text) - 1, text[-1:])
@@ -137,10 +134,7 @@ class FastDecoder:
                 if chosen is None or int(chosen) != guess:
                     break
                 text.append(guess)
-            if guesses:
-                count = min(GUESSES, place + 1)  # one more than were right: bad guesses cost time
-                pause = 0 if place else min(2 * pause + 1, LONGEST_PAUSE)
-                steps = pause
+            count = min(GUESSES, place + 1)  # one more than were right: bad guesses cost time
 
     def _read(self, rows: _Rows, index: int, ids: list[int]) -> torch.Tensor:
         """Logits (T, V) after each of T ids of one row, the first of which goes to `index`."""
@@ -232,11 +226,14 @@ class _Guesser:
             unread = self._known(text[self.first + index :])
             logits = self.draft._read(self.rows, index, unread)
             self.rows.length = index + len(unread)
-        guesses = [int(logits[-1, : self.shared].argmax())]
+        guesses = [self._likeliest(logits)]
         while len(guesses) < count:
-            logits = self.draft._step(self.rows, torch.tensor(guesses[-1:], device=logits.device))
-            guesses.append(int(logits[-1, : self.shared].argmax()))
+            last = torch.tensor(guesses[-1:], device=logits.device)
+            guesses.append(self._likeliest(self.draft._step(self.rows, last)))
         return guesses
+
+    def _likeliest(self, logits: torch.Tensor) -> int:
+        return int(logits[-1, : self.shared].argmax())
 
     def _known(self, ids: list[int]) -> list[int]:
         return [min(id, self.last) for id in ids]
