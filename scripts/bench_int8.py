@@ -1,21 +1,17 @@
-"""What weights in 8 bits change and save, on one CPU thread: `python scripts/bench_int8.py [MODEL DATA [DRAFT]]`.
+"""What weights in 8 bits change and save, on one CPU thread: `python scripts/bench_int8.py [MODEL DATA]`.
 
 MODEL DATA: a run folder and a dataset directory, of whose val split 300 tokens of up to 20 documents are read: nats per
 token in full precision and in 8 bits, how often the likeliest token is the same, how many greedy texts of 100 tokens
 are equal. Without them: a model of 124M parameters that is trained on 4 random texts of 48 tokens for minutes.
 
-Of both: CPU milliseconds per greedy token of `fast`, of `int8` and of `speculate`, alternating, text by text (median
-and range; the reading of the prompt included); and how many tokens a check of guesses gave.
-
-MODEL DATA DRAFT: these speeds alone, also of guesses by the smaller model DRAFT, for greedy and drawn texts: 96 tokens
-after the first 64 of 8 val documents.
+Of both: CPU milliseconds per greedy token of `fast`, of `int8` and of `speculate`, alternating, text by text; and how
+many tokens a check of guesses gave.
 """
 
 import os
 import statistics
 import sys
 import time
-from random import Random
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -27,14 +23,12 @@ from mypt.checkpoints.load import load_model
 from mypt.demo.run_view import example_texts
 from mypt.generation.engine import Engine
 from mypt.generation.fast_decoder import FastDecoder
-from mypt.generation.sampler import Sampler
 from mypt.generation.settings import GenerationSettings
 from mypt.tokenization.load import load_tokenizer
 
 SHAPE = {"vocab_size": 50304, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 12,
          "hidden_size": 768}  # fmt: skip
 STEPS = 30
-GREEDY = GenerationSettings(greedy=True)
 
 
 def compare_losses(engine: Engine, texts: list[str]) -> None:
@@ -64,46 +58,24 @@ def compare_losses(engine: Engine, texts: list[str]) -> None:
     print(f"greedy texts that are equal: {sum(a.text == b.text for a, b in pairs)} of {len(prompts)}")
 
 
-def compare_speeds(
-    model: MyPTForCausalLM,
-    prompts: list[list[int]],
-    tokens: int,
-    draft: MyPTForCausalLM | None = None,
-    settings: GenerationSettings = GREEDY,
-) -> None:
-    """Print CPU milliseconds per token of each way, how many texts are those of `fast`, and tokens a check."""
-    int8 = FastDecoder(model, int8=True)
-    decoders = {"fast": FastDecoder(model), "int8": int8, "speculate": FastDecoder(model, draft=int8)}
-    if draft is not None:
-        decoders |= {"draft": FastDecoder(model, draft=FastDecoder(draft, int8=True))}
-    times: dict[str, list[float]] = {name: [] for name in decoders}
-    equal, checks = dict.fromkeys(decoders, 0), dict.fromkeys(decoders, 0)
-
-    def counted(name: str, read):
-        def count(*args):
-            checks[name] += 1
-            return read(*args)
-
-        return count
-
-    for name, decoder in decoders.items():
-        decoder.layers.read = counted(name, decoder.layers.read)
-    for seed, prompt in enumerate(prompts):
+def compare_speeds(model: MyPTForCausalLM, prompts: list[list[int]], tokens: int) -> None:
+    full, int8 = FastDecoder(model, speculate=True), FastDecoder(model, int8=True)
+    ways = {"fast": full.extend, "int8": int8.extend, "speculate": full.speculate}
+    checks, read = [], full.layers.read
+    full.layers.read = lambda states, *rest: checks.append(len(states)) or read(states, *rest)
+    times, equal = {name: [] for name in ways}, 0
+    for prompt in prompts:
         found = {}
-        for name, decoder in decoders.items():
-            ids, sampler = [], Sampler(settings, [Random(seed)], [prompt], (), ())
-            way = decoder.speculate if decoder.draft else decoder.extend
+        for name, way in ways.items():
+            ids = found[name] = []
             begun = time.process_time()
-            way([prompt], tokens, lambda logits, ids=ids, draw=sampler.choose: ids.append(draw(logits)) or ids[-1])
+            way([prompt], tokens, lambda logits, ids=ids: ids.append(logits.argmax(-1)) or ids[-1])
             times[name].append((time.process_time() - begun) / tokens * 1e3)
-            found[name] = torch.cat(ids).tolist()
-            equal[name] += found[name] == found["fast"]
-    for name, values in times.items():
-        middle, speed = statistics.median(values), statistics.median(times["fast"]) / statistics.median(values)
-        line = f"  {name:<10}{middle:8.2f} ms ({min(values):.2f}-{max(values):.2f}) {speed:5.2f}x"
-        line += f", {equal[name]} of {len(prompts)} texts are those of fast"
-        given = f", {len(prompts) * (tokens - 1) / checks[name]:.2f} tokens a check" if decoders[name].draft else ""
-        print(line + given, flush=True)
+        equal += found["fast"] == found["speculate"]
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    print(", ".join(f"{name} {value:.2f} ms ({medians['fast'] / value:.2f}x)" for name, value in medians.items()))
+    given = len(prompts) * (tokens - 1) / len(checks)
+    print(f"speculate: {equal} of {len(prompts)} texts are those of fast; {given:.2f} tokens a check")
 
 
 def overfit() -> tuple[MyPTForCausalLM, list[list[int]]]:
@@ -126,18 +98,10 @@ def main() -> None:
     if len(sys.argv) == 1:
         compare_speeds(*overfit(), tokens=40)
         return
-    model, data, *draft = sys.argv[1:]
+    model, data = sys.argv[1:]
     engine, texts = Engine(load_model(model), load_tokenizer(model)), example_texts(data)
-    if not draft:
-        compare_losses(engine, texts)
-        compare_speeds(engine.model, [engine.encode([text[:60]])[0] for text in texts[:10]], tokens=100)
-        return
-    prompts = [ids[:64] for ids in engine.encode(texts) if len(ids) >= 64][:8]
-    for settings in (GREEDY, GenerationSettings(temperature=0.8), GenerationSettings(temperature=0.3, top_p=0.9)):
-        print(
-            "greedy" if settings.greedy else f"temperature {settings.temperature}, top-p {settings.top_p}", flush=True
-        )
-        compare_speeds(engine.model, prompts, 96, load_model(draft[0]), settings)
+    compare_losses(engine, texts)
+    compare_speeds(engine.model, [engine.encode([text[:60]])[0] for text in texts[:10]], tokens=100)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=8, metavar="N", help="texts computed together with --json and --out")
     add("--resume", action="store_true", help="continue the file of --out")
     add("--int8", action="store_true", help="weights in 8 bits: faster on a CPU, slightly other texts")
-    speculate = (
-        "same texts, sooner for a model of 50M parameters or more: a smaller MODEL guesses (or itself in 8 bits)"
-    )
-    add("--speculate", nargs="?", const=True, default=False, metavar="MODEL", help=speculate)
+    add("--speculate", action="store_true", help="same greedy texts, sooner for a model of 50M parameters or more")
     add("--trust-remote-code", action="store_true", help="run model code that comes with a hub model")
     add("--contrastive", action="store_true", help="refused: transformers 5 no longer has it")
     add = parser.add_mutually_exclusive_group().add_argument
@@ -98,24 +95,16 @@ def run(args: argparse.Namespace) -> None:
 
     from mypt.checkpoints.load import load_model, require_model
 
-    for name in (args.model, args.speculate):
-        if isinstance(name, str):
-            require_model(name)
+    require_model(args.model)
 
     load_transformers()
     from mypt.checkpoints.probes import require_causal
     from mypt.generation.engine import Engine
     from mypt.tokenization.load import load_tokenizer
 
-    def make_engine(name: str, **options) -> Engine:
-        model = load_model(name, trust_remote_code=args.trust_remote_code)
-        require_causal(model, name)
-        return Engine(model, load_tokenizer(name), say=_say, **options)
-
-    draft = args.speculate
-    if isinstance(draft, str):
-        draft = make_engine(draft, int8=True)
-    engine = make_engine(args.model, int8=args.int8, speculate=draft)
+    model = load_model(args.model, trust_remote_code=args.trust_remote_code)
+    require_causal(model, args.model)
+    engine = Engine(model, load_tokenizer(args.model), say=_say, int8=args.int8, speculate=args.speculate)
     if args.chat:
         _chat(engine, settings, template)
     elif args.json or args.out:

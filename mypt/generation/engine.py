@@ -19,7 +19,7 @@ from mypt.generation.settings import GenerationSettings
 from mypt.generation.stream import TextStream
 from mypt.generation.trials import Say, caches_beams, generates_alone, generates_batches
 from mypt.tokenization.encode import encode_documents
-from mypt.tokenization.load import largest_id, require_same_texts
+from mypt.tokenization.load import largest_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -46,8 +46,8 @@ class Engine:
         model: Any causal language model, in eval mode.
         say: Gets one line if `mypt.generation.trials` finds that the model needs a slower way.
         int8: Decode with weights in 8 bits: faster on a CPU, and slightly other logits.
-        speculate: Guess the tokens of single texts and check several in one pass: the same texts, sooner where most
-            guesses are right. The engine of a smaller model guesses, or True: the same model in 8 bits.
+        speculate: Guess the tokens of greedy texts with weights in 8 bits and check them: the same texts, sooner for
+            models of about 50M parameters and more; texts that are drawn are generated as without it.
 
     Attributes:
         vocab_size: Ids that the model knows.
@@ -62,13 +62,10 @@ class Engine:
         say: Say = warnings.warn,
         *,
         int8: bool = False,
-        speculate: Engine | bool = False,
+        speculate: bool = False,
     ):
         if int8 and speculate:
-            raise MyPTError(
-                "--int8 and --speculate: in 8 bits a token's logits depend on those that are read with it; leave out "
-                "one of them"
-            )
+            raise MyPTError("--int8 and --speculate: guesses in 8 bits are of no use to 8 bits; leave out one of them")
         self.model, self.tokenizer, self.say = model, tokenizer, say
         self.int8, self.speculate = int8, speculate
         self.vocab_size = model.config.get_text_config().vocab_size
@@ -81,8 +78,6 @@ class Engine:
         self.pad = next(iter(self._known(tokenizer.pad_token_id)), 0)  # masked: any id will do
         self._fast: tuple[list, FastDecoder] | None = None  # and the versions of the weights that it has copied
         self._preparing = Lock()
-        if isinstance(speculate, Engine):
-            speculate._require_draft_of(self)
 
     def stream(
         self,
@@ -196,8 +191,8 @@ class Engine:
             return self._prepared()
         if self.int8 or self.speculate:
             raise MyPTError(
-                "weights in 8 bits and guesses are for MyPT models whose parts are as they were made, without beams; "
-                "leave out --int8 and --speculate"
+                "weights in 8 bits are for MyPT models whose parts are as they were made, without beams; leave out "
+                "--int8 and --speculate"
             )
         if generates_alone(self.model, self.say):
             return HFDecoder(self.model, self.pad)
@@ -210,31 +205,14 @@ class Engine:
 
     def _prepared(self) -> FastDecoder:
         """The decoder of before, unless a weight has changed since: it holds copies of small models' weights."""
-        versions = self._versions()
+        versions = [
+            (id(w), w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in self.model.parameters()
+        ]
         with self._preparing:
             if self._fast is None or self._fast[0] != versions:
                 self._fast = None  # its copies go before others are made
-                if isinstance(self.speculate, Engine):
-                    draft = self.speculate._prepared()
-                else:
-                    draft = FastDecoder(self.model, int8=True) if self.speculate else None
-                self._fast = versions, FastDecoder(self.model, self.int8, draft)
+                self._fast = versions, FastDecoder(self.model, self.int8, self.speculate)
             return self._fast[1]
-
-    def _versions(self) -> list[tuple]:
-        """Another value whenever a weight of the model or of its draft has changed."""
-        weights = self.model.parameters()
-        found = [(id(w), w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in weights]
-        return found + self.speculate._versions() if isinstance(self.speculate, Engine) else found
-
-    def _require_draft_of(self, engine: Engine) -> None:
-        """Raises unless this model can guess ids for the other one, and they mean the same to both tokenizers."""
-        if not is_covered(self.model) or self.model.device != engine.model.device or self.speculate:
-            raise MyPTError(
-                "a draft must be a MyPT model whose parts are as they were made, without a draft of its own, on the "
-                f"device of the model; this one is a {type(self.model).__name__} on {self.model.device}"
-            )
-        require_same_texts(engine.tokenizer, self.tokenizer)
 
     def _known(self, *ids: int | None) -> frozenset[int]:
         """The ids that are in the model's vocabulary; the EOS of a converted model's tokenizer may be outside of it."""
@@ -342,10 +320,10 @@ class _Texts:
             return None if all(sequence.finish for sequence in sequences) else chosen
 
         windows, budget = [sequence.window for sequence in sequences], self._budget(sequences)
-        if self.engine.speculate:
-            self.decoder.speculate(windows, budget, choose)
-        else:
+        if self.settings.draws or not self.engine.speculate:
             self.decoder.extend(windows, budget, choose)
+        else:
+            self.decoder.speculate(windows, budget, choose)
 
     def _search(self, sequence: TokenSequence, stopped: ShouldStop) -> None:
         """Add the best beam; the sequence ends at its own rules."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mypt.errors import MyPTError
-from mypt.generation.layers import LARGEST, FusedLayers, prepare, prepare_int8
+from mypt.generation.layers import LARGEST, FusedLayers, Head, PlainLayers, prepare, prepare_int8
 from mypt.models.modeling_mypt import MyPTForCausalLM
 
 if TYPE_CHECKING:
@@ -66,26 +66,22 @@ class FastDecoder:
 
     Args:
         int8: With weights in 8 bits: faster, and slightly other logits; prompts are read in full precision.
-        draft: What guesses for `speculate`: the same model in 8 bits, or another one of the same ids.
+        speculate: Guess the next likeliest tokens of a single text with weights in 8 bits, and check all of them in
+            one pass over the full ones (Leviathan 2023, 2211.17192): the same ids, in less time where most are right.
 
     Raises:
-        MyPTError: The weights are not float32 on a CPU, for int8; for a draft, copies of its weights or of the model's
-            do not fit, or its weights are NaN or infinite.
+        MyPTError: The model's weights are not float32 on a CPU, or its copies do not fit, for int8 or speculate.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: MyPTForCausalLM, int8: bool = False, draft: FastDecoder | None = None):
-        self.model, self.path, self.draft = model, "int8" if int8 else "fast", draft
+    def __init__(self, model: MyPTForCausalLM, int8: bool = False, speculate: bool = False):
+        self.model, self.path = model, "int8" if int8 else "fast"
         self.layers, self.head = prepare_int8(model) if int8 else prepare(model)
-        if draft and not all(isinstance(layers, FusedLayers) for layers in (self.layers, draft.layers)):
+        self.draft = prepare_int8(model) if speculate else None
+        if speculate and not isinstance(self.layers, FusedLayers):
             raise MyPTError(
-                "speculation needs copies of float32 weights, which are made up to "
-                f"{LARGEST / 2**30:g} GiB and where four times as much memory is free; leave it out"
-            )
-        if draft and not all(weight.isfinite().all() for weight in draft.model.parameters()):
-            raise MyPTError(
-                "weights of the model that guesses are NaN or infinite: it is damaged or its training diverged; use an "
-                "earlier checkpoint, or leave it out"
+                f"speculation needs copies of the weights, which are made up to {LARGEST / 2**30:g} GiB and where four "
+                "times as much memory is free; leave it out"
             )
 
     @torch.inference_mode()
@@ -101,17 +97,13 @@ class FastDecoder:
             chosen = choose(logits)
             if chosen is None or not remaining:
                 return
-            logits = self._step(rows, chosen)
+            logits = self._step(rows, chosen, self.layers, self.head)
 
     @torch.inference_mode()
     def speculate(
         self, windows: Sequence[Sequence[int]], budget: int, choose: Callable[[torch.Tensor], torch.Tensor | None]
     ) -> None:
-        """As `extend`, and a single row by guesses: `draft` names the ids that it finds likeliest, one pass checks all.
-
-        `choose` decides as in `extend`; a guess saves a step where it is what `choose` takes. So texts are those of
-        `extend`, drawn ones included: for a guess that is certain, drawing from the model and comparing is the rule of
-        Leviathan et al. (2023, 2211.17192), which keeps a guess with the model's probability of it.
+        """As `extend`, by guesses if it is one row. `choose` is to take the likeliest id: others are guessed wrong.
 
         Keys and values of guesses are in the cache until the check writes the right ones over them.
         """
@@ -119,27 +111,22 @@ class FastDecoder:
             self.extend(windows, budget, choose)
             return
         logits, rows = self._start(windows, budget)
-        text, end = [*windows[0]], len(windows[0]) + budget
-        guesser = _Guesser(self.draft, self.model, rows, end)
-        chosen, count = choose(logits), GUESSES
-        while chosen is not None and len(text) + 1 < end:
-            text.append(int(chosen))
-            guesses = guesser.guess(text, min(count, end - len(text) - 1))
-            logits = self._read(rows, len(text) - 1, [text[-1], *guesses])
-            if guesses and logits.isnan().any():  # of a guess alone, perhaps
-                guesses, logits = [], self._read(rows, len(text) - 1, text[-1:])
-            for place, guess in enumerate([*guesses, None]):
-                rows.length = len(text)
-                chosen = choose(logits[place : place + 1])
-                if chosen is None or int(chosen) != guess:
+        chosen, made, count = choose(logits), 1, GUESSES
+        while chosen is not None and made < budget:
+            index, ids = rows.length, [chosen]
+            for _ in range(min(count, budget - made - 1)):
+                ids.append(self._step(rows, ids[-1], *self.draft).argmax(-1))
+            logits = self._read(rows, index, torch.cat(ids))
+            for place in range(len(ids)):
+                chosen, made, rows.length = choose(logits[place : place + 1]), made + 1, index + place + 1
+                right = place + 1 < len(ids) and chosen is not None and torch.equal(chosen, ids[place + 1])
+                if not right:
                     break
-                text.append(guess)
             count = min(GUESSES, place + 1)  # one more than were right: bad guesses cost time
 
-    def _read(self, rows: _Rows, index: int, ids: list[int]) -> torch.Tensor:
+    def _read(self, rows: _Rows, index: int, ids: torch.Tensor) -> torch.Tensor:
         """Logits (T, V) after each of T ids of one row, the first of which goes to `index`."""
-        states = self.model.model.embed_tokens(torch.tensor(ids, device=self.model.device))
-        places = slice(index, index + len(ids))
+        states, places = self.model.model.embed_tokens(ids), slice(index, index + len(ids))
         cosine = sine = None
         if rows.cosines is None:
             states = states + self.model.model.embed_positions.weight[places]
@@ -180,7 +167,7 @@ class FastDecoder:
             mask.masked_fill_(hidden, -torch.inf)
         return _Rows(cache, length, padding, cosines, sines, mask)
 
-    def _step(self, rows: _Rows, ids: torch.Tensor) -> torch.Tensor:
+    def _step(self, rows: _Rows, ids: torch.Tensor, layers: PlainLayers | FusedLayers, head: Head) -> torch.Tensor:
         """Logits (B, V) after one more id for each row, int64 (B,)."""
         base, index = self.model.model, rows.length
         states = base.embed_tokens(ids)  # (B, C)
@@ -193,47 +180,6 @@ class FastDecoder:
             cosine, sine = rows.cosines[places, None], rows.sines[places, None]  # (B or 1, 1, D)
         if rows.mask is not None:
             mask = rows.mask[..., : index + 1]
-        states = self.layers(states, rows.cache, index, cosine, sine, mask)
+        states = layers(states, rows.cache, index, cosine, sine, mask)
         rows.length += 1
-        return self.head(states)
-
-
-class _Guesser:
-    """A draft along one text, with a cache of its own, or the text's if it is the same model in 8 bits.
-
-    Where its context ends before the text, it continues with the last half of it. An id that it does not know is read
-    as another one: its guesses may be anything.
-    """
-
-    def __init__(self, draft: FastDecoder, model: MyPTForCausalLM, rows: _Rows, end: int):
-        """end: ids that the text has at most."""
-        self.draft, self.end, self.context = draft, end, draft.model.config.max_position_embeddings
-        self.first, self.rows = 0, rows if draft.model is model else None  # its cache, and where in the text it begins
-        self.last = draft.model.config.vocab_size - 1
-        self.shared = min(draft.model.config.vocab_size, model.config.vocab_size)  # ids that both models have
-
-    def guess(self, text: list[int], count: int) -> list[int]:
-        """Up to `count` ids after `text`: that of the last call, its guesses that were right, and at least one id."""
-        count = min(count, self.context // 2)
-        if not count:
-            return []
-        if self.rows is None or len(text) - self.first + count > self.context:
-            self.first = max(0, len(text) - self.context // 2) if len(text) + count > self.context else 0
-            window = self._known(text[self.first :])
-            logits, self.rows = self.draft._start([window], min(self.end - self.first, self.context) - len(window))
-        else:
-            index = min(self.rows.length, len(text) - 1 - self.first)  # wrong guesses are written over
-            unread = self._known(text[self.first + index :])
-            logits = self.draft._read(self.rows, index, unread)
-            self.rows.length = index + len(unread)
-        guesses = [self._likeliest(logits)]
-        while len(guesses) < count:
-            last = torch.tensor(guesses[-1:], device=logits.device)
-            guesses.append(self._likeliest(self.draft._step(self.rows, last)))
-        return guesses
-
-    def _likeliest(self, logits: torch.Tensor) -> int:
-        return int(logits[-1, : self.shared].argmax())
-
-    def _known(self, ids: list[int]) -> list[int]:
-        return [min(id, self.last) for id in ids]
+        return head(states)

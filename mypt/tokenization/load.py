@@ -125,20 +125,6 @@ def largest_id(tokenizer: PreTrainedTokenizerFast) -> int:
     return max(tokenizer.get_vocab().values())
 
 
-def require_same_texts(first: PreTrainedTokenizerFast, second: PreTrainedTokenizerFast) -> None:
-    """Raise TokenizerError unless each id is the same token and the same text to both, however they split a text."""
-    ids, read = range(max(largest_id(first), largest_id(second)) + 1), []
-    for backend in (first.backend_tokenizer, second.backend_tokenizer):
-        texts = backend.decode_batch([[id] for id in ids], skip_special_tokens=False)
-        read.append([(backend.id_to_token(id), text) for id, text in zip(ids, texts, strict=True)])
-    for id, (one, other) in enumerate(zip(*read, strict=True)):
-        if one != other:
-            raise TokenizerError(
-                f"the models have different tokenizers: id {id} is {shown(one[0])} to one and {shown(other[0])} to the "
-                "other; both must have the same: `mypt prepare --tokenizer MODEL` takes a model's"
-            )
-
-
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     """xxh3-128 (32 hex digits) of all that decides which ids a text gets.
 

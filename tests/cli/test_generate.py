@@ -151,14 +151,6 @@ def test_the_path_is_told(model, capsys):
     assert (fast["path"], beams["path"], int8["path"]) == ("fast", "transformers", "int8")
 
 
-def test_a_draft_changes_no_text(model, capsys, tmp_path):
-    for choice in ("--greedy", "--top-p=0.9"):
-        options = [model, "--prompt", "abc", "--seed", "2", "--max-new-tokens", "12", choice]
-        found = [texts(capsys, *options, *draft) for draft in ([], ["--speculate"], ["--speculate", model])]
-        assert found[0] == found[1] == found[2]
-    assert "holds no config.json" in generate(capsys, *options, "--speculate", str(tmp_path), code=2).err
-
-
 def test_nothing_from_the_stop_string_on_is_printed(model, capsys):
     options = [model, "--prompt", "abc", "--greedy", "--max-new-tokens", "12"]
     text = texts(capsys, *options)[0]["text"]

@@ -384,80 +384,17 @@ def test_8_bits_are_for_models_of_ours_without_beams(speller, tokenizer):
         Engine(speller, tokenizer, int8=True, speculate=True)
 
 
-@pytest.fixture(scope="module")
-def drafts(speller, tokenizer):
-    """What may guess for `speller`: itself in 8 bits, itself with half of the context, a stranger."""
-    shorter = letters_only(make_model(tokenizer, tie_word_embeddings=False), tokenizer)
-    shorter.config.max_position_embeddings = CONTEXT // 2
-    stranger = Engine(make_model(tokenizer, position_embedding_type="learned"), tokenizer, int8=True)
-    return {"int8": True, "shorter": Engine(shorter, tokenizer), "stranger": stranger}
-
-
-@pytest.mark.parametrize("draft", ["int8", "shorter", "stranger"])
-@pytest.mark.parametrize(
-    "choice", [{"greedy": True}, {"greedy": True, "repetition_penalty": 1.3}, {"temperature": 0.5, "top_p": 0.9}]
-)
+@pytest.mark.parametrize("choice", [{"greedy": True}, {}, {"greedy": True, "repetition_penalty": 1.3}])
 @pytest.mark.parametrize("overflow", ["stop", "slide"])
-def test_speculation_changes_no_text(speller, tokenizer, drafts, draft, choice, overflow):
-    """Drawn ones neither: the same seed, the same text; to every kind of end."""
-    engines = Engine(speller, tokenizer), Engine(speller, tokenizer, speculate=drafts[draft])
-    for ends in ({}, {"stop": ("hh", "ab"), "min_new_tokens": 5}):
-        settings = settings_of(**{"max_new_tokens": 70, "overflow": overflow} | ends | choice)
-        for prompt in ("", "gfedcba" * 6):
+def test_speculation_changes_no_text(speller, tokenizer, choice, overflow):
+    engines = Engine(speller, tokenizer), Engine(speller, tokenizer, speculate=True)
+    for stop in ((), ("hh", "ab")):
+        settings = settings_of(max_new_tokens=70, overflow=overflow, stop=stop, **choice)
+        for prompt in ("abc", "", "gfedcba" * 6):
             found = [engine.complete(prompt, settings) for engine in engines]
             assert found[0] == found[1]
         batches = [list(engine.complete_batch(["a", "bcd"], settings)) for engine in engines]
         assert batches[0] == batches[1]
-    with engines[1].stream("abc", settings) as pieces:
-        assert "".join(pieces) == engines[0].complete("abc", settings).text
-
-
-@pytest.mark.parametrize("draft", ["int8", "shorter", "stranger"])
-def test_speculation_ends_with_the_text(tokenizer, drafts, draft):
-    model = letters_only(make_model(tokenizer, tie_word_embeddings=False), tokenizer)
-    model.lm_head.bias.data[tokenizer.eos_token_id] = 0.4
-    engines = Engine(model, tokenizer), Engine(model, tokenizer, speculate=drafts[draft])
-    prompts = [letters * 3 for letters in ("abc", "h", "gf", "e", "dd", "ca", "bh", "fgh")]
-    for choice in ({"greedy": True}, {}):
-        found = [[engine.complete(prompt, settings_of(**choice)) for prompt in prompts] for engine in engines]
-        assert found[0] == found[1]
-        assert {completion.finish for completion in found[0]} == {"eos", "length"}
-
-
-def test_speculation_draws_from_the_distribution(tokenizer):
-    """Of first tokens over seeds, with a draft whose guess is likely (a, 3 in 4) and one whose guess is not (b)."""
-    model = letters_only(make_model(tokenizer, tie_word_embeddings=False), tokenizer, a=math.log(6), b=math.log(2))
-    torch.nn.init.zeros_(model.lm_head.weight)
-    for letter in LETTERS[2:]:
-        model.lm_head.bias.data[tokenizer.convert_tokens_to_ids(letter)] = -1e4
-    for guess in "ab":
-        draft = letters_only(make_model(tokenizer, tie_word_embeddings=False), tokenizer, **{guess: 1e4})
-        engine = Engine(model, tokenizer, speculate=Engine(draft, tokenizer))
-        text = "".join(
-            engine.complete("abc", settings_of(temperature=1.0, max_new_tokens=45, seed=seed)).text
-            for seed in range(12)
-        )
-        assert abs(text.count("a") / len(text) - 0.75) < 4 * math.sqrt(0.75 * 0.25 / len(text))
-
-
-def test_a_changed_draft_is_noticed(speller, tokenizer):
-    draft = letters_only(make_model(tokenizer, tie_word_embeddings=False), tokenizer)
-    engine = Engine(speller, tokenizer, speculate=Engine(draft, tokenizer))
-    decoder = engine.decoder()
-    assert engine.decoder() is decoder
-    with torch.no_grad():
-        draft.lm_head.weight.mul_(2)
-    assert engine.decoder().draft is not decoder.draft
-
-
-def test_a_draft_that_cannot_guess_for_the_model_is_refused(speller, tokenizer, without_eos):
-    stock = GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=16, n_layer=1, n_head=2)).eval()
-    own = Engine(speller, tokenizer, speculate=True)
-    for draft in (Engine(stock, tokenizer), own):
-        with pytest.raises(MyPTError, match="a draft must be a MyPT model"):
-            Engine(speller, tokenizer, speculate=draft)
-    with pytest.raises(TokenizerError, match=r"different tokenizers: id 0 is '<.endoftext.>' to one and '.{1,2}n' to"):
-        Engine(speller, tokenizer, speculate=Engine(*without_eos))
 
 
 def test_more_beams_than_tokens_are_refused(tokenizer):

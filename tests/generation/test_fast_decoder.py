@@ -1,7 +1,5 @@
 """The fast path gives what the model's own forward and transformers' generate give."""
 
-import copy
-
 import pytest
 import torch
 
@@ -41,8 +39,7 @@ VARIANTS = {
 def make_model(dtype=torch.float32, **changes) -> MyPTForCausalLM:
     """Large random weights, norms and biases included, so that logits differ and no part is a no-op."""
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes |= {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "initializer_range": 0.25}
-    config = MyPTConfig(**sizes | changes)
+    config = MyPTConfig(vocab_size=VOCABULARY, max_position_embeddings=64, initializer_range=0.25, **sizes | changes)
     torch.manual_seed(0)
     model = MyPTForCausalLM(config)
     for parameter in model.parameters():
@@ -180,84 +177,32 @@ def test_in_8_bits_logits_are_near_those_of_forward(variant):
     assert 0.97 < correlation < 1
 
 
-def speculate(decoder: FastDecoder, prompt, steps: int) -> tuple[list[int], list[int]]:
-    """The ids, and how many of them each check was of."""
-    ids, sizes, read = [], [], decoder.layers.read
-
-    def choose(logits):
-        ids.append(int(logits.argmax(-1)))
-        return torch.tensor(ids[-1:])
-
-    decoder.layers.read = lambda states, *rest: sizes.append(len(states)) or read(states, *rest)
-    decoder.speculate([prompt], steps, choose)
-    decoder.layers.read = read
-    return ids, sizes
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_speculation_gives_the_ids_of_transformers(variant):
-    """Guesses of the same model in 8 bits and in full, and of models of another shape or another size of vocabulary."""
+    """Whether the guesses are mostly right, or a third of them wrong."""
     model = make_model(**VARIANTS[variant])
-    drafts = {
-        "8 bits": FastDecoder(model, int8=True),
-        "equal": FastDecoder(copy.deepcopy(model)),
-        "other": FastDecoder(make_model(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)),
-        "fewer ids": FastDecoder(make_model(vocab_size=VOCABULARY - 30)),
-        "more ids": FastDecoder(make_model(vocab_size=VOCABULARY + 3), int8=True),
-    }
-    cases = [([5, 9, 2], 1), ([5, 9, 2], 2), ([7], 3), ([5, 9, 2], 61), ([60, 59] * 16, 30)]
-    expected = [by_transformers(model, [prompt], steps)[0] for prompt, steps in cases]
-    checks = {}
-    for name, draft in drafts.items():
-        decoder = FastDecoder(model, draft=draft)
-        found = [speculate(decoder, *case) for case in cases]
-        assert [ids for ids, _ in found] == expected
-        checks[name] = found[-1][1]
-    assert checks["equal"] == [5] * 5 + [4], "29 ids after the prompt's, five a check"
-    assert len(checks["equal"]) <= len(checks["8 bits"]) < len(checks["other"])
+    decoder = FastDecoder(model, speculate=True)
+    (layers, head), read, reads, columns = decoder.draft, decoder.layers.read, [], []
+    decoder.layers.read = lambda states, *rest: reads.append(len(states)) or read(states, *rest)
+    guesses = torch.Generator().manual_seed(0)
 
+    def guess_badly(states):
+        right = torch.rand(1, generator=guesses) < 0.67
+        return head(states) if right else -head(states)
 
-@pytest.mark.parametrize("positions", ["rope", "learned"])
-@pytest.mark.parametrize("context", [1, 2, 7, 16])
-def test_a_draft_whose_context_ends_guesses_from_the_last_half(context, positions):
-    """It never reads more than its context, and more than once if the text is longer."""
-    model = make_model(position_embedding_type=positions)
-    small = make_model(position_embedding_type=positions, max_position_embeddings=context)
-    draft = FastDecoder(small)
-    lengths, read = [], small.forward
-    small.forward = lambda ids, **options: lengths.append(ids.shape[1]) or read(ids, **options)
-    for prompt in ([5, 9, 2], [5, 9, 2] * 9):
-        lengths.clear()
-        ids, _ = speculate(FastDecoder(model, draft=draft), prompt, 30)
-        assert [ids] == by_transformers(model, [prompt], 30)
-        assert max(lengths, default=0) <= max(context - 1, 0) and (len(lengths) > 1 or context == 1)
+    def choose(logits):
+        columns.append(logits.argmax(-1))
+        return columns[-1]
 
-
-def test_a_draft_with_nan_is_refused():
-    draft = make_model()
-    draft.model.layers[1].mlp.down_proj.weight.data[3, 5] = torch.nan
-    for kind in ({}, {"int8": True}):
-        with pytest.raises(MyPTError, match="weights of the model that guesses are NaN or infinite"):
-            FastDecoder(make_model(), draft=FastDecoder(draft, **kind))
-
-
-def test_a_guess_that_the_model_computes_nan_of_is_a_wrong_guess():
-    """The id is never chosen, so that a text by single steps never reads its embedding."""
-    model = make_model(tie_word_embeddings=False, lm_head_bias=True)
-    expected = by_transformers(model, [[5, 9, 2]], 40)
-    unused = min({*range(VOCABULARY)} - {*expected[0], 5, 9, 2})
-    model.model.embed_tokens.weight.data[unused] = torch.nan
-    draft = make_model(tie_word_embeddings=False, lm_head_bias=True)
-    draft.lm_head.bias.data[unused] = 1e4
-    ids, _ = speculate(FastDecoder(model, draft=FastDecoder(draft)), [5, 9, 2], 40)
-    assert [ids] == expected
-
-
-def test_a_draft_needs_copies_of_the_weights():
-    with pytest.raises(MyPTError, match="speculation needs copies of float32 weights"):
-        FastDecoder(make_model(), draft=FastDecoder(make_model(torch.bfloat16)))
-    with pytest.raises(MyPTError, match="speculation needs copies of float32 weights"):
-        FastDecoder(make_model(torch.bfloat16), draft=FastDecoder(make_model()))
+    passes = {}
+    for draft in (head, guess_badly):
+        decoder.draft = layers, draft
+        for steps in (1, 2, 60):
+            columns.clear(), reads.clear()
+            decoder.speculate([[5, 9, 2]], steps, choose)
+            assert [torch.stack(columns, 1)[0].tolist()] == by_transformers(model, [[5, 9, 2]], steps)
+        passes[draft] = len(reads)
+    assert max(reads) <= 5 and 12 <= passes[head] < passes[guess_badly] < 59
 
 
 def test_8_bits_of_other_dtypes_are_refused():
