@@ -4,29 +4,51 @@ import errno
 import logging
 import os
 from functools import cache
+from typing import NamedTuple
 
 from mypt.errors import MyPTError, chain, without_secrets
 
-INSTALL = {  # scheme: the package that serves it, and our extra that installs it
-    "s3": ("s3fs", "s3"),
-    "gs": ("gcsfs", "gcs"),
-    "az": ("adlfs", "azure"),
-    "abfs": ("adlfs", "azure"),
-    "file": None,
+
+class Scheme(NamedTuple):
+    """What a scheme of fsspec's needs.
+
+    form: A URI of it, for messages; None: of another scheme that means the same.
+    login: What lets a user in, for messages.
+    package: What serves it, and our extra that installs it; None: nothing.
+    tries_itself: Its client tries for about a minute, and cannot be kept from it.
+    """
+
+    form: str | None
+    login: str
+    package: tuple[str, str] | None = None
+    tries_itself: bool = False
+
+
+_AZURE = (
+    "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_SAS_TOKEN or AZURE_STORAGE_ACCOUNT_KEY, or "
+    "AZURE_STORAGE_CONNECTION_STRING"
+)
+SCHEMES = {
+    "s3": Scheme(
+        "s3://bucket/path",
+        "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`aws configure`)",
+        ("s3fs", "s3"),
+    ),
+    "gs": Scheme(
+        "gs://bucket/path",
+        "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
+        ("gcsfs", "gcs"),
+        tries_itself=True,
+    ),
+    "az": Scheme("az://container/path", _AZURE, ("adlfs", "azure"), tries_itself=True),
+    "abfs": Scheme(None, _AZURE, ("adlfs", "azure"), tries_itself=True),
+    "file": Scheme("file:///path", "the permissions of the folder"),
 }
 # Variables that hold a secret: their values must not reach a file that is sent, or a message.
 SECRETS = (
     "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN",
     "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_CLIENT_SECRET", "AZURE_CLIENT_SECRET", "HF_TOKEN",
 )  # fmt: skip
-_LOGIN = {
-    "s3": "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (`aws configure`)",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_SAS_TOKEN or AZURE_STORAGE_ACCOUNT_KEY, or "
-    "AZURE_STORAGE_CONNECTION_STRING",
-    "file": "the permissions of the folder",
-}
-_LOGIN["abfs"] = _LOGIN["az"]
 _TEMPORARY = {408, 429, 500, 502, 503, 504}  # HTTP statuses
 _BUSY = (errno.EBUSY, errno.EREMOTEIO if hasattr(errno, "EREMOTEIO") else errno.EIO)  # what s3fs makes of them
 _LIBRARIES = ("aiohttp", "botocore", "requests", "urllib3", "azure", "gcsfs", "google")
@@ -56,10 +78,10 @@ def file_system(uri: str):
     try:
         client, _ = url_to_fs(uri, **options)
     except ImportError as error:
-        package, extra = INSTALL[scheme]
+        package, extra = SCHEMES[scheme].package
         raise MyPTError(f'{scheme}:// needs the package {package}: pip install "mypt[{extra}]" ({error})') from None
     except ValueError as error:  # of adlfs: no account is named
-        raise MyPTError(f"{uri}: {reason(error)}; set {_LOGIN[scheme]}") from None
+        raise MyPTError(f"{uri}: {reason(error)}; set {SCHEMES[scheme].login}") from None
     client.retries = 1  # of s3fs
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints tracebacks of what is tried again
     return client
@@ -98,7 +120,7 @@ def refusal(scheme: str, error: Exception) -> str:
     marks = ("NoCredentials", "Unable to locate credentials", "Forbidden", "DefaultCredentialsError", "AuthenticationF")
     denied = isinstance(error, PermissionError) or _statuses(error) & {401, 403} or any(mark in words for mark in marks)
     if denied:
-        return f"you may not read or write there ({reason(error)}); set {_LOGIN[scheme]}"
+        return f"you may not read or write there ({reason(error)}); set {SCHEMES[scheme].login}"
     return reason(error)
 
 

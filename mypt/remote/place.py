@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from mypt.errors import CheckFailed, MyPTError, without_secrets
-from mypt.remote.clients import INSTALL, file_system, may_pass, reason, refusal
+from mypt.remote.clients import SCHEMES, file_system, may_pass, reason, refusal
 
-FORMS = "s3://bucket/path, gs://bucket/path, az://container/path or file:///path"
+_EACH = [scheme.form for scheme in SCHEMES.values() if scheme.form]
+FORMS = f"{', '.join(_EACH[:-1])} or {_EACH[-1]}"
 WAITS = (1, 4, 16)  # seconds before the second, third and fourth try of a request
-_TRIES_ITSELF = ("gs", "az", "abfs")  # whose clients try for about a minute, and cannot be kept from it
-_URI = re.compile(r"(s3|gs|az|abfs|file)://([^\s?#\\]*)")
+_URI = re.compile(rf"({'|'.join(SCHEMES)})://([^\s?#\\]*)")
 _NO_BUCKET = re.compile(r"(specified|such) (bucket|container)", re.IGNORECASE)
 T = TypeVar("T")
 
 
 def is_remote(source: str) -> bool:
     """Whether a source names an object store, by its scheme alone."""
-    return source.partition("://")[0] in INSTALL and "://" in source
+    return source.partition("://")[0] in SCHEMES and "://" in source
 
 
 def require_no_secret(uri: str) -> None:
@@ -169,7 +169,7 @@ class Place:
 
     def _do(self, action: Callable[[], T]) -> T:
         """Call `action`, and once more after each of `WAITS` while the store fails for now."""
-        waits = () if self.uri.partition("://")[0] in _TRIES_ITSELF else WAITS
+        waits = () if SCHEMES[self.uri.partition("://")[0]].tries_itself else WAITS
         for wait in (*waits, None):
             try:
                 return action()

@@ -1,12 +1,12 @@
 """Find the store of a URI by its scheme."""
 
 from mypt.errors import MyPTError, without_secrets
-from mypt.remote.clients import INSTALL
+from mypt.remote.clients import SCHEMES
 from mypt.storage.hub import HubStore
 from mypt.storage.objects import ObjectStore
 from mypt.storage.store import Store
 
-STORES: dict[str, type[Store]] = {"hf": HubStore, **dict.fromkeys(INSTALL, ObjectStore)}
+STORES: dict[str, type[Store]] = {"hf": HubStore, **dict.fromkeys(SCHEMES, ObjectStore)}
 
 
 def parse_uri(uri: str) -> Store:

@@ -88,7 +88,7 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
         self.curriculum = curriculum
         self._reached = start_sample  # samples below are handed out, by all ranks together
         if state:
-            self._go_on(state)
+            self._resume(state)
         if self.curriculum and self.config.micro_batch_size is None:
             raise DataError("a curriculum cuts micro-batches into shorter rows; give micro_batch_size, not None")
 
@@ -107,7 +107,7 @@ class ShardStream(Ledger, torch.utils.data.IterableDataset):
         order = {"seed": self.config.seed, "order": self.order, "curriculum": self.curriculum}
         return super().state(next_sample) | order | {"weights": self._weights}
 
-    def _go_on(self, state: dict) -> None:
+    def _resume(self, state: dict) -> None:
         now = {"seed": self.config.seed, "block_size": self.block_size, "order": self.order}
         for name, value in now.items():
             if state[name] != value:
