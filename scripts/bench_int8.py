@@ -1,11 +1,13 @@
-"""What weights in 8 bits change and save, on one CPU thread: `python scripts/bench_int8.py [MODEL DATA]`.
+"""What weights in 8 bits change and save, on one CPU thread: `python scripts/bench_int8.py [MODEL DATA [speeds]]`.
 
 MODEL DATA: a run folder and a dataset directory, of whose val split 300 tokens of up to 20 documents are read: nats per
 token in full precision and in 8 bits, how often the likeliest token is the same, how many greedy texts of 100 tokens
 are equal. Without them: a model of 124M parameters that is trained on 4 random texts of 48 tokens for minutes.
 
-Of both: CPU milliseconds per greedy token of `fast`, of `int8` and of `speculate`, alternating, text by text; and how
-many tokens a check of guesses gave.
+Of both: CPU milliseconds per greedy token of `fast`, of `int8` and of `speculate`, alternating, text by text (median
+and range; the prompt's reading included); and how many tokens a check of guesses gave.
+
+MODEL DATA speeds: these alone, of 64 tokens after the first 64 of 8 documents.
 """
 
 import os
@@ -72,8 +74,10 @@ def compare_speeds(model: MyPTForCausalLM, prompts: list[list[int]], tokens: int
             way([prompt], tokens, lambda logits, ids=ids: ids.append(logits.argmax(-1)) or ids[-1])
             times[name].append((time.process_time() - begun) / tokens * 1e3)
         equal += found["fast"] == found["speculate"]
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    print(", ".join(f"{name} {value:.2f} ms ({medians['fast'] / value:.2f}x)" for name, value in medians.items()))
+    fast = statistics.median(times["fast"])
+    for name, values in times.items():
+        middle = statistics.median(values)
+        print(f"  {name:<10}{middle:8.2f} ms ({min(values):.2f}-{max(values):.2f}) {fast / middle:5.2f}x", flush=True)
     given = len(prompts) * (tokens - 1) / len(checks)
     print(f"speculate: {equal} of {len(prompts)} texts are those of fast; {given:.2f} tokens a check")
 
@@ -98,8 +102,12 @@ def main() -> None:
     if len(sys.argv) == 1:
         compare_speeds(*overfit(), tokens=40)
         return
-    model, data = sys.argv[1:]
+    model, data, *speeds = sys.argv[1:]
     engine, texts = Engine(load_model(model), load_tokenizer(model)), example_texts(data)
+    if speeds:
+        prompts = [ids[:64] for ids in engine.encode(texts) if len(ids) >= 64]
+        compare_speeds(engine.model, prompts[:8], tokens=64)
+        return
     compare_losses(engine, texts)
     compare_speeds(engine.model, [engine.encode([text[:60]])[0] for text in texts[:10]], tokens=100)
 

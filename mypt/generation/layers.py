@@ -37,7 +37,7 @@ REDUCED = platform.machine() in ("x86_64", "AMD64") and not torch.cpu._is_vnni_s
 
 # MKL is made for Intel's CPUs: on AMD's, oneDNN multiplies that many rows and more in about half of its time.
 ONEDNN_ROWS = 3
-ONEDNN = "AuthenticAMD" in cpuinfo() and torch.backends.mkldnn.is_available()
+ONEDNN = "AuthenticAMD" in cpuinfo() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 Head = Callable[[Tensor], Tensor]  # states (B, C) -> logits (B, V)
 

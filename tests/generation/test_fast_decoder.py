@@ -145,6 +145,23 @@ def test_it_ends_when_nothing_is_chosen_and_computes_no_step_too_many():
     assert calls == [0, 1] and steps == [2]
 
 
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch has no oneDNN here")
+@pytest.mark.parametrize("biased", [True, False])
+def test_products_of_any_number_of_rows_are_the_same_by_either_library(monkeypatch, biased):
+    draw = torch.Generator().manual_seed(0)
+    weight, states, inputs = (torch.randn(*shape, generator=draw) for shape in ((40, 72), (8, 72), (8, 40)))
+    bias = torch.randn(72, generator=draw) if biased else None
+    expected = inputs.double() @ weight.double() + (0 if bias is None else bias)
+    for onednn in (True, False):
+        monkeypatch.setattr("mypt.generation.layers.ONEDNN", onednn)
+        product, before = Product(weight, bias), states.clone()
+        for rows in range(1, 9):
+            found = product(inputs[:rows]), product.add(states[:rows], inputs[:rows])
+            assert (found[0] - expected[:rows]).abs().max() < 1e-4
+            assert (found[1] - states[:rows] - expected[:rows]).abs().max() < 1e-4
+        assert torch.equal(states, before)
+
+
 def test_only_float32_models_that_fit_are_copied(monkeypatch):
     model = make_model()
     assert isinstance(prepare(model)[0], FusedLayers)
