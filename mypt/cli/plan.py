@@ -210,16 +210,11 @@ def _run(args: argparse.Namespace, machine: Machine, target: Target) -> PlannedR
         found,
         parameters=args.params,
         tokens_per_second=args.tokens_per_second,
-        device_name=_device_name(args, machine),
+        device_name="" if args.memory else machine.model if args.device else machine.name,
         price=args.price,
         target=args.target,
         notes=found.notes if found.sources else [*found.notes, unknown],
     )
-
-
-def _device_name(args: argparse.Namespace, machine: Machine) -> str:
-    """The device whose memory counts, in words; empty where an option gives the memory."""
-    return "" if args.memory else machine.model if args.device else machine.name
 
 
 def _machine(args: argparse.Namespace) -> Machine:

@@ -139,17 +139,8 @@ def interpolate(
         CheckFailed: No step from the base keeps every guarded set. Nothing is written.
     """
     guard, target = guard or {}, target or {}
-    require_interpolation(
-        base,
-        adapted,
-        out,
-        alpha=alpha,
-        guard=guard,
-        target=target,
-        tolerance=tolerance,
-        batch_size=batch_size,
-        extrapolate=extrapolate,
-    )
+    checked = {"alpha": alpha, "guard": guard, "target": target, "tolerance": tolerance, "batch_size": batch_size}
+    require_interpolation(base, adapted, out, **checked, extrapolate=extrapolate)
     from mypt.evaluation.evaluator import Evaluator
 
     report: dict[str, Any] = {"base": str(base), "adapted": str(adapted), "out": str(out)}

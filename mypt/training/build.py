@@ -3,7 +3,7 @@
 import functools
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -143,13 +143,14 @@ def _build(
         on_main(lambda: _report_contamination(data))
     on_main(lambda: _report_disk(run, args, hardware, bool(eval_sets)))
 
-    callbacks = _callbacks(recipe, data, model, stream, eval_sets, assume_yes)
+    coverage = _coverage(recipe, model, stream, assume_yes)
+    forgetting = _forgetting(recipe, data, eval_sets, coverage)
     set_aside = None
     if checkpoint and is_main_process():
         set_aside = functools.partial(_set_aside, run, checkpoint, not isinstance(resume, bool), upload)
     resumed = {"checkpoint": str(checkpoint) if checkpoint else None, "set_aside": set_aside}
     ends = {"upload": upload, "start": start, "give_back": give_back}
-    trainer = _trainer(recipe, args, data, model, stream, hardware, callbacks, **resumed, **ends)
+    trainer = _trainer(recipe, args, data, model, stream, hardware, coverage, forgetting, **resumed, **ends)
     if is_main_process():
         session = this_session(hardware.machine, PartialState().num_processes)
         run_folder.record(run, identity, session, _recorded_datasets(data, copies), steps_done)
@@ -159,29 +160,6 @@ def _build(
     return trainer
 
 
-@dataclass(frozen=True)
-class _Callbacks:
-    """Those of a run that others refer to, or that have to be last."""
-
-    coverage: CoverageCallback
-    forgetting: ForgettingCallback | None
-    stopping: EarlyStoppingCallback | None
-
-
-def _callbacks(
-    recipe: Recipe,
-    data: RunData,
-    model: PreTrainedModel,
-    stream: ShardStream | JitStream,
-    eval_sets: dict[str, EvalWindows],
-    assume_yes: bool,
-) -> _Callbacks:
-    coverage = _coverage(recipe, model, stream, assume_yes)
-    forgetting = _forgetting(recipe, data, eval_sets, coverage)
-    patience = recipe.safety.early_stopping_patience
-    return _Callbacks(coverage, forgetting, None if patience is None else EarlyStoppingCallback(forgetting, patience))
-
-
 def _trainer(
     recipe: Recipe,
     args: TrainingArguments,
@@ -189,17 +167,19 @@ def _trainer(
     model: PreTrainedModel,
     stream: ShardStream | JitStream,
     hardware: Hardware,
-    callbacks: _Callbacks,
+    coverage: CoverageCallback,
+    forgetting: ForgettingCallback | None,
     *,
     upload: UploadCallback | None,
     start: Start | None,
     **options,
 ) -> MyPTTrainer:
     """options: checkpoint, set_aside and give_back of `MyPTTrainer`."""
-    forgetting, stopping = callbacks.forgetting, callbacks.stopping
+    patience = recipe.safety.early_stopping_patience
+    stopping = None if patience is None else EarlyStoppingCallback(forgetting, patience)
     interpolates = forgetting and forgetting.policy.guard and recipe.forgetting.interpolate == AUTO
-    diagnosis = DiagnosisCallback(callbacks.coverage, forgetting and forgetting.policy.target)
-    ours = [callbacks.coverage, forgetting, MetricsCallback(), ProgressBarCallback(), diagnosis]
+    diagnosis = DiagnosisCallback(coverage, forgetting and forgetting.policy.target)
+    ours = [coverage, forgetting, MetricsCallback(), ProgressBarCallback(), diagnosis]
     with refused_values(recipe, "HF's Trainer"):
         trainer = MyPTTrainer(
             model=model,

@@ -36,6 +36,11 @@ from mypt.training.recipe_settings import (
 DEFAULT_BLOCK = 1024  # tokens per sequence where nothing names a context
 
 
+# Fields of `Target` that are those of `PlannedRun`.
+_OF_RUN = ("sources", "text", "evaluation", "evaluation_batch", "eval_sets", "saving", "init_from", "smaller",
+           "choices", "flags")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Target:
     """The settings of a run that a target gives; those that it leaves open are None or absent.
@@ -93,19 +98,10 @@ def planned_run(target: Target, machine: Machine, *, given: dict | None = None, 
         accumulation=sizes["accumulation"],
         processes=processes,
         settings=settings,
-        sources=target.sources,
         dimensions=dimensions,
         available=machine.memory,
-        text=target.text,
-        evaluation=target.evaluation,
-        evaluation_batch=target.evaluation_batch,
-        eval_sets=target.eval_sets,
-        saving=target.saving,
-        init_from=target.init_from,
-        flags=target.flags,
-        smaller=target.smaller,
         notes=notes,
-        choices=target.choices,
+        **{name: getattr(target, name) for name in _OF_RUN},
     )
 
 
