@@ -1,6 +1,8 @@
 """Read and write YAML 1.2 with PyYAML, which reads 1.1: here `3e-4` is a number, `no` is text, a key comes once."""
 
+import copy
 import re
+from functools import lru_cache
 
 import yaml
 
@@ -70,6 +72,10 @@ def load_yaml(text: str):
 
     Raises yaml.YAMLError: one line that names the problem, with its line and column.
     """
+    return copy.deepcopy(_parsed(text)) if len(text) <= _KEPT else _parse(text)
+
+
+def _parse(text: str):
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -87,6 +93,10 @@ def load_yaml(text: str):
             raise yaml.YAMLError("aliases (*name) repeat values too often or without end; write the values out")
         unseen += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
     return value
+
+
+_KEPT = 20_000  # characters up to which a parsed text is kept: a run's recipe is read again by its card and report
+_parsed = lru_cache(maxsize=16)(_parse)
 
 
 def _place(mark: yaml.Mark) -> str:
