@@ -69,11 +69,13 @@ def prepare(model: MyPTForCausalLM, largest: int | None = None) -> tuple[PlainLa
 
 
 def prepare_int8(model: MyPTForCausalLM) -> tuple[FusedLayers, Head]:
-    """Layers and head with weights in 8 bits. Raises MyPTError unless they are float32 on a CPU that can do it."""
+    """Layers and head with weights in 8 bits. Raises MyPTError unless they are finite float32 on a CPU that can do it."""
     if model.device.type != "cpu" or model.dtype != torch.float32:
         raise MyPTError(f"int8 decoding is for float32 weights on a CPU; these are {model.dtype} on {model.device}")
     if not {"x86", "fbgemm", "qnnpack", "onednn"} & {*torch.backends.quantized.supported_engines}:
         raise MyPTError("this build of torch has no int8 products for this CPU; leave out --int8")
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise MyPTError("weights are NaN or infinite: the checkpoint is damaged or its training diverged; use another")
     return FusedLayers(model.model, Int8Product), Int8Product(model.lm_head.weight.t(), model.lm_head.bias)
 
 

@@ -227,6 +227,15 @@ def test_8_bits_of_other_dtypes_are_refused():
         FastDecoder(make_model(torch.bfloat16), int8=True)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_for_8_bits(bad):
+    model = make_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = bad
+    with pytest.raises(MyPTError, match="weights are NaN or infinite"):
+        FastDecoder(model, int8=True)
+
+
 def test_what_is_not_covered():
     assert all(is_covered(make_model(**changes)) for changes in VARIANTS.values())
     assert not is_covered(make_model(rope_parameters=ROPE | {"rope_type": "dynamic", "factor": 2.0}))
