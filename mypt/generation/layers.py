@@ -69,7 +69,7 @@ def prepare(model: MyPTForCausalLM, largest: int | None = None) -> tuple[PlainLa
 
 
 def prepare_int8(model: MyPTForCausalLM) -> tuple[FusedLayers, Head]:
-    """Layers and head with weights in 8 bits. Raises MyPTError unless they are finite float32 on a CPU that can do it."""
+    """Layers and head with 8-bit weights. Raises MyPTError unless they are finite float32 on a CPU that can do it."""
     if model.device.type != "cpu" or model.dtype != torch.float32:
         raise MyPTError(f"int8 decoding is for float32 weights on a CPU; these are {model.dtype} on {model.device}")
     if not {"x86", "fbgemm", "qnnpack", "onednn"} & {*torch.backends.quantized.supported_engines}:
