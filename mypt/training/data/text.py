@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mypt.errors import DataError, RecipeError
-from mypt.hardware.processes import is_main_process, say_once
+from mypt.hardware.processes import is_main_process, on_main, say_once
 from mypt.preparation.prepare import prepare_dataset
 from mypt.recipe import DataSection, Recipe
 from mypt.shards.format import METADATA_NAME, Manifest, read_manifest
@@ -47,15 +48,14 @@ def prepare_eval(recipe: Recipe, source: str, name: str, tokenizer: str) -> str:
 
 def prepare(recipe: Recipe, source: str, name: str, tokenizer: str | None = None, **options) -> str:
     """Text as the directory OUT/name, made by the main process, with a given tokenizer or the recipe's."""
-    from accelerate import PartialState  # which imports torch
-
     directory = Path(recipe.training["output_dir"]) / name
     # A base model that is gone by the time of a resume has left its tokenizer with the text.
     own = {"tokenizer": str(directory)} if base_is_gone(recipe, name) else {}
     made = {"tokenizer": tokenizer} if tokenizer else tokenizer_options(recipe) | own
-    with PartialState().main_process_first():
-        if is_main_process() or not (directory / METADATA_NAME).exists():
-            prepare_dataset([source], directory, text_column=recipe.data.text_column, **made, **options)
+    make = partial(prepare_dataset, [source], directory, text_column=recipe.data.text_column, **made, **options)
+    on_main(make)  # first: all processes end with the words of its refusal
+    if not is_main_process() and not (directory / METADATA_NAME).exists():
+        make()
     return str(directory)
 
 
@@ -137,16 +137,17 @@ def _expected(units: list[Unit], head: Manifest, examples: int, section: DataSec
 
 def _counted(recipe: Recipe, units: list[Unit], head: str, held_out: float) -> Size:
     """The size of an epoch by `count_epoch`, kept in the run folder: the main process counts once."""
-    from accelerate import PartialState
-
     path = Path(recipe.training["output_dir"], SIZE_NAME)
     tokenizer = load_tokenizer(head)
     settings = {"val_fraction": held_out, "max_examples": recipe.data.max_train_examples}
     counted = {"data": fingerprint(units), "tokenizer": tokenizer_hash(tokenizer), **settings}
-    with PartialState().main_process_first():
+
+    def count() -> Size:
         size = read_size(path, **counted)
         if size is None:
             say_once(f"counting the tokens of {units[0].source}: the length of the run follows from them")
             size = count_epoch(units, tokenizer, **settings)
             write_size(path, size, **counted)
-    return size
+        return size
+
+    return on_main(count) or count()
