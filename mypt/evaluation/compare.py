@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,11 +77,11 @@ class Settings:
     split: str = "val"
     block_size: int | None = None
     batch_size: int = 8
-    guard: list[str] = field(default_factory=list)
+    guard: Sequence[str] = ()
     tolerance: float | None = None
     document_mask: bool = False
     definition: str = "windows"
-    by: list[str] = field(default_factory=list)
+    by: Sequence[str] = ()
 
     def check(self, models: list[str], data: dict[str, Source]) -> None:
         """Raise as `compare` for what can be checked before torch is imported."""
@@ -114,7 +115,8 @@ def compare(models: list[str], data: dict[str, Source], **options) -> list[Score
         data: {name: source}: a dataset directory; several, joined by commas, of one text prepared with different
             tokenizers, of which each model takes its own; a text file, or a list of texts, which each model's
             tokenizer encodes.
-        options: Fields of `Settings`: split, block_size, batch_size, guard, tolerance, document_mask, definition, by.
+        options: Fields of `Settings`: split, block_size, batch_size, guard, tolerance, document_mask, definition, by;
+            None: the default.
 
     Raises:
         CheckpointError: A model cannot be loaded or is not causal.
@@ -122,7 +124,7 @@ def compare(models: list[str], data: dict[str, Source], **options) -> list[Score
         DataError: A dataset directory is damaged, or directories of one name are not of the same text.
         MyPTError: The context is too long, a model cannot keep documents apart, or a loss is NaN or infinite.
     """
-    settings = Settings(**options)
+    settings = Settings(**{name: value for name, value in options.items() if value is not None})
     settings.check(models, data)
     from mypt.checkpoints.probes import require_causal, require_document_mask
     from mypt.evaluation.loss import token_losses

@@ -62,10 +62,10 @@ def ladder_lines(record: LadderRecord, law: Law) -> list[str]:
     """The law, the prediction, how far it reaches and the best size."""
     terms = ", ".join(f"{name} {law.terms[name].middle:.3g} ({_range(law.terms[name])})" for name in _SHOWN)
     found = forecast(record, law, record.parameters, record.tokens, "")
-    generic = f"{found.generic_loss:.3f}" if found.generic_loss < GUESSING_LOSS else "worse than guessing"
+    generic = f"predicts {found.generic_loss:.3f}" if found.generic_loss < GUESSING_LOSS else "is worse than guessing"
     return [
         f"law: L = E + A / N^alpha + B / D^beta with {terms}",
-        f"planned run: {loss_words(found.loss)} nats per token; the generic law predicts {generic}",
+        f"planned run: {loss_words(found.loss)} nats per token; the generic law {generic}",
         f"extrapolated {beyond_words(found.beyond)}",
         optimum_words(found.optimum),
     ]

@@ -309,6 +309,7 @@ def _claim(run: Path, identity: dict, resume: bool, upload: UploadCallback | Non
         on_main(claim)  # first: all processes end with the words of its refusal
         if not PartialState().is_main_process:
             claim()
+        PartialState().wait_for_everyone()  # before the main process moves what the others look at
         if upload:
             run_id = recorded_run(run) or run_folder.run_hash(identity)
             on_main(lambda: upload.claim(run_id, resume=resume))

@@ -18,7 +18,8 @@ class Result:
     Attributes:
         state: `completed` (at max_steps), `stopped` (earlier, by a rule), `interrupted` (by a signal) or `failed`.
         reason: `max_steps`; `interpolated` (no saved step kept every guarded set, and OUT/best is between the start and
-            one), `infeasible` (the same, without the interpolation), `upload` (completed but not sent); `forgetting`,
+            one), `infeasible` (the same, without the interpolation), `upload` (completed but not sent, or
+            killed meanwhile); `forgetting`,
             `early_stopping`, `declined` (stopped); the signal's name; `diverged` (NaN or infinite) or `error` (failed).
         exit_code: Of the command.
         step: Optimizer steps that are trained; max_steps: that the recipe asks for.

@@ -1,11 +1,12 @@
 """A whole run: build, train what is left, publish the final and the best model, record how it ended."""
 
 import contextlib
+import functools
 import json
 import math
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -26,6 +27,7 @@ from mypt.errors import (
 )
 from mypt.evaluation.evaluator import Evaluator
 from mypt.evaluation.forgetting import kept_all
+from mypt.files import replace_text
 from mypt.hardware.out_of_memory import explain_out_of_memory_at_start, is_out_of_memory
 from mypt.recipe import Recipe
 from mypt.terminal import say
@@ -43,7 +45,7 @@ class BeforeUpload(Protocol):
     """A callback that writes into the finished run folder what is to go up with it to an object store."""
 
     def before_upload(self, run: Path) -> None:
-        """Write it. The main process alone calls this; result.json has how the run ends if the upload succeeds."""
+        """Write it. The main process alone calls this; result.json has how the run ends if nothing fails."""
 
 
 class Ending(NamedTuple):
@@ -132,7 +134,8 @@ def finish(trainer: MyPTTrainer) -> Path:
         if made or decided != ending:  # which has the seconds of training
             _record(trainer, done, began, ending, infeasible or lines[0], report)
         if trainer.upload and trainer.is_world_process_zero():
-            _upload(trainer, run)
+            unsent = Ending(ending.state, "upload", 1)
+            _upload(trainer, run, functools.partial(_record, trainer, done, began, unsent, _SENDING, report))
     except UnreadableCheckpoint:
         raise  # another one may do
     except BaseException as error:
@@ -152,7 +155,8 @@ def _interpolation(
     the guards may have been better.
     """
     forgetting = trainer.forgetting
-    if trainer.start is None or (kept_guards(done) and decided and decided.reason != "interpolated"):
+    is_settled = decided and decided.state in ("completed", "stopped")  # without one; `upload` may have had it
+    if trainer.start is None or (kept_guards(done) and is_settled and decided.reason not in ("interpolated", "upload")):
         return None
     history = forgetting.history or (saved.forgetting or {}).get("history")
     if kept_guards(done) and (not history or kept_all(history[-1], forgetting.policy)):
@@ -196,6 +200,7 @@ def _train(trainer: MyPTTrainer, began: float) -> list[str]:
     return [*lines, trainer.forgetting.report()["verdict"]] if trainer.forgetting else lines
 
 
+_SENDING = "killed while the run was sent; run the same command with --resume to send the rest"
 _CURES = {
     "forgetting": "stopped by the forgetting guard; set another forgetting.tolerance, or action: warn, to continue",
     "early_stopping": "stopped early; raise safety.early_stopping_patience, or set it to null, to continue",
@@ -234,13 +239,17 @@ def _leave(trainer: MyPTTrainer) -> None:
     )
 
 
-def _upload(trainer: MyPTTrainer, run: Path) -> None:
-    """Send the finished run, after callbacks wrote what is to go up with it."""
+def _upload(trainer: MyPTTrainer, run: Path, record_unsent: Callable[[], None]) -> None:
+    """Send the finished run with what callbacks write for it. A kill leaves the result that `record_unsent` wrote."""
     if trainer.upload.store.keeps_runs:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, BeforeUpload):
                 callback.before_upload(run)
+    ended = (run / RESULT_NAME).read_text(encoding="utf-8") if (run / RESULT_NAME).exists() else None
+    record_unsent()
     trainer.upload.finish(run)
+    if ended:
+        replace_text(run / RESULT_NAME, ended)
 
 
 def _infeasible(run: Path, done: dict) -> CheckFailed | None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from mypt.checkpoints.load import load_model
 from mypt.cli.main import main
@@ -301,3 +302,35 @@ def test_an_early_step_that_kept_the_guards_is_best_only_if_the_last_one_gives_n
     monkeypatch.delattr(InterpolatedBest, "make")  # asked again, it is known already
     train(parse_recipe(content), resume=True)
     assert weights_of(run / "best") == best and result_of(run) == result
+
+
+class Outage(TrainerCallback):
+    """A store that is lost when the run is to be sent: a file takes its place."""
+
+    def __init__(self, store: Path):
+        self.store = store
+
+    def before_upload(self, run: Path) -> None:
+        shutil.rmtree(self.store, ignore_errors=True)
+        self.store.write_text("in the way")
+
+
+def test_a_failed_upload_takes_the_interpolated_best_from_nobody(forgetful, tmp_path):
+    steps = {"max_steps": 16, "learning_rate": 4e-3, "save_steps": 4}  # the first saved step keeps its guard
+    content = forgetful(
+        tmp_path / "run",
+        training=steps,
+        forgetting={"eval_windows": "all", "target": "domain", "guard": GENERAL},
+        upload={"uri": f"file://{tmp_path / 'store' / 'run'}", "every_save": False},
+    )
+    run, store = tmp_path / "run", tmp_path / "store"
+    with pytest.raises(CheckFailed, match="not whole in the store"):
+        train(parse_recipe(content), [Outage(store)])
+    failed, best = result_of(run), weights_of(run / "best")
+    assert failed["reason"] == "upload" and failed["alpha"] and (run / "best" / "interpolation.json").exists()
+    store.unlink()
+    train(parse_recipe(content), resume=True)
+    sent = result_of(run)
+    assert sent["reason"] == "interpolated" and sent["alpha"] == failed["alpha"]
+    assert weights_of(run / "best") == best
+    assert (store / "run" / "best" / "interpolation.json").is_file()

@@ -20,7 +20,7 @@ from mypt.training.callbacks.upload import UploadCallback
 from mypt.training.run import train
 from mypt.yaml12 import dump_yaml
 from tests.hub import TOKEN
-from tests.processes import ROOT
+from tests.processes import ROOT, Command
 
 
 @pytest.fixture
@@ -79,6 +79,27 @@ def test_a_failing_hub_stops_no_training_and_a_failed_end_names_the_command(reci
     assert weights(run) and not any(place == "me/fails" for place, *_ in logged_in.commits)
     train(parse_recipe(content), resume=True)  # the same as the command that was named
     assert {*logged_in.models["me/fails"]["main"]} >= {"model.safetensors", "forgetting.json", "loss.png"}
+
+
+def test_a_run_that_is_killed_while_it_is_sent_does_not_count_as_sent(recipe_for, logged_in, tmp_path):
+    content = recipe_for(upload={"uri": "hf://me/killed", "every_save": False})
+    content["training"]["seed"] = 7  # weights that the hub does not have yet
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(content))
+    logged_in.requests.clear()
+    logged_in.storing.clear()
+    process = Command(["train", tmp_path / "recipe.yaml"], env=logged_in.environment(tmp_path))
+    while not any(method == "PUT" for method, _ in logged_in.requests):
+        assert process.poll() is None, process.output()
+        time.sleep(0.01)
+    process.kill()
+    logged_in.storing.set()
+    result = Path(content["training"]["output_dir"], "result.json")
+    ended = json.loads(result.read_text())
+    assert (ended["state"], ended["reason"], ended["exit_code"]) == ("completed", "upload", 1)
+    assert not any(place == "me/killed" for place, *_ in logged_in.commits)
+    train(parse_recipe(content), resume=True)
+    assert json.loads(result.read_text())["reason"] == "max_steps"
+    assert "model.safetensors" in logged_in.models["me/killed"]["main"]
 
 
 @pytest.mark.parametrize(
@@ -158,11 +179,13 @@ def test_an_upload_under_way_does_not_hold_up_the_end_of_the_process(logged_in, 
     callback.connect()
     logged_in.storing.clear()
     logged_in.requests.clear()
+    before = {*threading.enumerate()}  # of other tests, maybe
     state = SimpleNamespace(is_world_process_zero=True, global_step=4)
     callback.on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
     while not any(method == "PUT" for method, _ in logged_in.requests):
         time.sleep(0.01)
-    sending = [thread for thread in threading.enumerate() if thread.name.startswith(("upload", "ThreadPool"))]
+    new = {*threading.enumerate()} - before
+    sending = [thread for thread in new if thread.name.startswith(("upload", "ThreadPool"))]
     assert [thread.name for thread in sending] == ["upload"] and sending[0].daemon
     logged_in.storing.set()
     sending[0].join(30)
