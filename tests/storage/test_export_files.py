@@ -9,8 +9,9 @@ import pytest
 from mypt.cli.main import main
 from mypt.conversion.export import export_model
 from mypt.errors import CheckpointError
+from mypt.files import xxh3_128
 from mypt.remote.place import Place
-from mypt.storage.export_files import export_files, is_export
+from mypt.storage.export_files import export_files, is_export, is_export_file
 from mypt.storage.manifest import MANIFEST_NAME
 from tests.conversion.models import bpe_tokenizer, save_model
 from tests.hub import TOKEN
@@ -73,6 +74,61 @@ def test_a_file_of_ones_own_is_not_sent_and_a_card_and_a_license_are(gguf):
     files = {file.name: file.content for file in export_files(gguf, "name", None)}
     assert {*files} == {"model.gguf", "Modelfile", "export.json", "LICENSE", "README.md"}
     assert files["README.md"] == b"my words"
+
+
+def test_a_card_that_is_a_link_out_of_the_folder_is_refused(gguf, tmp_path):
+    (tmp_path / "private.md").write_text("# notes of another folder")
+    (gguf / "README.md").symlink_to(tmp_path / "private.md")
+    with pytest.raises(CheckpointError, match=r"README\.md is a link that leads out of"):
+        export_files(gguf, "name", None)
+
+
+def test_an_empty_card_is_sent_and_one_that_is_not_utf_8_is_refused(gguf):
+    (gguf / "README.md").touch()
+    assert {file.name: file.content for file in export_files(gguf, "name", None)}["README.md"] == b""
+    (gguf / "README.md").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"README\.md: byte 3 is not UTF-8; save it as UTF-8$"):
+        export_files(gguf, "name", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"differences": {}}, "at differences: found an object of 0, expected an object of one or more"),
+        ({"result": {"bits_per_byte": "x"}}, 'at result.bits_per_byte: found "x", expected a finite number or null'),
+    ],
+)
+def test_a_report_without_its_figures_is_refused_before_a_folder_is_made(gguf, tmp_path, capsys, change, words):
+    """Whoever sends it, and whatever sent it: no card and no description can be made of it."""
+    store = tmp_path / "store"
+    assert main(["upload", str(gguf), f"file://{store}"]) == 0
+    changed = json.dumps(json.loads((gguf / "export.json").read_text()) | change).encode()
+    (gguf / "export.json").write_bytes(changed)
+    assert main(["upload", str(gguf), f"file://{store}"]) == 2
+    assert words in capsys.readouterr().err
+    (store / "export.json").write_bytes(changed)
+    manifest = json.loads((store / MANIFEST_NAME).read_text())
+    manifest["files"]["export.json"] = {"bytes": len(changed), "xxh3_128": xxh3_128(gguf / "export.json")}
+    (store / MANIFEST_NAME).write_text(json.dumps(manifest))
+    assert main(["download", f"file://{store}", str(tmp_path / "copy")]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "copy").exists()
+
+
+@pytest.mark.slow
+def test_an_export_with_several_chat_templates_comes_back(tmp_path):
+    for package in PACKAGES["onnx"]:
+        pytest.importorskip(package)
+    tokenizer = bpe_tokenizer()
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    export_model(save_model(tmp_path / "model", tokenizer, "modern-nano"), tmp_path / "onnx", format="onnx")
+    assert main(["upload", str(tmp_path / "onnx"), f"file://{tmp_path}/store"]) == 0
+    assert main(["download", f"file://{tmp_path}/store", str(tmp_path / "copy")]) == 0
+    assert (tmp_path / "copy" / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
+
+
+@pytest.mark.parametrize("name", ["tool_use.jinja", "../tool_use.jinja", "a/b.jinja", "tool_use.py", "a.b.jinja"])
+def test_of_the_folder_of_chat_templates_only_these_belong_to_an_export(name):
+    assert is_export_file(f"additional_chat_templates/{name}") == (name == "tool_use.jinja")
 
 
 def test_what_is_not_as_it_was_checked_is_refused(gguf, exports):
