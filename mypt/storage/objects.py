@@ -177,7 +177,8 @@ class ObjectStore(Store):
         store = self.below(name)
         manifest: Manifest = require_manifest(store.place)
         if manifest["kind"] != "checkpoint":
-            raise CheckpointError(f"{store} is {kind_in_words(manifest)}, not a checkpoint; choose another upload.uri")
+            kind = kind_in_words(manifest["kind"])
+            raise CheckpointError(f"{store} is {kind}, not a checkpoint; choose another upload.uri")
         target = run / name
         if target.is_dir():  # an interrupted save of the same step
             shutil.rmtree(target)

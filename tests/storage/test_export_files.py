@@ -184,6 +184,30 @@ def test_a_model_and_its_export_do_not_replace_each_other(gguf, finished_run, tm
     assert "/gguf is an export, not a dataset" in capsys.readouterr().err
 
 
+def test_what_an_interrupted_upload_left_is_told_by_its_weights(gguf, finished_run, tmp_path, capsys):
+    """Its manifest is gone; the same upload goes on, whatever part of it is there."""
+    for first, second in ((finished_run / "best", gguf), (gguf, finished_run / "best")):
+        store = tmp_path / f"{first.name}-first"
+        assert main(["upload", str(first), f"file://{store}"]) == 0
+        (store / MANIFEST_NAME).unlink()
+        before = content(store)
+        capsys.readouterr()
+        assert main(["upload", str(second), f"file://{store}"]) == 2
+        words = "a model, which an export" if second == gguf else "an export, which a model"
+        assert f"holds {words} does not replace; choose another place" in capsys.readouterr().err
+        assert content(store) == before
+        assert main(["upload", str(first), f"file://{store}"]) == 0
+
+
+def test_an_interrupted_upload_of_an_export_of_safetensors_goes_on(exports, tmp_path):
+    store = tmp_path / "store"
+    assert main(["upload", str(exports("safetensors")), f"file://{store}"]) == 0
+    (store / MANIFEST_NAME).unlink()
+    shutil.copyfile(exports("safetensors") / "export.json", store / "export.json")
+    (store / "model.safetensors").unlink()
+    assert main(["upload", str(exports("safetensors")), f"file://{store}"]) == 0
+
+
 def recipe_on(uri: str, folder: Path) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(json.dumps({"data": {"train": uri}, "training": {"output_dir": str(folder / "run")}}))
@@ -222,3 +246,19 @@ def test_the_hub_takes_an_export_too(gguf, finished_run, logged_in, tmp_path, ca
     assert main(["upload", str(finished_run / "best"), "hf://me/model"]) == 0
     assert main(["upload", str(gguf), "hf://me/model"]) == 2
     assert "holds a model (model.safetensors), which an export does not replace" in capsys.readouterr().err
+    before = dict(logged_in.models["me/gguf"]["main"])
+    assert main(["upload", str(finished_run / "best"), "hf://me/gguf"]) == 2
+    assert "hf://me/gguf holds an export, which a model does not replace" in capsys.readouterr().err
+    assert logged_in.models["me/gguf"]["main"] == before
+
+
+def test_a_download_of_an_export_leaves_out_what_a_killed_one_left(gguf, logged_in, tmp_path):
+    """Also in folders of its own, such as onnx/, which exports have; the library's notes stay until the end."""
+    assert main(["upload", str(gguf), "hf://me/gguf"]) == 0
+    left = tmp_path / ".copy.download"
+    for name in (".cache/huggingface/notes", "onnx/model.onnx_data", "onnx/deep/er", "config.json", "Modelfile"):
+        (left / name).parent.mkdir(parents=True, exist_ok=True)
+        (left / name).write_text("of another model")
+    assert main(["download", "hf://me/gguf", str(tmp_path / "copy")]) == 0
+    names = sorted(path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*"))
+    assert names == ["Modelfile", "README.md", "export.json", "model.gguf"]
