@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -399,4 +399,19 @@ def empty(folder: Path) -> None:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
+            path.unlink(missing_ok=True)
+
+
+def remove_others(folder: Path, names: Collection[str], *kept: str) -> None:
+    """Remove all that is in a folder of our own, except the files `names` (paths inside it), its lock, and what is
+    `kept` at its top."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        inside = path.relative_to(folder)
+        name = inside.as_posix()
+        if inside.parts[0] in (LOCK_NAME, *kept):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            if not any(one.startswith(f"{name}/") for one in names):
+                shutil.rmtree(path)
+        elif name not in names:
             path.unlink(missing_ok=True)

@@ -81,14 +81,15 @@ def run(args: argparse.Namespace) -> int:
     with TemporaryDirectory() as place:
         exports, left_out, failed = write(args, asked, args.out or Path(place))
         rows = [of_the_model(exports), *map(of_an_export, exports)] if exports else []
-        for name, seconds in measure_speed(args, exports).items():
+        timed, speeds = measure_speed(args, exports)
+        for name, seconds in speeds.items():
             row = next((row for row in rows if row["files"] == name), None)
             if row is None:  # a further way to run the model itself
                 row = dict.fromkeys(rows[0]) | {"files": name}
                 rows.insert(1, row)
             row["tokens_per_cpu_second"] = 1 / statistics.median(seconds)
             row["range"] = [1 / max(seconds), 1 / min(seconds)]
-    found = {"machine": machine(), "model": args.model, "tokens": args.tokens, "rounds": args.rounds}
+    found = {"machine": machine(), "model": args.model, "tokens": timed, "rounds": args.rounds}
     found |= {"source": source_of(exports), "formats": rows, "left_out": left_out}
     (say_json if args.json else print_found)(found)
     return int(failed)
@@ -121,6 +122,9 @@ def write(args: argparse.Namespace, asked: list, out: Path) -> tuple[list[tuple[
         except MyPTError as error:
             left_out.append(f"{name}: {error}")
             failed |= isinstance(error, CheckFailed)
+            continue
+        if label(report) in map(label, (other for _, other in exports)):
+            left_out.append(f"{name}: {label(report)} is in the table already")
             continue
         exports.append((out / name, report))
         say(f"{name}: written and checked in {time.process_time() - began:.0f} CPU s", error=True)
@@ -168,15 +172,16 @@ class EngineRunner:
         self._engine.complete(prompt[0].tolist(), settings)
 
 
-def measure_speed(args: argparse.Namespace, exports: list[tuple[Path, dict]]) -> dict[str, list[float]]:
-    """CPU seconds per token of every way to run the model or its exports, in each round."""
+def measure_speed(args: argparse.Namespace, exports: list[tuple[Path, dict]]) -> tuple[int, dict[str, list[float]]]:
+    """The tokens that are timed, which the model's context may limit, and CPU seconds per token of every way to run the
+    model or its exports, in each round."""
     from mypt.checkpoints.load import load_model
     from mypt.conversion.export import WRITERS
     from mypt.conversion.parity import TransformersRunner
     from mypt.tokenization.load import model_tokenizer
 
     if not exports:
-        return {}
+        return 0, {}
     model, tokenizer = load_model(args.model, device="cpu"), model_tokenizer(args.model)
     prompt = prompt_of(args.text, tokenizer, model.config)
     new = min(args.tokens, (getattr(model.config, "max_position_embeddings", None) or math.inf) - prompt.shape[1] - 1)
@@ -197,7 +202,7 @@ def measure_speed(args: argparse.Namespace, exports: list[tuple[Path, dict]]) ->
                     seconds[name].append((whole - first) / new)
     if wrong := [name for name, found in seconds.items() if not min(found) > 0]:
         raise CheckFailed(f"no time was counted for {', '.join(wrong)}: choose more --tokens")
-    return seconds
+    return new, seconds
 
 
 def prompt_of(text: str | None, tokenizer, config):

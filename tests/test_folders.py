@@ -14,7 +14,17 @@ import pytest
 
 from mypt import folders
 from mypt.errors import FolderInUse, MyPTError
-from mypt.folders import LOCK_NAME, WriterLock, contents, exchange, is_free, new_folder, only_writer, require_own
+from mypt.folders import (
+    LOCK_NAME,
+    WriterLock,
+    contents,
+    exchange,
+    is_free,
+    new_folder,
+    only_writer,
+    remove_others,
+    require_own,
+)
 
 HOLD = """
 import sys, time
@@ -279,3 +289,13 @@ def test_two_folders_exchange_their_names(tmp_path, monkeypatch, swaps):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
     with pytest.raises(OSError, match="second"):
         exchange(tmp_path / "first", tmp_path / "none" / "second")
+
+
+def test_others_go_and_the_named_files_the_lock_and_what_is_kept_stay(tmp_path):
+    for name in ("a", "b", "in/a", "in/b", "in/deep/c", "other/a", ".mypt.lock", "notes/a", "in/notes/a"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "notes")
+    remove_others(tmp_path, ["a", "in/b"], "notes")
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert found == [".mypt.lock", "a", "in", "in/b", "notes", "notes/a"]

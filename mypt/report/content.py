@@ -175,7 +175,7 @@ def read_content(run: Path) -> RunContent:
         model=_model(run, saved),
         log=log,
         unreadable=unreadable,
-        result=result and Result(**without_places(vars(result)) | {"message": _without_places(result.message, run)}),
+        result=result and Result(**without_places(vars(result)) | {"message": names_for_places(result.message, run)}),
         changed=history["changed_settings"] or [],
         diagnosis=history["diagnosis"]["lines"] if history["diagnosis"] and ended else [],
         spikes=_read_lines(run / SPIKES_NAME, ("step", "loss", "limit"))[0],
@@ -193,8 +193,8 @@ def _is_stale(result: Result, reached: int | None) -> bool:
     return reached != result.step if result.state in ("completed", "stopped") else reached > result.step
 
 
-def _without_places(message: str, run: Path) -> str:
-    """A message that names paths below the run folder, without the place of that folder."""
+def names_for_places(message: str, run: Path) -> str:
+    """A message that names paths, without the places of the run folder and of files elsewhere."""
     for place in {str(run.resolve()), str(run)}:
         if len(Path(place).parts) > 1:
             message = message.replace(place, run.resolve().name)
@@ -236,7 +236,7 @@ def _model(run: Path, saved: Path | None) -> dict[str, str]:
     try:
         return without_places(describe_model(folder)) if folder else {}
     except MyPTError as error:
-        return {"model": f"cannot be described: {error}"}
+        return {"model": names_for_places(f"cannot be described: {error}", run)}
 
 
 def _kind(event: dict) -> str:

@@ -19,7 +19,7 @@ from mypt.inspection.reproduce import reproduce
 from mypt.inspection.training_history import describe_action
 from mypt.recipe import RESOLVED_NAME
 from mypt.report.charts import is_finite
-from mypt.report.content import RunContent
+from mypt.report.content import RunContent, names_for_places
 from mypt.report.curves import draw_curves, evaluation_curves, points_of
 from mypt.report.html import block, details, list_of, pairs_of, table_of, text_of
 from mypt.report.samples import Samples
@@ -45,7 +45,7 @@ def page(content: RunContent, samples: Samples | None, no_samples: str = "") -> 
         _section("curves", "Curves", draw_curves(content)),
         _section("forgetting", "Evaluation and forgetting", _forgetting(content)),
         _section("coverage", "Coverage", _coverage(content)),
-        _section("samples", "Samples", _samples(samples, no_samples)),
+        _section("samples", "Samples", _samples(samples, names_for_places(no_samples, content.run))),
         _section("evaluation", "Measured by mypt evaluate", _evaluation(content)),
         _section("events", "What happened on the way", _events(content)),
         _section("settings", "Hyperparameters", _settings(content)),
@@ -287,7 +287,7 @@ def _repeat(content: RunContent) -> Iterable[str]:
     try:
         lines = [_without_places(line) for line in reproduce(content.run, compare=False)["commands"]]
     except MyPTError as error:  # the files of the run that it started from are damaged
-        yield f"<p>{text_of(error)}</p>"
+        yield f"<p>{text_of(names_for_places(str(error), content.run))}</p>"
         return
     yield block("\n".join(lines))
     yield (

@@ -25,15 +25,22 @@ _MARKUP = re.compile(r"[&<>\\`*\[\]~#$@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.", r
 
 
 def written_card(folder: Path) -> str | None:
-    """The README.md that somebody wrote into a folder; None without one, and for peft's form that is not filled in."""
+    """The README.md that somebody wrote into a folder; None without one, and for peft's form that is not filled in.
+
+    Raises CheckpointError if it is not UTF-8.
+    """
     own = folder / CARD_NAME
-    text = own.read_text(encoding="utf-8") if own.is_file() else _STUB
+    try:
+        text = own.read_text(encoding="utf-8") if own.is_file() else _STUB
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{own}: byte {error.start} is not UTF-8; save it as UTF-8") from None
     return None if _STUB in text else text
 
 
 def card_of(folder: Path, name: str, *, revision: str | None = None, license: str | None = None) -> str:
     """The card to send: the folder's own README.md if somebody wrote one, else `model_card`."""
-    return written_card(folder) or model_card(folder, name, revision=revision, license=license)
+    own = written_card(folder)
+    return model_card(folder, name, revision=revision, license=license) if own is None else own
 
 
 def model_card(folder: Path, name: str, *, revision: str | None = None, license: str | None = None) -> str:

@@ -35,7 +35,7 @@ def local_dataset(uri: str) -> Path | None:
     if manifest is None:
         return None
     if manifest["kind"] != "dataset":
-        raise DataError(f"{uri} is {kind_in_words(manifest)}, not a dataset; name a dataset directory or text")
+        raise DataError(f"{uri} is {kind_in_words(manifest['kind'])}, not a dataset; name a dataset directory or text")
     if METADATA_NAME not in manifest["files"]:
         raise CheckpointError(f"{uri} lists no {METADATA_NAME}; upload it again")
     digest = xxhash.xxh3_128(f"{uri} {digest_of(manifest)}".encode()).hexdigest()

@@ -1,12 +1,13 @@
 """The files of a model that `mypt export` wrote without safetensors: GGUF and ONNX, which their own programs load."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
 from mypt.errors import CheckpointError
 from mypt.files import xxh3_128
-from mypt.json_files import Count, InnerPath, Recorded, read_json
+from mypt.json_files import Count, InnerPath, Recorded, Rule, read_json
 from mypt.storage.card import export_card, written_card
 from mypt.storage.store import Outgoing
 from mypt.storage.upload_files import (
@@ -21,8 +22,16 @@ from mypt.storage.upload_files import (
     require_no_token,
 )
 
-_OWN = re.compile(r"model\.gguf|Modelfile|genai_config\.json|export\.json|onnx/model\.onnx(_data)?")
+_OWN = re.compile(
+    r"model\.gguf|Modelfile|genai_config\.json|export\.json|onnx/model\.onnx(_data)?|"
+    r"additional_chat_templates/[\w-]+\.jinja"
+)
 EXPORTED_WEIGHTS = re.compile(r"model\.gguf|onnx/model\.onnx(_data)?")
+
+
+class _Result(TypedDict):
+    bits_per_byte: NotRequired[float | None]
+    runtime: NotRequired[str | None]
 
 
 class ExportReport(TypedDict):
@@ -32,17 +41,20 @@ class ExportReport(TypedDict):
     dtype: str
     to: str
     parameters: Count
-    differences: dict[str, float]
+    differences: Annotated[dict[str, float], Rule(bool, "an object of one or more")]
     greedy_equal: bool
-    result: dict[str, Any]
+    result: _Result
     files: NotRequired[dict[InnerPath, Recorded]]
 
 
+def are_an_export(names: Collection[str]) -> bool:
+    """Whether files of these names are an export that only its own program loads; one of safetensors is a model."""
+    return EXPORT_NAME in names and not any(WEIGHTS.fullmatch(name) for name in names)
+
+
 def is_export(folder: Path) -> bool:
-    """Whether a folder is an export that only its own program loads; one of safetensors is a model like others."""
-    if not (folder / EXPORT_NAME).is_file():
-        return False
-    return not any(WEIGHTS.fullmatch(path.name) for path in folder.iterdir())
+    """Whether a folder is an export, as `are_an_export` says."""
+    return (folder / EXPORT_NAME).is_file() and are_an_export([path.name for path in folder.iterdir()])
 
 
 def is_export_file(name: str) -> bool:
@@ -95,12 +107,13 @@ def export_files(folder: Path, name: str, license: str | None) -> list[Outgoing]
     names = {EXPORT_NAME, *report["files"]}
     names |= {one for one in LICENSES if (folder / one).is_file()}
     paths = {one: folder / one for one in sorted(names - {CARD_NAME})}
-    require_inside(folder, paths.values())
+    require_inside(folder, [*paths.values(), folder / CARD_NAME])
     files = []
     for inside, path in paths.items():
         changed = content_to_send(path, get_token())
         files.append(Outgoing(inside, changed or path, path.stat().st_size if changed is None else len(changed)))
-    card = (written_card(folder) or export_card(report, name, license)).encode(errors="backslashreplace")
+    own = written_card(folder)
+    card = (export_card(report, name, license) if own is None else own).encode(errors="backslashreplace")
     require_no_token(folder / CARD_NAME, card, get_token())
     return sorted([*files, Outgoing(CARD_NAME, card, len(card))])
 

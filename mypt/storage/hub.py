@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, ClassVar
 from mypt import hub_errors
 from mypt.checkpoints.model_config import CONFIGS
 from mypt.errors import CheckpointError, MyPTError, without_secrets
-from mypt.folders import beside, contents, empty, require_free, take_place
+from mypt.folders import beside, empty, remove_others, require_free, take_place
 from mypt.storage.export_files import (
     EXPORTED_WEIGHTS,
+    are_an_export,
     export_files,
     is_export,
     is_export_file,
@@ -29,13 +30,14 @@ from mypt.storage.export_files import (
     require_whole_export,
 )
 from mypt.storage.store import Outgoing, Received, Sent, Store
-from mypt.storage.upload_files import CARD_NAME, EXPORT_NAME, WEIGHTS, check_weights, is_model_file, is_replaced
+from mypt.storage.upload_files import CARD_NAME, WEIGHTS, check_weights, is_model_file, is_replaced
 from mypt.terminal import is_terminal
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
+_NOTES = ".cache"  # the library's folder of notes on what it has brought
 WAITS = (1, 4, 16)  # seconds before the second, third and fourth try of what the library does not try again
 
 
@@ -105,11 +107,13 @@ class HubStore(Store):
         api, names = _api(progress), {file.name for file in files}
         with hub_errors.explained(str(self)):
             before = self._tree(api, self.revision)
-            exported = EXPORT_NAME in names and not any(WEIGHTS.fullmatch(name) for name in names)
-            if exported and (own := next((name for name in before if WEIGHTS.fullmatch(name)), None)):
+            exported, own = are_an_export(names), next((name for name in before if WEIGHTS.fullmatch(name)), None)
+            if exported and own:
                 raise CheckpointError(
                     f"{self} holds a model ({own}), which an export does not replace; choose another name"
                 )
+            if are_an_export(before) and not exported:
+                raise CheckpointError(f"{self} holds an export, which a model does not replace; choose another name")
             replaced = is_replaced_export if exported else is_replaced
             removed = sorted(name for name in before if name not in names and replaced(name))
 
@@ -138,12 +142,10 @@ class HubStore(Store):
                 commit = api.model_info(self.name, revision=self.revision).sha  # without a network this fails at once
                 remote = self._tree(api, commit)
                 wanted = self._wanted(remote)
-                for name in contents(aside):  # what a killed call for another model left
-                    if (aside / name).is_file() and name not in wanted:
-                        (aside / name).unlink()
+                remove_others(aside, wanted, _NOTES)  # of a killed call for another model
                 for name in wanted:
                     _again(lambda name=name: api.hf_hub_download(self.name, name, revision=commit, local_dir=aside))
-            shutil.rmtree(aside / ".cache", ignore_errors=True)  # the library's notes
+            shutil.rmtree(aside / _NOTES, ignore_errors=True)
             sizes = {name: (aside / name).stat().st_size for name in wanted}
             try:
                 (require_whole_export if is_export(aside) else check_weights)(aside)
@@ -167,7 +169,7 @@ class HubStore(Store):
                 raise CheckpointError(
                     f"{self} lists the file {name!r}, which would leave the folder; nothing was written"
                 )
-        if EXPORT_NAME in remote and not any(WEIGHTS.fullmatch(name) for name in remote):
+        if are_an_export(remote):
             return sorted(name for name in remote if is_export_file(name))
         wanted = sorted(name for name in remote if is_model_file(name) or re.fullmatch(r"\w+\.py", name))
         if not any(name in remote for name in CONFIGS):
@@ -195,7 +197,7 @@ def _check_card(files: list[Outgoing]) -> None:
 
 
 def _was_downloading(folder: Path) -> bool:
-    return (folder / ".cache" / "huggingface").is_dir()  # the library's notes on what it has brought
+    return (folder / _NOTES / "huggingface").is_dir()
 
 
 def _api(progress: bool = True) -> HfApi:

@@ -28,9 +28,9 @@ class Manifest(TypedDict):
     files: dict[InnerPath, Entry]
 
 
-def kind_in_words(manifest: Manifest) -> str:
+def kind_in_words(kind: str) -> str:
     """What a folder is, with its article."""
-    return "an export" if manifest["kind"] == "export" else f"a {manifest['kind']}"
+    return f"an {kind}" if kind == "export" else f"a {kind}"
 
 
 def read_manifest(place: Place) -> Manifest | None:

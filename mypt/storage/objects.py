@@ -36,6 +36,7 @@ from mypt.storage.run_files import (
 )
 from mypt.storage.store import Outgoing, Received, Sent, Store
 from mypt.storage.transfer import digest_of, fetch_folder, send_folder, was_fetching
+from mypt.storage.upload_files import require_inside, require_no_token
 from mypt.terminal import say
 
 _PROBE = ".mypt-may-write"
@@ -75,6 +76,8 @@ class ObjectStore(Store):
             return checkpoint_files(folder)
         files, environment = super().outgoing(folder, license=license), folder / ENVIRONMENT_NAME
         if environment.is_file():  # whose run it is
+            require_inside(folder, [environment])
+            require_no_token(environment, environment.read_bytes())
             files.append(Outgoing(ENVIRONMENT_NAME, environment, environment.stat().st_size))
         page = report_page(folder)
         return [*files, page] if page else files
@@ -174,7 +177,8 @@ class ObjectStore(Store):
         store = self.below(name)
         manifest: Manifest = require_manifest(store.place)
         if manifest["kind"] != "checkpoint":
-            raise CheckpointError(f"{store} is {kind_in_words(manifest)}, not a checkpoint; choose another upload.uri")
+            kind = kind_in_words(manifest["kind"])
+            raise CheckpointError(f"{store} is {kind}, not a checkpoint; choose another upload.uri")
         target = run / name
         if target.is_dir():  # an interrupted save of the same step
             shutil.rmtree(target)

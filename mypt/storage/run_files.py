@@ -1,7 +1,7 @@
 """List the files of checkpoints and datasets, which object stores take as they are, and the page about a run."""
 
 import re
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -23,6 +23,8 @@ REPORT_NAME = "report.html"  # of a run
 GENERATOR = '<meta name="generator" content="mypt report">'  # in its first lines
 RUN = "run"  # in a checkpoint in a store: the files of its run that a resume compares
 _RUN_STATE = (ENVIRONMENT_NAME, RESOLVED_NAME, "forgetting_baseline.safetensors")
+# The parts of a page: a whole style or script, a tag, and the text between two tags.
+_PIECES = re.compile(r"<style\b.*?</style>|<script\b.*?</script>|<[^>]*>|<[^>]*$|[^<]+", re.DOTALL)
 _PICKLE = "training_args.bin"  # of stock Trainers; nothing reads it
 _TOKENIZER = re.compile(r".*token.*\.json|vocab\.(json|txt)|merges\.txt|chat_template\.jinja")
 
@@ -122,12 +124,19 @@ def report_page(run: Path) -> Outgoing | None:
     text = path.read_text(encoding="utf-8", errors="replace")
     if GENERATOR not in text[:500]:
         return None
-    text = mask_secrets(text)
+    text = "".join(piece if piece.startswith("<") else _masked(piece) for piece in _PIECES.findall(text))
     for secret in secrets():
         text = text.replace(escape(secret), "***").replace(secret, "***")
     content = text.encode()
     require_no_token(path, content)
     return Outgoing(REPORT_NAME, content, len(content))
+
+
+def _masked(text: str) -> str:
+    """A text of HTML without what looks secret; one that has no secret as it is."""
+    given = unescape(text)
+    masked = mask_secrets(given)
+    return text if masked == given else escape(masked)
 
 
 def _outgoing(paths: dict[str, Path]) -> list[Outgoing]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from mypt.checkpoints.environment import ENVIRONMENT_NAME
 from mypt.checkpoints.state import STATE_NAME
 from mypt.errors import CheckpointError, MyPTError
 from mypt.files import xxh3_128
-from mypt.folders import LOCK_NAME
+from mypt.folders import remove_others
 from mypt.remote.place import Place
 from mypt.shards.format import METADATA_NAME
-from mypt.storage.export_files import is_export_file, require_whole_export
+from mypt.storage.export_files import EXPORTED_WEIGHTS, are_an_export, is_export_file, require_whole_export
 from mypt.storage.manifest import (
     MANIFEST_NAME,
     Entry,
@@ -32,7 +32,7 @@ from mypt.storage.manifest import (
 )
 from mypt.storage.run_files import REPORT_NAME, recorded_run
 from mypt.storage.store import Outgoing, Sent
-from mypt.storage.upload_files import EXPORT_NAME, WEIGHTS, check_weights, is_model_file
+from mypt.storage.upload_files import WEIGHTS, check_weights, is_model_file
 from mypt.terminal import bytes_bar
 
 _LEVEL = 3  # zstandard's default
@@ -54,10 +54,11 @@ def send_folder(
     """
     before, there = replaceable_manifest(place), place.files()
     manifest = _manifest_of(files, message, compress)
-    if before and before["kind"] != manifest["kind"] and "export" in (before["kind"], manifest["kind"]):
+    held = before["kind"] if before else _kind_without_manifest(there)
+    if held and held != manifest["kind"] and "export" in (held, manifest["kind"]):
         raise CheckpointError(  # the weights of a model would be removed by its own export
-            f"{place} holds {kind_in_words(before)}, which {kind_in_words(manifest)} does not replace; choose another "
-            "place, such as a folder below it"
+            f"{place} holds {kind_in_words(held)}, which {kind_in_words(manifest['kind'])} does not replace; choose "
+            "another place, such as a folder below it"
         )
     unchanged = _unchanged(before, manifest, there)
     sent = [file for file in files if file.name not in unchanged]
@@ -120,7 +121,7 @@ def fetch_folder(
     _require_loadable(place, manifest)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_NAME).write_text(dump_manifest(manifest), encoding="utf-8")
-    _remove_others(folder, manifest)
+    remove_others(folder, manifest["files"], MANIFEST_NAME)  # of a killed download of something else
     total = sum(entry["bytes"] for entry in manifest["files"].values())
     with bytes_bar(f"downloading {place}", total) as bar:
         for name, entry in manifest["files"].items():
@@ -179,9 +180,18 @@ def _named(place: Place, folder: Path, action: Callable[[], object]) -> None:
 def kind_of(files: list[Outgoing]) -> str:
     """The kind of folder that the files make up: model, checkpoint, dataset or export."""
     names = {file.name for file in files}
-    if EXPORT_NAME in names and not any(WEIGHTS.fullmatch(name) for name in names):
+    if are_an_export(names):
         return "export"
     return "dataset" if METADATA_NAME in names else "checkpoint" if STATE_NAME in names else "model"
+
+
+def _kind_without_manifest(there: Iterable[str]) -> str | None:
+    """The kind of a folder whose upload was interrupted, by the weights there; None as long as it holds none."""
+    names = {name.removesuffix(".zst") for name in there}
+    if any(WEIGHTS.fullmatch(name) for name in names):
+        return "model"
+    exported = any(EXPORTED_WEIGHTS.fullmatch(name) for name in names)
+    return "export" if exported and are_an_export(names) else None
 
 
 def _manifest_of(files: list[Outgoing], message: str, compress: bool) -> Manifest:
@@ -228,17 +238,6 @@ def _require_loadable(place: Place, manifest: Manifest) -> None:
             raise CheckpointError(f"{place} lists {name}, which is no file of a model; nothing was downloaded")
         if manifest["kind"] == "export" and not is_export_file(name):
             raise CheckpointError(f"{place} lists {name}, which is no file of an export; nothing was downloaded")
-
-
-def _remove_others(folder: Path, manifest: Manifest) -> None:
-    """Remove what a killed download of something else left in `folder`."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir() and not path.is_symlink():
-            if not any(listed.startswith(f"{name}/") for listed in manifest["files"]):
-                shutil.rmtree(path)
-        elif name not in manifest["files"] and name not in (LOCK_NAME, MANIFEST_NAME):
-            path.unlink(missing_ok=True)
 
 
 def _is_as_listed(path: Path, entry: Entry) -> bool:

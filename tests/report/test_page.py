@@ -121,6 +121,17 @@ def test_the_same_files_give_the_same_page_which_names_no_place(whole_run, whole
     assert str(tmp_path.parents[1]) not in html and str(whole_run.parents[1]) not in html
 
 
+def test_what_could_not_be_read_is_named_without_its_place(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "home" / "ann" / "run")
+    (run / "samples.json").unlink(missing_ok=True)
+    (run / "tokenizer.json").unlink()
+    html = write_report(run, samples=2).read_text()
+    assert "None: the tokenizer in run cannot be read" in words(html) and "home/ann" not in html
+    (run / "model.safetensors").write_bytes(b"cut")
+    html = write_report(run, samples=2).read_text()
+    assert "cannot be described: run/model.safetensors" in words(html) and "home/ann" not in html
+
+
 def test_text_of_a_run_is_no_markup(whole_copy):
     """In the names of sets, sources and settings, messages, the log, the recipe and the samples."""
     for file in ("coverage.json", "forgetting.json", "result.json", "metrics.jsonl", "environment.json", "recipe.yaml"):

@@ -43,6 +43,16 @@ def test_the_figures_are_those_of_the_export_and_a_speed_is_added(model, tmp_pat
     assert all(row["tokens_per_cpu_second"] > 0 for row in found["formats"])
 
 
+def test_one_export_by_two_names_is_one_row_and_the_tokens_are_those_that_were_timed(model, capsys):
+    options = ("--formats", "safetensors", "safetensors:float32", "--tokens", "100000", "--rounds", "1", "--json")
+    assert bench_formats.main([model, *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["left_out"] == ["safetensors-float32: safetensors float32 is in the table already"]
+    assert [row["files"] for row in found["formats"]][2:] == ["safetensors float32"]
+    context = json.loads((Path(model) / "config.json").read_text())["max_position_embeddings"]
+    assert found["tokens"] == context - bench_formats.PROMPT - 1
+
+
 def found_bytes(folder: Path) -> int:
     """Of the files of an export, its report apart, which is written last."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != "export.json")

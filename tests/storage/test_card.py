@@ -99,6 +99,11 @@ def test_a_readme_of_ones_own_wins_over_the_made_one_and_that_over_a_stub(run_co
     readme = run_copy / "README.md"
     readme.write_text("# All my own words")
     assert card_of(run_copy, "me/first") == "# All my own words"
+    readme.write_text("")
+    assert card_of(run_copy, "me/first") == ""
+    readme.write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"README\.md: byte 3 is not UTF-8; save it as UTF-8$"):
+        card_of(run_copy, "me/first")
     readme.write_text("---\nbase_model: x\n---\n# Model Card for Model ID\n\n[More Information Needed]")
     assert card_of(run_copy, "me/first") == model_card(run_copy, "me/first")
 

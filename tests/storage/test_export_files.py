@@ -9,8 +9,9 @@ import pytest
 from mypt.cli.main import main
 from mypt.conversion.export import export_model
 from mypt.errors import CheckpointError
+from mypt.files import xxh3_128
 from mypt.remote.place import Place
-from mypt.storage.export_files import export_files, is_export
+from mypt.storage.export_files import export_files, is_export, is_export_file
 from mypt.storage.manifest import MANIFEST_NAME
 from tests.conversion.models import bpe_tokenizer, save_model
 from tests.hub import TOKEN
@@ -75,6 +76,61 @@ def test_a_file_of_ones_own_is_not_sent_and_a_card_and_a_license_are(gguf):
     assert files["README.md"] == b"my words"
 
 
+def test_a_card_that_is_a_link_out_of_the_folder_is_refused(gguf, tmp_path):
+    (tmp_path / "private.md").write_text("# notes of another folder")
+    (gguf / "README.md").symlink_to(tmp_path / "private.md")
+    with pytest.raises(CheckpointError, match=r"README\.md is a link that leads out of"):
+        export_files(gguf, "name", None)
+
+
+def test_an_empty_card_is_sent_and_one_that_is_not_utf_8_is_refused(gguf):
+    (gguf / "README.md").touch()
+    assert {file.name: file.content for file in export_files(gguf, "name", None)}["README.md"] == b""
+    (gguf / "README.md").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"README\.md: byte 3 is not UTF-8; save it as UTF-8$"):
+        export_files(gguf, "name", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"differences": {}}, "at differences: found an object of 0, expected an object of one or more"),
+        ({"result": {"bits_per_byte": "x"}}, 'at result.bits_per_byte: found "x", expected a finite number or null'),
+    ],
+)
+def test_a_report_without_its_figures_is_refused_before_a_folder_is_made(gguf, tmp_path, capsys, change, words):
+    """Whoever sends it, and whatever sent it: no card and no description can be made of it."""
+    store = tmp_path / "store"
+    assert main(["upload", str(gguf), f"file://{store}"]) == 0
+    changed = json.dumps(json.loads((gguf / "export.json").read_text()) | change).encode()
+    (gguf / "export.json").write_bytes(changed)
+    assert main(["upload", str(gguf), f"file://{store}"]) == 2
+    assert words in capsys.readouterr().err
+    (store / "export.json").write_bytes(changed)
+    manifest = json.loads((store / MANIFEST_NAME).read_text())
+    manifest["files"]["export.json"] = {"bytes": len(changed), "xxh3_128": xxh3_128(gguf / "export.json")}
+    (store / MANIFEST_NAME).write_text(json.dumps(manifest))
+    assert main(["download", f"file://{store}", str(tmp_path / "copy")]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "copy").exists()
+
+
+@pytest.mark.slow
+def test_an_export_with_several_chat_templates_comes_back(tmp_path):
+    for package in PACKAGES["onnx"]:
+        pytest.importorskip(package)
+    tokenizer = bpe_tokenizer()
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    export_model(save_model(tmp_path / "model", tokenizer, "modern-nano"), tmp_path / "onnx", format="onnx")
+    assert main(["upload", str(tmp_path / "onnx"), f"file://{tmp_path}/store"]) == 0
+    assert main(["download", f"file://{tmp_path}/store", str(tmp_path / "copy")]) == 0
+    assert (tmp_path / "copy" / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
+
+
+@pytest.mark.parametrize("name", ["tool_use.jinja", "../tool_use.jinja", "a/b.jinja", "tool_use.py", "a.b.jinja"])
+def test_of_the_folder_of_chat_templates_only_these_belong_to_an_export(name):
+    assert is_export_file(f"additional_chat_templates/{name}") == (name == "tool_use.jinja")
+
+
 def test_what_is_not_as_it_was_checked_is_refused(gguf, exports):
     report = json.loads((gguf / "export.json").read_text())
 
@@ -128,6 +184,30 @@ def test_a_model_and_its_export_do_not_replace_each_other(gguf, finished_run, tm
     assert "/gguf is an export, not a dataset" in capsys.readouterr().err
 
 
+def test_what_an_interrupted_upload_left_is_told_by_its_weights(gguf, finished_run, tmp_path, capsys):
+    """Its manifest is gone; the same upload goes on, whatever part of it is there."""
+    for first, second in ((finished_run / "best", gguf), (gguf, finished_run / "best")):
+        store = tmp_path / f"{first.name}-first"
+        assert main(["upload", str(first), f"file://{store}"]) == 0
+        (store / MANIFEST_NAME).unlink()
+        before = content(store)
+        capsys.readouterr()
+        assert main(["upload", str(second), f"file://{store}"]) == 2
+        words = "a model, which an export" if second == gguf else "an export, which a model"
+        assert f"holds {words} does not replace; choose another place" in capsys.readouterr().err
+        assert content(store) == before
+        assert main(["upload", str(first), f"file://{store}"]) == 0
+
+
+def test_an_interrupted_upload_of_an_export_of_safetensors_goes_on(exports, tmp_path):
+    store = tmp_path / "store"
+    assert main(["upload", str(exports("safetensors")), f"file://{store}"]) == 0
+    (store / MANIFEST_NAME).unlink()
+    shutil.copyfile(exports("safetensors") / "export.json", store / "export.json")
+    (store / "model.safetensors").unlink()
+    assert main(["upload", str(exports("safetensors")), f"file://{store}"]) == 0
+
+
 def recipe_on(uri: str, folder: Path) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(json.dumps({"data": {"train": uri}, "training": {"output_dir": str(folder / "run")}}))
@@ -166,3 +246,19 @@ def test_the_hub_takes_an_export_too(gguf, finished_run, logged_in, tmp_path, ca
     assert main(["upload", str(finished_run / "best"), "hf://me/model"]) == 0
     assert main(["upload", str(gguf), "hf://me/model"]) == 2
     assert "holds a model (model.safetensors), which an export does not replace" in capsys.readouterr().err
+    before = dict(logged_in.models["me/gguf"]["main"])
+    assert main(["upload", str(finished_run / "best"), "hf://me/gguf"]) == 2
+    assert "hf://me/gguf holds an export, which a model does not replace" in capsys.readouterr().err
+    assert logged_in.models["me/gguf"]["main"] == before
+
+
+def test_a_download_of_an_export_leaves_out_what_a_killed_one_left(gguf, logged_in, tmp_path):
+    """Also in folders of its own, such as onnx/, which exports have; the library's notes stay until the end."""
+    assert main(["upload", str(gguf), "hf://me/gguf"]) == 0
+    left = tmp_path / ".copy.download"
+    for name in (".cache/huggingface/notes", "onnx/model.onnx_data", "onnx/deep/er", "config.json", "Modelfile"):
+        (left / name).parent.mkdir(parents=True, exist_ok=True)
+        (left / name).write_text("of another model")
+    assert main(["download", "hf://me/gguf", str(tmp_path / "copy")]) == 0
+    names = sorted(path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*"))
+    assert names == ["Modelfile", "README.md", "export.json", "model.gguf"]

@@ -3,15 +3,18 @@
 import json
 import shutil
 import time
+from html import escape
 from pathlib import Path
 
 import pytest
 
+from mypt.checkpoints.adapter import weights_fingerprint
 from mypt.cli.main import main
 from mypt.errors import CheckFailed, CheckpointError, DataError, MyPTError
 from mypt.remote.place import Place
 from mypt.storage.manifest import MANIFEST_NAME, read_manifest
 from mypt.storage.objects import ObjectStore
+from mypt.storage.run_files import report_page
 from mypt.storage.uri import parse_uri
 from tests.hub import TOKEN
 from tests.processes import Command
@@ -74,6 +77,38 @@ def test_the_report_of_a_run_goes_up_with_its_secrets_masked(run_copy, bucket, l
     assert "report.html" not in {file.name for file in parse_uri("hf://me/run").outgoing(run_copy)}
     (run_copy / "report.html").write_text("<html>my own</html>")
     assert "report.html" in upload(run_copy, f"{bucket}/run").removed
+
+
+def test_the_markup_of_a_report_stays_whatever_its_texts_end_in(run_copy):
+    """An address that ends in "?" is followed by an end tag, one in quotation marks by an entity."""
+    texts = {"prompt": "Is it https://a.example/page?", "text": 'yes "https://a.example/b?" &c', "original": "<b>?</b>"}
+    samples = {"weights": weights_fingerprint(str(run_copy)), "temperature": 0.8, "top_p": 0.95, "each": 1}
+    (run_copy / "samples.json").write_text(json.dumps(samples | {"samples": [{"set": "domain", **texts}]}))
+    assert main(["report", str(run_copy), "--samples", "1"]) == 0
+    page = (run_copy / "report.html").read_text()
+    assert all(escape(text) in page for text in texts.values())
+    assert report_page(run_copy).content == page.encode()
+    leak = "<p>See &quot;https://ann:hunter2@host/x?key=1&amp;b&quot; and https://host/y?</p>"
+    (run_copy / "report.html").write_text(page.replace("</body>", f"{leak}</body>"))
+    shown = "<p>See &quot;https://***@host/x?***&quot; and https://host/y?</p>"
+    assert report_page(run_copy).content.decode() == page.replace("</body>", f"{shown}</body>")
+
+
+def test_the_environment_of_a_run_without_checkpoints_is_checked(run_copy, tmp_path, monkeypatch):
+    for checkpoint in run_copy.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    store, path = parse_uri(f"file://{tmp_path}/store"), run_copy / "environment.json"
+    assert "environment.json" in {file.name for file in store.outgoing(run_copy)}
+    content = path.read_text()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    path.write_text(json.dumps(json.loads(content) | {"note": SECRET}))
+    with pytest.raises(CheckpointError, match=r"environment\.json holds an access token"):
+        store.outgoing(run_copy)
+    (tmp_path / "elsewhere.json").write_text(content)
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(CheckpointError, match=r"environment\.json is a link that leads out of"):
+        store.outgoing(run_copy)
 
 
 def test_only_changes_are_sent_and_what_is_gone_is_removed(run_copy, bucket):
