@@ -104,6 +104,7 @@ def fill_the_disk(trainer, where: str) -> str:
         return str(error)
     finally:
         saving.write_checksums = write_checksums
+        PartialState().wait_for_everyone()  # both take the folder away, before one of them saves there again
 
 
 class Sender(TrainerCallback):
