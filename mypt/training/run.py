@@ -27,7 +27,6 @@ from mypt.errors import (
 )
 from mypt.evaluation.evaluator import Evaluator
 from mypt.evaluation.forgetting import kept_all
-from mypt.files import replace_text
 from mypt.hardware.out_of_memory import explain_out_of_memory_at_start, is_out_of_memory
 from mypt.recipe import Recipe
 from mypt.terminal import say
@@ -35,7 +34,7 @@ from mypt.training import run_folder
 from mypt.training.build import build_trainer
 from mypt.training.callbacks.coverage import write_ledger
 from mypt.training.interpolation import InterpolatedBest, describe, kept_guards, record
-from mypt.training.result import RESULT_NAME, Result, write_result
+from mypt.training.result import RESULT_NAME, Result, read_result, write_result
 from mypt.training.run_folder import others
 from mypt.training.trainer.trainer import MyPTTrainer
 
@@ -155,8 +154,11 @@ def _interpolation(
     the guards may have been better.
     """
     forgetting = trainer.forgetting
-    is_settled = decided and decided.state in ("completed", "stopped")  # without one; `upload` may have had it
-    if trainer.start is None or (kept_guards(done) and is_settled and decided.reason not in ("interpolated", "upload")):
+    # A run that ended by itself had an interpolation only if its reason is that, or hides it.
+    had_none = (
+        decided and decided.state in ("completed", "stopped") and decided.reason not in ("interpolated", "upload")
+    )
+    if trainer.start is None or (kept_guards(done) and had_none):
         return None
     history = forgetting.history or (saved.forgetting or {}).get("history")
     if kept_guards(done) and (not history or kept_all(history[-1], forgetting.policy)):
@@ -245,11 +247,11 @@ def _upload(trainer: MyPTTrainer, run: Path, record_unsent: Callable[[], None]) 
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, BeforeUpload):
                 callback.before_upload(run)
-    ended = (run / RESULT_NAME).read_text(encoding="utf-8") if (run / RESULT_NAME).exists() else None
+    ended = read_result(run)
     record_unsent()
     trainer.upload.finish(run)
     if ended:
-        replace_text(run / RESULT_NAME, ended)
+        _write(run, ended)
 
 
 def _infeasible(run: Path, done: dict) -> CheckFailed | None:
@@ -299,7 +301,7 @@ def _record(
     message: object,
     interpolation: InterpolationReport | None,
 ) -> None:
-    """Write `result.json` from the main process; a disk that is full keeps nobody from reading the first error."""
+    """Write `result.json` from the main process."""
     if not trainer.is_world_process_zero():
         return
     best, step = done.get("best_metric"), done.get("best_global_step")
@@ -316,8 +318,13 @@ def _record(
         seconds=round(time.monotonic() - began, 3),
         message=str(message) or type(message).__name__,
     )
+    _write(Path(trainer.args.output_dir), result)
+
+
+def _write(run: Path, result: Result) -> None:
+    """A disk that is full keeps nobody from reading the first error."""
     try:
-        write_result(Path(trainer.args.output_dir), result)
+        write_result(run, result)
     except OSError as error:
         say(f"{RESULT_NAME} could not be written: {error.strerror or error}", error=True)
 
